@@ -1,0 +1,154 @@
+"""What decides a picture, as frozen data: one Request stands behind the command line, Python and a file's metadata.
+
+Nothing heavy is imported here, so that a face can build, check and print a request at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import secrets
+from dataclasses import dataclass, fields, replace
+from os import PathLike
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+
+from gradina.errors import RequestError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    ImageLike: TypeAlias = Image.Image | str | PathLike[str]
+
+SamplerName = Literal[
+    "ddpm", "ddim", "pndm", "lms", "euler", "euler_ancestral", "heun",
+    "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_sde", "unipc",
+]  # fmt: skip
+ScheduleName = Literal["leading", "linspace", "trailing", "karras", "exponential", "sgm_uniform", "beta", "ays"]
+SAMPLER_NAMES: tuple[str, ...] = get_args(SamplerName)
+SCHEDULE_NAMES: tuple[str, ...] = get_args(ScheduleName)
+
+MAX_SEED = 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Defaults:
+    """What a model draws with where a request leaves a field open."""
+
+    steps: int = 20
+    guidance_scale: float = 7.5
+    sampler: SamplerName = "dpmpp_2m"
+    schedule: ScheduleName = "karras"
+    width: int = 512
+    height: int = 512
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """Everything that decides a picture; a field that is None takes the model's own default.
+
+    Raises RequestError, naming the field, what was got and what was expected.
+    """
+
+    prompt: str | tuple[str, ...] = ""
+    negative_prompt: str = ""
+    steps: int | None = None
+    guidance_scale: float | None = None
+    guidance_rescale: float = 0.0
+    guidance_interval: tuple[float, float] | None = None  # sigma, lowest and highest at which guidance acts
+    sampler: SamplerName | None = None
+    schedule: ScheduleName | None = None
+    eta: float | None = None  # noise put back by a stochastic sampler; None: the sampler's own
+    seed: int | None = None  # of the first picture; the next ones take seed + 1, ...; None: a new one each time
+    width: int | None = None  # pixels
+    height: int | None = None  # pixels
+    images: int = 1  # pictures for each prompt
+    init_image: ImageLike | None = None
+    strength: float = 0.8  # of the noise put over init_image: 0 keeps it, 1 forgets it
+    mask_image: ImageLike | None = None  # white is drawn anew, black is kept
+
+    def __post_init__(self) -> None:
+        if isinstance(self.prompt, list):
+            object.__setattr__(self, "prompt", tuple(self.prompt))
+        if isinstance(self.guidance_interval, list):
+            object.__setattr__(self, "guidance_interval", tuple(self.guidance_interval))
+        _check(self)
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """One prompt for each picture, in the order in which they are drawn."""
+        each = (self.prompt,) if isinstance(self.prompt, str) else self.prompt
+        return tuple(p for p in each for _ in range(self.images))
+
+    def resolved(self, defaults: Defaults) -> Request:
+        """The same request with no field left open: the model's defaults, and a seed if none was given."""
+        open_fields = {f.name: getattr(defaults, f.name) for f in fields(defaults) if getattr(self, f.name) is None}
+        seed = secrets.randbelow(2**32) if self.seed is None else self.seed
+        return replace(self, seed=seed, **open_fields)
+
+    def alone(self, i: int) -> Request:
+        """The request that draws picture `i` of this one alone: one prompt, one seed."""
+        if self.seed is None:
+            raise RequestError("seed: this request has none yet; call resolved() first")
+        return replace(self, prompt=self.prompts[i], seed=self.seed + i, images=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """One finished picture with the request that draws it again; `model` says which weights drew it."""
+
+    image: Image.Image
+    seed: int
+    request: Request
+    model: dict[str, str] | None = None  # name, hash
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Writes the picture; a PNG carries its request as the A1111 text and as JSON. Atomic."""
+        from gradina.metadata import save_picture
+
+        save_picture(self, path)
+
+
+def choice(what: str, got: str, choices: tuple[str, ...]) -> str:
+    """`got`, if it is one of `choices`; else a RequestError that lists them and guesses what was meant."""
+    if got in choices:
+        return got
+    near = difflib.get_close_matches(str(got), choices, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise RequestError(f"{what}: there is no {got!r}{hint} (choices: {', '.join(choices)})")
+
+
+def _number(name: str, value: Any, low: float, high: float, kind: type = float) -> None:
+    right_kind = isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
+    if not right_kind or not math.isfinite(value) or not low <= value <= high:
+        what = "a whole number" if kind is int else "a number"
+        raise RequestError(f"{name}: got {value!r}, expected {what} from {low:g} to {high:g}")
+
+
+def _check(r: Request) -> None:
+    each = (r.prompt,) if isinstance(r.prompt, str) else r.prompt
+    if not isinstance(each, tuple) or not each or not all(isinstance(p, str) for p in each):
+        raise RequestError(f"prompt: got {r.prompt!r}, expected a text or a list of at least one text")
+    if not isinstance(r.negative_prompt, str):
+        raise RequestError(f"negative_prompt: got {r.negative_prompt!r}, expected a text")
+    _number("images", r.images, 1, 4096, int)
+    for name, low, high, kind in (
+        ("steps", 1, 1000, int), ("guidance_scale", 0, 1000, float), ("eta", 0, 1, float),
+        ("seed", 0, MAX_SEED, int), ("width", 8, 8192, int), ("height", 8, 8192, int),
+    ):  # fmt: skip
+        value = getattr(r, name)
+        if value is not None:
+            _number(name, value, low, high, kind)
+        if name in ("width", "height") and value is not None and value % 8:
+            raise RequestError(f"{name}: got {value}, expected a multiple of 8 (try {value - value % 8 or 8})")
+    _number("guidance_rescale", r.guidance_rescale, 0, 1)
+    _number("strength", r.strength, 0, 1)
+    if r.sampler is not None:
+        choice("sampler", r.sampler, SAMPLER_NAMES)
+    if r.schedule is not None:
+        choice("schedule", r.schedule, SCHEDULE_NAMES)
+    if r.guidance_interval is not None:
+        ends = r.guidance_interval
+        if not isinstance(ends, tuple) or len(ends) != 2 or not 0 <= ends[0] <= ends[1]:
+            raise RequestError(f"guidance_interval: got {ends!r}, expected two noise levels (sigma), lowest first")
+    if r.mask_image is not None and r.init_image is None:
+        raise RequestError("mask_image: got a mask without an init_image; give the picture that it masks")
