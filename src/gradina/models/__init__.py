@@ -1,1 +1,1 @@
-
+"""The networks: text and image towers, autoencoder, U-Net."""

@@ -1,1 +1,1 @@
-
+"""Layers without domain knowledge."""

@@ -1,0 +1,1 @@
+"""Gradina: Stable Diffusion, whole, in Python."""

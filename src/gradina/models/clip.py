@@ -1,0 +1,147 @@
+"""CLIP: a text tower and an image tower, trained until a caption and its picture have the same embedding.
+
+Source: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision" (2103.00020).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gradina.nn.attention import Attention
+
+Activation = Literal["quick_gelu", "gelu"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig:
+    """The text tower's shape; SD 1 is the default."""
+
+    vocabulary: int = 49408
+    length: int = 77  # tokens
+    width: int = 768
+    inner: int = 3072
+    layers: int = 12
+    heads: int = 12
+    activation: Activation = "quick_gelu"
+    projection: int | None = None  # width of the embedding shared with pictures; None: not there
+    eos: int = 49407  # the token whose state stands for the whole text
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionConfig:
+    """The image tower's shape; ViT-L/14 is the default."""
+
+    size: int = 224  # pixels
+    patch: int = 14
+    channels: int = 3
+    width: int = 1024
+    inner: int = 4096
+    layers: int = 24
+    heads: int = 16
+    activation: Activation = "quick_gelu"
+    projection: int = 768
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """x · sigmoid(1.702 x), the approximation that OpenAI's CLIP was trained with."""
+    return x * torch.sigmoid(1.702 * x)
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"quick_gelu": quick_gelu, "gelu": F.gelu}
+
+
+class Block(nn.Module):
+    """One transformer layer with the norms in front: (b, n, width) -> (b, n, width)."""
+
+    def __init__(self, width: int, inner: int, heads: int, activation: Activation, causal: bool) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width)
+        self.attn = Attention(width, heads, causal=causal)
+        self.norm2 = nn.LayerNorm(width)
+        self.proj_in = nn.Linear(width, inner)
+        self.proj_out = nn.Linear(inner, width)
+        self.activation = ACTIVATIONS[activation]
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.norm1(x))
+        return x + self.proj_out(self.activation(self.proj_in(self.norm2(x))))
+
+
+class TextTower(nn.Module):
+    """Token ids (b, n) -> what the U-Net reads, one state for each token (b, n, width)."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        c = self.config = config
+        self.token = nn.Embedding(c.vocabulary, c.width)
+        self.position = nn.Embedding(c.length, c.width)
+        self.blocks = nn.ModuleList(
+            Block(c.width, c.inner, c.heads, c.activation, causal=True) for _ in range(c.layers)
+        )
+        self.norm = nn.LayerNorm(c.width)
+        self.projection = nn.Linear(c.width, c.projection, bias=False) if c.projection else None
+
+    def forward(self, ids: Tensor, skip: int = 0) -> Tensor:
+        """States after the final norm, leaving out the last `skip` layers (1: the "penultimate" state)."""
+        x = self.token(ids) + self.position.weight[: ids.shape[1]]
+        for block in self.blocks[: len(self.blocks) - skip]:
+            x = block(x)
+        return self.norm(x)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """One embedding for each text, (b, projection), from the state at the first end-of-text token."""
+        if self.projection is None:
+            raise ValueError("this text tower has no projection; build it with TextConfig(projection=...)")
+        end = (ids == self.config.eos).int().argmax(dim=1)
+        return self.projection(self(ids)[torch.arange(len(ids), device=ids.device), end])
+
+
+class VisionTower(nn.Module):
+    """Pictures (b, c, size, size), normalised -> one embedding each (b, projection)."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        c = self.config = config
+        self.cls = nn.Parameter(torch.randn(c.width) * c.width**-0.5)
+        self.patch = nn.Conv2d(c.channels, c.width, c.patch, stride=c.patch, bias=False)
+        self.position = nn.Embedding((c.size // c.patch) ** 2 + 1, c.width)
+        self.norm_in = nn.LayerNorm(c.width)
+        self.blocks = nn.ModuleList(
+            Block(c.width, c.inner, c.heads, c.activation, causal=False) for _ in range(c.layers)
+        )
+        self.norm = nn.LayerNorm(c.width)
+        self.projection = nn.Linear(c.width, c.projection, bias=False)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        x = self.patch(pixels).flatten(2).transpose(1, 2)
+        x = torch.cat([self.cls.expand(len(x), 1, -1), x], dim=1) + self.position.weight
+        x = self.norm_in(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.projection(self.norm(x[:, 0]))
+
+
+class CLIP(nn.Module):
+    """The contrastive pair: how well does each of these texts describe each of these pictures?"""
+
+    def __init__(self, text: TextConfig, vision: VisionConfig) -> None:
+        super().__init__()
+        self.text = TextTower(text)
+        self.vision = VisionTower(vision)
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+
+    def forward(self, ids: Tensor, pixels: Tensor) -> Tensor:
+        """Scaled cosine similarities, (texts, pictures); its transpose reads them the other way.
+
+        Source: Radford et al., figure 3.
+        """
+        texts = F.normalize(self.text.embed(ids), dim=1)
+        pictures = F.normalize(self.vision(pixels), dim=1)
+        return self.logit_scale.exp() * texts @ pictures.T

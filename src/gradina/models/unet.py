@@ -1,0 +1,187 @@
+"""The U-Net: a somewhat noisy picture or latents in, the noise out, told what to see by text.
+
+Source: Ronneberger et al. 2015; with attention to text: Rombach et al. (2112.10752), section 3.3.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gradina.nn.attention import Attention
+from gradina.nn.conv import Downsample, ResBlock, Upsample
+from gradina.nn.embed import TimeMLP
+
+
+@dataclass(frozen=True, kw_only=True)
+class UNetConfig:
+    """The U-Net's shape; SD 1 is the default. Each tuple has one entry for each resolution, finest first."""
+
+    channels: int = 4
+    out_channels: int = 4
+    widths: tuple[int, ...] = (320, 640, 1280, 1280)
+    attention: tuple[bool, ...] = (True, True, True, False)
+    heads: tuple[int, ...] = (8, 8, 8, 8)
+    blocks: int = 2  # residual blocks for each resolution
+    depth: int = 1  # transformer blocks in each attention
+    context: int = 768  # width of the text states
+    linear: bool = False  # projections around attention: linear (SD 2) or 1x1 convolutions (SD 1)
+    groups: int = 32
+    time: bool = True  # False: the network is not told how noisy its input is
+    size: int = 64  # of the latents it was trained on
+
+
+class GEGLU(nn.Module):
+    """A gated feed-forward layer, (b, n, width) -> (b, n, width). Source: Shazeer, 2002.05202, equation 6."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.proj_in = nn.Linear(width, 8 * width)
+        self.proj_out = nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, gate = self.proj_in(x).chunk(2, dim=2)
+        return self.proj_out(h * F.gelu(gate))
+
+
+class TransformerBlock(nn.Module):
+    """Each place looks at all places, then at the text, then thinks: (b, n, width) -> (b, n, width)."""
+
+    def __init__(self, width: int, heads: int, context: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width)
+        self.self_attn = Attention(width, heads, bias=False)
+        self.norm2 = nn.LayerNorm(width)
+        self.cross_attn = Attention(width, heads, context_width=context, bias=False)
+        self.norm3 = nn.LayerNorm(width)
+        self.ff = GEGLU(width)
+
+    def forward(self, x: Tensor, cond: Tensor) -> Tensor:
+        x = x + self.self_attn(self.norm1(x))
+        x = x + self.cross_attn(self.norm2(x), cond)
+        return x + self.ff(self.norm3(x))
+
+
+class SpatialTransformer(nn.Module):
+    """Transformer blocks over the places of a feature map, beside a skip: (b, c, h, w) -> (b, c, h, w)."""
+
+    def __init__(self, width: int, heads: int, config: UNetConfig) -> None:
+        super().__init__()
+        self.linear = config.linear
+        self.norm = nn.GroupNorm(config.groups, width, 1e-6)
+        self.proj_in = nn.Linear(width, width) if config.linear else nn.Conv2d(width, width, 1)
+        self.blocks = nn.ModuleList(TransformerBlock(width, heads, config.context) for _ in range(config.depth))
+        self.proj_out = nn.Linear(width, width) if config.linear else nn.Conv2d(width, width, 1)
+
+    def forward(self, x: Tensor, cond: Tensor) -> Tensor:
+        h = self.norm(x)
+        h = self.proj_in(_tokens(h)) if self.linear else _tokens(self.proj_in(h))
+        for block in self.blocks:
+            h = block(h, cond)
+        h = _places(self.proj_out(h), x) if self.linear else self.proj_out(_places(h, x))
+        return x + h
+
+
+def _tokens(x: Tensor) -> Tensor:
+    """(b, c, h, w) -> (b, h·w, c)"""
+    return x.flatten(2).transpose(1, 2)
+
+
+def _places(h: Tensor, like: Tensor) -> Tensor:
+    """(b, h·w, c) -> (b, c, h, w)"""
+    return h.transpose(1, 2).reshape(like.shape[0], -1, *like.shape[2:])
+
+
+class Down(nn.Module):
+    """One resolution on the way down; returns its feature maps, the last one halved unless it is the coarsest."""
+
+    def __init__(self, config: UNetConfig, level: int, time_width: int | None) -> None:
+        super().__init__()
+        c, out = config, config.widths[level]
+        widths = [c.widths[max(level - 1, 0)]] + [out] * (c.blocks - 1)
+        self.res = nn.ModuleList(ResBlock(w, out, time_width, c.groups) for w in widths)
+        attended = c.blocks if c.attention[level] else 0
+        self.attn = nn.ModuleList(SpatialTransformer(out, c.heads[level], c) for _ in range(attended))
+        self.shrink = Downsample(out) if level < len(c.widths) - 1 else None
+
+    def forward(self, x: Tensor, time: Tensor | None, cond: Tensor) -> list[Tensor]:
+        maps = []
+        for i, res in enumerate(self.res):
+            x = res(x, time)
+            if self.attn:
+                x = self.attn[i](x, cond)
+            maps.append(x)
+        return maps if self.shrink is None else [*maps, self.shrink(x)]
+
+
+class Middle(nn.Module):
+    """The coarsest resolution: residual block, attention, residual block."""
+
+    def __init__(self, config: UNetConfig, time_width: int | None) -> None:
+        super().__init__()
+        width = config.widths[-1]
+        self.res1 = ResBlock(width, width, time_width, config.groups)
+        self.attn = SpatialTransformer(width, config.heads[-1], config)
+        self.res2 = ResBlock(width, width, time_width, config.groups)
+
+    def forward(self, x: Tensor, time: Tensor | None, cond: Tensor) -> Tensor:
+        return self.res2(self.attn(self.res1(x, time), cond), time)
+
+
+class Up(nn.Module):
+    """One resolution on the way up: each residual block also reads a map from the way down."""
+
+    def __init__(self, config: UNetConfig, level: int, time_width: int | None) -> None:
+        super().__init__()
+        c, out, last = config, config.widths[level], len(config.widths) - 1
+        below, beside = c.widths[min(level + 1, last)], c.widths[max(level - 1, 0)]
+        widths = [below] + [out] * c.blocks
+        skips = [out] * c.blocks + [beside]
+        self.res = nn.ModuleList(ResBlock(w + s, out, time_width, c.groups) for w, s in zip(widths, skips, strict=True))
+        attended = c.blocks + 1 if c.attention[level] else 0
+        self.attn = nn.ModuleList(SpatialTransformer(out, c.heads[level], c) for _ in range(attended))
+        self.grow = Upsample(out) if level > 0 else None
+
+    def forward(self, x: Tensor, skips: list[Tensor], time: Tensor | None, cond: Tensor) -> Tensor:
+        for i, res in enumerate(self.res):
+            x = res(torch.cat([x, skips.pop()], dim=1), time)
+            if self.attn:
+                x = self.attn[i](x, cond)
+        if self.grow is None:
+            return x
+        return self.grow(x, size=(skips[-1].shape[2], skips[-1].shape[3]))
+
+
+class UNet(nn.Module):
+    """Noisy latents x (b, channels, h, w), steps t (b,), text states cond (b, n, context) -> (b, out_channels, h, w).
+
+    What comes out is noise, velocity or picture, as it was trained; `t` is ignored by a network without time input.
+    """
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        c = self.config = config
+        levels = range(len(c.widths))
+        time_width = 4 * c.widths[0] if c.time else None
+        self.time = TimeMLP(c.widths[0], time_width) if time_width else None
+        self.conv_in = nn.Conv2d(c.channels, c.widths[0], 3, padding=1)
+        self.down = nn.ModuleList(Down(c, level, time_width) for level in levels)
+        self.mid = Middle(c, time_width)
+        self.up = nn.ModuleList(Up(c, level, time_width) for level in reversed(levels))
+        self.norm = nn.GroupNorm(c.groups, c.widths[0], 1e-5)
+        self.conv_out = nn.Conv2d(c.widths[0], c.out_channels, 3, padding=1)
+
+    def forward(self, x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+        time = None if self.time is None else self.time(t)
+        x = self.conv_in(x)
+        skips = [x]
+        for down in self.down:
+            skips += down(x, time, cond)
+            x = skips[-1]
+        x = self.mid(x, time, cond)
+        for up in self.up:
+            x = up(x, skips, time, cond)
+        return self.conv_out(F.silu(self.norm(x)))

@@ -1,0 +1,45 @@
+"""Attention: every network here asks one function for softmax(q kᵀ / √d) v, so there is one place to make it fast."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> Tensor:
+    """softmax(q kᵀ / √d) v for q (b, heads, n, d) and k, v (b, heads, m, d): (b, heads, n, d).
+
+    Source: Vaswani et al., "Attention Is All You Need", equation 1.
+    """
+    return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+
+
+class Attention(nn.Module):
+    """Multi-head attention of x (b, n, width) over a context (b, m, context_width), or over x itself."""
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        context_width: int | None = None,
+        head_width: int | None = None,
+        bias: bool = True,
+        causal: bool = False,
+    ) -> None:
+        super().__init__()
+        self.heads, self.causal = heads, causal
+        inner = heads * (head_width or width // heads)
+        self.q = nn.Linear(width, inner, bias=bias)
+        self.k = nn.Linear(context_width or width, inner, bias=bias)
+        self.v = nn.Linear(context_width or width, inner, bias=bias)
+        self.out = nn.Linear(inner, width)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        context = x if context is None else context
+        q, k, v = (self._split(h) for h in (self.q(x), self.k(context), self.v(context)))
+        h = attention(q, k, v, causal=self.causal)
+        return self.out(h.transpose(1, 2).flatten(2))
+
+    def _split(self, h: Tensor) -> Tensor:
+        """(b, n, heads * d) -> (b, heads, n, d)"""
+        return h.view(*h.shape[:2], self.heads, -1).transpose(1, 2)
