@@ -1,1 +1,1 @@
-
+"""The mathematics of diffusion: everything speaks sigma and denoised; imports torch only."""

@@ -1,0 +1,58 @@
+"""A network with its schedule and its prediction is a denoiser: the one function that all else is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradina.diffusion.prediction import Prediction, over
+from gradina.diffusion.schedule import Schedule
+
+Denoise = Callable[[Tensor, Tensor], Tensor]  # (x (b, c, h, w), sigma () or (b,)) -> denoised (b, c, h, w)
+Network = Callable[[Tensor, Tensor, Any], Tensor]  # (c_in * x, t (b,) float, cond) -> output (b, c, h, w)
+
+
+def noised(z: Tensor, n: Tensor, sigma: Tensor) -> Tensor:
+    """The noisy picture x = z + sigma * n (b, c, h, w) at noise level sigma, () or (b,)."""
+    return z + over(sigma, z) * n
+
+
+def snr(sigma: Tensor) -> Tensor:
+    """The signal-to-noise ratio alphas_cumprod / (1 - alphas_cumprod) = 1 / sigma^2 of a noise level."""
+    return sigma**-2
+
+
+@dataclass(frozen=True)
+class Denoiser:
+    """A network that guesses the clean picture: `denoiser(x, sigma, cond)` -> denoised, in the units of x.
+
+    denoised = c_skip * x + c_out * network(c_in * x, t, cond) (Karras et al. 2206.00364, eq. 7). With `whole_t` the
+    network is asked at whole time steps only, which some samplers of the reference do; see `SamplerRow.whole_t`.
+    """
+
+    network: Network
+    schedule: Schedule
+    prediction: Prediction
+    whole_t: bool = False
+
+    def inputs(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """What the network is given for x (b, c, h, w) at sigma, () or (b,): c_in * x, and t (b,) as float32."""
+        t = self.schedule.t_of(sigma)
+        t = t.round() if self.whole_t else t
+        return over(self.prediction.c_in(sigma), x) * x, t.to(x.device, torch.float32).expand(len(x))
+
+    def __call__(self, x: Tensor, sigma: Tensor, cond: Any) -> Tensor:
+        """The network's guess of x0 (b, c, h, w) in x = x0 + sigma * n; sigma is () or (b,)."""
+        return self.prediction.denoised(x, sigma, self.network(*self.inputs(x, sigma), cond))
+
+    def noised(self, z: Tensor, n: Tensor, sigma: Tensor) -> Tensor:
+        """The noisy picture z + sigma * n; all (b, c, h, w), sigma () or (b,)."""
+        return noised(z, n, sigma)
+
+    def target(self, z: Tensor, n: Tensor, sigma: Tensor) -> Tensor:
+        """What the network should say at z + sigma * n; the loss is mse(network(*inputs(x, sigma), cond), target)."""
+        return self.prediction.target(z, n, sigma)

@@ -1,0 +1,74 @@
+"""What a network was trained to say (the noise, the velocity or the picture), as scalings of one equation.
+
+    denoised = c_skip(sigma) * x + c_out(sigma) * network(c_in(sigma) * x, t)
+
+The fourth scaling, c_noise, is `Schedule.t_of`: the time step at which the network knows a noise level.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gradina.errors import WeightsError
+
+Scaling = Callable[[Tensor], Tensor]
+
+
+def over(a: Tensor, x: Tensor) -> Tensor:
+    """`a`, one number for all (0-d) or one for each image (b,), shaped to multiply x (b, c, h, w) in x's type."""
+    return a if a.ndim == 0 else a.to(x).view(-1, *[1] * (x.ndim - 1))
+
+
+def _variance_preserving(sigma: Tensor) -> Tensor:
+    return (sigma**2 + 1).rsqrt()
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A kind of prediction as scalings of sigma (Karras et al. 2206.00364, eq. 7), and its name in diffusers."""
+
+    name: str
+    diffusers: str
+    c_skip: Scaling
+    c_out: Scaling
+    c_in: Scaling = _variance_preserving
+
+    def denoised(self, x: Tensor, sigma: Tensor, output: Tensor) -> Tensor:
+        """The guess of x0 that the network's `output` at (x, sigma) stands for; all (b, c, h, w)."""
+        return over(self.c_skip(sigma), x) * x + over(self.c_out(sigma), x) * output
+
+    def output(self, x: Tensor, sigma: Tensor, denoised: Tensor) -> Tensor:
+        """What the network said at (x, sigma) to mean `denoised`; the inverse of `denoised`."""
+        return (denoised - over(self.c_skip(sigma), x) * x) / over(self.c_out(sigma), x)
+
+    def target(self, z: Tensor, n: Tensor, sigma: Tensor) -> Tensor:
+        """What a perfect network says at x = z + sigma * n: `output` of (x, z), written without the division of x."""
+        c_skip, c_out = self.c_skip(sigma), self.c_out(sigma)
+        return over((1 - c_skip) / c_out, z) * z - over(c_skip * sigma / c_out, z) * n
+
+
+# Spec: sgm `denoiser_scaling.py`; v is that of Salimans & Ho 2202.00512, v = alpha * n - sigma_vp * z.
+PREDICTIONS: dict[str, Prediction] = {
+    p.name: p
+    for p in (
+        Prediction("eps", "epsilon",      c_skip=torch.ones_like,              c_out=torch.neg),
+        Prediction("v",   "v_prediction", c_skip=lambda s: 1 / (s**2 + 1),     c_out=lambda s: -s * (s**2 + 1).rsqrt()),
+        Prediction("x0",  "sample",       c_skip=torch.zeros_like,             c_out=torch.ones_like),
+    )
+}  # fmt: skip
+
+
+def prediction_named(name: str) -> Prediction:
+    """The prediction of that name, ours (eps, v, x0) or that of diffusers (epsilon, v_prediction, sample).
+
+    Raises WeightsError, listing the choices, where there is none.
+    """
+    for prediction in PREDICTIONS.values():
+        if name in (prediction.name, prediction.diffusers):
+            return prediction
+    choices = ", ".join(f"{p.name} ({p.diffusers})" for p in PREDICTIONS.values())
+    raise WeightsError(f"prediction: there is no {name!r} (choices: {choices})")
