@@ -6,6 +6,7 @@ GradinaError
 ├── WeightsError     a checkpoint that is truncated, of another family, or lacking keys
 │   └── HubError     a model that could not be fetched from, or pushed to, the hub
 ├── RecipeError      a training recipe or its data that cannot be used
+├── DiskError        a file or folder that cannot be written: no room, no permission, no such place
 └── MissingExtra     an optional package that is not installed
 """
 
@@ -34,6 +35,10 @@ class HubError(WeightsError):
 
 class RecipeError(GradinaError, ValueError):
     """A training recipe, or its data, that cannot be used."""
+
+
+class DiskError(GradinaError, OSError):
+    """A file or folder that cannot be written; `errno` is the operating system's."""
 
 
 class MissingExtra(GradinaError, ImportError):

@@ -1,0 +1,180 @@
+"""Files and folders that appear whole or not at all: written beside their place, then moved into it.
+
+A full disk, a crash or Ctrl-C leaves what was there before.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Container, Iterator
+from contextlib import contextmanager, suppress
+from os import PathLike
+from pathlib import Path
+from typing import BinaryIO
+
+from gradina.errors import DiskError
+
+# What a model folder in the diffusers layout consists of; see atomic_folder.
+MODEL_INDEX = "model_index.json"
+MODEL_SUFFIXES = (".json", ".safetensors", ".txt", ".md")
+
+CAUSES = {
+    errno.ENOSPC:  "the disk is full; make room and write it again",
+    errno.EDQUOT:  "your disk quota is used up; make room and write it again",
+    errno.EFBIG:   "the file is too large for this disk; choose another",
+    errno.EROFS:   "the disk is read-only; choose another place",
+    errno.EIO:     "the disk reports a fault; choose another",
+    errno.EACCES:  "there is no permission to write there; choose another place",
+    errno.EPERM:   "there is no permission to write there; choose another place",
+    errno.ENOENT:  "its folder does not exist; make the folder first",
+    errno.ENOTDIR: "a part of its path is a file, no folder; choose another place",
+    errno.EISDIR:  "there is a folder of that name; choose another name",
+    errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
+}  # fmt: skip
+WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)  # faults that only writing meets
+
+
+def _beside(target: Path, kind: str) -> Path:
+    """A name nobody has, hidden, in the same folder as `target`, so that moving it there is one rename."""
+    with suppress(FileNotFoundError):
+        target.lstat()  # the system's own word on the name, before any work is done
+    return target.with_name(f".{target.name[:40]}.{secrets.token_hex(4)}.{kind}")
+
+
+def _sync(path: Path) -> None:
+    """Waits until a file, or the names in a folder, are on the disk itself."""
+    if os.name == "nt" and path.is_dir():
+        return
+    handle = os.open(path, os.O_RDWR if path.is_file() else os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _number(error: Exception) -> int | None:
+    """The operating system's number of an error; writers made in Rust only spell it out."""
+    if isinstance(error, OSError):
+        return error.errno
+    spelt = re.search(r"(?:os error|code:) (\d+)", str(error))
+    return int(spelt[1]) if spelt else None
+
+
+@contextmanager
+def _as_disk_error(path: str | PathLike[str], only: Container[int] = tuple(CAUSES)) -> Iterator[None]:
+    """Turns the operating system's refusals numbered in `only` into a DiskError that names `path`."""
+    try:
+        yield
+    except Exception as error:
+        number = _number(error)
+        if number is None or number not in only or isinstance(error, DiskError):
+            raise
+        refused = DiskError(f"{path}: cannot be written: {CAUSES[number]}")
+        refused.errno = number
+        raise refused from error
+
+
+def _is_device(path: str | PathLike[str]) -> bool:
+    return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
+
+
+@contextmanager
+def atomic_path(path: str | PathLike[str]) -> Iterator[Path]:
+    """The path of an empty file to fill; it becomes `path` when the block ends well, and is removed when not.
+
+    For writers that want a name; others take `atomic_write`. A symbolic link is written through. Raises DiskError.
+    """
+    target = Path(os.path.realpath(path))
+    if _is_device(path):  # such writers put a new file in its place
+        raise DiskError(f"{path}: cannot be written: it is a device or a pipe; give the name of a file")
+    with _as_disk_error(path):
+        if os.path.isdir(target):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        part = _beside(target, "part")
+        os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        mode = part.stat().st_mode
+    try:
+        with _as_disk_error(path, only=WRITING):
+            yield part
+        with _as_disk_error(path):
+            part.chmod(mode)  # a writer may have put a private file there
+            _sync(part)
+            os.replace(part, target)
+            _sync(target.parent)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_write(path: str | PathLike[str]) -> Iterator[BinaryIO]:
+    """A binary file that becomes `path` when the block ends well, and is removed when it does not.
+
+    A device or a pipe is written directly. Raises DiskError, which says what stands in the way.
+    """
+    if _is_device(path):
+        with _as_disk_error(path), open(path, "wb") as file:
+            yield file
+    else:
+        with atomic_path(path) as part, open(part, "wb") as file:
+            yield file
+
+
+def replaceable(folder: Path) -> bool:
+    """Whether `folder` holds nothing that saving a model could not have written.
+
+    That is: it is empty, or has a model_index.json, and besides folders only plain files (no links) that are
+    named .json, .safetensors, .txt or .md.
+    """
+    entries = list(folder.rglob("*"))
+    plain = all(
+        not entry.is_symlink() and (entry.is_dir() or (entry.is_file() and entry.suffix in MODEL_SUFFIXES))
+        for entry in entries
+    )
+    return not entries or (plain and (folder / MODEL_INDEX).is_file())
+
+
+@contextmanager
+def atomic_folder(path: str | PathLike[str]) -> Iterator[Path]:
+    """An empty folder to fill; it becomes `path` when the block ends well, and is removed when it does not.
+
+    A folder already there is replaced only if it is `replaceable`: a model folder with nothing else in it.
+    The two change places by two renames; a power cut between them leaves both, the old one as `.NAME.*.old`.
+    Raises DiskError.
+    """
+    target = Path(os.path.realpath(path))
+    if os.path.lexists(target) and not (target.is_dir() and replaceable(target)):
+        what = "a folder with other things than a model in it" if target.is_dir() else "a file of that name"
+        raise DiskError(f"{path}: there is {what}, which is not replaced; choose another name or remove it first")
+    with _as_disk_error(path):
+        part = _beside(target, "part")
+        part.mkdir()
+    try:
+        with _as_disk_error(path, only=WRITING):
+            yield part
+        with _as_disk_error(path):
+            for entry in part.rglob("*"):
+                entry.chmod(part.stat().st_mode if entry.is_dir() else part.stat().st_mode & 0o666)
+                _sync(entry)
+            _sync(part)
+            _swap(part, target)
+            _sync(target.parent)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _swap(part: Path, target: Path) -> None:
+    if not target.exists():
+        part.rename(target)
+        return
+    old = _beside(target, "old")
+    target.rename(old)
+    try:
+        part.rename(target)
+    except BaseException:
+        old.rename(target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,208 @@
+"""Files and folders that appear whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from gradina.errors import DiskError, GradinaError
+from gradina.files import atomic_folder, atomic_path, atomic_write, replaceable
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir())
+
+
+def full(*_: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_file_appears_whole(tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    with atomic_write(path) as file:
+        file.write(b"one")
+        assert not path.exists()
+    assert path.read_bytes() == b"one"
+    with atomic_write(str(path)) as file:
+        file.write(b"two")
+        assert path.read_bytes() == b"one"
+    assert path.read_bytes() == b"two"
+    assert names(tmp_path) == ["a.bin"]
+
+
+def test_a_new_file_has_the_permissions_of_any_other(tmp_path: Path) -> None:
+    (tmp_path / "plain").write_bytes(b"")
+    with atomic_write(tmp_path / "ours") as file:
+        file.write(b"1")
+    assert (tmp_path / "ours").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+@pytest.mark.parametrize("error", [ValueError("stop"), KeyboardInterrupt()])
+def test_a_failure_leaves_what_was_there(tmp_path: Path, error: BaseException) -> None:
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"old")
+
+    def half() -> None:
+        with atomic_write(path) as file:
+            file.write(b"half")
+            raise error
+
+    with pytest.raises(type(error)):
+        half()
+    assert path.read_bytes() == b"old"
+    assert names(tmp_path) == ["a.bin"]
+
+
+@pytest.mark.parametrize("moment", ["write", "fsync", "replace"])
+def test_a_full_disk_leaves_nothing_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
+    path = tmp_path / "a.bin"
+    if moment != "write":
+        monkeypatch.setattr(os, moment, full)
+
+    def write() -> None:
+        with atomic_write(path) as file:
+            file.write(b"half")
+            if moment == "write":
+                full()
+
+    with pytest.raises(DiskError, match=r"a\.bin: cannot be written: the disk is full") as caught:
+        write()
+    assert isinstance(caught.value, GradinaError)
+    assert caught.value.errno == errno.ENOSPC
+    assert "\n" not in str(caught.value)
+    assert names(tmp_path) == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_device_that_is_full() -> None:
+    with pytest.raises(DiskError, match="the disk is full"), atomic_write("/dev/full") as file:
+        file.write(b"x" * 100_000)
+    assert Path("/dev/full").is_char_device()
+
+
+def test_a_writer_in_rust_spells_the_number_out(tmp_path: Path) -> None:
+    with pytest.raises(DiskError, match="the disk is full"), atomic_folder(tmp_path / "model"):
+        raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
+    assert names(tmp_path) == []
+
+
+def test_a_device_is_written_directly() -> None:
+    with atomic_write(os.devnull) as file:
+        file.write(b"x")
+    with pytest.raises(DiskError, match="a device or a pipe"), atomic_path(os.devnull):
+        pytest.fail("a writer that renames would put a file in its place")
+    assert not Path(os.devnull).is_file()
+
+
+def test_files_that_a_writer_made_private_are_opened_like_any_other(tmp_path: Path) -> None:
+    (tmp_path / "plain").write_bytes(b"")
+    with atomic_folder(tmp_path / "model") as part:
+        os.close(os.open(part / "a.safetensors", os.O_CREAT, 0o600))
+    with atomic_path(tmp_path / "a.safetensors") as part:
+        part.chmod(0o600)
+    for path in ("a.safetensors", "model/a.safetensors"):
+        assert (tmp_path / path).stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_other_faults_of_the_block_keep_their_own_words(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="elsewhere"), atomic_write(tmp_path / "a"):
+        raise FileNotFoundError(errno.ENOENT, "elsewhere")
+
+
+def test_places_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    for path, words in (
+        (tmp_path, "there is a folder of that name"),
+        (tmp_path / "none" / "a.png", "its folder does not exist; make the folder first"),
+        (tmp_path / "file" / "a.png", "is a file, no folder"),
+        (tmp_path / ("x" * 300), "cannot be written"),
+    ):
+        with pytest.raises(DiskError, match=words), atomic_write(path):
+            pytest.fail("the block must not start")
+
+
+def test_a_link_is_written_through(tmp_path: Path) -> None:
+    (tmp_path / "real").write_bytes(b"old")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    with atomic_path(tmp_path / "link") as part:
+        part.write_bytes(b"new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real").read_bytes() == b"new"
+
+
+def model_folder(path: Path) -> Path:
+    (path / "unet").mkdir(parents=True)
+    (path / "model_index.json").write_text("{}")
+    (path / "README.md").write_text("a card")
+    (path / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"1")
+    return path
+
+
+def test_a_folder_appears_whole(tmp_path: Path) -> None:
+    path = tmp_path / "model"
+    for _ in range(2):  # made new, then replaced
+        with atomic_folder(path) as part:
+            model_folder(part)
+        assert names(path) == ["README.md", "model_index.json", "unet"]
+        assert names(tmp_path) == ["model"]
+
+
+def test_a_failure_leaves_the_old_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = model_folder(tmp_path / "model")
+
+    def half() -> None:
+        with atomic_folder(path) as part:
+            (part / "half.json").write_text("{")
+            full()
+
+    with pytest.raises(DiskError, match="the disk is full"):
+        half()
+    assert "unet" in names(path)
+    with monkeypatch.context() as patch, pytest.raises(DiskError), atomic_folder(path):
+        patch.setattr(os, "fsync", full)
+    assert "unet" in names(path)
+    assert names(tmp_path) == ["model"]
+
+
+def test_the_old_folder_returns_when_the_new_one_cannot_take_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, rename = model_folder(tmp_path / "model"), Path.rename
+
+    def one_rename_fails(self: Path, target: Path) -> Path:
+        if self.suffix == ".part":
+            full()
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", one_rename_fails)
+    with pytest.raises(DiskError), atomic_folder(path):
+        pass
+    assert "unet" in names(path)
+    assert names(tmp_path) == ["model"]
+
+
+@pytest.mark.parametrize("other", ["holiday.jpg", "unet/notes.py", ".git"])
+def test_a_folder_with_other_things_is_never_replaced(tmp_path: Path, other: str) -> None:
+    path = model_folder(tmp_path / "model")
+    (path / other).write_bytes(b"mine")
+    assert not replaceable(path)
+    with pytest.raises(DiskError, match="other things than a model"), atomic_folder(path):
+        pytest.fail("the block must not start")
+    assert (path / other).read_bytes() == b"mine"
+
+
+def test_what_is_replaceable(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert replaceable(tmp_path / "empty")
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "diary.txt").write_text("no model here")
+    assert not replaceable(tmp_path / "texts")
+    linked = model_folder(tmp_path / "linked")
+    (linked / "more").symlink_to(tmp_path / "texts")
+    assert not replaceable(linked)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DiskError, match="a file of that name"), atomic_folder(tmp_path / "file"):
+        pytest.fail("the block must not start")
