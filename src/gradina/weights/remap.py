@@ -1,0 +1,122 @@
+"""One small engine that renames parameters: a table row says what a parameter is called here and elsewhere.
+
+A pattern holds numbers as `{i}`. Ours is matched; a foreign name is written from the numbers found, and from others
+computed of them (`Numbers`). ` | rule` after a foreign name says how its values differ.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from gradina.errors import WeightsError
+
+Rows = tuple[tuple[str, ...], ...]
+Numbers = Mapping[str, Callable[[Mapping[str, int]], int]]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Names of one network's parameters: our column, called "ours", and one for each foreign dialect."""
+
+    columns: tuple[str, ...]
+    rows: Rows
+
+    def pairs(self, dialect: str) -> Iterator[tuple[str, str]]:
+        """(ours, foreign) for each row that the dialect has."""
+        column = self.columns.index(dialect)
+        return ((row[0], row[column]) for row in self.rows if row[column] is not None)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a parameter of ours lies in a foreign file."""
+
+    name: str
+    rule: str = "same"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How values differ: `read` takes the foreign tensor to ours, `write` takes ours (all that share it) back."""
+
+    read: Callable[[Tensor], Tensor]
+    write: Callable[..., Tensor]
+    order: int = 0  # of this parameter among those that share one foreign tensor
+
+
+def _third(n: int) -> Rule:
+    return Rule(lambda x: x.chunk(3)[n], lambda *qkv: torch.cat(qkv), order=n)
+
+
+RULES: dict[str, Rule] = {
+    "same":      Rule(lambda x: x, lambda x: x),
+    "transpose": Rule(lambda x: x.T.contiguous(), lambda x: x.T.contiguous()),
+    "1x1":       Rule(lambda x: x.flatten(1) if x.ndim == 4 else x, lambda x: x[:, :, None, None] if x.ndim == 2 else x),
+    "first":     _third(0),
+    "second":    _third(1),
+    "third":     _third(2),
+}  # fmt: skip
+
+
+def within(rows: Rows, *stems: str) -> Rows:
+    """The rows of a part, under that part's own name in each column; a part may be used many times."""
+    return tuple(tuple(f"{stem}.{name}" for stem, name in zip(stems, row, strict=True)) for row in rows)
+
+
+def sources(
+    ours: Iterable[str], table: Table, dialect: str, numbers: Numbers | None = None, prefix: str = ""
+) -> dict[str, Source]:
+    """Where each of our parameters lies in a file of that dialect; raises KeyError for one that no row knows."""
+    patterns = [(_pattern(own), foreign) for own, foreign in table.pairs(dialect)]
+    return {name: _source(name, patterns, numbers or {}, prefix) for name in ours}
+
+
+def read(weights: Mapping[str, Tensor], where: Mapping[str, Source]) -> dict[str, Tensor]:
+    """Our parameters, taken from a foreign file's; views wherever the rule allows."""
+    return {ours: RULES[source.rule].read(weights[source.name]) for ours, source in where.items()}
+
+
+def write(ours: Mapping[str, Tensor], where: Mapping[str, Source]) -> dict[str, Tensor]:
+    """A foreign file's parameters, made of ours: the exact inverse of `read`."""
+    shared: dict[str, list[tuple[Rule, Tensor]]] = defaultdict(list)
+    for name, source in where.items():
+        shared[source.name].append((RULES[source.rule], ours[name]))
+    foreign = {}
+    for name, parts in shared.items():
+        parts.sort(key=lambda part: part[0].order)
+        foreign[name] = parts[0][0].write(*(tensor for _, tensor in parts))
+    return foreign
+
+
+def unclaimed(names: Iterable[str], where: Mapping[str, Source], dropped: Iterable[str] = ()) -> list[str]:
+    """Foreign names that no parameter of ours takes and that no `dropped` pattern (`*` is anything) lets go."""
+    taken = {source.name for source in where.values()}
+    let_go = re.compile("|".join(re.escape(p).replace(r"\*", ".*") for p in dropped) or r"(?!)")
+    return [name for name in names if name not in taken and not let_go.fullmatch(name)]
+
+
+@cache
+def _pattern(ours: str) -> re.Pattern[str]:
+    """`down.{i}.res` as a regular expression with a named group for each number."""
+    parts = re.split(r"\{(\w+)\}", ours)
+    return re.compile("".join(f"(?P<{p}>\\d+)" if i % 2 else re.escape(p) for i, p in enumerate(parts)))
+
+
+def _source(name: str, patterns: list[tuple[re.Pattern[str], str]], numbers: Numbers, prefix: str) -> Source:
+    stem, dot, leaf = name.rpartition(".")
+    for pattern, foreign in patterns:
+        for tried, ending in ((name, ""), (stem, dot + leaf)):
+            match = pattern.fullmatch(tried)
+            if match:
+                found = {key: int(value) for key, value in match.groupdict().items()}
+                computed = {key: rule(found) for key, rule in numbers.items() if f"{{{key}}}" in foreign}
+                written, _, rule = foreign.partition(" | ")
+                return Source(prefix + written.format(**found, **computed) + ending, rule or "same")
+    raise WeightsError(f"no row of the name tables knows our parameter {name!r}")

@@ -1,0 +1,135 @@
+"""The CLIP towers against transformers, on random weights."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+)
+
+from gradina.models.clip import CLIP, TextConfig, TextTower, VisionConfig, VisionTower
+from gradina.weights.remap import Table, read, sources, unclaimed
+from gradina.weights.tables import PAIR, TEXT, VISION
+
+TOLERANCE = 1e-4
+
+
+def error(ours: Tensor, theirs: Tensor) -> float:
+    assert ours.shape == theirs.shape
+    return float((ours - theirs).abs().max() / theirs.abs().max())
+
+
+def randomise(network: nn.Module) -> nn.Module:
+    """Norms and biases too, which start as ones and zeros and would hide a mistake."""
+    generator = torch.Generator().manual_seed(0)
+    for p in network.parameters():
+        p.data += 0.1 * torch.randn(p.shape, generator=generator) if p.ndim < 2 else 0
+    return network.eval()
+
+
+def carry(reference: nn.Module, ours: nn.Module, table: Table, strip: str = "") -> nn.Module:
+    """Our network with the reference's weights: every one of them, and nothing else."""
+    weights = {strip + name if not name.startswith(strip) else name: w for name, w in reference.state_dict().items()}
+    where = sources(ours.state_dict(), table, "transformers")
+    assert unclaimed(weights, where) == []
+    ours.load_state_dict(read(weights, where))
+    return ours.eval()
+
+
+def text_pair(config: TextConfig, eos: int = 49407) -> tuple[CLIPTextModel, TextTower]:
+    reference = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=config.vocabulary, max_position_embeddings=config.length, hidden_size=config.width,
+            intermediate_size=config.inner, num_hidden_layers=config.layers, num_attention_heads=config.heads,
+            hidden_act=config.activation, eos_token_id=eos, attn_implementation="eager",
+        )
+    )  # fmt: skip
+    return reference, carry(randomise(reference), TextTower(config), TEXT, strip="text_model.")
+
+
+SMALL = TextConfig(vocabulary=99, length=16, width=48, inner=80, layers=3, heads=4, eos=98)
+SD1 = TextConfig()
+SD2 = TextConfig(width=1024, inner=4096, layers=23, heads=16, activation="gelu")
+
+
+@pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
+def test_text_tower_small(activation):
+    config = TextConfig(**{**vars(SMALL), "activation": activation})
+    reference, ours = text_pair(config)
+    ids = torch.randint(99, (3, 11))
+    with torch.no_grad():
+        assert error(ours(ids), reference(ids).last_hidden_state) < TOLERANCE
+
+
+@pytest.mark.parametrize("config", [SD1, SD2], ids=["sd1", "sd2"])
+def test_text_tower_at_its_real_size(config, fast_init):
+    with fast_init():
+        reference, ours = text_pair(config)
+    ids = torch.randint(config.vocabulary, (1, 77))
+    with torch.no_grad():
+        assert error(ours(ids), reference(ids).last_hidden_state) < TOLERANCE
+
+
+def test_23_layers_are_the_penultimate_state_of_24():
+    """What OpenCLIP calls penultimate: all blocks but the last, then the final norm."""
+    full = TextTower(TextConfig(**{**vars(SMALL), "layers": 4})).eval()
+    cut = TextTower(SMALL).eval()
+    cut.load_state_dict({k: v for k, v in full.state_dict().items() if not k.startswith("blocks.3.")})
+    ids = torch.randint(99, (2, 16))
+    assert torch.equal(cut(ids), full(ids, skip=1))
+
+
+def test_text_embedding_is_taken_at_the_first_end_of_text():
+    config = TextConfig(**{**vars(SMALL), "projection": 24})
+    reference = CLIPTextModelWithProjection(
+        CLIPTextConfig(
+            vocab_size=99, max_position_embeddings=16, hidden_size=48, intermediate_size=80, num_hidden_layers=3,
+            num_attention_heads=4, projection_dim=24, eos_token_id=98,
+        )
+    )  # fmt: skip
+    ours = carry(randomise(reference), TextTower(config), TEXT)
+    ids = torch.randint(90, (3, 16))
+    ids[:, 9:] = 98
+    with torch.no_grad():
+        assert error(ours.embed(ids), reference(ids).text_embeds) < TOLERANCE
+
+
+def test_vision_tower():
+    config = VisionConfig(size=24, patch=4, width=48, inner=80, layers=3, heads=4, projection=24)
+    reference = CLIPVisionModelWithProjection(
+        CLIPVisionConfig(
+            image_size=24, patch_size=4, hidden_size=48, intermediate_size=80, num_hidden_layers=3,
+            num_attention_heads=4, projection_dim=24,
+        )
+    )  # fmt: skip
+    ours = carry(randomise(reference), VisionTower(config), VISION)
+    pixels = torch.randn(2, 3, 24, 24)
+    with torch.no_grad():
+        assert error(ours(pixels), reference(pixels).image_embeds) < TOLERANCE
+
+
+def test_contrastive_pair():
+    text = TextConfig(**{**vars(SMALL), "projection": 24})
+    vision = VisionConfig(size=24, patch=6, width=32, inner=64, layers=2, heads=4, projection=24)
+    reference = CLIPModel(
+        CLIPConfig(
+            text_config={"vocab_size": 99, "max_position_embeddings": 16, "hidden_size": 48, "intermediate_size": 80,
+                         "num_hidden_layers": 3, "num_attention_heads": 4, "eos_token_id": 98},
+            vision_config={"image_size": 24, "patch_size": 6, "hidden_size": 32, "intermediate_size": 64,
+                           "num_hidden_layers": 2, "num_attention_heads": 4},
+            projection_dim=24,
+        )
+    )  # fmt: skip
+    ours = carry(randomise(reference), CLIP(text, vision), PAIR)
+    ids, pixels = torch.randint(98, (4, 16)), torch.randn(3, 3, 24, 24)
+    ids[:, -1] = 98
+    with torch.no_grad():
+        theirs = reference(input_ids=ids, pixel_values=pixels)
+        assert error(ours(ids, pixels), theirs.logits_per_text) < TOLERANCE
+        assert error(ours(ids, pixels).T, theirs.logits_per_image) < TOLERANCE
