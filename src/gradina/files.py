@@ -65,15 +65,16 @@ def _number(error: Exception) -> int | None:
 
 
 @contextmanager
-def _as_disk_error(path: str | PathLike[str], only: Container[int] = tuple(CAUSES)) -> Iterator[None]:
-    """Turns the operating system's refusals numbered in `only` into a DiskError that names `path`."""
+def _as_disk_error(path: str | PathLike[str], only: Container[int] | None = None) -> Iterator[None]:
+    """Turns the operating system's refusals (those numbered in `only`) into a DiskError that names `path`."""
     try:
         yield
     except Exception as error:
         number = _number(error)
-        if number is None or number not in only or isinstance(error, DiskError):
+        if number is None or (only is not None and number not in only) or isinstance(error, DiskError):
             raise
-        refused = DiskError(f"{path}: cannot be written: {CAUSES[number]}")
+        cause = CAUSES.get(number, f"{os.strerror(number)}; choose another place")
+        refused = DiskError(f"{path}: cannot be written: {cause}")
         refused.errno = number
         raise refused from error
 

@@ -1,0 +1,165 @@
+"""Pictures from anywhere, made into what a model can start from."""
+
+from __future__ import annotations
+
+import struct
+import warnings
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gradina.errors import PictureError
+from gradina.pictures import MAX_PIXELS, fit, open_mask, open_picture
+
+RED, WHITE, BLACK = (255, 0, 0), (255, 255, 255), (0, 0, 0)
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def bare_png(width: int, height: int) -> bytes:
+    """A PNG whose header announces a size, with no pixels behind it."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+def test_a_path_and_the_picture_itself_give_the_same(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    image.save(tmp_path / "a.png")
+    for source in (image, tmp_path / "a.png", str(tmp_path / "a.png")):
+        got = open_picture(source)
+        assert got.mode == "RGB"
+        assert np.array_equal(np.asarray(got), pixels)
+    assert open_picture(image) is not image
+
+
+def test_orientation_is_applied(tmp_path: Path) -> None:
+    image = Image.new("RGB", (4, 2), BLACK)
+    image.putpixel((0, 0), RED)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees, clockwise
+    image.save(tmp_path / "a.png", exif=exif)
+    got = open_picture(tmp_path / "a.png")
+    assert got.size == (2, 4)
+    assert got.getpixel((1, 0)) == RED
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "RGBa", "P"])
+def test_transparency_is_laid_over_white_and_under_masks_over_black(mode: str, tmp_path: Path) -> None:
+    if mode == "P":
+        image = Image.new("P", (2, 1))
+        image.putpalette([255, 0, 0, 0, 255, 0])
+        image.info["transparency"] = 0
+        image.save(tmp_path / "p.png", transparency=b"\x00")
+        source: Any = tmp_path / "p.png"
+    else:
+        source = Image.new("RGBA", (2, 1), (255, 0, 0, 0)).convert(mode)
+    assert open_picture(source).getpixel((0, 0)) == WHITE
+    assert open_mask(source).getpixel((0, 0)) == 0
+
+
+def test_half_transparency_is_blended() -> None:
+    assert open_picture(Image.new("RGBA", (1, 1), (0, 0, 0, 128))).getpixel((0, 0)) == (127, 127, 127)
+
+
+@pytest.mark.parametrize(
+    ("mode", "dtype", "top"),
+    [
+        ("I;16", np.uint16, 65535),
+        ("I", np.int32, 65535),
+        ("I", np.int32, 255),
+        ("F", np.float32, 1.0),
+        ("F", np.float32, 255),
+    ],
+)
+def test_deep_grey_keeps_its_range(mode: str, dtype: Any, top: float) -> None:
+    image = Image.fromarray(np.array([[0, top / 2, top]], dtype))
+    assert image.mode == mode
+    grey = [image_pixel[0] for image_pixel in (open_picture(image).getpixel((x, 0)) for x in range(3))]  # type: ignore[index]
+    assert grey[0] == 0
+    assert abs(grey[1] - 127.5) <= 1
+    assert grey[2] == 255
+
+
+def test_16_bit_files(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[0, 257, 32896, 65535]], np.uint16)).save(tmp_path / "a.png")
+    Image.fromarray(np.array([[0, 257, 32896, 65535]], np.uint16)).save(tmp_path / "a.tiff")
+    for name in ("a.png", "a.tiff"):
+        assert np.asarray(open_mask(tmp_path / name)).tolist() == [[0, 1, 128, 255]]
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK", "YCbCr", "HSV", "LAB", "I;16B"])
+def test_every_mode_becomes_rgb_and_grey(mode: str) -> None:
+    assert open_picture(Image.new(mode, (3, 2))).mode == "RGB"
+    assert open_mask(Image.new(mode, (3, 2))).mode == "L"
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "gif", "bmp", "tiff", "ppm"])
+def test_formats(suffix: str, tmp_path: Path) -> None:
+    Image.new("RGB", (16, 8), RED).save(tmp_path / f"a.{suffix}")
+    r, g, b = open_picture(tmp_path / f"a.{suffix}").getpixel((3, 3))  # type: ignore[misc]
+    assert r > 250
+    assert g < 5
+    assert b < 5
+
+
+def broken(tmp_path: Path) -> dict[str, tuple[Callable[[], object], str]]:
+    """What a user may hand in, and words of the one line that it gets."""
+    (tmp_path / "words.png").write_text("no picture")
+    (tmp_path / "empty.png").write_bytes(b"")
+    noise = Image.effect_noise((64, 64), 50)
+    for suffix in ("png", "jpg", "webp", "gif", "tiff"):
+        noise.save(tmp_path / f"whole.{suffix}")
+        whole = (tmp_path / f"whole.{suffix}").read_bytes()
+        (tmp_path / f"half.{suffix}").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "page.eps").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n")
+    files = {
+        "none.png": "does not exist", "": "is no file", "words.png": "is no picture", "empty.png": "is no picture",
+        "half.png": "damaged", "half.jpg": "damaged", "half.webp": "damaged|no picture", "half.gif": "damaged",
+        "half.tiff": "damaged|no picture", "page.eps": "is EPS, expected PNG",
+    }  # fmt: skip
+    for name, size in (("large", (5000, 5000)), ("bomb", (12000, 12000)), ("worse", (60000, 60000))):
+        (tmp_path / f"{name}.png").write_bytes(bare_png(*size))
+    files |= {"large.png": r"5000 x 5000 pixels, 25\.0 megapixels \(at most 16\.8\)", "bomb.png": "144.0 mega",
+              "worse.png": "far too many megapixels"}  # fmt: skip
+    return {name: (lambda path=tmp_path / name: open_picture(path), words) for name, words in files.items()}  # type: ignore[misc]
+
+
+def test_what_is_no_usable_picture_gets_one_line(tmp_path: Path) -> None:
+    for name, (attempt, words) in broken(tmp_path).items():
+        with warnings.catch_warnings(record=True) as caught, pytest.raises(PictureError, match=words) as error:
+            attempt()
+        assert not caught, name
+        assert str(error.value).startswith("init_image: ")
+        assert "\n" not in str(error.value)
+
+
+def test_the_limit_holds_for_pictures_in_memory_and_is_inclusive() -> None:
+    assert MAX_PIXELS >= 4096 * 4096
+    with pytest.raises(PictureError, match=r"mask_image: the picture is 4200 x 4100"):
+        open_mask(Image.new("1", (4200, 4100)))
+    with pytest.raises(PictureError, match="0 x 5"):
+        open_picture(Image.new("RGB", (0, 5)))
+
+
+def test_a_closed_picture_gets_one_line(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as image:
+        pass
+    with pytest.raises(PictureError, match="the picture is damaged"):
+        open_picture(image)
+
+
+def test_fit_is_what_diffusers_does() -> None:
+    image = Image.effect_noise((50, 40), 90)
+    assert fit(image, 50, 40) is image
+    assert fit(image, 32, 64).size == (32, 64)
+    processor = pytest.importorskip("diffusers.image_processor").VaeImageProcessor(do_convert_rgb=False)
+    assert fit(image, 32, 64).tobytes() == processor.resize(image, 64, 32).tobytes()
