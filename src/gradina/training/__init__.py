@@ -1,1 +1,1 @@
-
+"""Learning: one loop, and recipes that say what it learns from."""

@@ -1,0 +1,87 @@
+"""A stage's whole state in one file, replaced at once: after a crash at any moment the file on disk is whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from gradina.errors import RecipeError
+from gradina.files import atomic_write
+from gradina.training.loop import State
+
+MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+
+
+def save_state(state: State, path: Path, fingerprint: str) -> None:
+    """Writes weights, average, optimizer and step count; `fingerprint` says what they were learnt with."""
+    tensors = {f"network.{k}": v for k, v in state.network.state_dict().items()}
+    tensors |= {f"ema.{k}": v for k, v in state.ema.state_dict().items()}
+    for name, parameter in state.network.named_parameters():
+        for moment, value in state.optimizer.state.get(parameter, {}).items():
+            tensors[f"{moment}.{name}"] = value
+    about = {"step": str(state.step), "fingerprint": fingerprint}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as file:
+        file.write(save({k: v.contiguous() for k, v in tensors.items()}, about))
+
+
+def load_state(state: State, path: Path, fingerprint: str) -> None:
+    """Puts what `save_state` wrote, if anything, into a fresh state.
+
+    Raises RecipeError if the file is unreadable or was written by another recipe.
+    """
+    state.step = steps_done(path, fingerprint)
+    if not state.step:
+        return
+    tensors = _tensors(path)
+    state.network.load_state_dict(_part(tensors, "network"))
+    state.ema.load_state_dict(_part(tensors, "ema"))
+    for name, parameter in state.network.named_parameters():
+        moments: dict[str, Any] = {m: tensors[f"{m}.{name}"] for m in MOMENTS if f"{m}.{name}" in tensors}
+        if moments:
+            state.optimizer.state[parameter] = moments
+
+
+def steps_done(path: Path, fingerprint: str) -> int:
+    """How many steps the state at `path` has behind it; 0 if there is none. Raises RecipeError as `load_state`."""
+    if not path.exists():
+        return 0
+    about = _about(path)
+    if about.get("fingerprint") != fingerprint:
+        raise RecipeError(f"{path}: was made by another recipe; choose another --out folder, or remove this one")
+    return int(about["step"])
+
+
+def load_average(module: torch.nn.Module, path: Path) -> None:
+    """Puts the averaged weights of a finished stage into its network."""
+    module.load_state_dict(_part(_tensors(path), "ema"))
+
+
+def _part(tensors: dict[str, Tensor], head: str) -> dict[str, Tensor]:
+    return {k.removeprefix(head + "."): v for k, v in tensors.items() if k.startswith(head + ".")}
+
+
+def _about(path: Path) -> dict[str, str]:
+    with _readable(path) as file:
+        return dict(file.metadata() or {})
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    with _readable(path) as file:
+        return {k: file.get_tensor(k).clone() for k in file.keys()}  # noqa: SIM118 (no dict)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, "pt") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise RecipeError(f"{path}: not a training state ({error}); remove it to begin this stage anew") from error

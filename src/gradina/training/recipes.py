@@ -1,0 +1,134 @@
+"""A recipe is data: a TOML file that says where pictures come from, what the networks are and how each stage learns."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from pathlib import Path
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from gradina.diffusion.schedule import BetaLaw
+from gradina.errors import RecipeError
+from gradina.models.clip import TextConfig, VisionConfig
+from gradina.models.unet import UNetConfig
+from gradina.models.vae import VAEConfig
+from gradina.request import Defaults
+from gradina.training.loop import Settings
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataRecipe:
+    """Where the pictures come from."""
+
+    source: str
+    package: str | None = None  # npm package that holds them
+    license: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class VocabularyRecipe:
+    """The model's own byte-pair vocabulary."""
+
+    size: int  # tokens
+    length: int  # tokens of a prompt, with its start and end
+
+
+@dataclass(frozen=True, kw_only=True)
+class VAERecipe:
+    """The first stage."""
+
+    network: VAEConfig
+    training: Settings
+    kl_weight: float = 1e-6
+
+
+@dataclass(frozen=True, kw_only=True)
+class CLIPRecipe:
+    """The second stage."""
+
+    text: TextConfig
+    vision: VisionConfig
+    training: Settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class UNetRecipe:
+    """The third stage."""
+
+    network: UNetConfig
+    training: Settings
+    prediction: str = "eps"
+    caption_dropout: float = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything to make a model again."""
+
+    name: str
+    description: str = ""
+    seed: int = 0
+    license: str = "apache-2.0"
+    data: DataRecipe
+    vocabulary: VocabularyRecipe
+    vae: VAERecipe
+    clip: CLIPRecipe
+    unet: UNetRecipe
+    schedule: BetaLaw = BetaLaw()  # noqa: RUF009 (frozen)
+    defaults: Defaults
+    prompts: tuple[str, ...] = ()  # of the sample grids
+    sample_every: int = 1000  # steps between sample grids
+    checkpoint_every: float = 60.0  # seconds between checkpoints
+
+
+def read_recipe(path: str | Path) -> Recipe:
+    """The recipe in a TOML file; RecipeError names the key that is wrong, what was got and what was expected."""
+    try:
+        table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RecipeError(f"{path}: there is no such recipe") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise RecipeError(f"{path}: not a TOML file ({error})") from error
+    try:
+        return _build(Recipe, table, "")
+    except RecipeError as error:
+        raise RecipeError(f"{path}: {error}") from None
+
+
+def _build(kind: type[T], table: Mapping[str, Any], where: str) -> T:
+    """An instance of a dataclass from a TOML table, strictly."""
+    hints, known = get_type_hints(kind), {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
+    unknown = [k for k in table if k not in known]
+    if unknown:
+        raise RecipeError(f"there is no {where}{unknown[0]} (known here: {', '.join(known)})")
+    missing = [n for n, f in known.items() if n not in table and f.default is MISSING and f.default_factory is MISSING]
+    if missing:
+        raise RecipeError(f"{where}{missing[0]} is missing")
+    return kind(**{name: _value(hints[name], value, where + name) for name, value in table.items()})
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    """A TOML value as the type that a field asks for."""
+    if is_dataclass(hint) and isinstance(hint, type):
+        if not isinstance(value, dict):
+            raise RecipeError(f"{where}: got {value!r}, expected a table")
+        return _build(hint, value, where + ".")
+    choices = get_args(hint)
+    if get_origin(hint) in (Union, UnionType):
+        return _value(next(c for c in choices if c is not type(None)), value, where)
+    if get_origin(hint) is tuple and isinstance(value, list):
+        return tuple(_value(choices[0], v, f"{where}[{i}]") for i, v in enumerate(value))
+    if isinstance(hint, type) and get_origin(hint) is None:
+        good = isinstance(value, (int, float) if hint is float else hint)
+        if not good or (isinstance(value, bool) and hint is not bool):
+            raise RecipeError(f"{where}: got {value!r}, expected {hint.__name__}")
+        return float(value) if hint is float else value
+    if choices and get_origin(hint) is not tuple and value not in choices:
+        raise RecipeError(f"{where}: got {value!r}, expected one of {', '.join(map(str, choices))}")
+    if get_origin(hint) is tuple:
+        raise RecipeError(f"{where}: got {value!r}, expected a list")
+    return value

@@ -1,0 +1,179 @@
+"""The rows of training from nothing: in which order the parts learn, and what each minimises."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from gradina.diffusion.denoiser import Denoiser
+from gradina.diffusion.prediction import prediction_named
+from gradina.diffusion.schedule import Schedule
+from gradina.models.clip import CLIP, TextTower
+from gradina.models.tokenizer import Tokenizer
+from gradina.models.unet import UNet
+from gradina.models.vae import AutoencoderKL
+from gradina.training.checkpoint import load_average
+from gradina.training.data import Captioned, generator, load_data
+from gradina.training.loop import Loss, Settings
+from gradina.training.objectives import autoencoding, contrastive, denoising
+from gradina.training.recipes import Recipe
+
+LOOKED_AT = 2048  # pictures from which the scale of the latents is measured
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One part of the model and how it learns."""
+
+    network: nn.Module
+    settings: Settings
+    loss: Loss
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """A recipe, its data and the folder in which its parts are made; what is derived is made once, when asked for."""
+
+    recipe: Recipe
+    folder: Path
+
+    @cached_property
+    def data(self) -> Captioned:
+        """The pictures to learn from."""
+        return load_data(self.recipe.data.source, self.recipe.data.package)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The model's own vocabulary, learnt from all captions."""
+        wordings = [wording for kind in self.data.captions for wording in kind]
+        return Tokenizer.train(wordings, self.recipe.vocabulary.size, self.recipe.vocabulary.length)
+
+    @cached_property
+    def schedule(self) -> Schedule:
+        """The noise levels that the U-Net learns."""
+        return Schedule.from_betas(self.recipe.schedule.betas(), law=self.recipe.schedule)
+
+    def state(self, stage: str) -> Path:
+        """Where a stage's state is kept."""
+        return self.folder / stage / "state.safetensors"
+
+    def build(self, make: Callable[[], nn.Module], part: str) -> nn.Module:
+        """A network with weights that depend on the recipe's seed alone."""
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(generator(self.recipe.seed, part).initial_seed())
+            return make()
+
+    def rows(self, key: torch.Generator, count: int) -> Tensor:
+        """Examples drawn evenly."""
+        return torch.randint(len(self.data), (count,), generator=key)
+
+    @cached_property
+    def wordings(self) -> tuple[list[str], Tensor]:
+        """Every caption, the empty one first, and for each kind the range of its captions, (kinds, 2)."""
+        texts, ranges = [""], []
+        for kind in self.data.captions:
+            ranges.append((len(texts), len(kind)))
+            texts += kind
+        return texts, torch.tensor(ranges)
+
+    def captions(self, rows: Tensor, key: torch.Generator, dropout: float = 0.0) -> Tensor:
+        """One caption for each example, as a row of `wordings`; 0, the empty one, with probability `dropout`."""
+        first, count = self.wordings[1][self.data.kinds[rows]].unbind(1)
+        chosen = first + (torch.rand(len(rows), generator=key) * count).long()
+        return chosen.masked_fill(torch.rand(len(rows), generator=key) < dropout, 0)
+
+    def finished_vae(self) -> AutoencoderKL:
+        """The autoencoder of the first stage, its scale set so that latents have a standard deviation of 1."""
+        vae = AutoencoderKL(self.recipe.vae.network)
+        load_average(vae, self.state("vae"))
+        vae.eval().requires_grad_(False)
+        key = generator(self.recipe.seed, "scale")
+        with torch.no_grad():
+            pixels = self.data.pixels(self.rows(key, LOOKED_AT))
+            z = torch.cat([vae.posterior(batch).mean for batch in torch.split(pixels, 256)])
+        vae.config = replace(vae.config, scale=round(1 / z.std().item(), 5))
+        return vae
+
+    def clip(self) -> CLIP:
+        """The pair of the second stage, not trained yet; its vocabulary is the tokenizer's."""
+        text = replace(
+            self.recipe.clip.text,
+            vocabulary=len(self.tokenizer),
+            length=self.tokenizer.length,
+            eos=self.tokenizer.eos,
+        )
+        return CLIP(text, self.recipe.clip.vision)
+
+    def finished_text(self) -> TextTower:
+        """The text tower of the second stage."""
+        clip = self.clip()
+        load_average(clip, self.state("clip"))
+        return clip.text.eval().requires_grad_(False)
+
+
+def vae_stage(shop: Workshop) -> Stage:
+    """Pictures through the latents and back."""
+    recipe = shop.recipe.vae
+    network = shop.build(lambda: AutoencoderKL(recipe.network), "vae")
+    latent = (recipe.network.latent_channels, *(side // recipe.network.factor for side in shop.data.images.shape[2:]))
+
+    def loss(vae: nn.Module, k: int) -> Tensor:
+        assert isinstance(vae, AutoencoderKL)
+        key = generator(shop.recipe.seed, "vae", k)
+        pixels = shop.data.pixels(shop.rows(key, recipe.training.batch))
+        noise = torch.randn(len(pixels), *latent, generator=key)
+        return autoencoding(vae, pixels, noise, recipe.kl_weight)
+
+    return Stage(network, recipe.training, loss)
+
+
+def clip_stage(shop: Workshop) -> Stage:
+    """Captions and pictures find each other."""
+    recipe = shop.recipe.clip
+    ids = shop.tokenizer(shop.wordings[0])
+
+    def loss(clip: nn.Module, k: int) -> Tensor:
+        assert isinstance(clip, CLIP)
+        key = generator(shop.recipe.seed, "clip", k)
+        rows = shop.rows(key, recipe.training.batch)
+        captions = shop.captions(rows, key)
+        return contrastive(clip, ids[captions], shop.data.pixels(rows), shop.data.kinds[rows])
+
+    return Stage(shop.build(shop.clip, "clip"), recipe.training, loss)
+
+
+def unet_stage(shop: Workshop) -> Stage:
+    """Noise is told from latents, with the caption as a hint."""
+    recipe, text = shop.recipe.unet, shop.finished_text()
+    network = shop.build(lambda: UNet(replace(recipe.network, context=text.config.width)), "unet")
+    with torch.no_grad():
+        conds = text(shop.tokenizer(shop.wordings[0]))
+    mean, std = encoded(shop.finished_vae(), shop.data)
+    schedule, prediction = shop.schedule, prediction_named(recipe.prediction)
+
+    def loss(unet: nn.Module, k: int) -> Tensor:
+        key = generator(shop.recipe.seed, "unet", k)
+        rows = shop.rows(key, recipe.training.batch)
+        captions = shop.captions(rows, key, recipe.caption_dropout)
+        latents = mean[rows] + std[rows] * torch.randn(len(rows), *mean.shape[1:], generator=key)
+        noise = torch.randn(latents.shape, generator=key)
+        sigma = schedule.drawn(len(rows), key)
+        return denoising(Denoiser(unet, schedule, prediction), latents, noise, sigma, conds[captions])
+
+    return Stage(network, recipe.training, loss)
+
+
+@torch.no_grad()
+def encoded(vae: AutoencoderKL, data: Captioned) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the latents of every picture, each (n, c, h, w)."""
+    parts = [vae.posterior(data.pixels(rows)) for rows in torch.split(torch.arange(len(data)), 256)]
+    mean = torch.cat([p.mean for p in parts]) * vae.config.scale
+    return mean, torch.cat([torch.exp(0.5 * p.logvar) for p in parts]) * vae.config.scale
+
+
+STAGES: dict[str, Callable[[Workshop], Stage]] = {"vae": vae_stage, "clip": clip_stage, "unet": unet_stage}
