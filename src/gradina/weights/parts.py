@@ -1,0 +1,27 @@
+"""What a checkpoint holds: the parts of a model, before anything is done with them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from gradina.diffusion.schedule import Schedule
+from gradina.models.clip import TextTower
+from gradina.models.tokenizer import Tokenizer
+from gradina.models.unet import UNet
+from gradina.models.vae import AutoencoderKL
+from gradina.request import Defaults
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Parts:
+    """The networks of a model, the vocabulary and the noise levels they were trained with."""
+
+    tokenizer: Tokenizer
+    text: TextTower
+    vae: AutoencoderKL
+    unet: UNet
+    schedule: Schedule
+    prediction: str  # what the U-Net says: eps, v or x0
+    defaults: Defaults = field(default_factory=Defaults)
+    name: str = ""  # as load() was given it
+    hash: str = ""  # of the weights
