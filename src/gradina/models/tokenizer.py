@@ -1,0 +1,299 @@
+"""CLIP byte-pair encoding: the way of a prompt into a text tower.
+
+Behaves as the CLIPTokenizer of transformers does, so that a prompt is the same numbers here and there.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
+
+from gradina.errors import WeightsError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+BOS, EOS, SUFFIX = "<|startoftext|>", "<|endoftext|>", "</w>"
+ASSET = Path(__file__).parents[1] / "assets" / "clip_merges.txt.gz"
+PATTERN = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+DEFAULTS = {"bos_token": BOS, "eos_token": EOS, "unk_token": EOS, "pad_token": EOS}
+NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+AGAIN = "fetch or save the tokenizer folder again"
+
+Merge = tuple[str, str]
+
+
+def base_tokens() -> list[str]:
+    """The 512 tokens that every text can be written in: a printable letter per byte, then the same ending a word."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    letters = [chr(byte) for byte in printable] + [chr(256 + n) for n in range(256 - len(printable))]
+    return letters + [letter + SUFFIX for letter in letters]
+
+
+def vocabulary_of(merges: Iterable[Merge]) -> dict[str, int]:
+    """Token to id in CLIP's order: 512 base tokens, one token for each merge, start, end."""
+    tokens = dict.fromkeys([*base_tokens(), *(left + right for left, right in merges), BOS, EOS])
+    return {token: i for i, token in enumerate(tokens)}
+
+
+def _engine(
+    vocabulary: Mapping[str, int], merges: Sequence[Merge], unknown: str | None, added: Sequence[AddedToken]
+) -> tokenizers.Tokenizer:
+    """Set up as transformers does it; `unknown` is what a letter that the vocabulary lacks becomes."""
+    settings = {"continuing_subword_prefix": "", "end_of_word_suffix": SUFFIX, "unk_token": unknown}
+    engine = tokenizers.Tokenizer(models.BPE(dict(vocabulary), merges, **settings))
+    spaces = normalizers.Replace(Regex(r"\s+"), " ")
+    engine.normalizer = normalizers.Sequence([normalizers.NFC(), spaces, normalizers.Lowercase()])
+    words = pre_tokenizers.Split(Regex(PATTERN), behavior="removed", invert=True)
+    engine.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    engine.decoder = decoders.ByteLevel()
+    engine.add_tokens(list(added))
+    return engine
+
+
+def _learned_merges(captions: Iterable[str], count: int) -> list[Merge]:
+    """The `count` most frequent merges, or fewer where no pair of tokens occurs twice."""
+    # One character stands for each base token, so that ties are broken by our order and not by that of a hash table.
+    character = {token: chr(0xE000 + i) for i, token in enumerate(base_tokens())}
+    token = {value: key for key, value in character.items()}
+    reader = _engine({}, [], None, [])
+    words = (
+        "".join(character[letter] for letter in [*word[:-1], word[-1] + SUFFIX])
+        for caption in captions
+        for word, _ in reader.pre_tokenizer.pre_tokenize_str(reader.normalizer.normalize_str(_valid(caption)))
+    )
+    size, alphabet = len(token) + count, list(token)
+    trainer = trainers.BpeTrainer(vocab_size=size, min_frequency=2, show_progress=False, initial_alphabet=alphabet)
+    learner = tokenizers.Tokenizer(models.BPE())
+    learner.train_from_iterator(words, trainer)
+    found = json.loads(learner.to_str())["model"]["merges"]
+    return [("".join(token[c] for c in left), "".join(token[c] for c in right)) for left, right in found]
+
+
+def _valid(text: str) -> str:
+    """A command line can hand over lone surrogates, which are no text: each becomes a question mark."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise WeightsError(f"{path}: cannot be read ({error}); {AGAIN}") from error
+
+
+def _read_json(path: Path, optional: bool = False) -> dict[str, Any]:
+    if optional and not path.exists():
+        return {}
+    text = _read_text(path)
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise WeightsError(f"{path}: is no JSON ({error}); {AGAIN}") from error
+    if not isinstance(content, dict):
+        raise WeightsError(f"{path}: expected a JSON object, got {type(content).__name__}; {AGAIN}")
+    return content
+
+
+def _merges(path: Path, entries: Any) -> list[Merge]:
+    """Pairs from lines ("a b</w>") or, in newer tokenizer.json files, from lists."""
+    if not isinstance(entries, list):
+        raise WeightsError(f"{path}: expected a list of merges, got {type(entries).__name__}; {AGAIN}")
+    merges = []
+    for number, entry in enumerate(entries, 1):
+        pair = entry.split() if isinstance(entry, str) else entry
+        if not isinstance(pair, list) or len(pair) not in (0, 2):
+            raise WeightsError(f"{path}: merge {number} is {entry!r}, expected two tokens; {AGAIN}")
+        if pair and pair[0] != "#version:":
+            merges.append((pair[0], pair[1]))
+    return merges
+
+
+def _token(path: Path, value: Any) -> AddedToken:
+    """A special or added token as files write it: its text, or a table with the text and how it is matched."""
+    try:
+        table: dict[str, Any] = {"special": True} | ({"content": value} if isinstance(value, str) else value)
+        return AddedToken(**{key: table[key] for key in table if key not in ("__type", "id")})
+    except TypeError as error:
+        raise WeightsError(f"{path}: {value!r} is no token; {AGAIN}") from error
+
+
+def _read_model(folder: Path) -> tuple[dict[str, int], list[Merge], dict[int, AddedToken]]:
+    """Vocabulary, merges and added tokens by id; tokenizer.json goes before the two older files, as in transformers."""
+    path, lines, added = folder / "tokenizer.json", folder / "merges.txt", {}
+    if path.exists():
+        content = _read_json(path)
+        model = content.get("model")
+        if not isinstance(model, dict) or model.get("end_of_word_suffix") != SUFFIX:
+            raise WeightsError(f"{path}: has no byte-pair model of CLIP's form; use the tokenizer of a CLIP model")
+        vocabulary, merges = model.get("vocab"), _merges(path, model.get("merges"))
+        added = {entry["id"]: _token(path, entry) for entry in content.get("added_tokens") or []}
+    else:
+        path = folder / "vocab.json"
+        vocabulary, merges = _read_json(path), _merges(lines, _read_text(lines).split("\n"))
+    if not isinstance(vocabulary, dict) or any(type(i) is not int or i < 0 for i in vocabulary.values()):
+        raise WeightsError(f"{path}: expected a vocabulary of tokens and their ids; {AGAIN}")
+    if len(set(vocabulary.values())) < len(vocabulary):
+        raise WeightsError(f"{path}: two tokens have the same id; {AGAIN}")
+    return vocabulary, merges, added
+
+
+def _read_special(
+    folder: Path, config: dict[str, Any], added: dict[int, AddedToken]
+) -> tuple[dict[str, AddedToken], dict[int, AddedToken]]:
+    """Special tokens by their role, and all added tokens by id; where two files speak of one, as in transformers."""
+    path, older = folder / "tokenizer_config.json", folder / "special_tokens_map.json"
+    modern = "added_tokens_decoder" in config  # written since transformers 4.34, and then it says it all
+    roles = {key: _token(path, content) for key, content in DEFAULTS.items()}
+    for source, content in ((path, config), (older, {} if modern else _read_json(older, optional=True))):
+        roles |= {key: _token(source, content[key]) for key in NAMED if content.get(key) is not None}
+    if modern:
+        added = {int(i): _token(path, entry) for i, entry in config["added_tokens_decoder"].items()}
+    else:
+        entries = _read_json(folder / "added_tokens.json", optional=True).items()
+        added = {i: AddedToken(token, normalized=True) for token, i in entries} | added
+    known = {token.content: token for token in added.values()}
+    return {key: known.get(roles[key].content, roles[key]) for key in NAMED if key in roles}, added
+
+
+class Tokenizer:
+    """Prompts to token ids and back; the ids are CLIP's, those of a checkpoint's own files, or learned from captions.
+
+    Made by `Tokenizer.clip`, `Tokenizer.load` or `Tokenizer.train`. `length` is the context length in tokens; `bos`,
+    `eos` and `pad` are ids. A pad token other than `eos` is a special token, as in transformers: with `pad=0`
+    (Stable Diffusion 2) every "!" of a prompt becomes id 0.
+    """
+
+    def __init__(self, engine: tokenizers.Tokenizer, length: int, bos: int, eos: int, pad: int) -> None:
+        if length < 3:
+            raise ValueError(f"a context length of {length} has no room between start and end: use 3 or more")
+        self.length, self.bos, self.eos, self.pad = length, bos, eos, pad
+        self._engine = engine
+
+    @classmethod
+    def clip(cls, length: int = 77, pad: int | None = None) -> Tokenizer:
+        """CLIP's own vocabulary of 49408 entries, shipped; `pad` is `eos` for Stable Diffusion 1, and 0 for 2.
+
+        Source: Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision".
+        """
+        lines = gzip.decompress(ASSET.read_bytes()).decode().split("\n")
+        return cls._from_merges(_merges(ASSET, lines), length, pad)
+
+    @classmethod
+    def train(cls, captions: Iterable[str], size: int, length: int = 77) -> Tokenizer:
+        """An own vocabulary of CLIP's form, of at most `size` entries, learned from captions; it can encode any text.
+
+        The same captions, in any order, give the same vocabulary. Raises ValueError for a size below 514.
+        Source: Sennrich et al. 2016, "Neural Machine Translation of Rare Words with Subword Units".
+        """
+        smallest = len(vocabulary_of([]))
+        if size < smallest:
+            raise ValueError(f"a vocabulary of {size} is too small: use {smallest} (every byte, start and end) or more")
+        return cls._from_merges(_learned_merges(captions, size - smallest), length, None)
+
+    @classmethod
+    def _from_merges(cls, merges: Sequence[Merge], length: int, pad: int | None) -> Tokenizer:
+        vocabulary = vocabulary_of(merges)
+        tokens, bos, eos = list(vocabulary), vocabulary[BOS], vocabulary[EOS]
+        pad = eos if pad is None else pad
+        if not 0 <= pad < len(tokens):
+            raise ValueError(f"pad id {pad} is outside the vocabulary: use 0 to {len(tokens) - 1}")
+        special = [AddedToken(tokens[i], special=True) for i in sorted({bos, eos, pad})]
+        return cls(_engine(vocabulary, merges, EOS, special), length, bos, eos, pad)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Tokenizer:
+        """The tokenizer of a diffusers or transformers folder: vocab.json and merges.txt, or tokenizer.json.
+
+        Raises WeightsError, naming the file, for one that is missing or malformed.
+        """
+        folder = Path(folder)
+        config = _read_json(folder / "tokenizer_config.json", optional=True)
+        length = config.get("model_max_length", 77)
+        if not isinstance(length, int | float) or length < 3:
+            raise WeightsError(f"{folder}: model_max_length is {length!r}, expected 3 or more; {AGAIN}")
+        try:
+            vocabulary, merges, added = _read_model(folder)
+            roles, added = _read_special(folder, config, added)
+            unknown = roles["unk_token"].content if roles["unk_token"].content in vocabulary else None
+            engine = _engine(vocabulary, merges, unknown, [added[i] for i in sorted(added)] + list(roles.values()))
+            ids = engine.get_vocab(with_added_tokens=True)
+            bos, eos, pad = (ids[roles[key].content] for key in ("bos_token", "eos_token", "pad_token"))
+        except WeightsError:
+            raise
+        except Exception as error:  # tokenizers raises nothing narrower, and in several lines
+            reason = " ".join(str(error).split())
+            raise WeightsError(f"{folder}: the tokenizer files do not fit together ({reason}); {AGAIN}") from error
+        for i, token in added.items():
+            if ids.get(token.content) != i:
+                raise WeightsError(f"{folder}: the added token {token.content!r} cannot have id {i}; {AGAIN}")
+        return cls(engine, int(length) if length < 1e6 else 77, bos, eos, pad)  # transformers writes 1e30 for "unknown"
+
+    def save(self, folder: str | Path) -> None:
+        """Writes vocab.json, merges.txt, tokenizer_config.json and special_tokens_map.json as transformers has them."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        model = json.loads(self._engine.to_str())["model"]
+        vocabulary = dict(sorted(model["vocab"].items(), key=lambda item: item[1]))
+        ids = {"bos_token": self.bos, "eos_token": self.eos, "pad_token": self.pad}
+        named = {key: self._engine.id_to_token(i) for key, i in ids.items()} | {"unk_token": model["unk_token"] or EOS}
+        added = {str(i): token.__getstate__() for i, token in sorted(self._engine.get_added_tokens_decoder().items())}
+        config = named | {
+            "add_prefix_space": False,
+            "added_tokens_decoder": added,
+            "clean_up_tokenization_spaces": False,
+            "do_lower_case": True,
+            "errors": "replace",
+            "model_max_length": self.length,
+            "tokenizer_class": "CLIPTokenizer",
+        }
+        for name, text in {
+            "vocab.json": json.dumps(vocabulary, ensure_ascii=False),
+            "merges.txt": "\n".join(["#version: 0.2", *(" ".join(merge) for merge in model["merges"])]),
+            "tokenizer_config.json": json.dumps(config, indent=2, sort_keys=True),
+            "special_tokens_map.json": json.dumps(named, indent=2, sort_keys=True),
+        }.items():
+            (folder / name).write_text(text + "\n", encoding="utf-8", newline="\n")
+
+    def __len__(self) -> int:
+        """How many entries the vocabulary has: the rows of a text tower's token embedding."""
+        return self._engine.get_vocab_size(with_added_tokens=True)
+
+    def ids(self, text: str) -> list[int]:
+        """The bare ids of a text of any length: no start, no end, no padding."""
+        return self._engine.encode(_valid(text), add_special_tokens=False).ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ids of shape (n,), in lower case with spaces between words; special tokens are left out."""
+        text = self._engine.decode([int(i) for i in ids], skip_special_tokens=True)
+        return text.replace(SUFFIX, " ").strip()
+
+    def __call__(self, texts: str | Sequence[str]) -> Tensor:
+        """Ids of shape (b, length), int64: start, at most length - 2 tokens, end, padding; a longer text is cut off."""
+        return self._framed([row[: self.length - 2] for row in self._rows(texts)], 1)[:, 0]
+
+    def chunks(self, texts: str | Sequence[str]) -> Tensor:
+        """Ids of shape (b, n, length), int64: a long text goes on in further chunks, each with start, end and padding.
+
+        All texts get the n of the longest, filled up with empty chunks. Source: AUTOMATIC1111/stable-diffusion-webui.
+        """
+        rows = self._rows(texts)
+        return self._framed(rows, max([1, *(math.ceil(len(row) / (self.length - 2)) for row in rows)]))
+
+    def _rows(self, texts: str | Sequence[str]) -> list[list[int]]:
+        return [self.ids(text) for text in ([texts] if isinstance(texts, str) else texts)]
+
+    def _framed(self, rows: list[list[int]], n: int) -> Tensor:
+        import torch  # here, because a face that only counts tokens should not wait for torch
+
+        room = self.length - 2
+        pieces = [row[i * room : (i + 1) * room] for row in rows for i in range(n)]
+        framed = [[self.bos, *ids, self.eos] + [self.pad] * (room - len(ids)) for ids in pieces]
+        return torch.tensor(framed, dtype=torch.long).reshape(len(rows), n, self.length)
