@@ -1,8 +1,10 @@
-"""What a checkpoint holds: the parts of a model, before anything is done with them."""
+"""What a checkpoint holds, whatever its layout: the parts of a model, before anything is done with them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
 
 from gradina.diffusion.schedule import Schedule
 from gradina.models.clip import TextTower
@@ -10,6 +12,7 @@ from gradina.models.tokenizer import Tokenizer
 from gradina.models.unet import UNet
 from gradina.models.vae import AutoencoderKL
 from gradina.request import Defaults
+from gradina.weights.store import model_hash
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -24,4 +27,9 @@ class Parts:
     prediction: str  # what the U-Net says: eps, v or x0
     defaults: Defaults = field(default_factory=Defaults)
     name: str = ""  # as load() was given it
-    hash: str = ""  # of the weights
+    files: tuple[Path, ...] = ()  # of weights, as they were read
+
+    @cached_property
+    def hash(self) -> str:
+        """`model_hash` of the files, or "" for a model that has none yet; computed when it is first asked for."""
+        return model_hash(self.files) if self.files else ""

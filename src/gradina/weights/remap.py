@@ -58,7 +58,7 @@ def _third(n: int) -> Rule:
 RULES: dict[str, Rule] = {
     "same":      Rule(lambda x: x, lambda x: x),
     "transpose": Rule(lambda x: x.T.contiguous(), lambda x: x.T.contiguous()),
-    "1x1":       Rule(lambda x: x.flatten(1) if x.ndim == 4 else x, lambda x: x[:, :, None, None] if x.ndim == 2 else x),
+    "1x1":       Rule(lambda x: x.flatten(1) if x.ndim == 4 else x, lambda x: x[..., None, None] if x.ndim == 2 else x),
     "first":     _third(0),
     "second":    _third(1),
     "third":     _third(2),

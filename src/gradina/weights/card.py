@@ -1,0 +1,90 @@
+"""A model card: what a stranger needs to know of a saved model, as the hub shows it."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from gradina.weights.parts import Parts
+
+CARD = """\
+---
+library_name: diffusers
+pipeline_tag: {task}
+{license}tags:
+- gradina
+- stable-diffusion
+- text-to-image
+---
+
+# {name}
+
+A text-to-image diffusion model with the anatomy of Stable Diffusion, saved by Gradina.
+{about}
+| part | parameters | shape |
+|---|---:|---|
+| text tower | {text:,} | {layers} layers of width {width}, {length} tokens |
+| U-Net | {unet:,} | widths {widths}, predicts {prediction} |
+| autoencoder | {vae:,} | {factor} times smaller along each side, {latents} channels |
+
+Stored as {dtype}. Draws {w} x {h} pixels by default, in {steps} steps of `{sampler}` on the `{schedule}` schedule
+at guidance scale {guidance:g}.
+
+## Use
+
+```python
+import gradina
+
+model = gradina.load("{name}")  # this folder, or its name on the hub
+request = gradina.Request(prompt="...", steps={steps}, guidance_scale={guidance:g}, seed=1)
+for picture in gradina.generate(model, request):
+    picture.save(f"{{picture.seed}}.png")
+```
+
+```python
+from diffusers import {pipeline}
+
+pipe = {pipeline}.from_pretrained("{name}")  # this folder, or its name on the hub
+image = pipe("...", num_inference_steps={steps}, guidance_scale={guidance:g}, width={w}, height={h}{inputs}).images[0]
+image.save("picture.png")
+```
+"""
+SPOKEN = {"eps": "the noise (eps)", "v": "the velocity (v)", "x0": "the picture (x0)"}
+
+
+def model_card(parts: Parts, dtype: torch.dtype | None = None, license: str | None = None, about: str = "") -> str:
+    """README.md for a saved model: front matter for the hub, its sizes, its defaults, and how to draw with it.
+
+    `license` is an identifier of the hub ("apache-2.0"); `about` is Markdown on data, training and limits.
+    """
+    text, unet, vae, defaults = parts.text.config, parts.unet.config, parts.vae.config, parts.defaults
+    inpaint = unet.channels == 2 * unet.out_channels + 1
+    return CARD.format(
+        task="image-to-image" if inpaint else "text-to-image",
+        license=f"license: {license}\n" if license else "",
+        name=parts.name,
+        about=f"\n{about.strip()}\n" if about else "",
+        text=_count(parts.text),
+        unet=_count(parts.unet),
+        vae=_count(parts.vae),
+        layers=text.layers,
+        width=text.width,
+        length=text.length,
+        widths=", ".join(map(str, unet.widths)),
+        prediction=SPOKEN.get(parts.prediction, parts.prediction),
+        factor=vae.factor,
+        latents=vae.latent_channels,
+        dtype=str(dtype or next(parts.unet.parameters()).dtype).removeprefix("torch."),
+        w=defaults.width,
+        h=defaults.height,
+        steps=defaults.steps,
+        sampler=defaults.sampler,
+        schedule=defaults.schedule,
+        guidance=defaults.guidance_scale,
+        pipeline="StableDiffusionInpaintPipeline" if inpaint else "StableDiffusionPipeline",
+        inputs=", image=image, mask_image=mask" if inpaint else "",
+    )
+
+
+def _count(network: nn.Module) -> int:
+    return sum(p.numel() for p in network.parameters())
