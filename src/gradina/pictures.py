@@ -1,15 +1,22 @@
-"""Pictures from anywhere, made into what a model can start from: upright, opaque, eight bits, of its size."""
+"""Pictures from anywhere, made into what a model can start from: upright, opaque, eight bits, of its size.
+
+And the texts that their files carry.
+"""
 
 from __future__ import annotations
 
+import io
 import os
+import struct
 import threading
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from os import PathLike
+from typing import TYPE_CHECKING, BinaryIO
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageChops, ImageFilter, ImageOps, UnidentifiedImageError
 
 from gradina.errors import PictureError
 
@@ -17,6 +24,8 @@ if TYPE_CHECKING:
     from gradina.request import ImageLike
 
 MAX_PIXELS = 16_800_000
+TEXT_BYTES = 64 * 2**20  # of text that is read from one file
+CHUNKS = 1_000_000
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM")
 
 _quiet = threading.Lock()  # the list of warning filters belongs to the whole process
@@ -30,23 +39,36 @@ def _without_warnings() -> Iterator[None]:
         yield
 
 
-def _name(source: ImageLike) -> str:
-    return "the picture" if isinstance(source, Image.Image) else os.fspath(source)
+def _name(source: ImageLike | bytes) -> str:
+    return "the picture" if isinstance(source, Image.Image | bytes) else os.fspath(source)
+
+
+def admit_file(path: str | PathLike[str], what: str) -> str:
+    """The path, if a file is there; raises PictureError if none is, or something else."""
+    if not os.path.isfile(path):
+        kind = "is no file" if os.path.exists(path) else "does not exist"
+        raise PictureError(f"{what}: {os.fspath(path)} {kind}; give the path of a picture")
+    return os.fspath(path)
 
 
 @contextmanager
-def _opened(source: ImageLike, what: str) -> Iterator[Image.Image]:
-    """The picture with its header read and its size admitted, its pixels not yet decoded."""
-    if isinstance(source, Image.Image):
-        _admit_size(source, what, _name(source))
-        yield source
-        return
-    path = os.fspath(source)
-    if not os.path.isfile(path):
-        kind = "is no file" if os.path.exists(path) else "does not exist"
-        raise PictureError(f"{what}: {path} {kind}; give the path of a picture")
+def opened(source: ImageLike | bytes, what: str) -> Iterator[Image.Image]:
+    """The picture with its header read and its size admitted, its pixels not yet decoded; raises PictureError."""
+    with _without_warnings():
+        if isinstance(source, Image.Image):
+            _admit_size(source, what, _name(source))
+            yield source
+            return
+        with _open(source, what) as image:
+            _admit_size(image, what, _name(source))
+            yield image
+
+
+def _open(source: str | PathLike[str] | bytes, what: str) -> Image.Image:
+    path = _name(source)
+    file = io.BytesIO(source) if isinstance(source, bytes) else admit_file(source, what)
     try:
-        image = Image.open(path)
+        image = Image.open(file)
     except Image.DecompressionBombError:
         limit = f"at most {MAX_PIXELS / 1e6:.1f}"
         raise PictureError(f"{what}: {path} has far too many megapixels ({limit}); make it smaller first") from None
@@ -56,11 +78,10 @@ def _opened(source: ImageLike, what: str) -> Iterator[Image.Image]:
         raise PictureError(f"{what}: {path} is no picture (expected {', '.join(FORMATS)})") from None
     except Exception as error:
         raise PictureError(f"{what}: {path} is damaged or truncated ({error}); give another file") from error
-    with image:
-        if image.format not in FORMATS:
-            raise PictureError(f"{what}: {path} is {image.format}, expected {', '.join(FORMATS)}; convert it first")
-        _admit_size(image, what, path)
-        yield image
+    if image.format not in FORMATS:
+        image.close()
+        raise PictureError(f"{what}: {path} is {image.format}, expected {', '.join(FORMATS)}; convert it first")
+    return image
 
 
 def _admit_size(image: Image.Image, what: str, name: str) -> None:
@@ -95,8 +116,8 @@ def _flat(image: Image.Image, mode: str, background: str) -> Image.Image:
     return flat
 
 
-def _read(source: ImageLike, what: str, mode: str, background: str) -> Image.Image:
-    with _without_warnings(), _opened(source, what) as image:
+def _read(source: ImageLike | bytes, what: str, mode: str, background: str) -> Image.Image:
+    with opened(source, what) as image:
         try:
             return _flat(image, mode, background)
         except Exception as error:  # a damaged file can break any of Pillow's decoders in any way
@@ -104,8 +125,8 @@ def _read(source: ImageLike, what: str, mode: str, background: str) -> Image.Ima
             raise PictureError(f"{what}: {reason}") from error
 
 
-def open_picture(source: ImageLike, what: str = "init_image") -> Image.Image:
-    """The picture as upright opaque RGB, from a path or from a picture in memory, which stays as it is.
+def open_picture(source: ImageLike | bytes, what: str = "init_image") -> Image.Image:
+    """The picture as upright opaque RGB, from a path, a file's bytes, or a picture in memory, which stays as it is.
 
     Its EXIF orientation is applied, transparency is laid over white, and grey of more than eight bits keeps its
     full range. Raises PictureError, which begins with `what`: no such file, no picture, damaged, over 16.8 megapixels.
@@ -113,7 +134,7 @@ def open_picture(source: ImageLike, what: str = "init_image") -> Image.Image:
     return _read(source, what, "RGB", "white")
 
 
-def open_mask(source: ImageLike, what: str = "mask_image") -> Image.Image:
+def open_mask(source: ImageLike | bytes, what: str = "mask_image") -> Image.Image:
     """The mask as grey (L), white where the picture is drawn anew; what is transparent is black, so it is kept.
 
     Raises PictureError as `open_picture` does.
@@ -126,3 +147,78 @@ def fit(image: Image.Image, width: int, height: int) -> Image.Image:
     if image.size == (width, height):
         return image
     return image.resize((width, height), Image.Resampling.LANCZOS)
+
+
+def overlay(known: Image.Image, drawn: Image.Image, mask: Image.Image, blur: float | None = None) -> Image.Image:
+    """`drawn` where the mask is white, `known` untouched where it is black; they blend inside the white border.
+
+    All three of one size; `blur` in pixels is the width of the blend, by default a hundredth of the longer side.
+    """
+    radius = max(mask.size) / 100 if blur is None else blur
+    soft = mask.filter(ImageFilter.GaussianBlur(radius)).point(lambda value: max(0, 2 * value - 255))
+    return Image.composite(drawn, known, ImageChops.darker(soft, mask))
+
+
+def texts(path: str | PathLike[str], what: str = "picture") -> dict[str, str]:
+    """The texts that a picture file carries, without decoding its pixels: PNG chunks by keyword, EXIF by tag name.
+
+    Raises PictureError for what is no picture, and where the texts are larger than 64 MiB.
+    """
+    with open(admit_file(path, what), "rb") as file:
+        if file.read(8) == b"\x89PNG\r\n\x1a\n":
+            return _png_texts(file, f"{what}: {os.fspath(path)}")
+    with opened(path, what) as image:
+        try:
+            exif = image.getexif()
+            tags = {ExifTags.TAGS.get(tag, str(tag)): value for tag, value in exif.items()}
+            comment = exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment)
+        except Exception:  # damaged EXIF carries nothing
+            return {}
+    found = {name: value for name, value in tags.items() if isinstance(value, str)}
+    return found | ({"UserComment": _comment(comment)} if comment else {})
+
+
+def _png_texts(file: BinaryIO, name: str) -> dict[str, str]:
+    """Walks from chunk to chunk; texts behind the pixels, which Pillow sees only after decoding, are found too."""
+    found: dict[str, str] = {}
+    room = TEXT_BYTES
+    for _ in range(CHUNKS):
+        head = file.read(8)
+        if len(head) < 8 or head[4:] == b"IEND":
+            break
+        length, kind = struct.unpack(">I4s", head)
+        if kind not in (b"tEXt", b"zTXt", b"iTXt"):
+            file.seek(length + 4, os.SEEK_CUR)
+            continue
+        try:
+            key, text = _chunk_text(kind, file.read(min(length, room + 1)), room)
+        except (ValueError, zlib.error):
+            key, text = "", b""  # a damaged chunk carries nothing
+        room -= max(length, len(text))
+        if room < 0:
+            raise PictureError(f"{name} carries more than {TEXT_BYTES >> 20} MiB of text; it is not read")
+        file.seek(4, os.SEEK_CUR)
+        found.setdefault(key, text.decode("utf-8" if kind == b"iTXt" else "latin-1", "replace"))
+    return found
+
+
+def _chunk_text(kind: bytes, data: bytes, room: int) -> tuple[str, bytes]:
+    """Keyword and text of a tEXt, zTXt or iTXt chunk; of a compressed one no more than `room` + 1 bytes."""
+    key, text = data.split(b"\0", 1)
+    packed = kind == b"zTXt"
+    if kind == b"iTXt":
+        packed = text[0:1] == b"\1"
+        _language, _translated, text = text[2:].split(b"\0", 2)
+    elif packed:
+        text = text[1:]  # the method, of which there is one
+    return key.decode("latin-1"), zlib.decompressobj().decompress(text, room + 1) if packed else text
+
+
+def _comment(value: str | bytes) -> str:
+    """EXIF's UserComment: eight bytes that name the encoding, then the text; UTF-16 in either byte order."""
+    if isinstance(value, str):
+        return value
+    if not value.startswith(b"UNICODE\0"):
+        return value.removeprefix(b"ASCII\0\0\0").decode("utf-8", "replace").strip("\0")
+    big, little = (value[8:].decode(f"utf-16-{order}", "replace") for order in ("be", "le"))
+    return little if sum(c < "\x80" for c in little) > sum(c < "\x80" for c in big) else big

@@ -67,10 +67,10 @@ class Request:
     mask_image: ImageLike | None = None  # white is drawn anew, black is kept
 
     def __post_init__(self) -> None:
-        if isinstance(self.prompt, list):
-            object.__setattr__(self, "prompt", tuple(self.prompt))
-        if isinstance(self.guidance_interval, list):
-            object.__setattr__(self, "guidance_interval", tuple(self.guidance_interval))
+        for name in ("prompt", "guidance_interval"):
+            value: object = getattr(self, name)
+            if isinstance(value, list):  # as JSON has it
+                object.__setattr__(self, name, tuple(value))
         _check(self)
 
     @property
@@ -148,7 +148,8 @@ def _check(r: Request) -> None:
         choice("schedule", r.schedule, SCHEDULE_NAMES)
     if r.guidance_interval is not None:
         ends = r.guidance_interval
-        if not isinstance(ends, tuple) or len(ends) != 2 or not 0 <= ends[0] <= ends[1]:
+        pair = isinstance(ends, tuple) and len(ends) == 2 and all(isinstance(end, int | float) for end in ends)
+        if not pair or not 0 <= ends[0] <= ends[1]:
             raise RequestError(f"guidance_interval: got {ends!r}, expected two noise levels (sigma), lowest first")
     if r.mask_image is not None and r.init_image is None:
         raise RequestError("mask_image: got a mask without an init_image; give the picture that it masks")

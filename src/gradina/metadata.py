@@ -1,0 +1,249 @@
+"""A picture's file carries its Request, so that it can be drawn again: as the A1111 text for everybody, as JSON for us.
+
+PNG: the chunks `parameters` and `gradina`. JPEG and WebP: the EXIF fields UserComment and ImageDescription.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import hashlib
+import importlib.metadata
+import io
+import json
+import logging
+from dataclasses import dataclass, fields, replace
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from gradina.errors import PictureError, RequestError
+from gradina.files import atomic_write
+from gradina.infotext import model_of, read_parameters, write_parameters
+from gradina.pictures import admit_file, fit, open_mask, open_picture, texts
+from gradina.request import Picture, Request, choice
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1  # of our JSON
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+IMAGES = {"init_image": open_picture, "mask_image": open_mask}
+
+EXIF, COMMENT, DESCRIPTION = 0x8769, 0x9286, 0x010E
+EXIF_BYTES = 65_500  # that fit into a JPEG's one segment
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """What a picture's file says of its making; `notes` are sentences on what cannot be honoured."""
+
+    request: Request
+    source: Literal["gradina", "a1111"]
+    model: dict[str, str] | None = None  # name, hash
+    notes: tuple[str, ...] = ()
+    parameters: str | None = None  # the A1111 text, as the file has it
+    version: str | None = None  # of the gradina that drew it
+
+
+@functools.cache
+def _version() -> str:
+    return importlib.metadata.version("gradina")
+
+
+# A request as JSON
+
+
+def _sha256(path: str | PathLike[str]) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _image_out(name: str, value: Any) -> dict[str, str] | None:
+    """A file as its path and hash; a picture in memory as the PNG of what the model will see of it."""
+    if value is None:
+        return None
+    if not isinstance(value, Image.Image):
+        return {"path": str(value), "sha256": _sha256(admit_file(value, name))}
+    file = io.BytesIO()
+    IMAGES[name](value, name).save(file, "PNG")
+    return {"png": base64.b64encode(file.getvalue()).decode()}
+
+
+def _image_in(name: str, value: Any, folder: Path | None) -> Any:
+    """What `_image_out` described; a relative path is also looked for beside the file that names it."""
+    forms = isinstance(value, dict) and all(isinstance(text, str) for text in value.values()) and set(value)
+    if value is None:
+        return None
+    if forms == {"png"}:
+        try:
+            data = base64.b64decode(value["png"], validate=True)
+        except ValueError as error:
+            raise PictureError(
+                f"{name}: its base64 text is damaged ({error}); take the picture from its source"
+            ) from None
+        return IMAGES[name](data, name)
+    if forms != {"path", "sha256"}:
+        raise RequestError(
+            f"{name}: got {str(value)[:80]!r}, expected an object of png (base64), or of path and sha256"
+        )
+    given = Path(value["path"])
+    places = [given] if folder is None else [given, folder / given, folder / given.name]
+    there = [place for place in places if place.is_file()]
+    for place in there:
+        if _sha256(place) == value["sha256"]:
+            return str(place)
+    what = f"{there[0]} is not the picture any more that it was" if there else f"{given} is not there"
+    raise PictureError(f"{name}: {what}; put the one with sha256 {value['sha256'][:12]}... back, or name another")
+
+
+def _request_out(request: Request) -> dict[str, Any]:
+    return {
+        field.name: _image_out(field.name, value) if field.name in IMAGES else value
+        for field in fields(Request)
+        for value in (getattr(request, field.name),)
+    }
+
+
+def _request_in(values: Any, folder: Path | None) -> Request:
+    if not isinstance(values, dict):
+        raise RequestError(f"request: got {str(values)[:80]!r}, expected a JSON object of its fields")
+    for name in values:
+        choice("request", name, tuple(field.name for field in fields(Request)))
+    return Request(**{k: _image_in(k, v, folder) if k in IMAGES else v for k, v in values.items()})
+
+
+def to_json(request: Request) -> str:
+    """The request as a JSON object of all its fields, in ASCII.
+
+    A picture in memory is embedded as a base64 PNG, a path is written with the sha256 of its file; PictureError
+    says which cannot be read.
+    """
+    return json.dumps(_request_out(request))
+
+
+def from_json(text: str, folder: str | PathLike[str] | None = None) -> Request:
+    """The request that `to_json` wrote; paths are looked for as they are, then in `folder`.
+
+    Raises RequestError for what is no request or has fields that are not known, PictureError for a picture that is
+    not there or has changed.
+    """
+    return _request_in(_loaded(text), None if folder is None else Path(folder))
+
+
+def _loaded(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"request: this is no JSON ({error}); expected an object of a request's fields") from None
+
+
+# Writing
+
+
+def _described(picture: Picture) -> tuple[str, str]:
+    """The A1111 text and our JSON of a picture. A picture in memory is embedded no larger than it was used."""
+    size = picture.image.size
+    request = replace(picture.request, seed=picture.seed)
+    for name, read in IMAGES.items():
+        image = getattr(request, name)
+        if isinstance(image, Image.Image) and image.width * image.height > size[0] * size[1]:
+            changed: dict[str, Any] = {name: fit(read(image, name), *size)}
+            request = replace(request, **changed)
+    text = write_parameters(request, picture.model, _version()).replace("\0", " ")
+    ours = {"format": FORMAT, "gradina": _version(), "model": picture.model, "request": _request_out(request)}
+    return text.encode("utf-8", "replace").decode(), json.dumps(ours)
+
+
+def _exif(text: str, ours: str | None) -> bytes:
+    exif = Image.Exif()
+    exif.get_ifd(EXIF)[COMMENT] = b"UNICODE\0" + text.encode("utf-16-be")
+    if ours is not None:
+        exif[DESCRIPTION] = ours
+    return exif.tobytes()
+
+
+def save_picture(picture: Picture, path: str | PathLike[str]) -> None:
+    """Writes the picture with its request, whole or not at all: PNG, WebP (both without loss) or JPEG (quality 95).
+
+    In a JPEG, a request of more than 64 KiB (with an embedded picture) is left out with a warning in the log, and the
+    A1111 text alone is kept. Raises RequestError for another suffix, and DiskError.
+    """
+    suffix = choice("suffix of the picture's name", Path(path).suffix.lower(), SUFFIXES)
+    text, ours = _described(picture)
+    options: dict[str, Any]
+    if suffix == ".png":
+        chunks = PngInfo()
+        chunks.add_text("parameters", text)
+        chunks.add_text("gradina", ours)
+        options = {"format": "PNG", "pnginfo": chunks}
+    elif suffix == ".webp":
+        options = {"format": "WEBP", "lossless": True, "exif": _exif(text, ours)}
+    else:
+        exif = _exif(text, ours)
+        if len(exif) > EXIF_BYTES:
+            log.warning("%s: the request is too large for a JPEG, which now holds the A1111 text alone; use PNG", path)
+            exif = _exif(text, None)
+        if len(exif) > EXIF_BYTES:
+            raise RequestError(f"prompt: too long for a JPEG ({len(exif)} bytes, at most {EXIF_BYTES}); save a PNG")
+        options = {"format": "JPEG", "quality": 95, "subsampling": 0, "exif": exif}
+    with atomic_write(path) as file:
+        picture.image.convert("RGB").save(file, **options)
+
+
+# Reading
+
+
+def read_picture(path: str | PathLike[str], strict: bool = True) -> Record:
+    """What a picture's file says of its making: our own JSON, else the A1111 text; the pixels are not decoded.
+
+    Unless `strict`, a picture that it was drawn from may be missing or changed, which becomes a note. Raises
+    PictureError for a file that is no picture or carries neither, RequestError where what it carries cannot be drawn.
+    """
+    found = texts(path)
+    ours = found.get("gradina") or found.get("ImageDescription", "")
+    parameters = found.get("parameters") or found.get("UserComment")
+    if ours.startswith("{"):
+        record = _ours(ours, Path(path).parent, strict)
+        if record is not None:
+            return replace(record, parameters=parameters)
+    if parameters and not parameters.startswith("{"):
+        request, notes = read_parameters(parameters)
+        return Record(
+            request=request, source="a1111", model=model_of(parameters), notes=tuple(notes), parameters=parameters
+        )
+    comfy = any(
+        key in ("workflow", "prompt") or text.startswith(("workflow:", "prompt:")) for key, text in found.items()
+    )
+    what = "carries ComfyUI's workflow, which is not read here" if comfy else "carries no request"
+    raise PictureError(f"picture: {path} {what}; give a picture drawn by gradina or by A1111's web UI")
+
+
+def _ours(text: str, folder: Path, strict: bool) -> Record | None:
+    """The record in our own JSON; None if the text is somebody else's."""
+    try:
+        data = json.loads(text)
+        version, values = str(data["gradina"]), dict(data["request"])
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+    known = {field.name for field in fields(Request)}
+    unknown = {name: str(values.pop(name)) for name in sorted(set(values) - known)}
+    notes = [f"{name}: {value[:80]} (not known to this gradina, left out)" for name, value in unknown.items()]
+    if data.get("format") != FORMAT:
+        notes.append(f"the file was written by gradina {version} in a newer form; what is not known here is left out")
+    for name in IMAGES:
+        value = values.get(name)
+        try:
+            values[name] = _image_in(name, value, folder)
+        except PictureError as error:
+            if strict:
+                raise
+            notes.append(str(error))
+            values[name] = value.get("path")
+    if values["init_image"] is None:
+        values["mask_image"] = None
+    model = data.get("model")
+    named = {str(key): str(value) for key, value in model.items()} if isinstance(model, dict) else None
+    return Record(request=Request(**values), source="gradina", model=named, notes=tuple(notes), version=version)
