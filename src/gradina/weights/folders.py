@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,9 +24,9 @@ from gradina.request import Defaults
 from gradina.weights import configs
 from gradina.weights.card import model_card
 from gradina.weights.parts import Parts
-from gradina.weights.remap import Source, Table, sources, write
+from gradina.weights.remap import Table, sources, write
 from gradina.weights.store import Weights, build, find_weights, open_weights, save_weights
-from gradina.weights.tables import DROPPED_TEXT, TEXT, UNET, VAE
+from gradina.weights.tables import DROPPED, TEXT, UNET, VAE, with_text_model
 
 INDEX = "model_index.json"
 OURS = "gradina.json"  # what the layout has no place for: the defaults to draw with
@@ -113,16 +113,10 @@ def _text(folder: Path, weights: Weights, dtype: torch.dtype | None) -> TextTowe
     projection = weights.tensors.get("text_projection.weight")
     width = None if projection is None else projection.shape[0]
     config = _config(folder / "text_encoder" / "config.json", lambda json: configs.text_from(json, width))
-    bare = "embeddings.token_embedding.weight" in weights.tensors  # as transformers 5 writes it
-    where = partial(_bare_text if bare else sources, table=TEXT, dialect="transformers")
-    dropped = DROPPED_TEXT if width is None else DROPPED_TEXT[:3]
+    weights = replace(weights, tensors=with_text_model(weights.tensors))
+    where = partial(sources, table=TEXT, dialect="transformers")
     dialect = "text tower in the transformers layout"
-    return build(TextTower, config, weights, where, dropped=dropped, dialect=dialect, dtype=dtype)
-
-
-def _bare_text(ours: Any, table: Table, dialect: str) -> dict[str, Source]:
-    where = sources(ours, table, dialect)
-    return {name: Source(s.name.removeprefix("text_model."), s.rule) for name, s in where.items()}
+    return build(TextTower, config, weights, where, dropped=DROPPED["text"], dialect=dialect, dtype=dtype)
 
 
 def _tokenizer(folder: Path) -> Tokenizer:

@@ -6,6 +6,10 @@ are numbers that `unet_numbers` and `vae_numbers` compute; ` | rule` names a cha
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from torch import Tensor
+
 from gradina.models.unet import UNetConfig
 from gradina.models.vae import VAEConfig
 from gradina.weights.remap import Numbers, Rows, Table, within
@@ -170,16 +174,21 @@ PAIR = Table(
     ),
 )
 
-# What a file may hold that no network of ours needs; `*` is anything.
-DROPPED_TEXT = (
-    "*embeddings.position_ids",         # 0, 1, 2, ...: a buffer of older transformers
-    "*attn_mask",                       # the causal mask: a buffer of open_clip
-    "*logit_scale", "*text_projection", "*text_projection.weight",  # of the contrastive pair; not used by a U-Net
-)  # fmt: skip
-DROPPED_ORIGINAL = (
-    *DROPPED_TEXT,
-    "model_ema.*",                      # a second, averaged copy of the U-Net
-    "betas", "alphas_cumprod*", "sqrt_*", "log_one_minus_*", "posterior_*", "lvlb_weights", "logvar",  # the schedule
-    "v_pred", "ztsnr", "scale_factor", "global_step", "cond_stage_model.logit_scale",
-    "loss.*", "first_stage_model.loss.*", "embedding_manager.*", "state_dict", "optimizer_states.*",
-)  # fmt: skip
+# What a file may hold that no network of ours needs, by network and outside of them; `*` is anything.
+DROPPED: dict[str, tuple[str, ...]] = {
+    "text": ("*embeddings.position_ids",  # 0, 1, 2, ...: a buffer of older transformers
+             "attn_mask",                 # the causal mask: a buffer of open_clip
+             "logit_scale", "text_projection", "text_projection.weight"),  # of the pair; a U-Net does not read them
+    "vae": ("loss.*", "model_ema.*"),     # what it was trained with
+    "unet": (),
+    "outside": ("model_ema.*",            # a second, averaged copy of the U-Net
+                "betas", "alphas_cumprod*", "sqrt_*", "log_one_minus_*", "posterior_*", "lvlb_weights", "logvar",
+                "v_pred", "ztsnr", "scale_factor", "cond_stage_model.*"),
+}  # fmt: skip
+
+
+def with_text_model(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Names of a text tower as transformers had them until version 5, which some files shorten."""
+    if "embeddings.token_embedding.weight" not in tensors:
+        return tensors
+    return {n if n.startswith("text_projection") else f"text_model.{n}": x for n, x in tensors.items()}

@@ -1,0 +1,214 @@
+"""The original layout: one file with U-Net, autoencoder and text tower, as Stable Diffusion was first published.
+
+What shapes cannot say (heads, groups, schedule, defaults, an own vocabulary) stands in the metadata of files that
+we write, under "gradina"; all else is detected, from their files and from ours.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gradina.diffusion.prediction import prediction_named
+from gradina.diffusion.schedule import Schedule, schedule_from_config, sd_schedule
+from gradina.errors import WeightsError
+from gradina.models.clip import TextTower
+from gradina.models.tokenizer import Tokenizer
+from gradina.models.unet import UNet
+from gradina.models.vae import AutoencoderKL
+from gradina.request import Defaults
+from gradina.weights import detect, tables
+from gradina.weights.detect import Detected, TextHome
+from gradina.weights.parts import Parts
+from gradina.weights.remap import Numbers, Table, sources, unclaimed, write
+from gradina.weights.store import Weights, build, open_weights, save_weights
+
+log = logging.getLogger(__name__)
+
+KEPT = {"unet": ("heads", "groups", "size"), "vae": ("groups", "scale"), "text": ("heads", "eos")}  # in the metadata
+WRAPPERS = ("state_dict.", "module.", "_orig_mod.")
+
+
+@dataclass(frozen=True)
+class Home:
+    """Where a network lies in the file, by which names."""
+
+    prefix: str
+    table: Table
+    dialect: str
+    numbers: Numbers | None = None
+
+
+def read_file(
+    path: str | Path,
+    dtype: torch.dtype | None = None,
+    prediction: str | None = None,
+    name: str | None = None,
+) -> Parts:
+    """An original single-file checkpoint of Stable Diffusion 1.x or 2.x; mapped, and detected by its tensors.
+
+    `prediction` (eps, v, x0) overrides what is detected. Warns with PredictionWarning where that is a guess; raises
+    WeightsError for a file that is truncated, of another family, or lacking parameters.
+    """
+    return parts_of(open_weights(path), dtype, prediction, name)
+
+
+def parts_of(
+    weights: Weights, dtype: torch.dtype | None = None, prediction: str | None = None, name: str | None = None
+) -> Parts:
+    """The parts of an original checkpoint whose tensors are at hand; see `read_file`."""
+    weights = replace(weights, tensors=_unwrapped(weights.tensors))
+    found, ours = detect.detect(weights), _metadata(weights)
+    found = replace(found, **{part: _with(getattr(found, part), ours.get(part, {}), KEPT[part]) for part in KEPT})
+    said = ours.get("scheduler", {}).get("prediction_type")
+    predicted = prediction_named(prediction or said or detect.prediction_of(weights, found)).name
+    found = replace(found, unet=_sized(found, ours, predicted))
+    networks: dict[str, Any] = {part: _network(weights, part, found, dtype) for part in KEPT}
+    _note_the_rest(weights, found.home)
+    side = found.unet.size * found.vae.factor
+    return Parts(
+        **networks,
+        tokenizer=_tokenizer(ours.get("tokenizer"), found),
+        schedule=_schedule(weights, ours),
+        prediction=predicted,
+        defaults=Defaults(**ours["defaults"]) if "defaults" in ours else Defaults(width=side, height=side),
+        name=name or weights.path.stem,
+        files=(weights.path,),
+    )
+
+
+def write_file(parts: Parts, path: str | Path, dtype: torch.dtype | None = None) -> None:
+    """Writes the original layout as one safetensors file, whole or not at all.
+
+    The text tower takes the names of SD 1 (quick GELU) or SD 2 (GELU); its projection is left out. Raises DiskError.
+    """
+    home = next(h for h in detect.HOMES if h.activation == parts.text.config.activation)
+    found = Detected("", parts.unet.config, parts.vae.config, parts.text.config, home)
+    tensors: dict[str, Tensor] = {}
+    for part in KEPT:
+        ours = getattr(parts, part).state_dict()
+        ours.pop("projection.weight", None)
+        to = _home(part, found)
+        tensors |= write(ours, sources(ours, to.table, to.dialect, to.numbers, to.prefix))
+    if dtype is not None:
+        tensors = {name: x.to(dtype) for name, x in tensors.items()}
+    save_weights(tensors, path, metadata=_written(parts))
+
+
+def _home(part: str, found: Detected) -> Home:
+    return {
+        "unet": Home(detect.UNET, tables.UNET, "original", tables.unet_numbers(found.unet)),
+        "vae": Home(detect.VAE, tables.VAE, "original", tables.vae_numbers(found.vae)),
+        "text": Home(found.home.prefix, tables.TEXT, found.home.dialect),
+    }[part]
+
+
+def _network(weights: Weights, part: str, found: Detected, dtype: torch.dtype | None) -> nn.Module:
+    home = _home(part, found)
+    network: Any = {"unet": UNet, "vae": AutoencoderKL, "text": TextTower}[part]
+    unused = [f"transformer.resblocks.{found.text.layers}.*"] if part == "text" else []  # after the penultimate layer
+    return build(
+        network,
+        getattr(found, part),
+        replace(weights, tensors=tables.with_text_model(weights.under(home.prefix))),
+        partial(sources, table=home.table, dialect=home.dialect, numbers=home.numbers),
+        dropped=[*tables.DROPPED[part], *unused],
+        dialect=f"{network.__name__} of an original {found.family} checkpoint, under {home.prefix}",
+        dtype=dtype,
+    )
+
+
+def _unwrapped(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Names without what a trainer or a compiler put before all of them."""
+    for wrapper in WRAPPERS:
+        if tensors and all(name.startswith(wrapper) for name in tensors):
+            return _unwrapped({name.removeprefix(wrapper): x for name, x in tensors.items()})
+    return tensors
+
+
+def _note_the_rest(weights: Weights, home: TextHome) -> None:
+    """What lies outside the three networks changes no picture; it is logged and let go."""
+    outside = [n for n in weights.tensors if not n.startswith((detect.UNET, detect.VAE, home.prefix))]
+    rest = unclaimed(outside, {}, tables.DROPPED["outside"])
+    if rest:
+        log.info("%s: %d tensors of no network here are left out (first: %s)", weights.path, len(rest), rest[0])
+
+
+def _with(config: Any, said: Mapping[str, Any], keys: Iterable[str]) -> Any:
+    """The config with what the metadata says of it."""
+    known = {key: said[key] for key in keys if key in said}
+    return replace(config, **{key: tuple(v) if isinstance(v, list) else v for key, v in known.items()})
+
+
+def _sized(found: Detected, ours: Mapping[str, Any], prediction: str) -> Any:
+    """SD 2 learnt velocities on 768 pixels, everything else of the family saw 512."""
+    large = found.unet.linear and found.unet.context == 1024 and prediction == "v" and "unet" not in ours
+    return replace(found.unet, size=96) if large else found.unet
+
+
+def _schedule(weights: Weights, ours: Mapping[str, Any]) -> Schedule:
+    if "scheduler" in ours:
+        return schedule_from_config(ours["scheduler"])
+    return sd_schedule(rescale_betas_zero_snr=True) if "ztsnr" in weights.tensors else sd_schedule()
+
+
+def _tokenizer(said: Mapping[str, Any] | None, found: Detected) -> Tokenizer:
+    if said is None and found.text.vocabulary < 49408:
+        raise WeightsError(
+            f"the text tower knows {found.text.vocabulary} tokens, not CLIP's 49408, and the file does not say which; "
+            "take the model as a folder"
+        )
+    if said is None:
+        return Tokenizer.clip(length=found.text.length, pad=found.home.pad)
+    if "files" not in said:
+        return Tokenizer.clip(length=said["length"], pad=said["pad"])
+    with tempfile.TemporaryDirectory() as folder:
+        for file, text in said["files"].items():
+            (Path(folder) / Path(file).name).write_text(text, encoding="utf-8", newline="\n")
+        return Tokenizer.load(folder)
+
+
+def _texts(tokenizer: Tokenizer) -> dict[str, str]:
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save(folder)
+        return {p.name: p.read_text(encoding="utf-8") for p in sorted(Path(folder).iterdir())}
+
+
+def _metadata(weights: Weights) -> dict[str, Any]:
+    """What a file that we wrote says of itself."""
+    try:
+        ours = json.loads(weights.metadata.get("gradina", "{}"))
+        return {key: ours[key] for key in ("unet", "vae", "text", "scheduler", "defaults", "tokenizer") if key in ours}
+    except (ValueError, TypeError, RecursionError) as error:
+        raise WeightsError(f"{weights.path}: its metadata is damaged ({error}); fetch or convert it again") from error
+
+
+def _written(parts: Parts) -> dict[str, str]:
+    """Metadata: ours, and the fields of ModelSpec that other programs read."""
+    files, pad, length = _texts(parts.tokenizer), parts.tokenizer.pad, parts.tokenizer.length
+    clip = files == _texts(Tokenizer.clip(length, pad))
+    ours = {
+        **{part: {key: getattr(getattr(parts, part).config, key) for key in keys} for part, keys in KEPT.items()},
+        "scheduler": parts.schedule.to_config(parts.prediction),
+        "defaults": asdict(parts.defaults),
+        "tokenizer": {"length": length, "pad": pad} if clip else {"files": files},
+    }
+    generation = "v2" if parts.text.config.activation == "gelu" else "v1"
+    return {
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.architecture": f"stable-diffusion-{generation}",
+        "modelspec.implementation": "https://github.com/Stability-AI/stablediffusion",
+        "modelspec.title": parts.name,
+        "modelspec.prediction_type": {"eps": "epsilon"}.get(parts.prediction, parts.prediction),
+        "modelspec.resolution": f"{parts.defaults.width}x{parts.defaults.height}",
+        "gradina": json.dumps(ours, sort_keys=True),
+    }
