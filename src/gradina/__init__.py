@@ -1,1 +1,46 @@
-"""Gradina: Stable Diffusion, whole, in Python."""
+"""Gradina: Stable Diffusion, whole, in Python.
+
+import gradina
+model = gradina.load()
+for picture in gradina.generate(model, gradina.Request(prompt="a handwritten seven", images=4)):
+    picture.save(f"{picture.seed}.png")
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gradina.diffusion.samplers import Step
+    from gradina.errors import GradinaError
+    from gradina.pipeline import StableDiffusion, generate, load, push, steps
+    from gradina.request import Picture, Request
+
+__version__ = "0.1.0"
+
+# Imported when first asked for: importing gradina costs nothing, and does not import torch.
+_HOME = {
+    "GradinaError": "gradina.errors",
+    "Picture": "gradina.request",
+    "Request": "gradina.request",
+    "StableDiffusion": "gradina.pipeline",
+    "Step": "gradina.diffusion.samplers",
+    "generate": "gradina.pipeline",
+    "load": "gradina.pipeline",
+    "push": "gradina.pipeline",
+    "steps": "gradina.pipeline",
+}
+__all__ = [
+    "GradinaError", "Picture", "Request", "StableDiffusion", "Step", "__version__", "generate", "load", "push", "steps",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'gradina' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

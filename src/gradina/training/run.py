@@ -1,18 +1,22 @@
-"""A run of a recipe: its stages in order, each continued where it stopped, with a log, samples, and a model at the end."""
+"""A run of a recipe: its stages in order, each continued where it stopped, with a log, samples and a model."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Generator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import torch
+
 from gradina.files import atomic_write
-from gradina.training.checkpoint import load_state, save_state, steps_done
+from gradina.models.unet import UNet
+from gradina.training.checkpoint import load_average, load_state, save_state, steps_done
 from gradina.training.loop import State, TrainStep, train
 from gradina.training.recipes import Recipe
+from gradina.training.samples import LOOKS, model_of
 from gradina.training.stages import STAGES, Stage, Workshop
 
 LOG_EVERY = 10  # steps
@@ -27,19 +31,23 @@ class Progress:
     steps: int
 
 
-def run(recipe: Recipe, folder: Path) -> Iterator[Progress]:
+def run(recipe: Recipe, folder: Path) -> Generator[Progress]:
     """Trains what is not trained yet, and yields after each step; the same call goes on after any interruption.
 
-    The folder gets, for each stage, `state.safetensors` and `log.jsonl`. Raises RecipeError.
+    The folder gets, for each stage, `state.safetensors`, `log.jsonl` and samples, and at the end `model`, in half
+    precision. Raises RecipeError.
     """
     shop = Workshop(recipe, folder)
     for name, row in STAGES.items():
         mark = fingerprint(recipe, name)
         if steps_done(shop.state(name), mark) < getattr(recipe, name).training.steps:
             yield from _train_stage(shop, name, row(shop), mark)
+    unet = UNet(replace(recipe.unet.network, context=recipe.clip.text.width))
+    load_average(unet, shop.state("unet"))
+    model_of(shop, unet.eval()).save(folder / "model", torch.float16)
 
 
-def _train_stage(shop: Workshop, name: str, stage: Stage, mark: str) -> Iterator[Progress]:
+def _train_stage(shop: Workshop, name: str, stage: Stage, mark: str) -> Generator[Progress]:
     state = State.begin(stage.network, stage.settings)
     load_state(state, shop.state(name), mark)
     log = Log(shop.folder / name / "log.jsonl", state.step)
@@ -48,10 +56,18 @@ def _train_stage(shop: Workshop, name: str, stage: Stage, mark: str) -> Iterator
         last = step.step == stage.settings.steps
         if last or step.step % LOG_EVERY == 0:
             log.write(step)
+        if last or step.step % shop.recipe.sample_every == 0:
+            picture = LOOKS[name](shop, state.ema)
+            with atomic_write(shop.folder / name / f"{step.step:06}.png") as file:
+                picture.save(file, "PNG")
         if last or time.monotonic() - saved >= shop.recipe.checkpoint_every:
             save_state(state, shop.state(name), mark)
             saved = time.monotonic()
-        yield Progress(name, step, stage.settings.steps)
+        try:
+            yield Progress(name, step, stage.settings.steps)
+        except GeneratorExit:  # closed by the caller: nothing that was learnt is lost
+            save_state(state, shop.state(name), mark)
+            raise
 
 
 class Log:

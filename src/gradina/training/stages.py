@@ -87,7 +87,8 @@ class Workshop:
         chosen = first + (torch.rand(len(rows), generator=key) * count).long()
         return chosen.masked_fill(torch.rand(len(rows), generator=key) < dropout, 0)
 
-    def finished_vae(self) -> AutoencoderKL:
+    @cached_property
+    def vae(self) -> AutoencoderKL:
         """The autoencoder of the first stage, its scale set so that latents have a standard deviation of 1."""
         vae = AutoencoderKL(self.recipe.vae.network)
         load_average(vae, self.state("vae"))
@@ -109,7 +110,8 @@ class Workshop:
         )
         return CLIP(text, self.recipe.clip.vision)
 
-    def finished_text(self) -> TextTower:
+    @cached_property
+    def text(self) -> TextTower:
         """The text tower of the second stage."""
         clip = self.clip()
         load_average(clip, self.state("clip"))
@@ -149,11 +151,11 @@ def clip_stage(shop: Workshop) -> Stage:
 
 def unet_stage(shop: Workshop) -> Stage:
     """Noise is told from latents, with the caption as a hint."""
-    recipe, text = shop.recipe.unet, shop.finished_text()
+    recipe, text = shop.recipe.unet, shop.text
     network = shop.build(lambda: UNet(replace(recipe.network, context=text.config.width)), "unet")
     with torch.no_grad():
         conds = text(shop.tokenizer(shop.wordings[0]))
-    mean, std = encoded(shop.finished_vae(), shop.data)
+    mean, std = encoded(shop.vae, shop.data)
     schedule, prediction = shop.schedule, prediction_named(recipe.prediction)
 
     def loss(unet: nn.Module, k: int) -> Tensor:

@@ -1,0 +1,103 @@
+"""The command line: `gradina "a handwritten seven" -o seven.png`, and a verb for everything else.
+
+Heavy modules are imported by the verb that needs them, so that --help and mistakes are answered at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Callable
+
+import typer
+
+import gradina
+from gradina.apps import draw, files, learn
+from gradina.errors import GradinaError
+
+USAGE = """Stable Diffusion, whole, in Python.
+
+`gradina "a prompt"` is short for `gradina generate "a prompt"`.
+"""
+
+app = typer.Typer(
+    name="gradina",
+    help=USAGE,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+
+VERBS: dict[str, Callable[..., None]] = {
+    "generate": draw.generate,
+    "again": draw.again,
+    "info": files.info,
+    "encode": files.encode,
+    "decode": files.decode,
+    "models": files.models,
+    "convert": files.convert,
+    "push": files.push,
+    "train": learn.train,
+}
+for name, verb in VERBS.items():
+    app.command(name)(verb)
+
+OWN_OPTIONS = ("-h", "--help", "--version")
+
+
+@app.callback(invoke_without_command=True)
+def about(version: bool = typer.Option(False, "--version", help="Print the version.")) -> None:
+    """What stands before the verbs."""
+    if version:
+        typer.echo(f"gradina {gradina.__version__}")
+        raise typer.Exit
+
+
+def with_verb(arguments: list[str]) -> list[str]:
+    """The arguments with `generate` put in front where no verb stands: a prompt, or an option of its own."""
+    if not arguments or arguments[0] in VERBS or arguments[0] in OWN_OPTIONS:
+        return arguments
+    return ["generate", *arguments]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line; a mistake is one line on standard error and exit code 2."""
+    warnings.showwarning = _say_warning
+    try:
+        arguments = sys.argv[1:] if arguments is None else arguments
+        status = app(with_verb(arguments), prog_name="gradina", standalone_mode=False)
+    except GradinaError as error:
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        return _fail("stopped", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except OSError as error:
+        return _fail(f"{error.filename or ''}: {error.strerror or error}".removeprefix(": "))
+    except MemoryError:
+        return _fail("out of memory; draw smaller pictures")
+    except RuntimeError as error:
+        if "allocate memory" not in str(error) and "out of memory" not in str(error):
+            raise
+        return _fail("out of memory; draw smaller pictures")
+    except Exception as error:
+        if hasattr(error, "format_message"):  # a mistake in the options themselves
+            return _fail(f"{error.format_message()} (see `gradina --help`)")
+        raise
+    return status if isinstance(status, int) else 0
+
+
+def _fail(message: str, code: int = 2) -> int:
+    print(f"gradina: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def _say_warning(message: Warning | str, *_: object, **__: object) -> None:
+    print(f"gradina: note: {message}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

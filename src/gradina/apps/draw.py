@@ -1,0 +1,269 @@
+"""The verbs that draw: generate and again, with grids, films and strips."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import typer
+
+from gradina.apps import options as o
+from gradina.apps.grids import Axis, axis, cells, check_grid, parse
+from gradina.errors import RequestError
+from gradina.request import Defaults, Picture, Request, choice
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from gradina.pipeline import Plan, StableDiffusion
+
+
+def generate(
+    prompts: o.Prompts,
+    output: o.Output = None,
+    model: o.Model = None,
+    negative_prompt: o.Negative = "",
+    steps: o.Steps = None,
+    guidance_scale: o.Scale = None,
+    guidance_rescale: o.Rescale = 0.0,
+    guidance_interval: o.Interval = None,
+    sampler: o.Sampler = None,
+    schedule: o.Schedule = None,
+    eta: o.Eta = None,
+    seed: o.Seed = None,
+    width: o.Width = None,
+    height: o.Height = None,
+    images: o.Images = 1,
+    init_image: o.InitImage = None,
+    strength: o.Strength = 0.8,
+    mask_image: o.MaskImage = None,
+    grid: o.Grid = None,
+    film: o.Film = None,
+    strip: o.Strip = None,
+    variant: o.Variant = None,
+    prediction: o.Prediction = None,
+    device: o.Device = None,
+    dtype: o.Dtype = None,
+    threads: o.Threads = None,
+    quiet: o.Quiet = False,
+) -> None:
+    """Draw pictures from prompts."""
+    request = Request(
+        prompt=tuple(prompts),
+        negative_prompt=negative_prompt,
+        steps=steps,
+        guidance_scale=guidance_scale,
+        guidance_rescale=guidance_rescale,
+        guidance_interval=parse("guidance_interval", guidance_interval),
+        sampler=cast(Any, sampler),
+        schedule=cast(Any, schedule),
+        eta=eta,
+        seed=seed,
+        width=width,
+        height=height,
+        images=images,
+        init_image=init_image,
+        strength=strength,
+        mask_image=mask_image,
+    )
+    axes = [axis(text) for text in grid or ()]
+    check_files(request, output, film, strip)
+    check_grid(axes, request, film or strip)
+    opened = open_model(model, variant, prediction, device, dtype, threads)
+    if axes:
+        draw_grid(opened, request, axes, output, quiet)
+    else:
+        draw(opened, request, output, film, strip, quiet)
+
+
+def again(
+    picture: o.Drawn,
+    output: o.Again = None,
+    model: o.ItsModel = None,
+    variant: o.Variant = None,
+    prediction: o.Prediction = None,
+    device: o.Device = None,
+    dtype: o.Dtype = None,
+    threads: o.Threads = None,
+    quiet: o.Quiet = False,
+) -> None:
+    """Make a picture again from what is written in its file."""
+    from gradina.metadata import read_picture
+
+    record = read_picture(picture)
+    for note in record.notes:
+        say(note)
+    target = output or f"{Path(picture).with_suffix('')}-again.png"
+    check_files(record.request, target, None, None)
+    was = record.model or {}
+    opened = open_model(model or was.get("name") or None, variant, prediction, device, dtype, threads)
+    if was.get("hash") and opened.hash and was["hash"] != opened.hash:
+        say(f"drawn by {was.get('name')} [{was['hash']}], this is {opened.name} [{opened.hash}]")
+    draw(opened, record.request, target, None, None, quiet)
+
+
+def say(note: str) -> None:
+    """Tells what is worth knowing and no mistake."""
+    print(f"gradina: note: {note}", file=sys.stderr)
+
+
+def open_model(
+    name: str | None,
+    variant: str | None,
+    prediction: str | None,
+    device: str | None,
+    dtype: str | None,
+    threads: int | None,
+) -> StableDiffusion:
+    """The model that the options name."""
+    import torch
+
+    from gradina.pipeline import load
+
+    if threads:
+        torch.set_num_threads(threads)
+    return load(name, variant=variant, prediction=prediction, device=device, dtype=dtype)
+
+
+def draw(
+    model: StableDiffusion, request: Request, output: str | None, film: str | None, strip: str | None, quiet: bool
+) -> None:
+    """Draws a request to files, and says where they are."""
+    from gradina import sheet
+    from gradina.pipeline import develop, plans, resolved, walk
+
+    request = resolved(model, request)
+    count = len(request.prompts)
+    moments: list[Image.Image] = []
+    with progress(quiet) as advance:
+        for n, plan in enumerate(plans(model, request)):
+            watched = n == 0 and bool(film or strip)
+            moments += [moment(model, plan)] if watched else []
+            step = None
+            for step in walk(model, plan):
+                advance(f"{count} pictures" if count > 1 else "drawing", step.i + 1, len(plan.sigmas) - 1)
+                moments += [moment(model, plan, step)] if watched else []
+            for picture in develop(model, plan, step):
+                path = path_for(picture, output, alone=count == 1)
+                picture.save(path)
+                typer.echo(path)
+    if film:
+        sheet.film(moments, film)
+        typer.echo(film)
+    if strip:
+        save_sheet(strip_of(moments), strip)
+
+
+def moment(model: StableDiffusion, plan: Plan, step: Any = None) -> Image.Image:
+    """What the first picture of a batch looks like after a step, or at the start."""
+    x, sigma = (plan.x, float(plan.sigmas[0])) if step is None else (step.x, step.sigma)
+    return model.decode(x[:1] / (1 + sigma**2) ** 0.5)[0]
+
+
+def strip_of(moments: list[Image.Image], shown: int = 8) -> Image.Image:
+    """Evenly chosen moments side by side, from the noise to the picture."""
+    from gradina import sheet
+
+    last = len(moments) - 1
+    chosen = sorted({round(i * last / (shown - 1)) for i in range(shown)})
+    return sheet.strip([moments[i] for i in chosen], ["noise" if i == 0 else f"step {i}" for i in chosen])
+
+
+def draw_grid(model: StableDiffusion, request: Request, axes: list[Axis], output: str | None, quiet: bool) -> None:
+    """Draws a request for all values of one or two fields as one labelled picture."""
+    from gradina import sheet
+    from gradina.pipeline import generate as pictures_of
+
+    request = replace(request, seed=request.resolved(Defaults()).seed)
+    changes = list(cells(axes))
+    images = []
+    with progress(quiet) as advance:
+        for i, cell in enumerate(changes):
+            advance("grid", i, len(changes))
+            images += [picture.image for picture in pictures_of(model, replace(request, **cell))]
+    label = [[f"{name} {value}" for value in values] for name, values in axes]
+    drawn = sheet.grid(
+        images,
+        columns=len(axes[0][1]),
+        column_labels=label[0],
+        row_labels=label[1] if len(axes) > 1 else (),
+        title=None if any(name == "prompt" for name, _ in axes) else request.prompts[0],
+    )
+    save_sheet(drawn, str(unused(Path(f"{slug(request.prompts[0])}-grid.png"))) if output is None else output)
+
+
+def save_sheet(image: Image.Image, path: str) -> None:
+    """Writes a sheet, and says where it is."""
+    from gradina.files import atomic_write
+
+    with atomic_write(path) as file:
+        image.save(file, "PNG" if Path(path).suffix.lower() == ".png" else None)
+    typer.echo(path)
+
+
+def check_files(request: Request, output: str | None, film: str | None, strip: str | None) -> None:
+    """Refuses what cannot be read or written, before a model is loaded."""
+    from gradina.metadata import SUFFIXES
+    from gradina.pictures import open_mask, open_picture
+    from gradina.sheet import FILMS
+
+    if request.init_image is not None:
+        open_picture(request.init_image)
+    if request.mask_image is not None:
+        open_mask(request.mask_image)
+    for name, path, kinds in (("--output", output, SUFFIXES), ("--film", film, FILMS), ("--strip", strip, (".png",))):
+        if path is None or (name == "--output" and is_folder(path)):
+            continue
+        choice(name, Path(path).suffix.lower(), tuple(kinds))
+        if not Path(path).parent.is_dir():
+            raise RequestError(f"{name}: there is no folder {Path(path).parent}; make it first")
+
+
+def is_folder(path: str) -> bool:
+    """Whether an output names a folder."""
+    return path.endswith(("/", "\\")) or Path(path).is_dir()
+
+
+def path_for(picture: Picture, output: str | None, alone: bool) -> Path:
+    """Where a picture is written; a name that was not given never replaces a file."""
+    own = f"{slug(picture.request.prompts[0])}-{picture.seed}.png"
+    if output is None:
+        return unused(Path(own))
+    if is_folder(output):
+        Path(output).mkdir(parents=True, exist_ok=True)
+        return unused(Path(output) / own)
+    path = Path(output)
+    return path if alone else path.with_stem(f"{path.stem}-{picture.seed}")
+
+
+def unused(path: Path) -> Path:
+    """The path, or the next one of its kind that does not exist yet."""
+    free, n = path, 2
+    while free.exists():
+        free, n = path.with_stem(f"{path.stem}-{n}"), n + 1
+    return free
+
+
+def slug(prompt: str) -> str:
+    """A prompt as a file name."""
+    return re.sub(r"\W+", "-", prompt.lower()).strip("-")[:60] or "picture"
+
+
+@contextmanager
+def progress(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on standard error, for people: advance(what, done, of)."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda what, done, of: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda what, done, of: bar.update(task, description=what, completed=done, total=of)

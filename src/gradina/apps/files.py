@@ -1,0 +1,124 @@
+"""The verbs about files: info, encode, decode, models, convert, push."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import typer
+
+from gradina.apps import options as o
+from gradina.apps.draw import open_model
+from gradina.errors import RequestError
+
+
+def info(picture: o.Picture, as_json: o.Json = False) -> None:
+    """Show what is written in a picture's file."""
+    from gradina.metadata import read_picture, to_json
+
+    record = read_picture(picture, strict=False)
+    if as_json:
+        typer.echo(to_json(record.request))
+        return
+    model = record.model or {}
+    rows = {"source": record.source, "model": " ".join(filter(None, (model.get("name"), model.get("hash"))))}
+    rows |= {k: v for k, v in json.loads(to_json(record.request)).items() if v not in (None, "")}
+    for name, value in rows.items():
+        shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        typer.echo(f"{name:18} {shown if len(shown) < 2000 else shown[:200] + ' ...'}")
+    for note in record.notes:
+        typer.echo(f"{'note':18} {note}")
+
+
+def encode(
+    picture: o.Picture,
+    output: o.Target = None,
+    model: o.Model = None,
+    variant: o.Variant = None,
+    device: o.Device = None,
+    dtype: o.Dtype = None,
+    threads: o.Threads = None,
+) -> None:
+    """Turn a picture into a small file of latents, and say what that costs and saves."""
+    from gradina import codec
+    from gradina.pictures import open_picture
+
+    opened = open_picture(picture, "picture")
+    target = _writable(output or str(Path(picture).with_suffix(".latents")))
+    loaded = open_model(model, variant, None, device, dtype, threads)
+    latents = codec.encode(loaded, opened)
+    latents.save(target)
+    loss = codec.measure(loaded, opened, latents)
+    typer.echo(target)
+    before, after = Path(picture).stat().st_size, Path(target).stat().st_size
+    typer.echo(f"{'numbers':18} {loss.numbers:.1f} times fewer")
+    typer.echo(
+        f"{'bytes':18} {after} ({before} in the picture's file, {3 * opened.width * opened.height} in its pixels)"
+    )
+    typer.echo(f"{'PSNR':18} {loss.psnr:.1f} dB on the way back")
+
+
+def decode(
+    latents: o.LatentsFile,
+    output: o.Target = None,
+    model: o.ItsModel = None,
+    variant: o.Variant = None,
+    device: o.Device = None,
+    dtype: o.Dtype = None,
+    threads: o.Threads = None,
+) -> None:
+    """Turn a file of latents back into a picture."""
+    from gradina import codec
+    from gradina.apps.draw import save_sheet
+    from gradina.metadata import SUFFIXES
+    from gradina.request import choice
+
+    read = codec.open_latents(latents)
+    target = _writable(output or str(Path(latents).with_suffix(".png")))
+    choice("--output", Path(target).suffix.lower(), SUFFIXES)
+    loaded = open_model(model or read.model or None, variant, None, device, dtype, threads)
+    save_sheet(codec.decode(loaded, read), target)
+
+
+def models() -> None:
+    """List the models that are shipped and those in the hub's cache."""
+    from gradina.weights.zoo import cached, shipped
+
+    for title, found in (("shipped", shipped()), ("in the hub's cache", cached())):
+        for name, path in found.items():
+            typer.echo(f"{name:32} {title:20} {_size(path):>9}  {path}")
+
+
+def convert(
+    source: o.Source,
+    target: o.Converted,
+    dtype: o.StoredDtype = None,
+    variant: o.Variant = None,
+    prediction: o.Prediction = None,
+) -> None:
+    """Convert a model between the layouts, in both directions."""
+    from gradina.request import choice
+    from gradina.runtime import DTYPES
+    from gradina.weights.convert import convert as converted
+
+    numbers = None if dtype is None else DTYPES[choice("--dtype", dtype, tuple(DTYPES))]
+    typer.echo(converted(source, target, dtype=numbers, variant=variant, prediction=prediction))
+
+
+def push(model: o.Local, name: o.HubName) -> None:
+    """Put a model on the hub."""
+    from gradina.pipeline import load
+    from gradina.pipeline import push as pushed
+
+    typer.echo(pushed(load(model, device="cpu"), name))
+
+
+def _writable(path: str) -> str:
+    if not Path(path).parent.is_dir():
+        raise RequestError(f"--output: there is no folder {Path(path).parent}; make it first")
+    return path
+
+
+def _size(path: Path) -> str:
+    files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
+    return f"{sum(p.stat().st_size for p in files) / 1e6:.1f} MB"

@@ -1,0 +1,64 @@
+"""Grids: one picture over the values of one or two fields of a request."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import fields, replace
+from typing import Any
+
+from gradina.errors import RequestError
+from gradina.request import Request, choice
+
+Axis = tuple[str, list[Any]]
+NUMBERS: dict[str, Callable[[str], Any]] = {
+    "steps": int, "seed": int, "width": int, "height": int, "images": int,
+    "guidance_scale": float, "guidance_rescale": float, "eta": float, "strength": float,
+}  # fmt: skip
+
+
+def parse(name: str, text: str | None) -> Any:
+    """The value of a request's field, written as text; RequestError if it is none."""
+    if text is None:
+        return None
+    try:
+        if name == "guidance_interval":
+            low, high = text.split(":")
+            return float(low), float(high)
+        return NUMBERS.get(name, str)(text.strip())
+    except ValueError:
+        expected = "LOW:HIGH" if name == "guidance_interval" else "a number"
+        raise RequestError(f"{name}: got {text!r}, expected {expected}") from None
+
+
+def axis(text: str) -> Axis:
+    """One axis of a grid, such as guidance_scale=1,3,7.5,14; values that contain commas are parted by | instead."""
+    name, equals, values = text.partition("=")
+    if not equals or not values:
+        raise RequestError(f"--grid: got {text!r}, expected FIELD=A,B,... such as guidance_scale=1,3,7.5,14")
+    name = name.strip().replace("-", "_")
+    choice("--grid", name, tuple(f.name for f in fields(Request) if f.name != "images"))
+    return name, [parse(name, value) for value in values.split("|" if "|" in values else ",")]
+
+
+def check_grid(axes: list[Axis], request: Request, moving: str | None) -> None:
+    """Refuses a grid that cannot be drawn, before a model is loaded."""
+    if not axes:
+        return
+    names = [name for name, _ in axes]
+    if len(axes) > 2 or len(set(names)) != len(names):
+        raise RequestError(f"--grid: got {', '.join(names)}; expected one field, or two different ones")
+    if len(request.prompts) > 1:
+        raise RequestError("--grid: give one prompt and one image; more prompts go into --grid 'prompt=one|two'")
+    if moving:
+        raise RequestError("--grid: a film or a strip shows one picture; leave one of the two out")
+    for cell in cells(axes):
+        replace(request, **cell)
+
+
+def cells(axes: list[Axis]) -> Iterator[dict[str, Any]]:
+    """What differs in each cell of a grid, row by row; the first field goes across."""
+    (across, columns), *rest = axes
+    down, rows = rest[0] if rest else ("", [None])
+    for row in rows:
+        for column in columns:
+            yield {across: column} | ({down: row} if down else {})

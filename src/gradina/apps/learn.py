@@ -1,0 +1,91 @@
+"""The verb that trains."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from gradina.apps import options as o
+
+if TYPE_CHECKING:
+    from gradina.training.run import Progress
+
+SAY_EVERY = 30.0  # seconds, where nobody watches a bar
+
+
+def train(recipe: o.Recipe, out: o.Out = None, threads: o.Threads = None, quiet: o.Quiet = False) -> None:
+    """Train a model from nothing; stop it when you like, the same command goes on."""
+    import torch
+
+    from gradina.training.recipes import read_recipe
+    from gradina.training.run import run
+
+    read = read_recipe(recipe)
+    folder = Path(out or f"runs/{read.name}")
+    if threads:
+        torch.set_num_threads(threads)
+    with asked_to_stop() as stopped:
+        running = run(read, folder)
+        for line in told(running):
+            if not quiet:
+                _say(line)
+            if stopped:
+                running.close()  # keeps the state after the last whole step
+                _say("")
+                typer.echo(f"stopped; the same command goes on from here ({folder})")
+                raise typer.Exit(130)
+    if not quiet:
+        _say("")
+    typer.echo(folder / "model")
+
+
+def told(running: Iterator[Progress]) -> Iterator[str]:
+    """One line for each step: stage, step, loss, speed and the time that the stage still needs."""
+    recent: deque[float] = deque(maxlen=200)
+    stage = ""
+    for now in running:
+        if now.stage != stage:
+            stage = now.stage
+            recent.clear()
+        recent.append(now.step.seconds)
+        each = sum(recent) / len(recent)
+        left = time.strftime("%H:%M:%S", time.gmtime(each * (now.steps - now.step.step)))
+        yield f"{now.stage}  {now.step.step}/{now.steps}  loss {now.step.loss:.4f}  {1 / each:.1f} steps/s  {left} left"
+
+
+@contextmanager
+def asked_to_stop() -> Iterator[list[int]]:
+    """A list that is not empty once Ctrl-C was pressed or the process was asked to end; a second time ends it."""
+    asked: list[int] = []
+
+    def handle(number: int, frame: object) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+_said = 0.0
+
+
+def _say(line: str) -> None:
+    global _said
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
+    elif line and time.monotonic() - _said > SAY_EVERY:
+        _said = time.monotonic()
+        print(line, file=sys.stderr, flush=True)

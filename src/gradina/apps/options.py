@@ -1,0 +1,80 @@
+"""What the verbs take: each option once, with its help and what it is when it is not given."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from gradina.request import SAMPLER_NAMES, SCHEDULE_NAMES
+
+
+def arg(metavar: str, text: str) -> Any:
+    """An argument without a default."""
+    return typer.Argument(metavar=metavar, show_default=False, help=text)
+
+
+def opt(metavar: str, default: str | bool, text: str, *names: str, least: int | None = None) -> Any:
+    """An option; `default` says in words what stands in for it, True shows the value itself."""
+    return typer.Option(*names, metavar=metavar, show_default=default, help=text, min=least)
+
+
+OWN = "the model's own"
+NAMED = "A shipped model's name, a folder, a file, or an owner/name of the hub."
+
+# Which model, and how it computes
+Model = Annotated[str | None, opt("MODEL", "the shipped model", NAMED, "--model", "-m")]
+ItsModel = Annotated[str | None, opt("MODEL", "the one named in the file", NAMED, "--model", "-m")]
+Variant = Annotated[str | None, opt("NAME", "none", "Variant of a folder's files, such as fp16.")]
+Prediction = Annotated[str | None, opt("NAME", "as detected", "What the U-Net says: eps, v or x0.")]
+Device = Annotated[str | None, opt("NAME", "the fastest here", "Where to compute: cpu, cuda, mps.")]
+Dtype = Annotated[str | None, opt("NAME", "fp32 on a CPU, else fp16", "Numbers to compute in: fp32, bf16, fp16.")]
+Threads = Annotated[int | None, opt("N", "one for each core", "Threads to compute with.", least=1)]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.", show_default="shown")]
+
+# What to draw
+Prompts = Annotated[list[str], arg("PROMPT...", "What to draw; each prompt gets its own pictures.")]
+Negative = Annotated[str, opt("TEXT", "none", "What to keep away from.", "--negative-prompt", "-n")]
+Steps = Annotated[int | None, opt("N", OWN, "Steps from noise to the picture.", "--steps", "-s")]
+Scale = Annotated[
+    float | None, opt("X", OWN, "How strongly to follow the prompt; 1: unguided.", "--guidance-scale", "-g")
+]
+Rescale = Annotated[float, opt("X", True, "0..1: how much of the contrast that guidance adds is taken back.")]
+Interval = Annotated[str | None, opt("LOW:HIGH", "all", "Noise levels (sigma) at which guidance acts.")]
+Sampler = Annotated[str | None, opt("NAME", OWN, f"One of {', '.join(SAMPLER_NAMES)}.")]
+Schedule = Annotated[str | None, opt("NAME", OWN, f"One of {', '.join(SCHEDULE_NAMES)}.")]
+Eta = Annotated[float | None, opt("X", "the sampler's own", "0..1: noise put back by ddim and stochastic samplers.")]
+Seed = Annotated[int | None, opt("N", "a new one", "Of the first picture; the next ones take N + 1, ...")]
+Width = Annotated[int | None, opt("PIXELS", OWN, "A multiple of 8.", "--width", "-W")]
+Height = Annotated[int | None, opt("PIXELS", OWN, "A multiple of 8.", "--height", "-H")]
+Images = Annotated[int, opt("N", True, "Pictures for each prompt.", "--images", "-k")]
+InitImage = Annotated[str | None, opt("FILE", "none", "A picture to start from.", "--init-image", "-i")]
+Strength = Annotated[float, opt("X", True, "0..1: how much of the start picture may change.")]
+MaskImage = Annotated[str | None, opt("FILE", "none", "White is drawn anew, black is kept.")]
+
+# Where to put it
+FILES = "File (.png, .jpg, .webp) or folder; several pictures are told apart by their seeds."
+Output = Annotated[str | None, opt("PATH", "PROMPT-SEED.png", FILES, "--output", "-o")]
+Again = Annotated[str | None, opt("PATH", "PICTURE-again.png", "File or folder to write to.", "--output", "-o")]
+Target = Annotated[str | None, opt("FILE", "beside the source", "File to write.", "--output", "-o")]
+Grid = Annotated[
+    list[str] | None,
+    opt("FIELD=A,B,...", "none", "One labelled picture over the values of a field; give it twice for two fields."),
+]
+Film = Annotated[str | None, opt("FILE", "none", "Also write how the first picture emerges: .gif, .webp or .apng.")]
+Strip = Annotated[str | None, opt("FILE", "none", "Also write eight moments of that side by side: .png.")]
+
+# Files
+Picture = Annotated[str, arg("PICTURE", "A picture file.")]
+Drawn = Annotated[str, arg("PICTURE", "A picture made by gradina or by A1111's web UI.")]
+LatentsFile = Annotated[str, arg("LATENTS", "A file made by `gradina encode`.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the request as JSON.", show_default="as text")]
+Source = Annotated[str, arg("SOURCE", "A folder, a .safetensors file, a .ckpt pickle, or a model's name.")]
+Converted = Annotated[str, arg("TARGET", "A folder (layout of diffusers), or a .safetensors file (original layout).")]
+StoredDtype = Annotated[str | None, opt("NAME", "as it is", "Numbers to store: fp32, bf16, fp16.", "--dtype")]
+Local = Annotated[str, arg("MODEL", "A shipped model's name, a folder, or a file.")]
+HubName = Annotated[str, arg("OWNER/NAME", "Where to put it on the hub.")]
+
+# Training
+Recipe = Annotated[str, arg("RECIPE", "A TOML file, such as recipes/digits.toml.")]
+Out = Annotated[str | None, opt("FOLDER", "runs/NAME", "Where the run is kept; the same command goes on with it.")]

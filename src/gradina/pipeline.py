@@ -1,0 +1,304 @@
+"""From a request to pictures: the one place where networks and mathematics meet to draw."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import groupby
+from os import PathLike
+from typing import cast
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from gradina.diffusion.denoiser import Denoise, Denoiser, Network, noised
+from gradina.diffusion.guidance import cfg, masked
+from gradina.diffusion.noise import Noise
+from gradina.diffusion.prediction import prediction_named
+from gradina.diffusion.samplers import SAMPLERS, SamplerRow, Step
+from gradina.diffusion.schedule import spaced, tail
+from gradina.errors import RequestError
+from gradina.pictures import fit, open_mask, open_picture, overlay
+from gradina.request import Picture, Request
+from gradina.runtime import pick_device, pick_dtype
+from gradina.weights.parts import Parts
+
+AT_ONCE = 64 * 64  # places of latents that are drawn in one batch: one 512x512 picture, or many small ones
+
+
+class StableDiffusion(Parts):
+    """A model, ready to draw: tokenizer, text tower, autoencoder, U-Net, schedule."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.unet.conv_in.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type its networks compute in; latents are fp32 throughout."""
+        return self.unet.conv_in.weight.dtype
+
+    @torch.no_grad()
+    def read(self, texts: Sequence[str]) -> Tensor:
+        """Text states of prompts (b, n, width); a long prompt is read in chunks and makes all as long as itself."""
+        ids = self.tokenizer.chunks(texts).to(self.device)
+        return self.text(ids.flatten(0, 1)).reshape(len(texts), -1, self.text.config.width)
+
+    @torch.no_grad()
+    def encode(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Latents (b, 4, h/8, w/8) of pixels (b, 3, h, w) in -1..1: the mean, or a sample if unit noise is given."""
+        given = None if noise is None else noise.to(self.device, self.dtype)
+        return self.vae.encode(pixels.to(self.device, self.dtype), given).float()
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> list[Image.Image]:
+        """Pictures of latents (b, 4, h, w), such as those of `Step.denoised`."""
+        return [to_image(self.vae.decode(z[None].to(self.device, self.dtype))[0].float()) for z in latents]
+
+    def save(self, path: str | PathLike[str], dtype: torch.dtype | None = None) -> None:
+        """Writes the model as a folder in the layout of diffusers, with a card; whole or not at all."""
+        from gradina.weights.folders import write_folder
+
+        write_folder(self, path, dtype=dtype)
+
+
+def to_pixels(picture: Image.Image) -> Tensor:
+    """A picture as (3, h, w) in -1..1."""
+    values = torch.from_numpy(np.array(picture.convert("RGB"), dtype=np.float32))
+    return (values / 127.5 - 1).permute(2, 0, 1)
+
+
+def to_image(pixels: Tensor) -> Image.Image:
+    """Pixels (3, h, w) in -1..1 as a picture; what lies outside is cut off."""
+    values = (pixels.cpu() / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
+    return Image.fromarray(values.permute(1, 2, 0).contiguous().numpy())
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that a sampler needs to draw one batch, and the pictures that it starts from."""
+
+    request: Request  # resolved; one prompt for each picture
+    denoise: Denoise
+    x: Tensor
+    sigmas: Tensor
+    noise: Noise
+    init: Image.Image | None
+    mask: Image.Image | None
+
+
+def generate(model: StableDiffusion, request: Request) -> Iterator[Picture]:
+    """Draws a request: one Picture for each prompt and image, in order, with seeds seed, seed + 1, ...
+
+    A picture is the same whatever it is drawn together with. Raises RequestError or PictureError at once.
+    """
+    return (picture for plan in plans(model, request) for picture in develop(model, plan, last(walk(model, plan))))
+
+
+def steps(model: StableDiffusion, request: Request) -> Iterator[Step]:
+    """Draws a request as one batch and yields each step of the walk; `model.decode(step.denoised)` shows it.
+
+    Raises RequestError or PictureError at once.
+    """
+    whole = resolved(model, request)
+    return walk(model, prepare(model, replace(whole, prompt=whole.prompts, images=1)))
+
+
+def plans(model: StableDiffusion, request: Request) -> Iterator[Plan]:
+    """The batches in which a request is drawn; the first is prepared at once, so that errors come early."""
+    first, *rest = batches(model, resolved(model, request))
+    plan = prepare(model, first)
+    return (plan if part is first else prepare(model, part) for part in [first, *rest])
+
+
+@torch.no_grad()
+def walk(model: StableDiffusion, plan: Plan) -> Iterator[Step]:
+    """The walk from noise to latents, step by step."""
+    row = _row(plan.request)
+    given = {"eta": plan.request.eta, "prediction": prediction_named(model.prediction)}
+    options = {k: v for k, v in given.items() if k in row.options and v is not None}
+    yield from row.run(plan.denoise, plan.x, plan.sigmas, plan.noise, **options)
+
+
+def last(walked: Iterator[Step]) -> Step | None:
+    """The last step of a walk, or None if it has none."""
+    step = None
+    for step in walked:  # noqa: B007
+        pass
+    return step
+
+
+def develop(model: StableDiffusion, plan: Plan, step: Step | None) -> list[Picture]:
+    """The finished pictures of a plan after its last step."""
+    x, sigma = (plan.x, float(plan.sigmas[-1])) if step is None else (step.x, step.sigma)
+    pictures = []
+    for k, image in enumerate(model.decode(x / (1 + sigma**2) ** 0.5)):
+        alone = plan.request.alone(k)
+        if plan.init is not None and plan.mask is not None:
+            image = overlay(plan.init, image, plan.mask)
+        pictures.append(Picture(image, cast(int, alone.seed), alone, {"name": model.name, "hash": model.hash}))
+    return pictures
+
+
+def resolved(model: StableDiffusion, request: Request) -> Request:
+    """The request with the model's defaults; a picture to start from keeps its shape, at the model's number of pixels.
+
+    Raises RequestError if the model cannot draw at that size.
+    """
+    factor, defaults = model.vae.config.factor, model.defaults
+    if request.init_image is not None and request.width is None and request.height is None:
+        width, height = open_picture(request.init_image).size
+        scale = (defaults.width * defaults.height / (width * height)) ** 0.5
+        sides = (max(factor, round(side * scale / factor) * factor) for side in (width, height))
+        request = replace(request, **dict(zip(("width", "height"), sides, strict=True)))
+    request = request.resolved(defaults)
+    for name in ("width", "height"):
+        if getattr(request, name) % factor:
+            raise RequestError(f"{name}: got {getattr(request, name)}, expected a multiple of {factor} for this model")
+    return request
+
+
+def batches(model: StableDiffusion, request: Request) -> list[Request]:
+    """A resolved request cut into what is drawn at once: prompts of one length in tokens, and not too many places."""
+    at_once = max(1, AT_ONCE // (_shape(model, request)[1] * _shape(model, request)[2]))
+    prompts = request.prompts
+    parts = []
+    for _, run in groupby(range(len(prompts)), key=lambda i: _chunks(model, request, prompts[i])):
+        rows = list(run)
+        for start in range(0, len(rows), at_once):
+            some = rows[start : start + at_once]
+            seed = cast(int, request.seed) + some[0]
+            parts.append(replace(request, prompt=tuple(prompts[i] for i in some), seed=seed, images=1))
+    return parts
+
+
+@torch.no_grad()
+def prepare(model: StableDiffusion, request: Request) -> Plan:
+    """From a resolved request to what its sampler needs: text states, noise levels, where to start, what to ask.
+
+    Random numbers are drawn in the order in which diffusers draws them.
+    """
+    row, seed, size = _row(request), cast(int, request.seed), (cast(int, request.width), cast(int, request.height))
+    init = None if request.init_image is None else fit(open_picture(request.init_image), *size)
+    mask = None if request.mask_image is None else fit(open_mask(request.mask_image), *size)
+    mask = mask and mask.point(lambda value: 255 * (value >= 128))
+    count, shape = len(request.prompts), _shape(model, request)
+    noise = Noise([seed + i for i in range(count)], shape, model.device)
+
+    schedule = cast(str, request.schedule)
+    sigmas = spaced(model.schedule, schedule, cast(int, request.steps), row.final, row.whole_t)
+    sigmas = sigmas if init is None else tail(sigmas, request.strength)
+    reads_mask = model.unet.config.channels > shape[0]
+    forgets = mask is not None and request.strength == 1  # an inpainting at full strength begins with noise alone
+    known = None
+    if init is not None and not (reads_mask and forgets):
+        known = model.encode(to_pixels(init).expand(count, -1, -1, -1), noise())
+    n = noise()
+    if len(sigmas) == 1 and known is not None:  # strength 0: nothing is drawn
+        x = known * float(1 + sigmas[0] ** 2) ** 0.5
+    elif known is None or forgets:
+        x = n * row.start(schedule, float(sigmas[0]))
+    else:
+        x = noised(known, n, sigmas[0])
+
+    extra = _inpainting_channels(model, init, mask, noise, count) if reads_mask else None
+    denoise = _guided(model, request, _network(model, extra), row)
+    if mask is not None and known is not None and not reads_mask:
+        denoise = masked(denoise, known, _small(mask, shape).to(known), n)
+    return Plan(request, denoise, x, sigmas, noise, init, mask)
+
+
+def _guided(model: StableDiffusion, request: Request, network: Network, row: SamplerRow) -> Denoise:
+    """The model's denoiser for these prompts, with classifier-free guidance."""
+    prompts = request.prompts
+    if len({_chunks(model, request, prompt) for prompt in prompts}) > 1:
+        raise RequestError(
+            "prompt: prompts that differ in length by over 75 words cannot share a batch; draw them apart"
+        )
+    states = model.read([*prompts, request.negative_prompt])
+    cond, uncond = states[:-1], states[-1:].expand(len(prompts), -1, -1)
+    denoiser = Denoiser(network, model.schedule, prediction_named(model.prediction), row.whole_t)
+    scale = cast(float, request.guidance_scale)
+    return cfg(denoiser, cond, uncond, scale, request.guidance_rescale, request.guidance_interval)
+
+
+def _network(model: StableDiffusion, extra: Tensor | None) -> Network:
+    """The U-Net in its own number type, given fp32 and giving fp32; `extra` channels (b, ...) stand behind x."""
+
+    def network(x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+        if extra is not None:
+            x = torch.cat([x, extra.repeat(len(x) // len(extra), 1, 1, 1)], dim=1)
+        return model.unet(x.to(model.dtype), t, cond.to(model.dtype)).float()
+
+    return network
+
+
+def _inpainting_channels(
+    model: StableDiffusion, init: Image.Image | None, mask: Image.Image | None, noise: Noise, count: int
+) -> Tensor:
+    """What a nine-channel U-Net reads behind x: the mask, and the latents of the picture, grey where it draws."""
+    _, h, w = noise.shape
+    drawn = torch.ones(1, 1, h, w) if mask is None else _small(mask, noise.shape)
+    factor = model.vae.config.factor
+    pixels = torch.zeros(1, 3, h * factor, w * factor)
+    if init is not None and mask is not None:
+        pixels = to_pixels(init)[None] * (torch.from_numpy(np.array(mask)) < 128)
+    kept = model.encode(pixels.expand(count, -1, -1, -1), noise())
+    return torch.cat([drawn.to(kept).expand(count, -1, -1, -1), kept], dim=1)
+
+
+def _small(mask: Image.Image, shape: tuple[int, ...]) -> Tensor:
+    """A mask at the size of latents (1, 1, h, w): 1 where the picture is drawn."""
+    small = mask.resize((shape[2], shape[1]), Image.Resampling.NEAREST)
+    return torch.from_numpy(np.array(small) >= 128)[None, None].float()
+
+
+def _row(request: Request) -> SamplerRow:
+    return SAMPLERS[cast(str, request.sampler)]
+
+
+def _shape(model: StableDiffusion, request: Request) -> tuple[int, int, int]:
+    """Of the latents of one picture."""
+    factor = model.vae.config.factor
+    return (model.vae.config.latent_channels, cast(int, request.height) // factor, cast(int, request.width) // factor)
+
+
+def _chunks(model: StableDiffusion, request: Request, prompt: str) -> int:
+    """How many chunks of tokens a prompt and its negative prompt take."""
+    return model.tokenizer.chunks([prompt, request.negative_prompt]).shape[1]
+
+
+def load(
+    source: str | PathLike[str] | None = None,
+    *,
+    variant: str | None = None,
+    prediction: str | None = None,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+) -> StableDiffusion:
+    """A model, ready to draw: a shipped one, a folder, a file, or an "owner/name" of the hub; None: the shipped one.
+
+    `variant` ("fp16") chooses among a folder's files; `prediction` (eps, v, x0) overrides what was detected; numbers
+    are fp32 on a CPU and fp16 elsewhere unless `dtype` (fp32, bf16, fp16) says otherwise. Raises WeightsError,
+    HubError where the hub does not answer, RequestError for a device that is not there.
+    """
+    from gradina.weights.zoo import open_source
+
+    place = pick_device(device)
+    parts = open_source(source, variant=variant, prediction=prediction, dtype=pick_dtype(dtype, place))
+    for network in (parts.text, parts.vae, parts.unet):
+        network.requires_grad_(False).to(place)
+    return StableDiffusion(**{f.name: getattr(parts, f.name) for f in fields(parts)})
+
+
+def push(model: StableDiffusion, name: str, *, private: bool = False) -> str:
+    """Puts a model on the hub as "owner/name" in the layout of diffusers, with a card; returns its address.
+
+    Raises HubError where the hub does not take it.
+    """
+    from gradina.weights.hub import push as pushed
+
+    return pushed(model, name, private=private)

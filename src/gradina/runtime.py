@@ -1,0 +1,31 @@
+"""Where and in which numbers a model computes."""
+
+from __future__ import annotations
+
+import torch
+
+from gradina.errors import RequestError
+from gradina.request import choice
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def pick_device(name: str | torch.device | None = None) -> torch.device:
+    """The device of that name, or the fastest one here; RequestError if it is not to be had."""
+    if name is None:
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise RequestError(f"device: {name} cannot be used here ({str(error).splitlines()[0]}); try cpu") from error
+    return device
+
+
+def pick_dtype(name: str | torch.dtype | None, device: torch.device) -> torch.dtype:
+    """The type of that name (fp32, bf16, fp16), or fp32 on a CPU and fp16 elsewhere."""
+    if name is None:
+        return torch.float32 if device.type == "cpu" else torch.float16
+    if isinstance(name, torch.dtype):
+        return name
+    return DTYPES[choice("dtype", name, tuple(DTYPES))]

@@ -1,0 +1,66 @@
+"""How far is it? One picture for each stage, drawn with the averaged weights."""
+
+from __future__ import annotations
+
+import torch
+from PIL import Image
+from torch import nn
+
+from gradina import sheet
+from gradina.models.clip import CLIP
+from gradina.models.unet import UNet
+from gradina.models.vae import AutoencoderKL
+from gradina.pipeline import StableDiffusion, generate, to_image
+from gradina.request import Request
+from gradina.training.data import generator
+from gradina.training.stages import Workshop
+
+SHOWN = 8
+SEEDS = 4
+
+
+@torch.no_grad()
+def through_latents(shop: Workshop, vae: nn.Module) -> Image.Image:
+    """Pictures above what comes back through the latents."""
+    assert isinstance(vae, AutoencoderKL)
+    pixels = shop.data.pixels(shop.rows(generator(shop.recipe.seed, "look"), SHOWN))
+    back = vae.decode(vae.encode(pixels))
+    return sheet.grid([to_image(p) for p in (*pixels, *back)], columns=SHOWN, row_labels=("picture", "and back"))
+
+
+@torch.no_grad()
+def found_by_captions(shop: Workshop, clip: nn.Module) -> Image.Image:
+    """For one caption of each kind, the pictures among many that are nearest to it, nearest first."""
+    assert isinstance(clip, CLIP)
+    key = generator(shop.recipe.seed, "look")
+    pixels = shop.data.pixels(shop.rows(key, 32 * len(shop.data.captions)))
+    captions = [wordings[0] for wordings in shop.data.captions]
+    nearest = clip(shop.tokenizer(captions), pixels).topk(SHOWN, dim=1).indices
+    return sheet.grid([to_image(pixels[i]) for i in nearest.flatten()], columns=SHOWN, row_labels=captions)
+
+
+def drawn(shop: Workshop, unet: nn.Module) -> Image.Image:
+    """The recipe's prompts, a few seeds each, at the model's defaults."""
+    assert isinstance(unet, UNet)
+    prompts = shop.recipe.prompts or tuple(kind[0] for kind in shop.data.captions[:10])
+    request = Request(prompt=prompts, images=SEEDS, seed=shop.recipe.seed)
+    pictures = [picture.image for picture in generate(model_of(shop, unet), request)]
+    return sheet.grid(pictures, columns=SEEDS, row_labels=prompts)
+
+
+def model_of(shop: Workshop, unet: UNet) -> StableDiffusion:
+    """The whole model around a U-Net."""
+    recipe = shop.recipe
+    return StableDiffusion(
+        tokenizer=shop.tokenizer,
+        text=shop.text,
+        vae=shop.vae,
+        unet=unet,
+        schedule=shop.schedule,
+        prediction=recipe.unet.prediction,
+        defaults=recipe.defaults,
+        name=recipe.name,
+    )
+
+
+LOOKS = {"vae": through_latents, "clip": found_by_captions, "unet": drawn}
