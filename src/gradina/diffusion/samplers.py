@@ -172,8 +172,8 @@ def dpmpp_sde(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, eta: fl
         if to > 0:
             middle = (sigma * to).sqrt()
             up = _fresh(sigma, middle, eta)
-            probe = _walk(x, denoised, sigma, middle, up) + up * noise.between(sigma, middle)
-            guess = denoise(probe, middle)
+            probe = _walk(x, denoised, sigma, middle, up)
+            guess = denoise(probe + up * noise.between(sigma, middle) if up > 0 else probe, middle)
         up = _fresh(sigma, to, eta)
         x = _walk(x, guess, sigma, to, up)
         if up > 0:

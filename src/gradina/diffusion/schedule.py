@@ -226,8 +226,7 @@ def _beta_quantile(p: Tensor, a: float = 0.6) -> Tensor:
     B(x; a, a) = x^a * sum_k (1 - a)_k / (k! (a + k)) * x^k, for x <= 1/2; the other half is its mirror image.
     """
     low, high = torch.zeros_like(p), torch.full_like(p, 0.5)
-    terms = torch.tensor([math.gamma(1 - a + k) / (math.gamma(1 - a) * math.factorial(k) * (a + k)) for k in range(60)])
-    terms = terms.to(p)
+    terms = p.new_tensor([math.gamma(1 - a + k) / math.gamma(1 - a) / math.factorial(k) / (a + k) for k in range(60)])
     whole = math.gamma(a) ** 2 / math.gamma(2 * a)
     for _ in range(64):
         x = (low + high) / 2

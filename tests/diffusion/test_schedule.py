@@ -1,0 +1,254 @@
+"""Noise levels: the figures of Stable Diffusion, and the levels that diffusers' schedulers stop at."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from diffusers.schedulers.scheduling_utils import AysSchedules
+
+from gradina.diffusion.prediction import PREDICTIONS
+from gradina.diffusion.schedule import (
+    SCHEDULES,
+    Schedule,
+    _beta_quantile,
+    cosine_betas,
+    linear_betas,
+    scaled_linear_betas,
+    schedule_from_config,
+    sd_schedule,
+    spaced,
+    tail,
+    zero_terminal_snr,
+)
+from gradina.errors import RequestError, WeightsError
+from gradina.request import SCHEDULE_NAMES
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers, numpy 2
+
+BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1}
+
+
+def test_the_figures_of_stable_diffusion() -> None:
+    schedule = sd_schedule()
+    assert schedule.sigmas[0].item() == pytest.approx(0.0291672, abs=5e-8)
+    assert schedule.sigmas[-1].item() == pytest.approx(14.6146412, abs=5e-8)
+    assert schedule.alphas_bar[499].item() == pytest.approx(0.2776697, abs=5e-8)
+    assert schedule.alphas_bar[999].item() == pytest.approx(0.0046601, abs=5e-8)
+    assert schedule.t_of(spaced(schedule, "leading", 50)[:3]).tolist() == [981, 961, 941]
+
+
+def test_the_figures_of_zero_terminal_snr() -> None:
+    betas = zero_terminal_snr(scaled_linear_betas())
+    alphas_bar = (1 - betas).cumprod(0)
+    assert alphas_bar[0].item() == pytest.approx(0.99915, abs=1e-12)
+    assert alphas_bar[500].item() == pytest.approx(0.241019, abs=5e-7)
+    assert alphas_bar[998].item() == pytest.approx(1.968e-7, abs=5e-11)
+    assert alphas_bar[999].item() == 0
+    assert Schedule.from_betas(betas).sigmas[-1].item() == pytest.approx(4096, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "betas"),
+    [
+        ("scaled_linear", scaled_linear_betas(1000, 0.0001, 0.02)),
+        ("linear", linear_betas(1000)),
+        ("squaredcos_cap_v2", cosine_betas(1000)),
+    ],
+)
+@pytest.mark.parametrize("zero_snr", [False, True])
+def test_betas_are_those_of_the_reference(name: str, betas: torch.Tensor, zero_snr: bool) -> None:
+    reference = diffusers.EulerDiscreteScheduler(beta_schedule=name, rescale_betas_zero_snr=zero_snr)
+    ours = Schedule.from_betas(zero_terminal_snr(betas) if zero_snr else betas)
+    rtol = 2e-3 if zero_snr else 3e-4  # theirs are in single precision: 1 - beta loses digits where beta is small
+    torch.testing.assert_close(ours.sigmas.flip(0), reference.sigmas[:-1].double(), rtol=rtol, atol=0)
+
+
+def test_time_steps_and_levels_are_inverse() -> None:
+    for schedule in (sd_schedule(), sd_schedule(rescale_betas_zero_snr=True), sd_schedule(num_train_timesteps=50)):
+        t = torch.arange(len(schedule.sigmas))
+        assert torch.equal(schedule.t_of(schedule.sigmas), t.double())
+        assert torch.equal(schedule.sigma_of(t), schedule.sigmas)
+        between = torch.linspace(1, len(t) - 2, 333, dtype=torch.float64)
+        assert (schedule.t_of(schedule.sigma_of(between)) - between).abs().max() < 0.1
+    assert schedule.t_of(torch.tensor([0.0, 1e9])).tolist() == [0, 49]
+    assert schedule.t_of(torch.tensor(1.0)).shape == ()
+
+
+def test_t_of_is_that_of_the_reference() -> None:
+    reference, schedule = diffusers.EulerDiscreteScheduler(**BETAS), sd_schedule()
+    sigmas = np.geomspace(0.01, 20, 100)
+    theirs = [reference._sigma_to_t(s, schedule.sigmas.log().numpy()) for s in sigmas]
+    np.testing.assert_allclose(schedule.t_of(torch.from_numpy(sigmas)), np.array(theirs), atol=1e-9)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7, 10, 20, 33, 50])
+@pytest.mark.parametrize("name", ["leading", "linspace", "trailing", "karras", "exponential", "beta"])
+@pytest.mark.parametrize(
+    ("cls", "final", "whole"),
+    [
+        ("EulerDiscreteScheduler", "zero", False),
+        ("DPMSolverMultistepScheduler", "replace", True),
+        ("UniPCMultistepScheduler", "replace", True),
+    ],
+)
+def test_levels_are_those_of_the_reference(cls: str, final: Any, whole: bool, name: str, steps: int) -> None:
+    spacing = {"timestep_spacing": name}
+    if name in ("karras", "exponential", "beta"):
+        spacing = {f"use_{name}_sigmas": True, "timestep_spacing": "linspace"}
+    if steps == 1 and (name, final) in (
+        ("karras", "zero"),
+        ("exponential", "zero"),
+        ("beta", "zero"),
+        ("linspace", "zero"),
+    ):
+        pytest.skip("from one evenly spaced time step the reference starts at the lowest level, t = 0")
+    reference = getattr(diffusers, cls)(**BETAS, **spacing)
+    reference.set_timesteps(steps)
+    sigmas = spaced(sd_schedule(), name, steps, final, whole)
+    torch.testing.assert_close(sigmas, reference.sigmas.double(), rtol=2e-5, atol=0)
+    t = sd_schedule().t_of(sigmas[:-1])
+    limit = 1.0 if whole and name in ("exponential", "beta") else 0.005  # they cut the fraction off, we round
+    assert ((t.round() if whole else t) - reference.timesteps).abs().max() <= limit
+
+
+@pytest.mark.parametrize("steps", [10, 20, 50])
+@pytest.mark.parametrize("name", ["leading", "trailing"])
+def test_ddim_and_pndm_end_at_the_lowest_level(name: str, steps: int) -> None:
+    reference = diffusers.DDIMScheduler(**BETAS, timestep_spacing=name, set_alpha_to_one=False)
+    reference.set_timesteps(steps)
+    schedule = sd_schedule()
+    sigmas = spaced(schedule, name, steps, "lowest", True)
+    assert schedule.t_of(sigmas[:-1]).tolist() == reference.timesteps.tolist()
+    assert sigmas[-1] == schedule.sigmas[0]
+    to_one = Schedule(schedule.sigmas, set_alpha_to_one=True)
+    assert spaced(to_one, name, steps, "lowest", True)[-1] == 0
+
+
+def test_align_your_steps() -> None:
+    schedule = sd_schedule()
+    assert spaced(schedule, "ays", 10).tolist() == pytest.approx(AysSchedules["StableDiffusionSigmas"], rel=1e-12)
+    fine = spaced(schedule, "ays", 20)  # every second level is one of the ten, the others their geometric means
+    assert fine[:-1:2].tolist() == pytest.approx(AysSchedules["StableDiffusionSigmas"][:-1], rel=1e-12)
+    assert fine[1].item() == pytest.approx(math.sqrt(14.615 * 6.475))
+    assert fine[19].item() == pytest.approx(math.sqrt(0.152 * 0.029))
+
+
+def test_sgm_uniform_is_linspace_without_its_end() -> None:
+    schedule = sd_schedule()
+    assert schedule.t_of(spaced(schedule, "sgm_uniform", 9)[:-1]).tolist() == pytest.approx(list(range(999, 0, -111)))
+
+
+def test_the_beta_quantile() -> None:
+    p = torch.cat([torch.linspace(0, 1, 201, dtype=torch.float64), torch.tensor([1e-9, 1e-4, 1 - 1e-6]).double()])
+    expected = scipy.stats.beta.ppf(p.numpy(), 0.6, 0.6)
+    np.testing.assert_allclose(_beta_quantile(p), expected, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("final", ["zero", "replace", "lowest"])
+@pytest.mark.parametrize("name", SCHEDULE_NAMES)
+def test_levels_fall_from_noise_to_the_end(name: str, final: Any) -> None:
+    assert tuple(SCHEDULES) == SCHEDULE_NAMES
+    for schedule in (sd_schedule(), sd_schedule(rescale_betas_zero_snr=True), sd_schedule(num_train_timesteps=100)):
+        for steps in (1, 2, 3, 30):
+            sigmas = spaced(schedule, name, steps, final, True)
+            assert sigmas.shape == (steps + 1,)
+            assert sigmas.dtype == torch.float64
+            assert (sigmas.diff() < 0).all()
+            assert sigmas[-1] in (0, schedule.sigmas[0])
+
+
+def test_every_level_can_be_a_step() -> None:
+    schedule = sd_schedule()
+    for name in ("leading", "linspace", "trailing"):
+        assert torch.equal(spaced(schedule, name, 1000)[:-1].flip(0), schedule.sigmas)
+
+
+@pytest.mark.parametrize(("name", "steps"), [("leading", 0), ("leading", 1001), ("ays ", 10), ("Karras", 10)])
+def test_levels_that_do_not_exist(name: str, steps: int) -> None:
+    with pytest.raises(RequestError, match=r"expected 1 to 1000|choices: leading"):
+        spaced(sd_schedule(), name, steps)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7, 10, 20, 33, 50])
+def test_strength_leaves_as_many_steps_as_the_reference(steps: int) -> None:
+    sigmas = spaced(sd_schedule(), "leading", steps)
+    for strength in [i / 100 for i in range(101)]:
+        left = tail(sigmas, strength)
+        assert torch.equal(left, sigmas[len(sigmas) - len(left) :])
+        assert len(left) - 1 == steps_of_the_reference(steps, strength)
+        assert len(left) >= 1
+
+
+def steps_of_the_reference(steps: int, strength: float) -> int:
+    """How many Euler steps StableDiffusionImg2ImgPipeline runs."""
+    from types import SimpleNamespace
+
+    scheduler = diffusers.EulerDiscreteScheduler(**BETAS)
+    scheduler.set_timesteps(steps)
+    pipeline = SimpleNamespace(scheduler=scheduler)
+    get_timesteps = diffusers.StableDiffusionImg2ImgPipeline.get_timesteps
+    timesteps, count = get_timesteps(pipeline, steps, strength, "cpu")
+    assert len(timesteps) == count
+    return count
+
+
+def test_heun_runs_the_same_tail() -> None:
+    reference, strength = diffusers.HeunDiscreteScheduler(**BETAS, timestep_spacing="leading"), 0.5
+    reference.set_timesteps(20)
+    start = 20 - int(20 * strength)
+    torch.testing.assert_close(
+        tail(spaced(sd_schedule(), "leading", 20), strength)[0], reference.sigmas[start * 2].double(), rtol=1e-5, atol=0
+    )
+
+
+@pytest.mark.parametrize("prediction", list(PREDICTIONS))
+@pytest.mark.parametrize("law", [{}, {"rescale_betas_zero_snr": True}, {"beta_schedule": "squaredcos_cap_v2"}])
+def test_configurations_come_back(law: dict[str, Any], prediction: str, tmp_path: Path) -> None:
+    schedule = sd_schedule(**law)
+    config = json.loads(json.dumps(schedule.to_config(prediction)))
+    back = schedule_from_config(config)
+    assert torch.equal(back.sigmas, schedule.sigmas)
+    assert back.to_config(prediction) == config
+    (tmp_path / "scheduler_config.json").write_text(json.dumps(config))
+    reference = diffusers.DDIMScheduler.from_pretrained(tmp_path)
+    assert reference.config.prediction_type == PREDICTIONS[prediction].diffusers
+    torch.testing.assert_close(reference.alphas_cumprod[:-1].double(), schedule.alphas_bar[:-1], rtol=1e-3, atol=1e-9)
+
+
+def test_betas_without_a_law_are_written_out() -> None:
+    schedule = Schedule.from_betas(scaled_linear_betas(20), steps_offset=0, set_alpha_to_one=True)
+    config = schedule.to_config("v")
+    assert len(config["trained_betas"]) == 20
+    back = schedule_from_config(config)
+    torch.testing.assert_close(back.sigmas, schedule.sigmas, rtol=1e-12, atol=0)
+    assert (back.steps_offset, back.set_alpha_to_one) == (0, True)
+
+
+def test_the_configuration_of_stable_diffusion_1() -> None:
+    config = {
+        "_class_name": "PNDMScheduler", "beta_end": 0.012, "beta_schedule": "scaled_linear", "beta_start": 0.00085,
+        "num_train_timesteps": 1000, "set_alpha_to_one": False, "skip_prk_steps": True, "steps_offset": 1,
+        "trained_betas": None, "clip_sample": False,
+    }  # fmt: skip
+    schedule = schedule_from_config(config)
+    assert torch.equal(schedule.sigmas, sd_schedule().sigmas)
+    assert (schedule.steps_offset, schedule.set_alpha_to_one) == (1, False)
+    with pytest.raises(WeightsError, match="sigmoid"):
+        schedule_from_config(config | {"beta_schedule": "sigmoid"})
+
+
+def test_levels_are_drawn_evenly_for_training() -> None:
+    schedule = sd_schedule()
+    drawn = schedule.drawn(20000, torch.Generator().manual_seed(0))
+    t = schedule.t_of(drawn)
+    assert torch.equal(t, t.round())
+    assert t.mean().item() == pytest.approx(499.5, abs=4 * 288.7 / math.sqrt(20000))
+    assert (t.min(), t.max()) == (0, 999)
