@@ -234,7 +234,7 @@ def _ours(text: str, folder: Path, strict: bool) -> Record | None:
     if data.get("format") != FORMAT:
         notes.append(f"the file was written by gradina {version} in a newer form; what is not known here is left out")
     for name in IMAGES:
-        value = values.get(name)
+        value: Any = values.get(name)
         try:
             values[name] = _image_in(name, value, folder)
         except PictureError as error:

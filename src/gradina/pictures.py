@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from os import PathLike
 from typing import TYPE_CHECKING, BinaryIO
 
-from PIL import Image, ImageChops, ImageFilter, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageChops, ImageFilter, ImageOps, UnidentifiedImageError
 
 from gradina.errors import PictureError
 
@@ -27,6 +27,12 @@ MAX_PIXELS = 16_800_000
 TEXT_BYTES = 64 * 2**20  # of text that is read from one file
 CHUNKS = 1_000_000
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM")
+
+# A damaged file can break Pillow's decoders in any of these ways.
+DAMAGE = (
+    OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, AssertionError,
+    RuntimeError, struct.error, zlib.error,
+)  # fmt: skip
 
 _quiet = threading.Lock()  # the list of warning filters belongs to the whole process
 
@@ -76,7 +82,7 @@ def _open(source: str | PathLike[str] | bytes, what: str) -> Image.Image:
         raise PictureError(f"{what}: {path} may not be read; change its permissions") from error
     except UnidentifiedImageError:
         raise PictureError(f"{what}: {path} is no picture (expected {', '.join(FORMATS)})") from None
-    except Exception as error:
+    except DAMAGE as error:
         raise PictureError(f"{what}: {path} is damaged or truncated ({error}); give another file") from error
     if image.format not in FORMATS:
         image.close()
@@ -120,7 +126,7 @@ def _read(source: ImageLike | bytes, what: str, mode: str, background: str) -> I
     with opened(source, what) as image:
         try:
             return _flat(image, mode, background)
-        except Exception as error:  # a damaged file can break any of Pillow's decoders in any way
+        except DAMAGE as error:
             reason = f"{_name(source)} is damaged or truncated ({error}); give another file"
             raise PictureError(f"{what}: {reason}") from error
 
@@ -172,7 +178,7 @@ def texts(path: str | PathLike[str], what: str = "picture") -> dict[str, str]:
             exif = image.getexif()
             tags = {ExifTags.TAGS.get(tag, str(tag)): value for tag, value in exif.items()}
             comment = exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment)
-        except Exception:  # damaged EXIF carries nothing
+        except DAMAGE:  # such EXIF carries nothing
             return {}
     found = {name: value for name, value in tags.items() if isinstance(value, str)}
     return found | ({"UserComment": _comment(comment)} if comment else {})
