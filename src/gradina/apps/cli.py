@@ -9,8 +9,10 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import typer
+import typer.core
 
 import gradina
 from gradina.apps import draw, files, learn
@@ -21,10 +23,24 @@ USAGE = """Stable Diffusion, whole, in Python.
 `gradina "a prompt"` is short for `gradina generate "a prompt"`.
 """
 
+
+
+class Verbs(typer.core.TyperGroup):
+    """The verbs; the help of all of them ends with the options of the one that needs no name."""
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """Explains what stands behind a prompt."""
+        generate = self.get_command(ctx, "generate")
+        if generate is not None:
+            formatter.write_paragraph()
+            formatter.write_text("Of `gradina PROMPT...`, which is `gradina generate PROMPT...`:")
+            generate.format_options(ctx, formatter)
+
+
 app = typer.Typer(
+    cls=Verbs,
     name="gradina",
     help=USAGE,
-    no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
@@ -66,7 +82,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; a mistake is one line on standard error and exit code 2."""
     warnings.showwarning = _say_warning
     try:
-        arguments = sys.argv[1:] if arguments is None else arguments
+        arguments = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
         status = app(with_verb(arguments), prog_name="gradina", standalone_mode=False)
     except GradinaError as error:
         return _fail(str(error))

@@ -39,7 +39,7 @@ def encode(
     dtype: o.Dtype = None,
     threads: o.Threads = None,
 ) -> None:
-    """Turn a picture into a small file of latents, and say what that costs and saves."""
+    """Turn a picture into a small file of latents."""
     from gradina import codec
     from gradina.pictures import open_picture
 
@@ -81,7 +81,7 @@ def decode(
 
 
 def models() -> None:
-    """List the models that are shipped and those in the hub's cache."""
+    """List the models that are here."""
     from gradina.weights.zoo import cached, shipped
 
     for title, found in (("shipped", shipped()), ("in the hub's cache", cached())):

@@ -22,7 +22,7 @@ SAY_EVERY = 30.0  # seconds, where nobody watches a bar
 
 
 def train(recipe: o.Recipe, out: o.Out = None, threads: o.Threads = None, quiet: o.Quiet = False) -> None:
-    """Train a model from nothing; stop it when you like, the same command goes on."""
+    """Train a model from a recipe; the same command resumes."""
     import torch
 
     from gradina.training.recipes import read_recipe

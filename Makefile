@@ -1,0 +1,37 @@
+# `make demo` draws a picture, `make test` runs all checks; both make the environment first, once.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+INPUTS := pyproject.toml constraints.txt
+
+.PHONY: demo test lint evaluate clean
+
+demo: .venv/.installed
+	@mkdir -p out
+	@$(BIN)/gradina "a handwritten seven" --seed 1024 --output out/seven.png --quiet > /dev/null
+	@echo "Your picture: $(CURDIR)/out/seven.png"
+
+test: .venv/.installed-dev
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/ruff check --quiet .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+evaluate: .venv/.installed-dev
+	$(BIN)/python evaluation/digits.py
+
+.venv/.python:
+	$(PYTHON) -m venv .venv
+	@touch $@
+
+.venv/.installed: .venv/.python $(INPUTS)
+	$(PIP) --editable .
+	@touch $@
+
+.venv/.installed-dev: .venv/.python $(INPUTS)
+	$(PIP) --editable '.[dev]'
+	@touch .venv/.installed $@
+
+clean:
+	rm -rf .venv out
