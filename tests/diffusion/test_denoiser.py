@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gradina.diffusion.denoiser import Denoiser, noised, snr
+from gradina.diffusion.denoiser import Denoiser, noised, snr, with_channels
 from gradina.diffusion.prediction import PREDICTIONS, prediction_named
 from gradina.diffusion.schedule import sd_schedule
 from gradina.errors import WeightsError
@@ -71,6 +71,14 @@ def test_noise_levels_are_one_for_all_or_one_for_each() -> None:
     torch.testing.assert_close(
         snr(SIGMAS), SCHEDULE.alphas_bar[[0, 300, 999]] / (1 - SCHEDULE.alphas_bar[[0, 300, 999]])
     )
+
+
+def test_further_channels_are_given_to_both_halves_of_a_guided_batch() -> None:
+    extra = torch.arange(2.0).view(2, 1, 1, 1).expand(2, 5, 3, 3)
+    network = with_channels(lambda x, t, cond: x, extra)
+    given = network(torch.zeros(4, 4, 3, 3), torch.zeros(4), None)
+    assert given.shape == (4, 9, 3, 3)
+    assert given[:, 4, 0, 0].tolist() == [0, 1, 0, 1]
 
 
 def test_predictions_by_name() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import sys
 import types
 from typing import Any
@@ -12,11 +13,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from gradina.diffusion.denoiser import Denoiser
+from gradina.diffusion.denoiser import Denoiser, noised
 from gradina.diffusion.noise import Noise
 from gradina.diffusion.prediction import PREDICTIONS
 from gradina.diffusion.samplers import SAMPLERS, Step
-from gradina.diffusion.schedule import Schedule, sd_schedule, spaced
+from gradina.diffusion.schedule import Schedule, sd_schedule, spaced, tail
 from gradina.request import SAMPLER_NAMES
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers, numpy 2
@@ -167,6 +168,29 @@ def test_zero_terminal_snr(name: str, tolerance: float, network: Any) -> None:
         scheduler = scheduler_of(name, "trailing", "v", rescale_betas_zero_snr=True)
         reference = theirs(name, scheduler, network, steps)
         assert furthest(ours(name, "trailing", "v", network, steps, model), reference) <= tolerance
+
+
+@pytest.mark.parametrize("prediction", ["eps", "v"])
+@pytest.mark.parametrize("name", ["ddim", "euler", "heun", "dpmpp_2m", "unipc"])
+def test_a_picture_from_a_picture(name: str, prediction: str, network: Any) -> None:
+    """The end of a run, as StableDiffusionImg2ImgPipeline has it: cut by strength, from the picture with noise."""
+    z, n = torch.randn((2, 1, *SHAPE), generator=torch.Generator().manual_seed(SEED)).unbind()
+    model, row = sd_schedule(), SAMPLERS[name]
+    denoiser = Denoiser(network, model, PREDICTIONS[prediction], row.whole_t)
+    for steps, strength in itertools.product((10, 20, 50), (0.3, 0.8)):
+        scheduler = scheduler_of(name, "leading", prediction)
+        scheduler.set_timesteps(steps)
+        begin = (steps - min(int(steps * strength), steps)) * scheduler.order
+        if hasattr(scheduler, "set_begin_index"):
+            scheduler.set_begin_index(begin)
+        x = scheduler.add_noise(z, n, scheduler.timesteps[begin : begin + 1])
+        for t in scheduler.timesteps[begin:]:
+            output = network(scheduler.scale_model_input(x, t).float(), t[None].float())
+            x = scheduler.step(output, t, x).prev_sample.float()
+
+        sigmas = tail(spaced(model, "leading", steps, row.final, row.whole_t), strength)
+        *_, last = row.run(lambda x, s: denoiser(x, s, None), noised(z, n, sigmas[0]), sigmas, Noise([SEED], SHAPE))
+        torch.testing.assert_close(last.x / (last.sigma**2 + 1) ** 0.5, x, rtol=0, atol=TOLERANCE)
 
 
 def test_the_table_has_the_names_of_a_request() -> None:

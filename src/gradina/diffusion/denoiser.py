@@ -26,6 +26,19 @@ def snr(sigma: Tensor) -> Tensor:
     return sigma**-2
 
 
+def with_channels(network: Network, extra: Tensor) -> Network:
+    """A network that is given `extra` (b, k, h, w) as further channels of each input, as they are, not scaled.
+
+    That is how checkpoints for inpainting take the mask and the masked latents; a batch that guidance has doubled gets
+    them twice.
+    """
+
+    def widened(x: Tensor, t: Tensor, cond: Any) -> Tensor:
+        return network(torch.cat([x, extra.repeat(len(x) // len(extra), 1, 1, 1)], 1), t, cond)
+
+    return widened
+
+
 @dataclass(frozen=True)
 class Denoiser:
     """A network that guesses the clean picture: `denoiser(x, sigma, cond)` -> denoised, in the units of x.

@@ -53,10 +53,11 @@ def _rescaled(
 def masked(denoise: Denoise, known: Tensor, mask: Tensor, n: Tensor) -> Denoise:
     """Inpainting with an ordinary network: what lies outside the mask is known (RePaint 2201.09865, eq. 8).
 
-    Where `mask` (b or 1, 1 or c, h, w) is 1 the picture is drawn, where it is 0 it is `known` (b, c, h, w). Before each
-    guess x is put back outside the mask to known + sigma * n, with the unit noise n (b, c, h, w) of the start; after
-    it the guess there is known. So every sampler ends at known outside the mask, whatever it did on its way, and the
-    inside is what diffusers makes by mixing its latents after each step.
+    Where `mask` (b or 1, 1 or c, h, w) is 1 the picture is drawn, where it is 0 it is `known` (b, c, h, w); all are of
+    x's dtype. Before each guess x is put back outside the mask to known + sigma * n, with the unit noise n (b, c, h, w)
+    of the start; after it the guess there is known. So every sampler ends at known outside the mask, whatever it did on
+    its way, and the inside is what diffusers makes by mixing its latents after each step. A run that ends above sigma 0
+    (ddim, pndm) leaves that little noise on known, too.
     """
 
     def inpaint(x: Tensor, sigma: Tensor) -> Tensor:
