@@ -299,6 +299,7 @@ def test_samplers_and_schedules_by_their_names(named: str, sampler: str, schedul
         ("Seed: -1", "Seed: -1 (cannot be used, left open)"),
         ("Size: 515x512", "Size: 515x512 (cut to multiples of 8)"),
         ("Size: 99999x8", "Size: 99999x8 (cannot be used, left open)"),
+        ("Steps: " + "9" * 400, "(cannot be used, left open)"),
         ("Steps: " + "9" * 5000, "(cannot be used, left open)"),
     ],
 )

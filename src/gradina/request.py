@@ -6,7 +6,6 @@ Nothing heavy is imported here, so that a face can build, check and print a requ
 from __future__ import annotations
 
 import difflib
-import math
 import secrets
 from dataclasses import dataclass, fields, replace
 from os import PathLike
@@ -119,7 +118,7 @@ def choice(what: str, got: str, choices: tuple[str, ...]) -> str:
 
 def _number(name: str, value: Any, low: float, high: float, kind: type = float) -> None:
     right_kind = isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
-    if not right_kind or not math.isfinite(value) or not low <= value <= high:
+    if not right_kind or not low <= value <= high:  # neither NaN nor infinity lies between
         what = "a whole number" if kind is int else "a number"
         raise RequestError(f"{name}: got {value!r}, expected {what} from {low:g} to {high:g}")
 
