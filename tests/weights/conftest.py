@@ -1,6 +1,6 @@
 """Small models with random weights, in the forms that Stable Diffusion has."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -80,5 +80,5 @@ def forms() -> tuple[str, ...]:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Iterator[Path]:
-    yield tmp_path / "model"
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "model"

@@ -54,7 +54,7 @@ def open_weights(path: str | Path) -> Weights:
     Raises WeightsError for a file that is missing, truncated, or of another format.
     """
     path = Path(path)
-    if path.name.endswith(INDEX):
+    if path.suffix == ".json":
         files = sorted(set(_index(path).values()))
         parts = [open_weights(path.parent / name) for name in files]
         return Weights(path, {name: x for part in parts for name, x in part.tensors.items()}, parts[0].metadata)
