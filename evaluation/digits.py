@@ -1,0 +1,130 @@
+"""How good is the `digits` model? An independent classifier, trained here on MNIST, reads what the model draws.
+
+    python evaluation/digits.py [--model digits] [--pictures 500]
+
+Prints a table, writes `evaluation/digits.json` and the picture `docs/digits.png`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import gradina
+from gradina import codec, sheet
+from gradina.metrics import psnr
+from gradina.pipeline import StableDiffusion, to_image, to_pixels
+from gradina.training.data import WORDINGS, WORDS, Captioned, load_data
+from gradina.training.recipes import read_recipe
+
+ROOT = Path(__file__).parent.parent
+RECIPE = ROOT / "recipes" / "digits.toml"
+SEED = 7
+
+
+def classifier() -> nn.Module:
+    """A small convolutional network, of no part of the model: (b, 1, 32, 32) -> ten logits."""
+    return nn.Sequential(
+        nn.Conv2d(1, 32, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(32, 64, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Flatten(), nn.Dropout(0.3), nn.Linear(64 * 16, 10),
+    )  # fmt: skip
+
+
+def taught(data: Captioned, epochs: int = 3, batch: int = 128) -> nn.Module:
+    """The classifier after some rounds over the training pictures."""
+    torch.manual_seed(SEED)
+    network = classifier().train()
+    steps = epochs * (len(data) // batch)
+    optimizer = torch.optim.AdamW(network.parameters(), 2e-3)
+    fall = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
+    for _ in range(epochs):
+        for rows in torch.randperm(len(data))[: steps // epochs * batch].split(batch):
+            loss = F.cross_entropy(network(data.pixels(rows)[:, :1]), data.kinds[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            fall.step()
+    return network.eval()
+
+
+@torch.no_grad()
+def read(network: nn.Module, pixels: Tensor) -> Tensor:
+    """The digit that the classifier sees in each picture (n, 3, 32, 32)."""
+    return torch.cat([network(part[:, :1]).argmax(1) for part in pixels.split(500)])
+
+
+def drawn(model: StableDiffusion, count: int, scale: float | None = None) -> tuple[Tensor, Tensor]:
+    """Pictures of prompts that name a digit, every wording in turn, as pixels (n, 3, 32, 32), and the digits named."""
+    digits = torch.arange(count) % 10
+    prompts = [WORDINGS[i // 10 % len(WORDINGS)].format(word=WORDS[d], digit=d) for i, d in enumerate(digits.tolist())]
+    request = gradina.Request(prompt=tuple(prompts), seed=SEED, guidance_scale=scale)
+    return torch.stack([to_pixels(p.image) for p in gradina.generate(model, request)]), digits
+
+
+def spread(pixels: Tensor, digits: Tensor) -> float:
+    """How different pictures of the same digit are: the mean distance between two of them, per pixel."""
+    return sum(torch.pdist(pixels[digits == d][:, 0].flatten(1)).mean().item() for d in range(10)) / 10 / 32
+
+
+def main() -> None:
+    """Measures, prints and writes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="digits", help="a shipped model or a folder (default: digits)")
+    parser.add_argument("--pictures", type=int, default=500, help="how many to draw (default: 500)")
+    options = parser.parse_args()
+
+    recipe, model = read_recipe(RECIPE), gradina.load(options.model)
+    train, test = (load_data(recipe.data.source, recipe.data.package, train=part) for part in (True, False))
+    network = taught(train)
+    everything = torch.arange(len(test))
+    on_test = (read(network, test.pixels(everything)) == test.kinds).float().mean().item()
+
+    start = time.perf_counter()
+    pixels, digits = drawn(model, options.pictures)
+    seconds = time.perf_counter() - start
+    seen = read(network, pixels)
+    real = torch.cat([everything[test.kinds == d][: options.pictures // 10] for d in range(10)])
+    scales = (1.0, 3.0, 7.5, 14.0)
+    by_scale = {f"{s:g}": share(network, *drawn(model, options.pictures, s)) for s in scales}
+    through = [to_image(p) for p in test.pixels(everything[:500])]
+    back = [codec.decode(model, codec.encode(model, p)) for p in through]
+    figures = {
+        "pictures": options.pictures,
+        "guidance_scale": model.defaults.guidance_scale,
+        "recognised": share(network, pixels, digits),
+        "recognised by digit": {WORDS[d]: (seen[digits == d] == d).float().mean().item() for d in range(10)},
+        "recognised by guidance scale": by_scale,
+        "classifier on real digits it has not seen": on_test,
+        "spread": spread(pixels, digits),
+        "spread of real digits": spread(test.pixels(real), test.kinds[real]),
+        "PSNR of the autoencoder on digits it has not seen, dB": sum(
+            psnr(to_pixels(a), to_pixels(b), 2.0) for a, b in zip(through, back, strict=True)
+        ) / len(through),
+        "seconds for all pictures": seconds,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+    }  # fmt: skip
+    print(json.dumps(figures, indent=2))
+    if options.model == "digits":
+        (ROOT / "evaluation" / "digits.json").write_text(json.dumps(figures, indent=2) + "\n")
+        rows = [to_image(pixels[digits == d][i]) for d in range(10) for i in range(12)]
+        sheet.grid(rows, columns=12, row_labels=[f"a handwritten {w}" for w in WORDS]).save(
+            ROOT / "docs" / "digits.png"
+        )
+
+
+def share(network: nn.Module, pixels: Tensor, digits: Tensor) -> float:
+    """The share of pictures that are read as the digit that was asked for."""
+    return (read(network, pixels) == digits).float().mean().item()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""Recipes: what is shipped can be read, and what is wrong is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gradina.errors import RecipeError
+from gradina.training.recipes import read_recipe
+
+SHIPPED = sorted((Path(__file__).parents[2] / "recipes").glob("*.toml"))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
+def test_shipped_recipes_are_read(path: Path) -> None:
+    recipe = read_recipe(path)
+    assert recipe.name == path.stem
+    assert recipe.defaults.width % recipe.vae.network.factor == 0
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("seed = 3", 'seed = "three"', "seed: got 'three', expected int"),
+        ("seed = 3", "seed = true", "seed: got True, expected int"),
+        ("seed = 3", "sead = 3", r"there is no sead \(known here: name, description, seed"),
+        ("kl_weight = 1e-4", 'kl_weight = "much"', r"vae\.kl_weight: got 'much', expected float"),
+        ("widths = [8, 8, 8, 8]", "widths = 8", r"vae\.network\.widths: got 8, expected a list"),
+        ("widths = [8, 8, 8, 8]", 'widths = ["a"]', r"vae\.network\.widths\[0\]: got 'a', expected int"),
+        ("size = 560\n", "", r"vocabulary\.size is missing"),
+        ('sampler = "ddim"', 'sampler = "dim"', r"defaults\.sampler: got 'dim', expected one of ddpm, ddim"),
+        ("[data]", "[data", "not a TOML file"),
+        ("[defaults]", "[default]", r"there is no default "),
+    ],
+)
+def test_what_is_wrong_is_named(recipe_file: Path, old: str, new: str, message: str) -> None:
+    recipe_file.write_text(recipe_file.read_text().replace(old, new, 1))
+    with pytest.raises(RecipeError, match=message) as caught:
+        read_recipe(recipe_file)
+    assert str(caught.value).startswith(str(recipe_file))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_recipe_is_named() -> None:
+    with pytest.raises(RecipeError, match=r"nowhere\.toml: there is no such recipe"):
+        read_recipe("nowhere.toml")

@@ -1,0 +1,151 @@
+"""A run of a recipe: it makes a model, and an interrupted run ends exactly where an uninterrupted one does."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+import gradina
+from gradina.errors import RecipeError
+from gradina.training.checkpoint import steps_done
+from gradina.training.recipes import read_recipe
+from gradina.training.run import fingerprint, run
+
+STAGES = ("vae", "clip", "unet")
+
+
+def state(folder: Path, stage: str) -> bytes:
+    return (folder / stage / "state.safetensors").read_bytes()
+
+
+def weights(folder: Path) -> dict[str, bytes]:
+    """All that a run has learnt, byte by byte."""
+    files = [p for p in sorted(folder.rglob("*.safetensors")) if p.is_file()]
+    return {str(p.relative_to(folder)): p.read_bytes() for p in files}
+
+
+def test_a_run_makes_a_model_that_draws(recipe_file: Path, tmp_path: Path) -> None:
+    recipe = read_recipe(recipe_file)
+    progress = list(run(recipe, tmp_path / "run"))
+    assert [(p.stage, p.step.step, p.steps) for p in progress] == [
+        *(("vae", i, 6) for i in range(1, 7)),
+        *(("clip", i, 6) for i in range(1, 7)),
+        *(("unet", i, 8) for i in range(1, 9)),
+    ]
+    model = gradina.load(tmp_path / "run" / "model")
+    assert model.defaults == recipe.defaults
+    assert model.prediction == "v"
+    (picture,) = gradina.generate(model, gradina.Request(prompt="a zero", seed=1))
+    assert picture.image.size == (32, 32)
+    z = model.encode(_pixels(recipe_file))
+    assert 0.5 < z.std() < 2, "the scale of the latents is measured"
+
+
+def _pixels(recipe_file: Path) -> object:
+    recipe = read_recipe(recipe_file)
+    from gradina.training.stages import Workshop
+
+    shop = Workshop(recipe, recipe_file.parent / "run")
+    return shop.data.pixels(__import__("torch").arange(16))
+
+
+def test_a_run_leaves_logs_samples_and_states(recipe_file: Path, tmp_path: Path) -> None:
+    list(run(read_recipe(recipe_file), tmp_path / "run"))
+    for stage, last in zip(STAGES, (6, 6, 8), strict=True):
+        folder = tmp_path / "run" / stage
+        rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+        assert rows[-1]["step"] == last
+        assert {"step", "loss", "lr", "seconds"} <= rows[-1].keys()
+        assert (folder / f"{last:06}.png").is_file()
+        assert load_file(folder / "state.safetensors")
+
+
+def test_closing_a_run_keeps_its_last_step(recipe_file: Path, tmp_path: Path) -> None:
+    recipe = read_recipe(recipe_file)
+    running = run(recipe, tmp_path / "run")
+    for _ in range(3):
+        next(running)
+    running.close()
+    path = tmp_path / "run" / "vae" / "state.safetensors"
+    assert steps_done(path, fingerprint(recipe, "vae")) == 3
+
+
+def test_a_run_closed_anywhere_ends_as_if_it_had_not_been(recipe_file: Path, tmp_path: Path) -> None:
+    recipe = read_recipe(recipe_file)
+    list(run(recipe, tmp_path / "whole"))
+    at = random.Random(1)
+    while True:  # begun again and again, closed after one to three steps
+        running = run(recipe, tmp_path / "parts")
+        count = at.randint(1, 3)
+        taken = [step for step, _ in zip(running, range(count), strict=False)]
+        running.close()
+        if len(taken) < count:
+            break
+    assert weights(tmp_path / "whole") == weights(tmp_path / "parts")
+
+
+def test_another_recipe_does_not_go_on_with_a_state(recipe_file: Path, tmp_path: Path) -> None:
+    list(run(read_recipe(recipe_file), tmp_path / "run"))
+    recipe_file.write_text(recipe_file.read_text().replace("kl_weight = 1e-4", "kl_weight = 1e-3"))
+    with pytest.raises(RecipeError, match=r"was made by another recipe; choose another --out folder"):
+        next(run(read_recipe(recipe_file), tmp_path / "run"))
+
+
+def test_a_later_stage_may_change(recipe_file: Path, tmp_path: Path) -> None:
+    list(run(read_recipe(recipe_file), tmp_path / "run"))
+    (tmp_path / "run" / "unet" / "state.safetensors").unlink()
+    recipe_file.write_text(recipe_file.read_text().replace('prediction = "v"', 'prediction = "eps"'))
+    assert {p.stage for p in run(read_recipe(recipe_file), tmp_path / "run")} == {"unet"}
+
+
+def test_killed_at_any_moment_a_run_goes_on_bit_identically(recipe_file: Path, tmp_path: Path) -> None:
+    """kill -9 at moments spread over the run, through the command line; after each the state on disk is whole."""
+    command = [sys.executable, "-m", "gradina.apps.cli", "train", str(recipe_file), "--threads", "1", "--quiet"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    start = time.monotonic()
+    subprocess.run([*command, "--out", str(whole)], check=True, capture_output=True)
+    full = time.monotonic() - start
+    recipe = read_recipe(recipe_file)
+    kills = 0
+    for share in (0.55, 0.7, 0.6, 0.8, 0.65, 0.9, 0.75):
+        process = subprocess.Popen([*command, "--out", str(parts)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        try:
+            process.communicate(timeout=share * full)
+        except subprocess.TimeoutExpired:
+            os.kill(process.pid, signal.SIGKILL)
+            process.communicate()
+            kills += 1
+        for stage in STAGES:
+            steps_done(parts / stage / "state.safetensors", fingerprint(recipe, stage))
+    subprocess.run([*command, "--out", str(parts)], check=True, capture_output=True)
+    assert kills > 0
+    assert weights(whole) == weights(parts)
+    for stage in STAGES:
+        rows = (parts / stage / "log.jsonl").read_text().splitlines()
+        assert [json.loads(row)["step"] for row in rows] == sorted({json.loads(row)["step"] for row in rows})
+
+
+def test_asked_to_stop_a_run_says_so_and_resumes(recipe_file: Path, tmp_path: Path) -> None:
+    recipe_file.write_text(recipe_file.read_text().replace("steps = 6\nbatch = 4", "steps = 2000\nbatch = 4"))
+    out = tmp_path / "run"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gradina.apps.cli", "train", str(recipe_file), "--out", str(out), "--threads", "1"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    while not (out / "vae" / "state.safetensors").exists():
+        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "the same command goes on" in said
+    assert steps_done(out / "vae" / "state.safetensors", fingerprint(read_recipe(recipe_file), "vae")) >= 1
