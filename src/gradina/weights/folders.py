@@ -27,13 +27,9 @@ from gradina.weights.parts import Parts
 from gradina.weights.remap import Table, sources, write
 from gradina.weights.store import Weights, build, find_weights, open_weights, save_weights
 from gradina.weights.tables import DROPPED, TEXT, UNET, VAE, with_text_model
+from gradina.weights.zoo import INDEX, PIPELINES
 
-INDEX = "model_index.json"
 OURS = "gradina.json"  # what the layout has no place for: the defaults to draw with
-PIPELINES = (
-    "StableDiffusionPipeline", "StableDiffusionInpaintPipeline", "StableDiffusionImg2ImgPipeline",
-    "StableDiffusionInpaintPipelineLegacy",
-)  # fmt: skip
 STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}  # file names
 OLD_VAE = "encoder.mid_block.attentions.0.query.weight"  # how diffusers named attention before version 0.18
 

@@ -27,7 +27,7 @@ INDEX = ".safetensors.index.json"
 # How files begin that are taken for safetensors, and what to do about it.
 OTHERS: tuple[tuple[bytes, str], ...] = (
     (b"PK\x03\x04", "a pickle of torch.save, which can run programs; `gradina convert` reads it safely"),
-    (b"\x80\x02", "a pickle of torch.save, which can run programs; `gradina convert` reads it safely"),
+    (b"\x80", "a pickle of torch.save, which can run programs; `gradina convert` reads it safely"),
     (b"version https://git-lfs", "a Git LFS pointer, not the file itself; run `git lfs pull` beside it"),
     (b"GGUF", "a GGUF file, which is not read here; take the safetensors file of the same model"),
     (b"<!DOCTYPE", "a web page, probably of a failed download; fetch the file again"),
@@ -70,6 +70,7 @@ def save_weights(tensors: Mapping[str, Tensor], path: str | Path, metadata: Mapp
     whole = {name: x.detach().contiguous() for name, x in tensors.items()}
     with atomic_path(path) as part:
         save_file(whole, part, metadata={"format": "pt", **(metadata or {})})
+        _sort_metadata(part)
 
 
 def find_weights(folder: Path, stem: str, variant: str | None = None) -> Path:
@@ -133,6 +134,18 @@ def model_hash(files: Iterable[Path]) -> str:
     return digest.hexdigest()[:10]
 
 
+def _sort_metadata(path: Path) -> None:
+    """The safetensors package writes metadata in a new order each time; sorted, a model has one hash."""
+    with open(path, "r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= length:
+            file.seek(8)
+            file.write(text.ljust(length))
+
+
 def _index(path: Path) -> dict[str, str]:
     try:
         names = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
@@ -166,8 +179,23 @@ def _why(path: Path, error: Exception) -> str:
     for beginning, what in OTHERS:
         if head.startswith(beginning):
             return f"is {what}"
-    size = path.stat().st_size
-    header = int.from_bytes(head[:8], "little") if len(head) >= 8 else 0
-    if size == 0 or "IncompleteBuffer" in str(error) or (head[8:9] == b"{" and 8 + header > size):
-        return f"is truncated: its {size} bytes are fewer than it announces; fetch or copy it again"
+    if _announced(path, head) > path.stat().st_size:
+        return f"is truncated: its {path.stat().st_size} bytes are fewer than it announces; fetch or copy it again"
     return f"is no safetensors file ({error}); take one, or convert it with `gradina convert`"
+
+
+def _announced(path: Path, head: bytes) -> int:
+    """How many bytes a safetensors file must have by its own header; 0 for a file that has none."""
+    if len(head) < 9:
+        return 9
+    if head[8:9] != b"{":
+        return 0
+    length = 8 + int.from_bytes(head[:8], "little")
+    if length > path.stat().st_size:
+        return length
+    try:
+        with open(path, "rb") as file:
+            header = json.loads(file.read(length)[8:])
+        return length + max((x["data_offsets"][1] for name, x in header.items() if name != "__metadata__"), default=0)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return 0

@@ -1,0 +1,44 @@
+"""From one layout to the other: folder, single file, and the old pickle, which is read here and nowhere else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from gradina.errors import WeightsError
+from gradina.weights.folders import write_folder
+from gradina.weights.parts import Parts
+from gradina.weights.pickles import is_pickle, read_pickle
+from gradina.weights.single import parts_of, write_file
+from gradina.weights.zoo import locate, open_source
+
+PICKLES = (".ckpt", ".pt", ".pth", ".bin")
+
+
+def convert(
+    source: str | Path,
+    target: str | Path,
+    dtype: torch.dtype | None = None,
+    variant: str | None = None,
+    prediction: str | None = None,
+) -> Path:
+    """Writes the model `source` as `target`: one file if that ends in .safetensors, else a folder for diffusers.
+
+    There and back is equal to the bit, unless `dtype` asks for other numbers. Returns the target; raises WeightsError
+    for a source that cannot be read, DiskError for a target that cannot be written.
+    """
+    target = Path(target)
+    if target.suffix in PICKLES:
+        raise WeightsError(f"{target}: pickles are not written; end the name in .safetensors, or name a folder")
+    parts = _read(source, variant, prediction)
+    write = write_file if target.suffix == ".safetensors" else write_folder
+    write(parts, target, dtype)
+    return target
+
+
+def _read(source: str | Path, variant: str | None, prediction: str | None) -> Parts:
+    path = locate(source, variant)
+    if path.is_file() and is_pickle(path):
+        return parts_of(read_pickle(path), prediction=prediction)
+    return open_source(source, variant, prediction)

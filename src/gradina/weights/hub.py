@@ -1,0 +1,102 @@
+"""The hub: models fetched through its cache, and pushed to it; only what is needed, and one line where it fails."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import huggingface_hub
+from huggingface_hub import errors
+
+from gradina.errors import HubError
+from gradina.weights.parts import Parts
+
+HTTPError: type[Exception] = getattr(errors, "HTTPError", OSError)  # of httpx or requests, by the hub's version
+WEIGHTS = ("unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model", "text_encoder/model")
+REST = (
+    "model_index.json", "gradina.json", "README.md", "unet/config.json", "vae/config.json", "text_encoder/config.json",
+    "scheduler/scheduler_config.json", "tokenizer/*.json", "tokenizer/merges.txt",
+)  # fmt: skip
+
+
+def fetch(name: str, variant: str | None = None) -> Path:
+    """The folder of "owner/name", or the file "owner/name/file.safetensors", in the hub's cache; fetched if need be.
+
+    HF_HUB_OFFLINE, HF_HUB_CACHE and HF_TOKEN are obeyed. Raises HubError.
+    """
+    owner, repository, *file = name.split("/", 2)
+    with _in_one_line(name):
+        if file:
+            return Path(huggingface_hub.hf_hub_download(f"{owner}/{repository}", file[0]))
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=wanted(variant)))
+
+
+def wanted(variant: str | None = None) -> list[str]:
+    """Patterns of the files that loading needs: no pickles, no safety checker, one variant."""
+    dot = f".{variant}" if variant else ""
+    endings = (f"{dot}.safetensors", f"{dot}-*-of-*.safetensors", f"{dot}.safetensors.index.json",
+               f".safetensors.index{dot}.json")  # fmt: skip
+    return [*REST, *dict.fromkeys(stem + ending for stem in WEIGHTS for ending in endings)]
+
+
+def push(parts: Parts, name: str, *, private: bool = False) -> str:
+    """Puts a model on the hub as "owner/name" in the diffusers layout, with its card; returns its address.
+
+    Raises HubError.
+    """
+    from gradina.weights.folders import write_folder
+
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / name.rpartition("/")[2]
+        write_folder(replace(parts, name=name), folder)
+        with _in_one_line(name):
+            api = huggingface_hub.HfApi()
+            address = api.create_repo(name, private=private, exist_ok=True)
+            api.upload_folder(repo_id=name, folder_path=folder, commit_message="A model of Gradina")
+            return str(address)
+
+
+@contextmanager
+def _in_one_line(name: str) -> Iterator[None]:
+    """What the hub or the network answers, as a HubError that says what to do."""
+    try:
+        yield
+    except errors.GatedRepoError as error:
+        raise HubError(
+            f"{name}: its owner asks for consent; accept the terms on its page, then `hf auth login`"
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise HubError(
+            f"{name}: the hub has no such model, or not for you; check the name, or log in with `hf auth login`"
+        ) from error
+    except errors.EntryNotFoundError as error:
+        raise HubError(f"{name}: {_absent(error)}") from error
+    except errors.HFValidationError as error:
+        raise HubError(f'{name}: is no name of the hub; expected "owner/name"') from error
+    except errors.LocalTokenNotFoundError as error:
+        raise HubError(f"{name}: the hub does not know you; log in with `hf auth login`") from error
+    except errors.HfHubHTTPError as error:
+        raise HubError(f"{name}: the hub refuses ({_first_line(error)})") from error
+    except (OSError, HTTPError) as error:
+        raise HubError(f"{name}: {_unreachable(error)}") from error
+
+
+def _absent(error: Exception) -> str:
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        return _unreachable(error)
+    return "the hub has the model, but not that file in it; check the name"
+
+
+def _unreachable(error: Exception) -> str:
+    if huggingface_hub.constants.HF_HUB_OFFLINE:
+        return "is not in the cache, and HF_HUB_OFFLINE is set; unset it, or give a folder or file that is here"
+    return (
+        f"is not in the cache, and the hub cannot be reached; connect, or give a folder or file ({_first_line(error)})"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -1,0 +1,80 @@
+"""What a file is, if it is not a Stable Diffusion 1.x or 2.x checkpoint: named, so that its owner knows what to do."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+from gradina.errors import WeightsError
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+WHOLE = "expected a whole Stable Diffusion 1.x or 2.x checkpoint"
+FOLDER = "load the whole folder that it belongs to"
+
+# The first row with a name that fits says what the file is; `*` is anything.
+OTHERS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    # what                                 what to do   names
+    ("a LoRA adapter",                        WHOLE,  ("*lora_down.*", "*lora_up.*", "*lora_[AB].*", "*lora.down.*",
+                                                       "*hada_w1*", "*lokr_w*")),
+    ("a textual inversion embedding",         WHOLE,  ("emb_params", "string_to_param*", "clip_[lg]")),
+    ("a ControlNet",                          WHOLE,  ("control_model.*", "controlnet_*", "*zero_convs.*",
+                                                       "*input_hint_block.*")),
+    ("an IP-Adapter",                         WHOLE,  ("ip_adapter.*", "image_proj.*")),
+    ("a motion module (AnimateDiff)",         WHOLE,  ("*motion_modules.*",)),
+    ("a Stable Diffusion XL checkpoint",      WHOLE,  ("conditioner.embedders.1.*", "add_embedding.linear_1.*")),
+    ("a checkpoint in the sgm layout (the refiner of Stable Diffusion XL, or a later family)",
+                                              WHOLE,  ("conditioner.*",)),
+    ("a Stable Diffusion 3 checkpoint",       WHOLE,  ("*joint_blocks.*",)),
+    ("a Flux checkpoint",                     WHOLE,  ("*double_blocks.*",)),
+    ("a Stable Cascade checkpoint",           WHOLE,  ("clip_txt_mapper.*", "*.channelwise.*")),
+    ("an unCLIP or class-conditional checkpoint", WHOLE, ("model.diffusion_model.label_emb.*",)),
+    ("an upscaler (ESRGAN)",                  WHOLE,  ("*.rdb1.*", "*.RDB1.*")),
+)  # fmt: skip
+ALONE: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    ("an autoencoder alone",                           WHOLE,  ("first_stage_model.*", "encoder.down.*")),
+    ("an autoencoder alone, in the diffusers layout",  FOLDER, ("encoder.down_blocks.*",)),
+    ("a U-Net alone, in the diffusers layout",         FOLDER, ("down_blocks.*",)),
+    ("a U-Net alone",                                  WHOLE,  ("input_blocks.*",)),
+    ("a CLIP model alone",                             FOLDER, ("text_model.*", "vision_model.*", "embeddings.token*",
+                                                                "transformer.resblocks.*")),
+    ("a transformer (another family)",                 WHOLE,  ("transformer_blocks.*", "*adaln_single.*")),
+)  # fmt: skip
+CHANNELS = {
+    5: "depth-conditioned (SD 2 depth)",
+    7: "an upscaler (SD x4)",
+    8: "instruction-conditioned (InstructPix2Pix)",
+}
+
+
+def refuse_others(path: object, names: Iterable[str]) -> None:
+    """Raises WeightsError, saying what the file is, unless it has the names of a whole original checkpoint."""
+    names = list(names)
+    whole = [
+        any(n.startswith(p) for n in names) for p in ("model.diffusion_model.", "first_stage_model.", "cond_stage_")
+    ]
+    for what, advice, patterns in OTHERS if all(whole) else OTHERS + ALONE * (not whole[0]):
+        if _any(names, patterns):
+            raise WeightsError(f"{path}: is {what}; {advice}")
+    lacking = [what for has, what in zip(whole, ("U-Net", "autoencoder", "text tower"), strict=True) if not has]
+    if len(lacking) == 3:
+        first = ", ".join(names[:3])
+        raise WeightsError(f"{path}: is of an unknown kind ({len(names)} tensors, first: {first or 'none'}); {WHOLE}")
+    if lacking:
+        raise WeightsError(f"{path}: has no {' and no '.join(lacking)}; {WHOLE}")
+
+
+def refuse_channels(path: object, channels: int, out_channels: int) -> None:
+    """Raises WeightsError for a U-Net that wants to see more than latents, or latents, mask and masked latents."""
+    if channels not in (out_channels, 2 * out_channels + 1):
+        what = CHANNELS.get(channels, "of an unknown kind")
+        raise WeightsError(
+            f"{path}: its U-Net takes {channels} channels, so it is {what}; "
+            f"expected {out_channels}, or {2 * out_channels + 1} for inpainting"
+        )
+
+
+def _any(names: Iterable[str], patterns: Iterable[str]) -> bool:
+    wild = "|".join(re.escape(p).replace(r"\*", ".*").replace(r"\[", "[").replace(r"\]", "]") for p in patterns)
+    known = re.compile(wild)
+    return any(known.fullmatch(name) for name in names)

@@ -1,0 +1,95 @@
+"""Old `.ckpt` files: a pickle is a program, and this one is read without running it.
+
+torch's own restricted unpickler builds the tensors. What trainers left beside them (callbacks, numpy numbers) becomes
+an inert stand-in; a pickle that asks for anything else is refused before it is opened, and the name is said.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
+
+from gradina.errors import WeightsError
+from gradina.weights.store import Weights
+
+# Modules whose classes trainers left in published checkpoints; they are never imported, and never called.
+LEFT_BEHIND = ("pytorch_lightning.", "lightning.", "lightning_fabric.", "numpy.", "omegaconf.", "ldm.", "typing.Any")
+ZIP, PROTOCOL = b"PK\x03\x04", b"\x80"
+
+
+class LeftBehind:
+    """Stands for an object that no network needs; it takes whatever a pickle gives it and does nothing."""
+
+    def __new__(cls, *_: Any, **__: Any) -> LeftBehind:
+        return super().__new__(cls)
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def __setstate__(self, _: Any) -> None:
+        pass
+
+
+def is_pickle(path: str | Path) -> bool:
+    """Whether a file begins as torch.save writes it, now or before 2020; a safetensors header has its brace there."""
+    with open(path, "rb") as file:
+        head = file.read(9)
+    return head.startswith((ZIP, PROTOCOL)) and head[8:] != b"{"
+
+
+def read_pickle(path: str | Path) -> Weights:
+    """The tensors of a `.ckpt`, mapped; nothing in it is run.
+
+    Raises WeightsError for a pickle that is damaged, holds no tensors, or wants more than tensors need.
+    """
+    path = Path(path)
+    wanted = _wanted(path)
+    foreign = [name for name in wanted if not name.startswith(LEFT_BEHIND)]
+    if foreign:
+        raise WeightsError(_refusal(path, foreign))
+    try:
+        with safe_globals([(LeftBehind, name) for name in wanted]):
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        named = re.findall(r"GLOBAL ([\w.]+)", str(error))
+        why = _refusal(path, named) if named else f"{path}: is no pickle of plain tensors; nothing in it was run"
+        raise WeightsError(why) from error
+    except (RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise WeightsError(f"{path}: is truncated or damaged; fetch or copy it again") from error
+    return Weights(path, _tensors(path, content))
+
+
+def _wanted(path: Path) -> list[str]:
+    """The names beyond plain tensors that a pickle would call for, read off without running it."""
+    if not zipfile.is_zipfile(path):
+        return []  # of before 2020: torch's unpickler stops at the first such name
+    try:
+        return get_unsafe_globals_in_checkpoint(path)
+    except Exception as error:  # pickletools raises whatever a damaged stream leads to
+        raise WeightsError(f"{path}: is truncated or damaged; fetch or copy it again") from error
+
+
+def _refusal(path: Path, names: list[str]) -> str:
+    shown = ", ".join(sorted(set(names))[:3])
+    return (
+        f"{path}: this pickle wants to use {shown}, which no weights need; it may be hostile, and nothing in it was run"
+    )
+
+
+def _tensors(path: Path, content: Any) -> dict[str, Tensor]:
+    """The state dict, which trainers put under "state_dict"."""
+    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        content = content["state_dict"]
+    found = dict(content) if isinstance(content, Mapping) else {}
+    tensors = {name: x.detach() for name, x in found.items() if isinstance(name, str) and isinstance(x, Tensor)}
+    if not tensors:
+        raise WeightsError(f"{path}: holds no tensors by name; expected a checkpoint of Stable Diffusion 1.x or 2.x")
+    return tensors

@@ -1,0 +1,102 @@
+"""The names that load() knows: what is shipped, what lies in the hub's cache, folders, files, and "owner/name".
+
+Nothing heavy is imported here, so that models can be listed without torch.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gradina.errors import WeightsError
+
+if TYPE_CHECKING:
+    import torch
+
+    from gradina.weights.parts import Parts
+
+ASSETS = Path(__file__).parents[1] / "assets"
+DEFAULT = "digits"  # the shipped model that load() takes
+INDEX = "model_index.json"
+PIPELINES = (
+    "StableDiffusionPipeline", "StableDiffusionInpaintPipeline", "StableDiffusionImg2ImgPipeline",
+    "StableDiffusionInpaintPipelineLegacy",
+)  # fmt: skip
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(/[\w./-]+\.safetensors)?")
+
+
+def shipped() -> dict[str, Path]:
+    """The models that come with the package: name to folder."""
+    return {index.parent.name: index.parent for index in sorted(ASSETS.glob(f"*/{INDEX}"))}
+
+
+def cached() -> dict[str, Path]:
+    """The models of our families in the hub's cache: "owner/name" to folder."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    found = {}
+    for repository in sorted(Path(HF_HUB_CACHE).glob("models--*--*")):
+        indexes = sorted(repository.glob(f"snapshots/*/{INDEX}"), key=lambda index: index.stat().st_mtime)
+        known = [index.parent for index in indexes if _pipeline(index) in PIPELINES]
+        if known:
+            found["/".join(repository.name.split("--")[1:])] = known[-1]
+    return found
+
+
+def locate(source: str | PathLike[str] | None = None, variant: str | None = None) -> Path:
+    """The folder or file that a name stands for, fetched from the hub if it is nowhere here.
+
+    In this order: a folder or file, a shipped name, "owner/name" or "owner/name/file.safetensors" of the hub; None is
+    the shipped model. Raises WeightsError where there is none, HubError where the hub does not give it.
+    """
+    here = shipped()
+    if source is None:
+        source = DEFAULT if DEFAULT in here else next(iter(here), DEFAULT)
+    path, name = Path(source), str(source)
+    if path.is_file() or (path / INDEX).is_file():
+        return path
+    if name in here:
+        return here[name]
+    if path.exists():
+        raise WeightsError(f"{path}: is a folder without {INDEX}; expected the diffusers layout, or give a file in it")
+    if HUB_NAME.fullmatch(name) and not isinstance(source, PathLike) and not name.startswith("."):
+        from gradina.weights.hub import fetch
+
+        return fetch(name, variant)
+    raise WeightsError(
+        f"there is no model {name!r}: no such folder or file, not shipped (there is: {', '.join(here) or 'nothing'}), "
+        'and no "owner/name" of the hub'
+    )
+
+
+def open_source(
+    source: str | PathLike[str] | None = None,
+    variant: str | None = None,
+    prediction: str | None = None,
+    dtype: torch.dtype | None = None,
+) -> Parts:
+    """The parts of the model that `source` names (see `locate`), mapped from its files.
+
+    `variant` ("fp16") chooses among a folder's files, `prediction` (eps, v, x0) overrides what was detected, `dtype`
+    converts. Raises WeightsError.
+    """
+    path = locate(source, variant)
+    if path.is_file():
+        from gradina.weights.single import read_file
+
+        return read_file(path, dtype, prediction)
+    from gradina.weights.folders import read_folder
+
+    on_disk = source is not None and Path(source).exists()
+    name = None if on_disk else (path.name if source is None else str(source))
+    return read_folder(path, variant, dtype, prediction, name)
+
+
+def _pipeline(index: Path) -> str:
+    try:
+        return str(json.loads(index.read_text(encoding="utf-8"))["_class_name"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
