@@ -13,6 +13,7 @@ import torch
 from gradina.errors import MissingExtra, RecipeError
 from gradina.training import data
 from gradina.training.data import generator, load_data, npm_package, read_idx
+
 from .conftest import write_idx
 
 

@@ -155,22 +155,6 @@ def test_a_loss_that_is_no_number_stops_and_spares_the_weights() -> None:
     assert all(torch.isfinite(p).all() for p in state.network.parameters())
 
 
-def test_the_global_generator_is_never_touched() -> None:
-    from gradina.training.stages import Workshop
-
-    before = torch.get_rng_state()
-    Workshop.build(_shop(), lambda: nn.Linear(2, 2), "x")
-    assert torch.equal(before, torch.get_rng_state())
-
-
-def _shop() -> object:
-    class Shop:
-        class recipe:  # noqa: N801
-            seed = 1
-
-    return Shop()
-
-
 def test_clip_tells_apart_what_it_has_learnt() -> None:
     torch.manual_seed(0)
     text = TextConfig(vocabulary=8, length=4, width=16, inner=32, layers=1, heads=2, projection=8, eos=7)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,6 +17,7 @@ from gradina.errors import RecipeError
 from gradina.files import atomic_write
 from gradina.training.loop import State
 
+Network = TypeVar("Network", bound=torch.nn.Module)
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
@@ -26,10 +28,10 @@ def save_state(state: State, path: Path, fingerprint: str) -> None:
     for name, parameter in state.network.named_parameters():
         for moment, value in state.optimizer.state.get(parameter, {}).items():
             tensors[f"{moment}.{name}"] = value
-    about = {"step": str(state.step), "fingerprint": fingerprint}
+    about = json.dumps({"step": state.step, "fingerprint": fingerprint})  # one entry: the order of several varies
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
-        file.write(save({k: v.contiguous() for k, v in tensors.items()}, about))
+        file.write(save({k: v.contiguous() for k, v in tensors.items()}, {"about": about}))
 
 
 def load_state(state: State, path: Path, fingerprint: str) -> None:
@@ -53,24 +55,23 @@ def steps_done(path: Path, fingerprint: str) -> int:
     """How many steps the state at `path` has behind it; 0 if there is none. Raises RecipeError as `load_state`."""
     if not path.exists():
         return 0
-    about = _about(path)
+    with _readable(path) as file:
+        about = json.loads((file.metadata() or {}).get("about", "{}"))
     if about.get("fingerprint") != fingerprint:
         raise RecipeError(f"{path}: was made by another recipe; choose another --out folder, or remove this one")
     return int(about["step"])
 
 
-def load_average(module: torch.nn.Module, path: Path) -> None:
-    """Puts the averaged weights of a finished stage into its network."""
-    module.load_state_dict(_part(_tensors(path), "ema"))
+def load_average(make: Callable[[], Network], path: Path) -> Network:
+    """The network of a finished stage with its averaged weights, ready to be used."""
+    with torch.device("meta"):
+        network = make()
+    network.load_state_dict(_part(_tensors(path), "ema"), assign=True)
+    return network.eval().requires_grad_(False)
 
 
 def _part(tensors: dict[str, Tensor], head: str) -> dict[str, Tensor]:
     return {k.removeprefix(head + "."): v for k, v in tensors.items() if k.startswith(head + ".")}
-
-
-def _about(path: Path) -> dict[str, str]:
-    with _readable(path) as file:
-        return dict(file.metadata() or {})
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:

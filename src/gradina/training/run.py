@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Generator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -42,9 +42,8 @@ def run(recipe: Recipe, folder: Path) -> Generator[Progress]:
         mark = fingerprint(recipe, name)
         if steps_done(shop.state(name), mark) < getattr(recipe, name).training.steps:
             yield from _train_stage(shop, name, row(shop), mark)
-    unet = UNet(replace(recipe.unet.network, context=recipe.clip.text.width))
-    load_average(unet, shop.state("unet"))
-    model_of(shop, unet.eval()).save(folder / "model", torch.float16)
+    unet = load_average(lambda: UNet(shop.unet), shop.state("unet"))
+    model_of(shop, unet).save(folder / "model", torch.float16)
 
 
 def _train_stage(shop: Workshop, name: str, stage: Stage, mark: str) -> Generator[Progress]:

@@ -15,7 +15,7 @@ from gradina.diffusion.prediction import prediction_named
 from gradina.diffusion.schedule import Schedule
 from gradina.models.clip import CLIP, TextTower
 from gradina.models.tokenizer import Tokenizer
-from gradina.models.unet import UNet
+from gradina.models.unet import UNet, UNetConfig
 from gradina.models.vae import AutoencoderKL
 from gradina.training.checkpoint import load_average
 from gradina.training.data import Captioned, generator, load_data
@@ -90,9 +90,7 @@ class Workshop:
     @cached_property
     def vae(self) -> AutoencoderKL:
         """The autoencoder of the first stage, its scale set so that latents have a standard deviation of 1."""
-        vae = AutoencoderKL(self.recipe.vae.network)
-        load_average(vae, self.state("vae"))
-        vae.eval().requires_grad_(False)
+        vae = load_average(lambda: AutoencoderKL(self.recipe.vae.network), self.state("vae"))
         key = generator(self.recipe.seed, "scale")
         with torch.no_grad():
             pixels = self.data.pixels(self.rows(key, LOOKED_AT))
@@ -110,12 +108,15 @@ class Workshop:
         )
         return CLIP(text, self.recipe.clip.vision)
 
+    @property
+    def unet(self) -> UNetConfig:
+        """The shape of the third stage's network: it reads what the text tower says."""
+        return replace(self.recipe.unet.network, context=self.recipe.clip.text.width)
+
     @cached_property
     def text(self) -> TextTower:
         """The text tower of the second stage."""
-        clip = self.clip()
-        load_average(clip, self.state("clip"))
-        return clip.text.eval().requires_grad_(False)
+        return load_average(self.clip, self.state("clip")).text
 
 
 def vae_stage(shop: Workshop) -> Stage:
@@ -152,7 +153,7 @@ def clip_stage(shop: Workshop) -> Stage:
 def unet_stage(shop: Workshop) -> Stage:
     """Noise is told from latents, with the caption as a hint."""
     recipe, text = shop.recipe.unet, shop.text
-    network = shop.build(lambda: UNet(replace(recipe.network, context=text.config.width)), "unet")
+    network = shop.build(lambda: UNet(shop.unet), "unet")
     with torch.no_grad():
         conds = text(shop.tokenizer(shop.wordings[0]))
     mean, std = encoded(shop.vae, shop.data)

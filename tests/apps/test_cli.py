@@ -1,0 +1,292 @@
+"""The command line as a person types it: what is drawn, where it is put, and one line for every mistake."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import gradina
+from gradina import files
+from gradina.apps.cli import VERBS, app, main
+from gradina.pipeline import StableDiffusion
+
+
+@pytest.fixture(scope="session")
+def model_folder(tiny_model: Callable[..., StableDiffusion], tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The tiny model as a folder on disk."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tiny_model("sd1").save(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder to work in."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def photo(room: Path) -> Path:
+    """A picture of 61 x 45 pixels."""
+    values = np.linspace(0, 255, 61 * 45 * 3).reshape(45, 61, 3).astype(np.uint8)
+    Image.fromarray(values).save(room / "photo.png")
+    return room / "photo.png"
+
+
+def names(room: Path) -> list[str]:
+    return sorted(p.name for p in room.iterdir())
+
+
+def pixels(path: Path | str) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.array(image.convert("RGB"))
+
+
+def test_a_prompt_draws(room: Path, model_folder: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["a seven", "-o", "seven.png", "-m", model_folder, "--seed", "3"]) == 0
+    assert capsys.readouterr() == ("seven.png\n", "")
+    assert names(room) == ["seven.png"]
+    assert pixels("seven.png").shape == (64, 64, 3)
+
+
+def test_generate_is_the_same_verb_spelled_out(room: Path, model_folder: str) -> None:
+    rest = ["a seven", "-m", model_folder, "--seed", "3"]
+    assert main([*rest, "-o", "a.png"]) == main(["generate", *rest, "-o", "b.png"]) == 0
+    assert main(["-o", "c.png", *rest]) == 0
+    assert (pixels("a.png") == pixels("b.png")).all()
+    assert (pixels("a.png") == pixels("c.png")).all()
+
+
+def test_several_pictures_are_told_apart_by_their_seeds(room: Path, model_folder: str) -> None:
+    assert main(["one", "two", "-k", "2", "--seed", "5", "-m", model_folder, "-o", "x.png"]) == 0
+    assert names(room) == [f"x-{seed}.png" for seed in (5, 6, 7, 8)]
+    main(["two", "--seed", "7", "-m", model_folder, "-o", "alone.png"])
+    assert np.abs(pixels("x-7.png").astype(int) - pixels("alone.png")).max() <= 1
+
+
+def test_a_folder_is_filled(room: Path, model_folder: str) -> None:
+    main(["A red fox!", "--seed", "5", "-m", model_folder, "-o", "made/"])
+    main(["A red fox!", "--seed", "5", "-m", model_folder, "-o", "made/"])
+    assert names(room / "made") == ["a-red-fox-5-2.png", "a-red-fox-5.png"]
+
+
+def test_without_an_output_nothing_is_replaced(room: Path, model_folder: str) -> None:
+    for _ in range(2):
+        main(["seven", "--seed", "5", "-m", model_folder])
+    assert names(room) == ["seven-5-2.png", "seven-5.png"]
+
+
+def test_without_a_seed_pictures_differ(room: Path, model_folder: str) -> None:
+    for name in ("a.png", "b.png"):
+        main(["seven", "-m", model_folder, "-o", name])
+    assert (pixels("a.png") != pixels("b.png")).any()
+
+
+@pytest.mark.parametrize("name", ["x.png", "x.webp"])
+def test_again_makes_the_same_pixels(room: Path, model_folder: str, name: str) -> None:
+    options = ["--steps", "4", "-g", "2.5", "--sampler", "euler_ancestral", "--seed", "9", "-n", "blue", "--eta", "0.5"]
+    main(["a fox, red", "-m", model_folder, "-o", name, *options])
+    assert main(["again", name, "-m", model_folder, "-o", "y.png"]) == 0
+    assert (pixels(name) == pixels("y.png")).all()
+
+
+def test_again_of_a_picture_from_a_picture(room: Path, photo: Path, model_folder: str) -> None:
+    main(["x", "-m", model_folder, "-i", "photo.png", "--strength", "0.5", "--seed", "1", "-o", "a.png"])
+    assert main(["again", "a.png", "-m", model_folder]) == 0
+    assert (pixels("a.png") == pixels("a-again.png")).all()
+
+
+def test_again_knows_the_model_by_its_folder(room: Path, model_folder: str) -> None:
+    main(["x", "-m", model_folder, "--seed", "1", "-o", "a.png"])
+    assert main(["again", "a.png", "-o", "b.png"]) == 0
+    assert (pixels("a.png") == pixels("b.png")).all()
+
+
+def test_info_shows_what_a_picture_carries(
+    room: Path, model_folder: str, capsys: pytest.CaptureFixture[str]
+) -> None:  # fmt: skip
+    main(["a fox", "-m", model_folder, "--seed", "9", "-o", "x.png"])
+    capsys.readouterr()
+    assert main(["info", "x.png"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"^prompt +a fox$", said, re.M)
+    assert re.search(r"^seed +9$", said, re.M)
+    assert main(["info", "x.png", "--json"]) == 0
+    assert "a fox" in str(json.loads(capsys.readouterr().out))
+
+
+def test_a_picture_of_a1111_is_read_and_what_cannot_be_honoured_is_said(
+    room: Path, model_folder: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from PIL.PngImagePlugin import PngInfo
+
+    text = "a fox\nNegative prompt: blue\nSteps: 3, Sampler: Euler, CFG scale: 2, Seed: 4, Size: 64x64, Clip skip: 2"
+    chunks = PngInfo()
+    chunks.add_text("parameters", text)
+    Image.new("RGB", (64, 64)).save("theirs.png", pnginfo=chunks)
+    assert main(["again", "theirs.png", "-m", model_folder, "-o", "ours.png"]) == 0
+    assert re.search(r"note: .*[Cc]lip skip", capsys.readouterr().err)
+    assert pixels("ours.png").shape == (64, 64, 3)
+
+
+def test_a_grid_is_one_labelled_picture(room: Path, model_folder: str) -> None:
+    rest = ["x", "-m", model_folder, "--steps", "2", "--seed", "1"]
+    assert main([*rest, "--grid", "guidance_scale=1,3,7.5", "--grid", "seed=1,2", "-o", "two.png"]) == 0
+    assert main([*rest, "--grid", "sampler=ddim,euler", "-o", "one.png"]) == 0
+    wide, flat = pixels("two.png"), pixels("one.png")
+    assert wide.shape[1] > 3 * 128
+    assert wide.shape[0] > 2 * 128
+    assert 2 * 128 < flat.shape[1] < wide.shape[1]
+    assert names(room) == ["one.png", "two.png"]
+
+
+def test_prompts_can_be_an_axis(room: Path, model_folder: str) -> None:
+    assert main(["x", "-m", model_folder, "--steps", "1", "--grid", "prompt=a cat, red|a dog", "-o", "g.png"]) == 0
+    assert pixels("g.png").shape[1] > 2 * 128
+
+
+def test_film_and_strip_show_a_picture_emerging(room: Path, model_folder: str) -> None:
+    rest = ["x", "-m", model_folder, "--steps", "6", "--seed", "1", "-o", "x.png"]
+    assert main([*rest, "--film", "f.gif", "--strip", "s.png"]) == 0
+    with Image.open("f.gif") as film:
+        assert film.n_frames == 7
+        film.seek(6)
+        last = np.array(film.convert("RGB").resize((64, 64), Image.Resampling.NEAREST)).astype(int)
+    assert np.abs(last - pixels("x.png")).mean() < 16, "a GIF has 256 colours"
+    assert pixels("s.png").shape[1] > 7 * 128
+
+
+def test_encode_and_decode(room: Path, photo: Path, model_folder: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["encode", "photo.png", "-m", model_folder, "-o", "photo.latents"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"^numbers +\d+\.\d times fewer$", said, re.M)
+    assert re.search(rf"^bytes +{(room / 'photo.latents').stat().st_size} \(", said, re.M)
+    psnr = float(re.search(r"^PSNR +(-?[\d.]+) dB", said, re.M)[1])  # type: ignore[index]
+    assert main(["decode", "photo.latents", "-o", "back.png", "-m", model_folder]) == 0
+    a, b = pixels("photo.png").astype(float), pixels("back.png").astype(float)
+    assert a.shape == b.shape
+    assert 10 * np.log10(255**2 / ((a - b) ** 2).mean()) == pytest.approx(psnr, abs=0.06)
+
+
+def test_models_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models"]) == 0
+    assert re.search(r"^digits +shipped +\d+\.\d MB", capsys.readouterr().out, re.M)
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"gradina {gradina.__version__}\n"
+
+
+def test_without_arguments_it_helps(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    assert "Draw pictures from prompts." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_option_is_explained_with_its_default(verb: str) -> None:
+    import typer
+
+    command = typer.main.get_command(app).commands[verb]  # type: ignore[attr-defined]
+    for parameter in command.params:
+        if parameter.param_type_name == "option" and "--help" not in parameter.opts:
+            assert parameter.help, f"{verb} {parameter.name}: no help"
+            assert parameter.show_default, f"{verb} {parameter.name}: no default"
+
+
+WRONG = [
+    (["x", "--sampler", "eulr"], "sampler: there is no 'eulr'; did you mean 'euler'? (choices: ddpm, ddim"),
+    (["x", "--schedule", "none"], "schedule: there is no 'none' (choices: leading"),
+    (["x", "--width", "65"], "width: got 65, expected a multiple of 8"),
+    (["x", "--strength", "1.5"], "strength: got 1.5, expected a number from 0 to 1"),
+    (["x", "--steps", "0"], "steps: got 0, expected a whole number from 1"),
+    (["x", "--steps", "many"], "Invalid value for '--steps'"),
+    (["x", "--mask-image", "photo.png"], "mask_image: got a mask without an init_image"),
+    (["x", "-i", "nothing.png"], "init_image: nothing.png does not exist"),
+    (["x", "-i", "text.txt"], "init_image: text.txt is no picture"),
+    (["x", "-o", "x.bmp"], "--output: there is no '.bmp'"),
+    (["x", "-o", "nowhere/x.png"], "--output: there is no folder nowhere; make it first"),
+    (["x", "--film", "x.mp4"], "--film: there is no '.mp4'"),
+    (["x", "--grid", "guidance=1,2"], "--grid: there is no 'guidance'"),
+    (["x", "--grid", "steps"], "--grid: got 'steps', expected FIELD=A,B"),
+    (["x", "--grid", "steps=1,x"], "steps: got 'x', expected a number"),
+    (["x", "--grid", "steps=1", "--grid", "steps=2"], "--grid: got steps, steps; expected one field, or two"),
+    (["x", "--grid", "width=64,65"], "width: got 65, expected a multiple of 8"),
+    (["x", "y", "--grid", "steps=1,2"], "--grid: give one prompt and one image"),
+    (["x", "--guidance-interval", "3"], "guidance_interval: got '3', expected LOW:HIGH"),
+    (["x", "-m", "nowhere"], "nowhere"),
+    (["x", "-m", "text.txt"], "text.txt"),
+    (["x", "--device", "none"], "device: none cannot be used here"),
+    (["x", "--dtype", "fp8"], "dtype: there is no 'fp8' (choices: fp32, bf16, fp16)"),
+    (["x", "--samplr", "euler"], "No such option: --samplr"),
+    (["generate"], "Missing argument"),
+    (["again", "photo.png"], "photo.png carries no request"),
+    (["info", "nothing.png"], "nothing.png does not exist"),
+    (["info", "text.txt"], "text.txt is no picture"),
+    (["encode", "text.txt"], "text.txt is no picture"),
+    (["decode", "text.txt"], "text.txt: not a file of latents"),
+    (["decode", "nothing"], "nothing: there is no such file"),
+    (["convert", "nowhere", "x.safetensors"], "nowhere"),
+    (["train", "nothing.toml"], "nothing.toml: there is no such recipe"),
+    (["train", "text.txt"], "text.txt: not a TOML file"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), WRONG, ids=lambda value: " ".join(value)[:40])
+def test_a_mistake_is_one_line_and_exit_code_2(
+    arguments: list[str], message: str, room: Path, photo: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (room / "text.txt").write_text("no picture, no = model")
+    before = names(room)
+    assert main(arguments) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert message in said.err
+    assert said.err.startswith("gradina: ")
+    assert said.err.count("\n") == 1
+    assert names(room) == before
+
+
+def test_a_mistake_is_no_traceback_in_a_process_of_its_own(room: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "gradina.apps.cli", "x", "--sampler", "none"], capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("output", ["x.png", "x.jpg", "x.webp"])
+def test_a_full_disk_is_said_and_nothing_stays(
+    output: str, room: Path, model_folder: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path(output).write_bytes(b"as it was")
+
+    def full(path: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(files, "_sync", full)
+    assert main(["x", "-m", model_folder, "--steps", "1", "-o", output]) == 2
+    assert (
+        capsys.readouterr().err
+        == f"gradina: {output}: cannot be written: the disk is full; make room and write it again\n"
+    )
+    assert names(room) == [output]
+    assert Path(output).read_bytes() == b"as it was"
+
+
+def test_a_huge_picture_is_refused(room: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.new("L", (5000, 4000)).save("huge.png")
+    assert main(["x", "-i", "huge.png"]) == 2
+    assert "5000 x 4000 pixels, 20.0 megapixels (at most 16.8)" in capsys.readouterr().err
