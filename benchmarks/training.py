@@ -1,0 +1,54 @@
+"""How long does a recipe take here? Times some steps of each stage on an otherwise idle machine, and adds them up.
+
+    python benchmarks/training.py [recipes/digits.toml] [--steps 40]
+
+The stages before the one that is timed stand in as they are initialised: that changes no time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from gradina.training.checkpoint import save_state
+from gradina.training.loop import State, train
+from gradina.training.recipes import read_recipe
+from gradina.training.run import fingerprint
+from gradina.training.stages import STAGES, Workshop
+
+
+def main() -> None:
+    """Times, and prints a table as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", nargs="?", default="recipes/digits.toml")
+    parser.add_argument("--steps", type=int, default=40, help="to time, of each stage (default: 40)")
+    options = parser.parse_args()
+    recipe = read_recipe(options.recipe)
+    rows, total = {}, 0.0
+    with tempfile.TemporaryDirectory() as folder:
+        shop = Workshop(recipe, Path(folder))
+        for name, row in STAGES.items():
+            stage = row(shop)
+            state = State.begin(stage.network, stage.settings)
+            timed = replace(stage.settings, steps=options.steps)
+            each = statistics.median(step.seconds for step in train(state, stage.loss, timed))
+            save_state(state, shop.state(name), fingerprint(recipe, name))
+            minutes = each * stage.settings.steps / 60
+            rows[name] = {
+                "ms per step": round(1000 * each, 1),
+                "steps": stage.settings.steps,
+                "minutes": round(minutes, 1),
+            }
+            total += minutes
+    about = {"torch": torch.__version__, "threads": torch.get_num_threads(), "recipe": options.recipe}
+    print(json.dumps({**about, "stages": rows, "minutes": round(total, 1)}, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""The shipped model: small, of Stable Diffusion's anatomy, the same in diffusers, as good as its card says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import gradina
+from gradina.pipeline import StableDiffusion
+from gradina.weights.zoo import shipped
+
+ROOT = Path(__file__).parents[1]
+FIGURES = json.loads((ROOT / "evaluation" / "digits.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def model() -> StableDiffusion:
+    return gradina.load()
+
+
+def test_it_is_the_default_and_small(model: StableDiffusion) -> None:
+    folder = shipped()["digits"]
+    assert model.name == "digits"
+    assert sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) <= 8_000_000
+    assert {"text_encoder", "tokenizer", "unet", "vae", "scheduler"} <= {p.name for p in folder.iterdir()}
+
+
+def test_its_recipe_is_the_one_in_the_tree(model: StableDiffusion) -> None:
+    from gradina.training.recipes import read_recipe
+
+    recipe = read_recipe(ROOT / "recipes" / "digits.toml")
+    assert model.defaults == recipe.defaults
+    assert model.prediction == recipe.unet.prediction
+    assert model.unet.config.widths == recipe.unet.network.widths
+    assert model.vae.config.widths == recipe.vae.network.widths
+
+
+def test_the_card_says_what_was_measured() -> None:
+    card = (shipped()["digits"] / "README.md").read_text()
+    assert FIGURES["pictures"] == 500
+    assert FIGURES["recognised"] >= 0.97
+    assert f"{100 * FIGURES['recognised']:.1f} %" in card
+    assert "recipes/digits.toml" in card
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_diffusers_draws_the_same_pictures(model: StableDiffusion) -> None:
+    from diffusers import StableDiffusionPipeline
+
+    pipe = StableDiffusionPipeline.from_pretrained(shipped()["digits"], torch_dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, timestep_spacing="trailing")
+    prompts = ["a handwritten seven", "the digit 4"]
+    theirs = pipe(
+        prompts,
+        num_inference_steps=20,
+        guidance_scale=3.0,
+        generator=[torch.Generator().manual_seed(s) for s in (1024, 1025)],
+        output_type="np",
+    ).images
+    ours = [p.image for p in gradina.generate(model, gradina.Request(prompt=tuple(prompts), seed=1024))]
+    for a, b in zip(ours, theirs, strict=True):
+        assert np.abs(np.array(a).astype(int) - np.round(255 * b)).max() <= 1
+
+
+def test_different_seeds_give_different_pictures(model: StableDiffusion) -> None:
+    request = gradina.Request(prompt="a handwritten seven", seed=1, images=4)
+    drawn = [np.array(p.image).astype(int) for p in gradina.generate(model, request)]
+    assert all(np.abs(a - b).mean() > 2 for i, a in enumerate(drawn) for b in drawn[:i])
+
+
+def test_the_example_of_the_contract_works_as_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    model = gradina.load()
+    # fmt: off
+    request = gradina.Request(prompt="a handwritten seven", negative_prompt="", steps=20, guidance_scale=3.0,
+                              sampler="ddim", schedule="trailing", seed=1024, width=32, height=32, images=4)
+    # fmt: on
+    for picture in gradina.generate(model, request):
+        picture.save(f"{picture.seed}.png")
+    seen = []
+    for step in gradina.steps(model, request):
+        seen.append((step.i, step.sigma, tuple(step.x.shape)))
+        assert len(model.decode(step.denoised)) == 4
+    assert [i for i, *_ in seen] == list(range(20))
+    assert [sigma for _, sigma, _ in seen] == sorted((sigma for _, sigma, _ in seen), reverse=True)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [f"{s}.png" for s in range(1024, 1028)]

@@ -1,0 +1,67 @@
+"""The README says what is true: its examples run, its tree is the tree, its options exist."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+import gradina
+from gradina.apps.cli import main
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+BLOCKS = {kind: re.findall(rf"```{kind}\n(.*?)```", README, re.S) for kind in ("python", "sh")}
+
+
+def test_the_python_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    for block in BLOCKS["python"]:
+        if '"stable-diffusion-v1-5/' not in block:  # needs the hub
+            exec(compile(block, "README.md", "exec"), names)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["1024.png", "1025.png", "1026.png", "1027.png"]
+
+
+def test_the_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from PIL import Image
+
+    monkeypatch.chdir(tmp_path)
+    for name in ("photo.png", "sketch.png"):
+        Image.linear_gradient("L").save(name)
+    commands = [line for block in BLOCKS["sh"] for line in block.splitlines() if line.startswith("gradina ")]
+    ran = 0
+    for command in commands:
+        arguments = shlex.split(command, comments=True)[1:]
+        if arguments[0] != "train" and "-m" not in arguments:
+            assert main(arguments) == 0, command
+            ran += 1
+    assert ran >= 8
+
+
+def test_the_tree_is_the_tree() -> None:
+    block = next(b for b in re.findall(r"```\n(.*?)```", README, re.S) if "src/gradina/" in b)
+    folders: list[str] = []
+    listed = set()
+    for line in block.splitlines():
+        depth, name = (len(line) - len(line.lstrip())) // 2, line.split()[0]
+        folders = [*folders[:depth], name]
+        listed.add("".join(folders))
+    source = Path(gradina.__file__).parent
+    files = {
+        f"src/gradina/{p.relative_to(source)}"
+        for p in source.rglob("*.py")
+        if p.name != "__init__.py" or p.parent == source
+    }
+    assert {name for name in listed if name.endswith(".py")} == files
+    assert all((ROOT / name).exists() for name in listed)
+    assert all(len(line) <= 120 for line in README.splitlines())
+
+
+def test_the_choices_are_the_choices() -> None:
+    from gradina.request import SAMPLER_NAMES, SCHEDULE_NAMES
+
+    assert f"Samplers: {', '.join(SAMPLER_NAMES)}." in README
+    assert f"Schedules: {', '.join(SCHEDULE_NAMES)}." in README
