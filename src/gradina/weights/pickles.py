@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -56,7 +57,8 @@ def read_pickle(path: str | Path) -> Weights:
     if foreign:
         raise WeightsError(_refusal(path, foreign))
     try:
-        with safe_globals([(LeftBehind, name) for name in wanted]):
+        with safe_globals([(LeftBehind, name) for name in wanted]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickle protocols; what does not work says so below
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         named = re.findall(r"GLOBAL ([\w.]+)", str(error))
