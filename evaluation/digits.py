@@ -11,6 +11,7 @@ import argparse
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,10 +23,12 @@ from gradina.metrics import psnr
 from gradina.pipeline import StableDiffusion, to_image, to_pixels
 from gradina.training.data import WORDINGS, WORDS, Captioned, load_data
 from gradina.training.recipes import read_recipe
+from gradina.weights.zoo import shipped
 
 ROOT = Path(__file__).parent.parent
 RECIPE = ROOT / "recipes" / "digits.toml"
 SEED = 7
+HEADING = "## How good it is"
 
 
 def classifier() -> nn.Module:
@@ -115,10 +118,35 @@ def main() -> None:
     print(json.dumps(figures, indent=2))
     if options.model == "digits":
         (ROOT / "evaluation" / "digits.json").write_text(json.dumps(figures, indent=2) + "\n")
+        into_card(shipped()["digits"] / "README.md", figures)
         rows = [to_image(pixels[digits == d][i]) for d in range(10) for i in range(12)]
         sheet.grid(rows, columns=12, row_labels=[f"a handwritten {w}" for w in WORDS]).save(
             ROOT / "docs" / "digits.png"
         )
+
+
+def into_card(path: Path, figures: dict[str, Any]) -> None:
+    """Puts the figures into the model's card, in the place of earlier ones."""
+    head, _, rest = path.read_text().partition(f"{HEADING}\n")
+    after = rest[rest.index("\n## ") + 1 :] if "\n## " in rest else ""
+    if not after:
+        head, _, after = head.partition("## Use\n")
+        after = f"## Use\n{after}"
+    by_scale = ", ".join(f"{100 * v:.1f} % at {k}" for k, v in figures["recognised by guidance scale"].items())
+    worst = min(figures["recognised by digit"].items(), key=lambda item: item[1])
+    lines = (
+        f"Of {figures['pictures']} pictures from prompts that name a digit, an independent classifier recognises "
+        f"**{100 * figures['recognised']:.1f} %** as that digit, at guidance scale {figures['guidance_scale']:g} "
+        f"(it reads {100 * figures['classifier on real digits it has not seen']:.1f} % of real digits that it has not seen). "
+        f"The least well drawn is {worst[0]}, with {100 * worst[1]:.0f} %. By guidance scale: {by_scale}.",
+        "",
+        f"Two pictures of the same digit are {figures['spread']:.2f} apart (root mean square over pixels in -1..1), "
+        f"real ones {figures['spread of real digits']:.2f}. The autoencoder gives digits that it has not seen back with "
+        f"{figures['PSNR of the autoencoder on digits it has not seen, dB']:.1f} dB.",
+        "",
+        "It knows digits, and nothing else. Measured by `make evaluate`.",
+    )
+    path.write_text(f"{head}{HEADING}\n\n" + "\n".join(lines) + f"\n\n{after}")
 
 
 def share(network: nn.Module, pixels: Tensor, digits: Tensor) -> float:

@@ -18,6 +18,8 @@ from gradina.training.loop import State, TrainStep, train
 from gradina.training.recipes import Recipe
 from gradina.training.samples import LOOKS, model_of
 from gradina.training.stages import STAGES, Stage, Workshop
+from gradina.weights.card import model_card
+from gradina.weights.folders import write_folder
 
 LOG_EVERY = 10  # steps
 
@@ -43,7 +45,9 @@ def run(recipe: Recipe, folder: Path) -> Generator[Progress]:
         if steps_done(shop.state(name), mark) < getattr(recipe, name).training.steps:
             yield from _train_stage(shop, name, row(shop), mark)
     unet = load_average(lambda: UNet(shop.unet), shop.state("unet"))
-    model_of(shop, unet).save(folder / "model", torch.float16)
+    model = model_of(shop, unet)
+    card = model_card(model, torch.float16, recipe.license, story(recipe, folder))
+    write_folder(model, folder / "model", torch.float16, card)
 
 
 def _train_stage(shop: Workshop, name: str, stage: Stage, mark: str) -> Generator[Progress]:
@@ -67,6 +71,27 @@ def _train_stage(shop: Workshop, name: str, stage: Stage, mark: str) -> Generato
         except GeneratorExit:  # closed by the caller: nothing that was learnt is lost
             save_state(state, shop.state(name), mark)
             raise
+
+
+def story(recipe: Recipe, folder: Path) -> str:
+    """How a model came about, in Markdown, for its card."""
+    rows = []
+    for name in STAGES:
+        settings = getattr(recipe, name).training
+        last = json.loads((folder / name / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+        rows.append(f"| {name} | {settings.steps} | {settings.batch} | {settings.lr:g} | {last['loss']:.4f} |")
+    origin = f"{recipe.data.source} (npm package {recipe.data.package})" if recipe.data.package else recipe.data.source
+    return "\n".join(
+        (
+            recipe.description,
+            "",
+            f"Trained from nothing, on {origin} with captions in words, by `gradina train recipes/{recipe.name}.toml`:",
+            "",
+            "| stage | steps | batch | learning rate | last loss |",
+            "|---|---:|---:|---:|---:|",
+            *rows,
+        )
+    )
 
 
 class Log:

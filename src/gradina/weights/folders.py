@@ -68,13 +68,14 @@ def read_folder(
     )
 
 
-def write_folder(parts: Parts, path: str | Path, dtype: torch.dtype | None = None) -> None:
-    """Writes the diffusers layout, whole or not at all, with a model card unless one is already there.
+def write_folder(parts: Parts, path: str | Path, dtype: torch.dtype | None = None, card: str | None = None) -> None:
+    """Writes the diffusers layout, whole or not at all; its card is the given one, that already there, or a new one.
 
     The text tower's projection, which no picture needs, is left out. Raises DiskError.
     """
     present = Path(path) / "README.md"
-    card = present.read_text(encoding="utf-8") if present.is_file() else model_card(parts, dtype)
+    if card is None:
+        card = present.read_text(encoding="utf-8") if present.is_file() else model_card(parts, dtype)
     unet, vae, text = parts.unet.config, parts.vae.config, parts.text.config
     size = unet.size * vae.factor
     with atomic_folder(path) as folder:
