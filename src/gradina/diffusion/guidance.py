@@ -50,18 +50,19 @@ def _rescaled(
     return denoiser.prediction.denoised(x, sigma, output * (rescale * wanted / spread + 1 - rescale))
 
 
-def masked(denoise: Denoise, known: Tensor, mask: Tensor, n: Tensor) -> Denoise:
+def masked(denoise: Denoise, known: Tensor, mask: Tensor, n: Tensor, start: float = float("inf")) -> Denoise:
     """Inpainting with an ordinary network: what lies outside the mask is known (RePaint 2201.09865, eq. 8).
 
     Where `mask` (b or 1, 1 or c, h, w) is 1 the picture is drawn, where it is 0 it is `known` (b, c, h, w); all are of
-    x's dtype. Before each guess x is put back outside the mask to known + sigma * n, with the unit noise n (b, c, h, w)
-    of the start; after it the guess there is known. So every sampler ends at known outside the mask, whatever it did on
-    its way, and the inside is what diffusers makes by mixing its latents after each step. A run that ends above sigma 0
-    (ddim, pndm) leaves that little noise on known, too.
+    x's dtype. Before each guess below the noise level `start`, where x is as the run began, x is put back outside the
+    mask to known + sigma * n, with the unit noise n (b, c, h, w) of the start; after it the guess there is known. So
+    the inside is what diffusers makes by mixing its latents after each step. Outside, a sampler that ends on its last
+    guess ends at known; the others (ddim, pndm, lms) come near it.
     """
 
     def inpaint(x: Tensor, sigma: Tensor) -> Tensor:
-        guess = denoise(torch.lerp(noised(known, n, sigma), x, mask), sigma)
-        return torch.lerp(known, guess, mask)
+        if float(sigma.max()) < start:
+            x = torch.lerp(noised(known, n, sigma), x, mask)
+        return torch.lerp(known, denoise(x, sigma), mask)
 
     return inpaint
