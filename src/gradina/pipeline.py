@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from itertools import groupby
+from itertools import chain, groupby
 from os import PathLike
+from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -13,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from gradina.diffusion.denoiser import Denoise, Denoiser, Network, noised
+from gradina.diffusion.denoiser import Denoise, Denoiser, Network, noised, with_channels
 from gradina.diffusion.guidance import cfg, masked
 from gradina.diffusion.noise import Noise
 from gradina.diffusion.prediction import prediction_named
@@ -58,11 +60,15 @@ class StableDiffusion(Parts):
         """Pictures of latents (b, 4, h, w), such as those of `Step.denoised`."""
         return [to_image(self.vae.decode(z[None].to(self.device, self.dtype))[0].float()) for z in latents]
 
+    def network(self, x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+        """What the U-Net says: it computes in its own number type, given fp32 and giving fp32."""
+        return self.unet(x.to(self.dtype), t, cond.to(self.dtype)).float()
+
     def save(self, path: str | PathLike[str], dtype: torch.dtype | None = None) -> None:
         """Writes the model as a folder in the layout of diffusers, with a card; whole or not at all."""
         from gradina.weights.folders import write_folder
 
-        write_folder(self, path, dtype=dtype)
+        write_folder(self, Path(path), dtype=dtype)
 
 
 def to_pixels(picture: Image.Image) -> Tensor:
@@ -87,7 +93,9 @@ class Plan:
     sigmas: Tensor
     noise: Noise
     init: Image.Image | None
-    mask: Image.Image | None
+    mask: Image.Image | None  # 255 where the picture is drawn anew, else 0
+    known: Tensor | None = None  # the latents of init, and
+    inside: Tensor | None = None  # 1 where they are drawn anew, else 0: where the U-Net itself reads no mask
 
 
 def generate(model: StableDiffusion, request: Request) -> Iterator[Picture]:
@@ -95,7 +103,8 @@ def generate(model: StableDiffusion, request: Request) -> Iterator[Picture]:
 
     A picture is the same whatever it is drawn together with. Raises RequestError or PictureError at once.
     """
-    return (picture for plan in plans(model, request) for picture in develop(model, plan, last(walk(model, plan))))
+    drawn = ((plan, deque(walk(model, plan), maxlen=1)) for plan in plans(model, request))
+    return (picture for plan, step in drawn for picture in develop(model, plan, *step))
 
 
 def steps(model: StableDiffusion, request: Request) -> Iterator[Step]:
@@ -110,32 +119,29 @@ def steps(model: StableDiffusion, request: Request) -> Iterator[Step]:
 def plans(model: StableDiffusion, request: Request) -> Iterator[Plan]:
     """The batches in which a request is drawn; the first is prepared at once, so that errors come early."""
     first, *rest = batches(model, resolved(model, request))
-    plan = prepare(model, first)
-    return (plan if part is first else prepare(model, part) for part in [first, *rest])
+    return chain([prepare(model, first)], (prepare(model, part) for part in rest))
 
 
 @torch.no_grad()
 def walk(model: StableDiffusion, plan: Plan) -> Iterator[Step]:
     """The walk from noise to latents, step by step."""
-    row = _row(plan.request)
+    row = SAMPLERS[cast(str, plan.request.sampler)]
     given = {"eta": plan.request.eta, "prediction": prediction_named(model.prediction)}
     options = {k: v for k, v in given.items() if k in row.options and v is not None}
     yield from row.run(plan.denoise, plan.x, plan.sigmas, plan.noise, **options)
 
 
-def last(walked: Iterator[Step]) -> Step | None:
-    """The last step of a walk, or None if it has none."""
-    step = None
-    for step in walked:  # noqa: B007
-        pass
-    return step
-
-
-def develop(model: StableDiffusion, plan: Plan, step: Step | None) -> list[Picture]:
-    """The finished pictures of a plan after its last step."""
+def finished(plan: Plan, step: Step | None = None) -> Tensor:
+    """The latents after the last step of a plan, if it has one; outside its mask they are those of its picture."""
     x, sigma = (plan.x, float(plan.sigmas[-1])) if step is None else (step.x, step.sigma)
+    z = x / (1 + sigma**2) ** 0.5
+    return z if plan.known is None or plan.inside is None else torch.lerp(plan.known, z, plan.inside)
+
+
+def develop(model: StableDiffusion, plan: Plan, step: Step | None = None) -> list[Picture]:
+    """The pictures of a plan after its last step, if it has one; outside its mask they are as they were."""
     pictures = []
-    for k, image in enumerate(model.decode(x / (1 + sigma**2) ** 0.5)):
+    for k, image in enumerate(model.decode(finished(plan, step))):
         alone = plan.request.alone(k)
         if plan.init is not None and plan.mask is not None:
             image = overlay(plan.init, image, plan.mask)
@@ -148,23 +154,24 @@ def resolved(model: StableDiffusion, request: Request) -> Request:
 
     Raises RequestError if the model cannot draw at that size.
     """
-    factor, defaults = model.vae.config.factor, model.defaults
+    unit, defaults = max(8, model.vae.config.factor), model.defaults
     if request.init_image is not None and request.width is None and request.height is None:
         width, height = open_picture(request.init_image).size
         scale = (defaults.width * defaults.height / (width * height)) ** 0.5
-        sides = (max(factor, round(side * scale / factor) * factor) for side in (width, height))
+        sides = (max(unit, round(side * scale / unit) * unit) for side in (width, height))
         request = replace(request, **dict(zip(("width", "height"), sides, strict=True)))
     request = request.resolved(defaults)
     for name in ("width", "height"):
-        if getattr(request, name) % factor:
-            raise RequestError(f"{name}: got {getattr(request, name)}, expected a multiple of {factor} for this model")
+        if getattr(request, name) % unit:
+            raise RequestError(f"{name}: got {getattr(request, name)}, expected a multiple of {unit} for this model")
+    request.alone(len(request.prompts) - 1)  # raises if its seed is too large
     return request
 
 
 def batches(model: StableDiffusion, request: Request) -> list[Request]:
     """A resolved request cut into what is drawn at once: prompts of one length in tokens, and not too many places."""
-    at_once = max(1, AT_ONCE // (_shape(model, request)[1] * _shape(model, request)[2]))
-    prompts = request.prompts
+    _, h, w = _shape(model, request)
+    at_once, prompts = max(1, AT_ONCE // (h * w)), request.prompts
     parts = []
     for _, run in groupby(range(len(prompts)), key=lambda i: _chunks(model, request, prompts[i])):
         rows = list(run)
@@ -181,43 +188,53 @@ def prepare(model: StableDiffusion, request: Request) -> Plan:
 
     Random numbers are drawn in the order in which diffusers draws them.
     """
-    row, seed, size = _row(request), cast(int, request.seed), (cast(int, request.width), cast(int, request.height))
-    init = None if request.init_image is None else fit(open_picture(request.init_image), *size)
-    mask = None if request.mask_image is None else fit(open_mask(request.mask_image), *size)
-    mask = mask and mask.point(lambda value: 255 * (value >= 128))
-    count, shape = len(request.prompts), _shape(model, request)
-    noise = Noise([seed + i for i in range(count)], shape, model.device)
-
-    schedule = cast(str, request.schedule)
-    sigmas = spaced(model.schedule, schedule, cast(int, request.steps), row.final, row.whole_t)
-    sigmas = sigmas if init is None else tail(sigmas, request.strength)
+    row, shape = SAMPLERS[cast(str, request.sampler)], _shape(model, request)
+    init, mask = _pictures(request)
+    sigmas = _levels(model, request, row)
     reads_mask = model.unet.config.channels > shape[0]
-    forgets = mask is not None and request.strength == 1  # an inpainting at full strength begins with noise alone
-    known = None
-    if init is not None and not (reads_mask and forgets):
-        known = model.encode(to_pixels(init).expand(count, -1, -1, -1), noise())
+    from_noise = init is None or (mask is not None and request.strength == 1)
+    noise = Noise([cast(int, request.seed) + i for i in range(len(request.prompts))], shape, model.device)
+    known = inside = None
+    if init is not None and not (reads_mask and from_noise):
+        known = model.encode(to_pixels(init)[None], noise() if len(sigmas) > 1 else None)
     n = noise()
-    if len(sigmas) == 1 and known is not None:  # strength 0: nothing is drawn
-        x = known * float(1 + sigmas[0] ** 2) ** 0.5
-    elif known is None or forgets:
-        x = n * row.start(schedule, float(sigmas[0]))
+    if known is None or from_noise:
+        x = n * row.start(cast(str, request.schedule), float(sigmas[0]))
     else:
         x = noised(known, n, sigmas[0])
 
-    extra = _inpainting_channels(model, init, mask, noise, count) if reads_mask else None
-    denoise = _guided(model, request, _network(model, extra), row)
-    if mask is not None and known is not None and not reads_mask:
-        denoise = masked(denoise, known, _small(mask, shape).to(known), n)
-    return Plan(request, denoise, x, sigmas, noise, init, mask)
+    network: Network = model.network
+    if reads_mask:
+        network = with_channels(network, _mask_channels(model, init, mask, noise))
+    denoise = _guided(model, request, network, row)
+    if known is not None and mask is not None and not reads_mask:
+        noise()  # with which diffusers encodes the masked picture, for U-Nets that read it
+        inside = _small(mask, model.vae.config.factor).to(known)
+        denoise = masked(denoise, known, inside, n, start=float(sigmas[0]))
+    return Plan(request, denoise, x, sigmas, noise, init, mask, known, inside)
+
+
+def _pictures(request: Request) -> tuple[Image.Image | None, Image.Image | None]:
+    """The picture to start from and its mask, of the size that is drawn; the mask is black and white."""
+    size = cast(int, request.width), cast(int, request.height)
+    init = None if request.init_image is None else fit(open_picture(request.init_image), *size)
+    mask = None if request.mask_image is None else fit(open_mask(request.mask_image), *size)
+    return init, mask and mask.point(lambda value: 255 * (value >= 128))
+
+
+def _levels(model: StableDiffusion, request: Request, row: SamplerRow) -> Tensor:
+    """The noise levels of the walk; a strength that is too small for a step leaves one level, 0."""
+    sigmas = spaced(model.schedule, cast(str, request.schedule), cast(int, request.steps), row.final, row.whole_t)
+    left = sigmas if request.init_image is None else tail(sigmas, request.strength)
+    return left if len(left) > 1 else torch.zeros_like(left)
 
 
 def _guided(model: StableDiffusion, request: Request, network: Network, row: SamplerRow) -> Denoise:
     """The model's denoiser for these prompts, with classifier-free guidance."""
     prompts = request.prompts
     if len({_chunks(model, request, prompt) for prompt in prompts}) > 1:
-        raise RequestError(
-            "prompt: prompts that differ in length by over 75 words cannot share a batch; draw them apart"
-        )
+        room = model.tokenizer.length - 2
+        raise RequestError(f"prompt: those of over {room} tokens and the others cannot share a batch; draw them apart")
     states = model.read([*prompts, request.negative_prompt])
     cond, uncond = states[:-1], states[-1:].expand(len(prompts), -1, -1)
     denoiser = Denoiser(network, model.schedule, prediction_named(model.prediction), row.whole_t)
@@ -225,39 +242,19 @@ def _guided(model: StableDiffusion, request: Request, network: Network, row: Sam
     return cfg(denoiser, cond, uncond, scale, request.guidance_rescale, request.guidance_interval)
 
 
-def _network(model: StableDiffusion, extra: Tensor | None) -> Network:
-    """The U-Net in its own number type, given fp32 and giving fp32; `extra` channels (b, ...) stand behind x."""
-
-    def network(x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
-        if extra is not None:
-            x = torch.cat([x, extra.repeat(len(x) // len(extra), 1, 1, 1)], dim=1)
-        return model.unet(x.to(model.dtype), t, cond.to(model.dtype)).float()
-
-    return network
-
-
-def _inpainting_channels(
-    model: StableDiffusion, init: Image.Image | None, mask: Image.Image | None, noise: Noise, count: int
-) -> Tensor:
+def _mask_channels(model: StableDiffusion, init: Image.Image | None, mask: Image.Image | None, noise: Noise) -> Tensor:
     """What a nine-channel U-Net reads behind x: the mask, and the latents of the picture, grey where it draws."""
-    _, h, w = noise.shape
-    drawn = torch.ones(1, 1, h, w) if mask is None else _small(mask, noise.shape)
-    factor = model.vae.config.factor
-    pixels = torch.zeros(1, 3, h * factor, w * factor)
+    (_, h, w), factor = noise.shape, model.vae.config.factor
+    drawn, pixels = torch.ones(1, 1, h, w), torch.zeros(1, 3, h * factor, w * factor)
     if init is not None and mask is not None:
-        pixels = to_pixels(init)[None] * (torch.from_numpy(np.array(mask)) < 128)
-    kept = model.encode(pixels.expand(count, -1, -1, -1), noise())
-    return torch.cat([drawn.to(kept).expand(count, -1, -1, -1), kept], dim=1)
+        drawn, pixels = _small(mask, factor), to_pixels(init)[None] * (torch.from_numpy(np.array(mask)) < 128)
+    kept = model.encode(pixels, noise())
+    return torch.cat([drawn.to(kept).expand(len(kept), -1, -1, -1), kept], dim=1)
 
 
-def _small(mask: Image.Image, shape: tuple[int, ...]) -> Tensor:
-    """A mask at the size of latents (1, 1, h, w): 1 where the picture is drawn."""
-    small = mask.resize((shape[2], shape[1]), Image.Resampling.NEAREST)
-    return torch.from_numpy(np.array(small) >= 128)[None, None].float()
-
-
-def _row(request: Request) -> SamplerRow:
-    return SAMPLERS[cast(str, request.sampler)]
+def _small(mask: Image.Image, factor: int) -> Tensor:
+    """A mask at the size of latents (1, 1, h, w): 1 where the picture is drawn; as diffusers, by its corner pixels."""
+    return torch.from_numpy(np.array(mask)[::factor, ::factor] >= 128)[None, None].float()
 
 
 def _shape(model: StableDiffusion, request: Request) -> tuple[int, int, int]:
@@ -295,10 +292,7 @@ def load(
 
 
 def push(model: StableDiffusion, name: str, *, private: bool = False) -> str:
-    """Puts a model on the hub as "owner/name" in the layout of diffusers, with a card; returns its address.
-
-    Raises HubError where the hub does not take it.
-    """
+    """Puts a model on the hub as "owner/name", in the layout of diffusers; its address, or a HubError."""
     from gradina.weights.hub import push as pushed
 
     return pushed(model, name, private=private)

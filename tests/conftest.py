@@ -1,0 +1,63 @@
+"""What tests of several rooms share: whole models with Stable Diffusion's anatomy, tiny, and with random weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from gradina.diffusion.schedule import sd_schedule
+from gradina.models.clip import TextConfig, TextTower
+from gradina.models.tokenizer import Tokenizer
+from gradina.models.unet import UNet, UNetConfig
+from gradina.models.vae import AutoencoderKL, VAEConfig
+from gradina.pipeline import StableDiffusion
+from gradina.request import Defaults
+
+CAPTIONS = ("a handwritten seven", "the digit seven", "a red lighthouse at night", "a blue boat, oil on canvas")
+FORMS = {"sd1": "eps", "sd2": "v", "inpainting": "eps"}
+
+
+def _scaled(network: torch.nn.Module, **gains: float) -> None:
+    """Some layers made louder: as they are initialised, the network would hardly listen to them."""
+    with torch.no_grad():
+        for name, gain in gains.items():
+            for module, parameter in network.named_parameters():
+                if name in module:
+                    parameter.mul_(gain)
+
+
+def make_model(form: str) -> StableDiffusion:
+    """A model whose pictures are 64 x 64 and depend on everything that they should depend on."""
+    sd2 = form == "sd2"
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        tokenizer = Tokenizer.clip(pad=0) if sd2 else Tokenizer.train(CAPTIONS, 560)
+        text = TextConfig(vocabulary=len(tokenizer), width=32, inner=64, layers=2, heads=2, eos=tokenizer.eos)
+        unet = UNetConfig(widths=(32, 64), attention=(True, False), heads=(4, 4), blocks=1, context=32, size=8)
+        unet = UNetConfig(**vars(unet) | {"channels": 9 if form == "inpainting" else 4, "linear": sd2})
+        vae = VAEConfig(widths=(16, 32, 32, 32), blocks=1, groups=16)
+        model = StableDiffusion(
+            tokenizer=tokenizer,
+            text=TextTower(TextConfig(**vars(text) | {"activation": "gelu" if sd2 else "quick_gelu"})),
+            vae=AutoencoderKL(vae),
+            unet=UNet(unet),
+            schedule=sd_schedule(),
+            prediction=FORMS[form],
+            defaults=Defaults(steps=5, guidance_scale=3, sampler="ddim", schedule="leading", width=64, height=64),
+            name="tiny",
+        )
+    _scaled(model.unet, cross_attn=2.0)
+    _scaled(model.vae.decoder, conv_out=1.5)
+    for network in (model.text, model.vae, model.unet):
+        network.eval().requires_grad_(False)
+    return model
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> Callable[..., StableDiffusion]:
+    """`tiny_model("sd1")`, "sd2" or "inpainting": the same one for all tests, which leave it as it is."""
+    torch.set_num_threads(1)
+    made: dict[str, StableDiffusion] = {}
+    return lambda form="sd1": made[form] if form in made else made.setdefault(form, make_model(form))
