@@ -38,7 +38,7 @@ def carry(reference: nn.Module, ours: nn.Module, table: Table, strip: str = "") 
     weights = {strip + name if not name.startswith(strip) else name: w for name, w in reference.state_dict().items()}
     where = sources(ours.state_dict(), table, "transformers")
     assert unclaimed(weights, where) == []
-    ours.load_state_dict(read(weights, where))
+    ours.load_state_dict(read(weights, where), assign=True)
     return ours.eval()
 
 
@@ -50,7 +50,9 @@ def text_pair(config: TextConfig, eos: int = 49407) -> tuple[CLIPTextModel, Text
             hidden_act=config.activation, eos_token_id=eos, attn_implementation="eager",
         )
     )  # fmt: skip
-    return reference, carry(randomise(reference), TextTower(config), TEXT, strip="text_model.")
+    with torch.device("meta"):
+        ours = TextTower(config)
+    return reference, carry(randomise(reference), ours, TEXT, strip="text_model.")
 
 
 SMALL = TextConfig(vocabulary=99, length=16, width=48, inner=80, layers=3, heads=4, eos=98)

@@ -91,7 +91,8 @@ def test_the_hostile_pickle_is_a_real_one(path, tmp_path):
 def test_a_trusted_module_lends_its_name_to_nothing(path, tmp_path):
     """numpy's own functions are names under numpy too: they become stand-ins, and are not called."""
     marker = tmp_path / "ran"
-    body = b"\x80\x02}(X\x01\x00\x00\x00acnumpy.testing._private.utils\nrunstring\n(X\x05\x00\x00\x00touch}tRX\x01\x00\x00\x00bK\x01u."
+    call = b"cnumpy.testing._private.utils\nrunstring\n(X\x05\x00\x00\x00touch}tR"
+    body = b"\x80\x02}(X\x01\x00\x00\x00a" + call + b"X\x01\x00\x00\x00bK\x01u."
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("archive/data.pkl", body)
         archive.writestr("archive/version", "3\n")

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
@@ -34,6 +35,12 @@ def on_meta(network, *config, **settings) -> nn.Module:
         return network(*config, **settings)
 
 
+@cache
+def our_unet(config: UNetConfig) -> UNet:
+    return on_meta(UNet, config)
+
+
+@cache
 def reference_unet(config: UNetConfig) -> UNet2DConditionModel:
     return on_meta(UNet2DConditionModel.from_config, configs.unet_to(config))
 
@@ -49,7 +56,7 @@ def taken_once(where, names) -> bool:
 
 @pytest.mark.parametrize("config", UNETS.values(), ids=UNETS)
 def test_unet(config):
-    ours, reference = on_meta(UNet, config), reference_unet(config)
+    ours, reference = our_unet(config), reference_unet(config)
     where = sources(ours.state_dict(), UNET, "diffusers")
     assert len(where) == 686
     assert taken_once(where, reference.state_dict())
@@ -58,7 +65,7 @@ def test_unet(config):
 
 @pytest.mark.parametrize("config", UNETS.values(), ids=UNETS)
 def test_original_unet_is_what_diffusers_makes_of_it(config):
-    ours, reference = on_meta(UNet, config), reference_unet(config)
+    ours, reference = our_unet(config), reference_unet(config)
     where = sources(ours.state_dict(), UNET, "original", unet_numbers(config), "model.diffusion_model.")
     original = write(ours.state_dict(), where)
     assert taken_once(where, original)
@@ -68,7 +75,7 @@ def test_original_unet_is_what_diffusers_makes_of_it(config):
 
 
 def test_original_unet_names_of_the_published_files():
-    where = sources(on_meta(UNet, SD1).state_dict(), UNET, "original", unet_numbers(SD1), "model.diffusion_model.")
+    where = sources(our_unet(SD1).state_dict(), UNET, "original", unet_numbers(SD1), "model.diffusion_model.")
     names = {source.name.removeprefix("model.diffusion_model.") for source in where.values()}
     assert {
         "time_embed.0.weight", "input_blocks.0.0.weight", "input_blocks.3.0.op.bias",

@@ -11,7 +11,7 @@ import logging
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +183,11 @@ def _texts(tokenizer: Tokenizer) -> dict[str, str]:
         return {p.name: p.read_text(encoding="utf-8") for p in sorted(Path(folder).iterdir())}
 
 
+@cache
+def _clip_texts(length: int, pad: int) -> dict[str, str]:
+    return _texts(Tokenizer.clip(length, pad))
+
+
 def _metadata(weights: Weights) -> dict[str, Any]:
     """What a file that we wrote says of itself."""
     try:
@@ -195,7 +200,7 @@ def _metadata(weights: Weights) -> dict[str, Any]:
 def _written(parts: Parts) -> dict[str, str]:
     """Metadata: ours, and the fields of ModelSpec that other programs read."""
     files, pad, length = _texts(parts.tokenizer), parts.tokenizer.pad, parts.tokenizer.length
-    clip = files == _texts(Tokenizer.clip(length, pad))
+    clip = len(parts.tokenizer) == 49408 and files == _clip_texts(length, pad)
     ours = {
         **{part: {key: getattr(getattr(parts, part).config, key) for key in keys} for part, keys in KEPT.items()},
         "scheduler": parts.schedule.to_config(parts.prediction),

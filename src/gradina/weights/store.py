@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from gradina.errors import WeightsError
 from gradina.files import atomic_path
@@ -46,6 +47,15 @@ class Weights:
     def under(self, prefix: str) -> dict[str, Tensor]:
         """The tensors whose names begin so, without that beginning."""
         return {name.removeprefix(prefix): x for name, x in self.tensors.items() if name.startswith(prefix)}
+
+
+class _Unfilled(TorchFunctionMode):
+    """Networks are built without their first random values: on the meta device those are nothing, and cost a second."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 def open_weights(path: str | Path) -> Weights:
@@ -102,7 +112,7 @@ def build(
 
     Raises WeightsError with the file, its dialect, the counts and the first names, where they do not fit.
     """
-    with torch.device("meta"):
+    with torch.device("meta"), _Unfilled():
         built = network(config)
     wanted = built.state_dict()
     sources = where(wanted)
