@@ -45,7 +45,7 @@ def encode(model: StableDiffusion, picture: Image.Image) -> Latents:
     width, height = picture.size
     padding = (0, -width % factor, 0, -height % factor)
     pixels = F.pad(to_pixels(picture)[None], padding, mode="replicate")
-    return Latents(model.encode(pixels)[0], width, height, model.name, model.hash)
+    return Latents(model.encode(pixels)[0], width, height, model.source or model.name, model.hash)
 
 
 def decode(model: StableDiffusion, latents: Latents) -> Image.Image:

@@ -145,7 +145,7 @@ def develop(model: StableDiffusion, plan: Plan, step: Step | None = None) -> lis
         alone = plan.request.alone(k)
         if plan.init is not None and plan.mask is not None:
             image = overlay(plan.init, image, plan.mask)
-        pictures.append(Picture(image, cast(int, alone.seed), alone, {"name": model.name, "hash": model.hash}))
+        pictures.append(Picture(image, cast(int, alone.seed), alone, model.about))
     return pictures
 
 

@@ -24,7 +24,6 @@ USAGE = """Stable Diffusion, whole, in Python.
 """
 
 
-
 class Verbs(typer.core.TyperGroup):
     """The verbs; the help of all of them ends with the options of the one that needs no name."""
 

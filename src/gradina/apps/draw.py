@@ -101,7 +101,7 @@ def again(
     target = output or f"{Path(picture).with_suffix('')}-again.png"
     check_files(record.request, target, None, None)
     was = record.model or {}
-    opened = open_model(model or was.get("name") or None, variant, prediction, device, dtype, threads)
+    opened = open_model(model or was.get("source") or was.get("name"), variant, prediction, device, dtype, threads)
     if was.get("hash") and opened.hash and was["hash"] != opened.hash:
         say(f"drawn by {was.get('name')} [{was['hash']}], this is {opened.name} [{opened.hash}]")
     draw(opened, record.request, target, None, None, quiet)

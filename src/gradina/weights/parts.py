@@ -26,10 +26,17 @@ class Parts:
     schedule: Schedule
     prediction: str  # what the U-Net says: eps, v or x0
     defaults: Defaults = field(default_factory=Defaults)
-    name: str = ""  # as load() was given it
+    name: str = ""
+    source: str = ""  # what load() was given, by which it finds the model again
     files: tuple[Path, ...] = ()  # of weights, as they were read
 
     @cached_property
     def hash(self) -> str:
         """`model_hash` of the files, or "" for a model that has none yet; computed when it is first asked for."""
         return model_hash(self.files) if self.files else ""
+
+    @property
+    def about(self) -> dict[str, str]:
+        """What a picture's file says of the model that drew it: name, hash, and its source where that is no name."""
+        said = {"name": self.name, "hash": self.hash, "source": self.source if self.source != self.name else ""}
+        return {key: value for key, value in said.items() if value}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -83,16 +84,16 @@ def open_source(
     `variant` ("fp16") chooses among a folder's files, `prediction` (eps, v, x0) overrides what was detected, `dtype`
     converts. Raises WeightsError.
     """
-    path = locate(source, variant)
-    if path.is_file():
-        from gradina.weights.single import read_file
-
-        return read_file(path, dtype, prediction)
     from gradina.weights.folders import read_folder
+    from gradina.weights.single import read_file
 
+    path = locate(source, variant)
     on_disk = source is not None and Path(source).exists()
     name = None if on_disk else (path.name if source is None else str(source))
-    return read_folder(path, variant, dtype, prediction, name)
+    parts = (
+        read_file(path, dtype, prediction) if path.is_file() else read_folder(path, variant, dtype, prediction, name)
+    )
+    return replace(parts, source=str(source or path.name))
 
 
 def _pipeline(index: Path) -> str:
