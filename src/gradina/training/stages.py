@@ -55,8 +55,10 @@ class Workshop:
 
     @cached_property
     def schedule(self) -> Schedule:
-        """The noise levels that the U-Net learns."""
-        return Schedule.from_betas(self.recipe.schedule.betas(), law=self.recipe.schedule)
+        """The noise levels that the U-Net learns, and how others are told to space them: as the model's defaults do."""
+        law, spacing = self.recipe.schedule, self.recipe.defaults.schedule
+        spacing = spacing if spacing in ("leading", "linspace", "trailing") else "leading"
+        return Schedule.from_betas(law.betas(), law=law, timestep_spacing=spacing)
 
     def state(self, stage: str) -> Path:
         """Where a stage's state is kept."""
