@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from gradina.diffusion.schedule import sd_schedule
 from gradina.models.clip import TextConfig, TextTower
@@ -61,3 +63,18 @@ def tiny_model() -> Callable[..., StableDiffusion]:
     torch.set_num_threads(1)
     made: dict[str, StableDiffusion] = {}
     return lambda form="sd1": made[form] if form in made else made.setdefault(form, make_model(form))
+
+
+@pytest.fixture(scope="session")
+def init() -> Image.Image:
+    """A picture to start from, 64 x 64, of coloured squares."""
+    squares = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    return Image.fromarray(squares.repeat(8, 0).repeat(8, 1))
+
+
+@pytest.fixture(scope="session")
+def mask() -> Image.Image:
+    """White where `init` is drawn anew, along no edge of the latents' places; the grey around it counts as black."""
+    values = np.full((64, 64), 127, np.uint8)
+    values[13:43, 20:51] = 128
+    return Image.fromarray(values)

@@ -145,20 +145,6 @@ def _same(ours: tuple[Tensor, list[Image.Image], list[int]], theirs: tuple[Tenso
     assert ours[2] == theirs[2]  # as many calls of the U-Net, of as many pictures
 
 
-@pytest.fixture(scope="module")
-def init() -> Image.Image:
-    blocks = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-    return Image.fromarray(blocks.repeat(8, 0).repeat(8, 1))
-
-
-@pytest.fixture(scope="module")
-def mask() -> Image.Image:
-    """White where the picture is drawn, along no edge of the latents' places, and a grey that counts as black."""
-    values = np.full((64, 64), 127, np.uint8)
-    values[13:43, 20:51] = 128
-    return Image.fromarray(values)
-
-
 @pytest.mark.parametrize(("steps", "scale", "negative", "images"), [(10, 7.5, "blue, the night", 2), (20, 1, "", 1)])
 @pytest.mark.parametrize(("sampler", "schedule"), CASES)
 def test_pictures_from_words(
