@@ -73,7 +73,7 @@ def open_latents(path: str | PathLike[str]) -> Latents:
         if isinstance(error, PictureError):
             raise
         raise PictureError(f"{path}: not a file of latents, or cut short; make it with `gradina encode`") from error
-    if z.ndim != 3 or not torch.isfinite(z).all() or min(size) < 1:
+    if z.ndim != 3 or not z.is_floating_point() or not torch.isfinite(z).all() or min(size) < 1:
         raise PictureError(f"{path}: holds damaged latents; make them again with `gradina encode`")
     return Latents(z, *size, about.get("model", ""), about.get("hash", ""))
 

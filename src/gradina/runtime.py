@@ -16,9 +16,10 @@ def pick_device(name: str | torch.device | None = None) -> torch.device:
         return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
-        raise RequestError(f"device: {name} cannot be used here ({str(error).splitlines()[0]}); try cpu") from error
+        reason = str(error).splitlines()[0].split(". ")[0]
+        raise RequestError(f"device: {name} cannot be used here ({reason}); try cpu") from error
     return device
 
 
@@ -26,6 +27,6 @@ def pick_dtype(name: str | torch.dtype | None, device: torch.device) -> torch.dt
     """The type of that name (fp32, bf16, fp16), or fp32 on a CPU and fp16 elsewhere."""
     if name is None:
         return torch.float32 if device.type == "cpu" else torch.float16
-    if isinstance(name, torch.dtype):
+    if isinstance(name, torch.dtype) and name.is_floating_point:
         return name
-    return DTYPES[choice("dtype", name, tuple(DTYPES))]
+    return DTYPES[choice("dtype", str(name), tuple(DTYPES))]
