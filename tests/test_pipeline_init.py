@@ -118,6 +118,12 @@ def test_overlay_blends_within_the_border() -> None:
     assert grey(overlay(black, white, black), black) == 0
 
 
+def test_overlay_draws_a_stroke_as_thin_as_a_place_of_the_latents() -> None:
+    black, white, mask = (Image.new("L", (512, 512), value) for value in (0, 255, 0))
+    mask.paste(255, (200, 0, 208, 512))
+    assert levels(overlay(black, white, mask))[256, 203] > 0.85 * 255
+
+
 def test_a_mask_of_white_draws_everything(tiny_model: Tiny, init: Image.Image) -> None:
     """Then nothing is known, and the picture is that of the same walk without a mask."""
     asked = replace(ASKED, init_image=init, strength=0.6)

@@ -158,9 +158,10 @@ def fit(image: Image.Image, width: int, height: int) -> Image.Image:
 def overlay(known: Image.Image, drawn: Image.Image, mask: Image.Image, blur: float | None = None) -> Image.Image:
     """`drawn` where the mask is white, `known` untouched where it is black; they blend inside the white border.
 
-    All three of one size; `blur` in pixels is the width of the blend, by default a hundredth of the longer side.
+    All three of one size; `blur` in pixels is the width of the blend, by default a 256th of the longer side: two of
+    512, so that a stroke of eight, a place of the latents, is still drawn.
     """
-    radius = max(mask.size) / 100 if blur is None else blur
+    radius = max(mask.size) / 256 if blur is None else blur
     soft = mask.filter(ImageFilter.GaussianBlur(radius)).point(lambda value: max(0, 2 * value - 255))
     return Image.composite(drawn, known, ImageChops.darker(soft, mask))
 
