@@ -26,9 +26,7 @@ def photo(width: int, height: int) -> Image.Image:
 
 
 @pytest.mark.parametrize(("width", "height"), [(64, 64), (8, 8), (1, 1), (7, 65), (33, 20)])
-def test_pictures_of_any_size_come_back_in_their_size(
-    width: int, height: int, tiny_model: Tiny, tmp_path: Path
-) -> None:
+def test_pictures_of_any_size_come_back(width: int, height: int, tiny_model: Tiny, tmp_path: Path) -> None:
     model, picture = tiny_model(), photo(width, height)
     latents = encode(model, picture)
     assert latents.z.shape == (4, -(-height // 8), -(-width // 8))

@@ -36,7 +36,7 @@ def test_dtypes() -> None:
 
 @pytest.mark.parametrize("dtype", ["fp8", "float", "", "bf-16", torch.int8, torch.bool])
 def test_dtypes_that_are_not_there(dtype: Any) -> None:
-    with pytest.raises(RequestError, match="^dtype: .*choices: fp32, bf16, fp16"):
+    with pytest.raises(RequestError, match=r"^dtype: .*choices: fp32, bf16, fp16"):
         pick_dtype(dtype, CPU)
 
 
