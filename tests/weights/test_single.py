@@ -139,6 +139,15 @@ def test_names_without_text_model_and_with_wrappers(tiny, file):
     assert torch.equal(read_file(file).text.token.weight, tiny().text.token.weight)
 
 
+def test_sd2_in_the_layout_of_sgm(tiny, file):
+    write_file(tiny("sd2"), file)
+    renamed = {
+        k.replace("cond_stage_model.model.", "conditioner.embedders.0.model."): x for k, x in load_file(file).items()
+    }
+    save_file(renamed, file)
+    assert torch.equal(read_file(file, prediction="eps").text.token.weight, tiny("sd2").text.token.weight)
+
+
 @pytest.mark.parametrize(("spread", "guess"), [(0.05, "eps"), (0.2, "v"), (None, "eps")])
 def test_sd2_files_that_do_not_say_what_they_predict(spread, guess, tiny, file, monkeypatch):
     write_file(tiny("sd2"), file)
@@ -212,7 +221,8 @@ OTHERS = {
     "control_model.time_embed.0.weight": "a ControlNet",
     "controlnet_cond_embedding.conv_in.weight": "a ControlNet",
     "conditioner.embedders.1.model.ln_final.weight": "Stable Diffusion XL checkpoint",
-    "conditioner.embedders.0.model.ln_final.weight": "sgm layout",
+    "conditioner.embedders.0.model.ln_final.weight": "has no U-Net and no autoencoder",
+    "model.diffusion_model.label_emb.0.0.weight": "unCLIP checkpoint or the refiner",
     "model.diffusion_model.joint_blocks.0.x_block.attn.proj.weight": "Stable Diffusion 3",
     "double_blocks.0.img_attn.proj.weight": "Flux",
     "first_stage_model.encoder.conv_in.weight": "an autoencoder alone",

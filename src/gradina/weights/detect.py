@@ -48,6 +48,7 @@ HOMES = (
              "quick_gelu", None),
     TextHome("cond_stage_model.transformer.", "transformers", "embeddings.token_embedding.weight", "quick_gelu", None),
     TextHome("cond_stage_model.model.", "open_clip", "token_embedding.weight", "gelu", 0),
+    TextHome("conditioner.embedders.0.model.", "open_clip", "token_embedding.weight", "gelu", 0),  # as SD-Turbo has it
 )  # fmt: skip
 
 

@@ -23,12 +23,11 @@ OTHERS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("an IP-Adapter",                         WHOLE,  ("ip_adapter.*", "image_proj.*")),
     ("a motion module (AnimateDiff)",         WHOLE,  ("*motion_modules.*",)),
     ("a Stable Diffusion XL checkpoint",      WHOLE,  ("conditioner.embedders.1.*", "add_embedding.linear_1.*")),
-    ("a checkpoint in the sgm layout (the refiner of Stable Diffusion XL, or a later family)",
-                                              WHOLE,  ("conditioner.*",)),
     ("a Stable Diffusion 3 checkpoint",       WHOLE,  ("*joint_blocks.*",)),
     ("a Flux checkpoint",                     WHOLE,  ("*double_blocks.*",)),
     ("a Stable Cascade checkpoint",           WHOLE,  ("clip_txt_mapper.*", "*.channelwise.*")),
-    ("an unCLIP or class-conditional checkpoint", WHOLE, ("model.diffusion_model.label_emb.*",)),
+    ("an unCLIP checkpoint or the refiner of Stable Diffusion XL",
+                                              WHOLE,  ("model.diffusion_model.label_emb.*",)),
     ("an upscaler (ESRGAN)",                  WHOLE,  ("*.rdb1.*", "*.RDB1.*")),
 )  # fmt: skip
 ALONE: tuple[tuple[str, str, tuple[str, ...]], ...] = (
@@ -40,6 +39,7 @@ ALONE: tuple[tuple[str, str, tuple[str, ...]], ...] = (
                                                                 "transformer.resblocks.*")),
     ("a transformer (another family)",                 WHOLE,  ("transformer_blocks.*", "*adaln_single.*")),
 )  # fmt: skip
+HOMES = ("model.diffusion_model.", "first_stage_model.", ("cond_stage_model.", "conditioner."))  # of the three parts
 CHANNELS = {
     5: "depth-conditioned (SD 2 depth)",
     7: "an upscaler (SD x4)",
@@ -50,9 +50,7 @@ CHANNELS = {
 def refuse_others(path: object, names: Iterable[str]) -> None:
     """Raises WeightsError, saying what the file is, unless it has the names of a whole original checkpoint."""
     names = list(names)
-    whole = [
-        any(n.startswith(p) for n in names) for p in ("model.diffusion_model.", "first_stage_model.", "cond_stage_")
-    ]
+    whole = [any(n.startswith(p) for n in names) for p in HOMES]
     for what, advice, patterns in OTHERS if all(whole) else OTHERS + ALONE * (not whole[0]):
         if _any(names, patterns):
             raise WeightsError(f"{path}: is {what}; {advice}")
