@@ -1,5 +1,6 @@
 """Small models with random weights, in the forms that Stable Diffusion has."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,9 @@ from gradina.models.tokenizer import Tokenizer
 from gradina.models.unet import UNet, UNetConfig
 from gradina.models.vae import AutoencoderKL, VAEConfig
 from gradina.request import Defaults
+from gradina.weights.folders import write_folder
 from gradina.weights.parts import Parts
+from gradina.weights.single import write_file
 
 UNET = UNetConfig(widths=(32, 64), attention=(True, False), heads=(8, 8), blocks=1, context=64, size=8)
 TEXT = TextConfig(vocabulary=49408, width=64, inner=96, layers=2, heads=1)
@@ -77,6 +80,20 @@ def same() -> Callable[[Parts, Parts], None]:
 @pytest.fixture(scope="session")
 def forms() -> tuple[str, ...]:
     return tuple(FORMS)
+
+
+@pytest.fixture(scope="session")
+def saved(tiny: Callable[[str], Parts], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """A copy of a small model, as a folder or a single file, at a path; each is written once."""
+    store = tmp_path_factory.mktemp("saved")
+
+    def save(path: Path, form: str = "sd1") -> Path:
+        kept = store / f"{form}{path.suffix}"
+        if not kept.exists():
+            (write_file if path.suffix else write_folder)(tiny(form), kept)
+        return Path((shutil.copyfile if path.suffix else shutil.copytree)(kept, path))
+
+    return save
 
 
 @pytest.fixture

@@ -48,8 +48,8 @@ def test_diffusers_loads_it(form, tiny, folder):
     assert torch.allclose(decoded, model.vae.decode(x[:, :4]), atol=1e-4 * decoded.abs().max())
 
 
-def test_what_diffusers_and_transformers_write(tiny, same, folder):
-    write_folder(tiny(), folder)
+def test_what_diffusers_and_transformers_write(tiny, same, folder, saved):
+    saved(folder)
     for part, kind in (("unet", UNet2DConditionModel), ("vae", AutoencoderKL), ("text_encoder", CLIPTextModel)):
         network = kind.from_pretrained(folder / part)
         for file in (folder / part).iterdir():
@@ -62,8 +62,8 @@ def test_what_diffusers_and_transformers_write(tiny, same, folder):
 
 
 @pytest.mark.parametrize("variant", [None, "fp16"])
-def test_shards_and_variants(variant, tiny, same, folder):
-    write_folder(tiny(), folder)
+def test_shards_and_variants(variant, tiny, same, folder, saved):
+    saved(folder)
     for part, kind in (("unet", UNet2DConditionModel), ("vae", AutoencoderKL)):
         network = kind.from_pretrained(folder / part)
         (folder / part / "diffusion_pytorch_model.safetensors").unlink()
@@ -76,8 +76,8 @@ def test_shards_and_variants(variant, tiny, same, folder):
     assert len(back.files) > 3
 
 
-def test_a_variant_that_is_not_there(tiny, folder):
-    write_folder(tiny(), folder)
+def test_a_variant_that_is_not_there(folder, saved):
+    saved(folder)
     with pytest.raises(WeightsError, match=r"no diffusion_pytorch_model.fp16.safetensors.*there is: diffusion_pytorch"):
         read_folder(folder, variant="fp16")
 
@@ -89,8 +89,8 @@ def test_types_change_only_where_asked(tiny, folder):
     assert {p.dtype for p in wide.unet.parameters()} == {torch.float32}
 
 
-def test_old_attention_names_and_position_ids(tiny, same, folder):
-    write_folder(tiny(), folder)
+def test_old_attention_names_and_position_ids(tiny, same, folder, saved):
+    saved(folder)
     vae, text = folder / "vae" / "diffusion_pytorch_model.safetensors", folder / "text_encoder" / "model.safetensors"
     old = {"to_q.": "query.", "to_k.": "key.", "to_v.": "value.", "to_out.0.": "proj_attn."}
     tensors = load_file(vae)
@@ -101,8 +101,8 @@ def test_old_attention_names_and_position_ids(tiny, same, folder):
     same(tiny(), read_folder(folder))
 
 
-def test_the_prediction_can_be_overridden(tiny, folder):
-    write_folder(tiny("sd2"), folder)
+def test_the_prediction_can_be_overridden(folder, saved):
+    saved(folder, "sd2")
     assert read_folder(folder).prediction == "v"
     assert read_folder(folder, prediction="eps").prediction == "eps"
     with pytest.raises(WeightsError, match="choices"):
@@ -124,8 +124,8 @@ def lose(folder, part, *names):
     save_file({k: x for k, x in load_file(path).items() if k not in names}, path)
 
 
-def test_missing_and_unexpected_parameters_are_counted_and_named(tiny, folder):
-    write_folder(tiny(), folder)
+def test_missing_and_unexpected_parameters_are_counted_and_named(tiny, folder, saved):
+    saved(folder)
     total = len(tiny().unet.state_dict())
     lose(folder, "unet", "conv_in.bias", "conv_out.bias")
     with pytest.raises(WeightsError) as caught:
@@ -138,8 +138,8 @@ def test_missing_and_unexpected_parameters_are_counted_and_named(tiny, folder):
         read_folder(folder)
 
 
-def test_a_shape_that_does_not_fit(tiny, folder):
-    write_folder(tiny(), folder)
+def test_a_shape_that_does_not_fit(folder, saved):
+    saved(folder)
     path = folder / "unet" / "diffusion_pytorch_model.safetensors"
     save_file(load_file(path) | {"conv_in.bias": torch.zeros(3)}, path)
     with pytest.raises(WeightsError, match=r"conv_in.bias has shape \(3,\), expected \(32,\)"):
@@ -165,8 +165,8 @@ def test_a_shape_that_does_not_fit(tiny, folder):
         ("gradina.json", {"defaults": {"stepps": 3}}, "malformed"),
     ],
 )
-def test_configs_that_cannot_be_honoured(file, change, message, tiny, folder):
-    write_folder(tiny(), folder)
+def test_configs_that_cannot_be_honoured(file, change, message, folder, saved):
+    saved(folder)
     content = json.loads((folder / file).read_text())
     (folder / file).write_text(json.dumps(content | change))
     with pytest.raises(WeightsError, match=message):
@@ -174,8 +174,8 @@ def test_configs_that_cannot_be_honoured(file, change, message, tiny, folder):
 
 
 @pytest.mark.parametrize("file", ["model_index.json", "unet/config.json", "scheduler/scheduler_config.json"])
-def test_files_that_are_missing_or_damaged(file, tiny, folder):
-    write_folder(tiny(), folder)
+def test_files_that_are_missing_or_damaged(file, folder, saved):
+    saved(folder)
     (folder / file).write_text("{")
     with pytest.raises(WeightsError, match=f"{file}: is no JSON"):
         read_folder(folder)
@@ -184,8 +184,8 @@ def test_files_that_are_missing_or_damaged(file, tiny, folder):
         read_folder(folder)
 
 
-def test_loading_warns_of_nothing(tiny, folder):
-    write_folder(tiny("sd2"), folder)
+def test_loading_warns_of_nothing(folder, saved):
+    saved(folder, "sd2")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         read_folder(folder)

@@ -41,8 +41,8 @@ def test_there_and_back(form, tiny, same, file):
 
 
 @pytest.mark.parametrize("form", ["sd1", "sd2", "inpainting", "three levels"])
-def test_diffusers_reads_the_same_weights_from_it(form, tiny, tmp_path, file):
-    write_file(tiny(form), file)
+def test_diffusers_reads_the_same_weights_from_it(form, tiny, tmp_path, file, saved):
+    saved(file, form)
     write_folder(tiny(form), tmp_path / "folder")
     kind = StableDiffusionInpaintPipeline if form == "inpainting" else StableDiffusionPipeline
     theirs = kind.from_single_file(file, config=str(tmp_path / "folder"), local_files_only=True)
@@ -54,8 +54,8 @@ def test_diffusers_reads_the_same_weights_from_it(form, tiny, tmp_path, file):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_shapes_say_almost_everything(form, tiny, file):
-    write_file(tiny(form), file)
+def test_shapes_say_almost_everything(form, tiny, file, saved):
+    saved(file, form)
     plain(file)
     model = tiny(form)
     back = read_file(file, prediction=model.prediction)
@@ -108,8 +108,8 @@ def test_published_families_are_known_by_their_shapes(family):
     assert found.family == generation + (" inpainting" if "inpainting" in family else "")
 
 
-def test_what_lies_about_in_published_files_is_let_go(tiny, same, file):
-    write_file(tiny(), file)
+def test_what_lies_about_in_published_files_is_let_go(tiny, same, file, saved):
+    saved(file)
     prefix = "cond_stage_model.transformer.text_model."
     plain(file, **{
         f"{prefix}embeddings.position_ids": torch.arange(77)[None], "model_ema.decay": torch.ones(()),
@@ -121,8 +121,8 @@ def test_what_lies_about_in_published_files_is_let_go(tiny, same, file):
     assert (back.defaults.width, back.prediction) == (128, "eps")
 
 
-def test_the_last_layer_of_a_whole_open_clip_tower_is_left_out(tiny, file):
-    write_file(tiny("sd2"), file)
+def test_the_last_layer_of_a_whole_open_clip_tower_is_left_out(file, saved):
+    saved(file, "sd2")
     home = "cond_stage_model.model."
     extra = {
         k.replace(".2.", ".3."): x
@@ -133,14 +133,14 @@ def test_the_last_layer_of_a_whole_open_clip_tower_is_left_out(tiny, file):
     assert read_file(file, prediction="v").text.config.layers == 3
 
 
-def test_names_without_text_model_and_with_wrappers(tiny, file):
-    write_file(tiny(), file)
+def test_names_without_text_model_and_with_wrappers(tiny, file, saved):
+    saved(file)
     save_file({f"state_dict.{k.replace('.text_model.', '.')}": x for k, x in load_file(file).items()}, file)
     assert torch.equal(read_file(file).text.token.weight, tiny().text.token.weight)
 
 
-def test_sd2_in_the_layout_of_sgm(tiny, file):
-    write_file(tiny("sd2"), file)
+def test_sd2_in_the_layout_of_sgm(tiny, file, saved):
+    saved(file, "sd2")
     renamed = {
         k.replace("cond_stage_model.model.", "conditioner.embedders.0.model."): x for k, x in load_file(file).items()
     }
@@ -149,8 +149,8 @@ def test_sd2_in_the_layout_of_sgm(tiny, file):
 
 
 @pytest.mark.parametrize(("spread", "guess"), [(0.05, "eps"), (0.2, "v"), (None, "eps")])
-def test_sd2_files_that_do_not_say_what_they_predict(spread, guess, tiny, file, monkeypatch):
-    write_file(tiny("sd2"), file)
+def test_sd2_files_that_do_not_say_what_they_predict(spread, guess, file, monkeypatch, saved):
+    saved(file, "sd2")
     plain(file)
     name = "model.diffusion_model.output_blocks.3.1.transformer_blocks.0.norm1.bias"
     monkeypatch.setattr("gradina.weights.detect.V_BIAS", name if spread else V_BIAS)
@@ -163,16 +163,16 @@ def test_sd2_files_that_do_not_say_what_they_predict(spread, guess, tiny, file, 
 
 
 @pytest.mark.parametrize("form", ["sd1", "inpainting"])
-def test_other_families_do_not_warn(form, tiny, file):
-    write_file(tiny(form), file)
+def test_other_families_do_not_warn(form, file, saved):
+    saved(file, form)
     plain(file)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert read_file(file).prediction == "eps"
 
 
-def test_marker_keys_and_metadata_say_what_is_predicted(tiny, file):
-    write_file(tiny(), file)
+def test_marker_keys_and_metadata_say_what_is_predicted(file, saved):
+    saved(file)
     plain(file, v_pred=torch.ones(0), ztsnr=torch.ones(0))
     back = read_file(file)
     assert back.prediction == "v"
@@ -189,16 +189,16 @@ def test_an_own_vocabulary_travels_in_the_metadata(tiny, same, file):
     assert b"vocab.json" in file.read_bytes()
 
 
-def test_a_small_vocabulary_that_nothing_explains(tiny, file):
-    write_file(tiny(), file)
+def test_a_small_vocabulary_that_nothing_explains(file, saved):
+    saved(file)
     name = "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight"
     plain(file, **{name: torch.zeros(600, 64)})
     with pytest.raises(WeightsError, match="600 tokens"):
         read_file(file)
 
 
-def test_missing_and_unexpected(tiny, file):
-    write_file(tiny(), file)
+def test_missing_and_unexpected(file, saved):
+    saved(file)
     tensors = load_file(file)
     name = "model.diffusion_model.out.0.weight"
     save_file({k: x for k, x in tensors.items() if k != name}, file)
@@ -245,8 +245,8 @@ def test_other_files_are_named(name, what, file):
 
 
 @pytest.mark.parametrize(("channels", "what"), [(5, "depth-conditioned"), (7, "upscaler"), (6, "unknown kind")])
-def test_other_input_channels_are_named(channels, what, tiny, file):
-    write_file(tiny(), file)
+def test_other_input_channels_are_named(channels, what, file, saved):
+    saved(file)
     plain(file, **{"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(32, channels, 3, 3)})
     with pytest.raises(WeightsError, match=f"takes {channels} channels, so it is .*{what}"):
         read_file(file)
