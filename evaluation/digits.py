@@ -138,7 +138,8 @@ def into_card(path: Path, figures: dict[str, Any]) -> None:
         f"Of {figures['pictures']} pictures from prompts that name a digit, an independent classifier recognises "
         f"**{100 * figures['recognised']:.1f} %** as that digit, at guidance scale {figures['guidance_scale']:g} "
         f"(it reads {100 * figures['classifier on real digits it has not seen']:.1f} % of real digits new to it). "
-        f"The least well drawn is {worst[0]}, with {100 * worst[1]:.0f} %. By guidance scale: {by_scale}.",
+        + (f"The least well drawn is {worst[0]}, with {100 * worst[1]:.0f} %. " if worst[1] < 1 else "")
+        + f"By guidance scale: {by_scale}.",
         "",
         f"Two pictures of the same digit are {figures['spread']:.2f} apart (root mean square over pixels in -1..1), "
         f"real ones {figures['spread of real digits']:.2f}. The autoencoder gives digits new to it back with "

@@ -186,7 +186,10 @@ def draw_grid(model: StableDiffusion, request: Request, axes: list[Axis], output
         for i, cell in enumerate(changes):
             advance("grid", i, len(changes))
             images += [picture.image for picture in pictures_of(model, replace(request, **cell))]
-    label = [[f"{name} {value}" for value in values] for name, values in axes]
+    label = [
+        [f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for value in values]
+        for name, values in axes
+    ]
     drawn = sheet.grid(
         images,
         columns=len(axes[0][1]),
