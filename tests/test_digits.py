@@ -51,7 +51,7 @@ def test_the_card_says_what_was_measured() -> None:
 def test_diffusers_draws_the_same_pictures(model: StableDiffusion) -> None:
     from diffusers import StableDiffusionPipeline
 
-    pipe = StableDiffusionPipeline.from_pretrained(shipped()["digits"], torch_dtype=torch.float32)
+    pipe = StableDiffusionPipeline.from_pretrained(shipped()["digits"], dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     prompts = ["a handwritten seven", "the digit 4"]
     theirs = pipe(
