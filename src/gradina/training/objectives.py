@@ -21,16 +21,16 @@ def autoencoding(vae: AutoencoderKL, pixels: Tensor, noise: Tensor, kl_weight: f
     return (error.abs() + error**2).flatten(1).mean(1) + kl_weight * posterior.kl()
 
 
-def contrastive(clip: CLIP, ids: Tensor, pixels: Tensor, kinds: Tensor) -> Tensor:
+def contrastive(clip: CLIP, ids: Tensor, pixels: Tensor, true: Tensor) -> Tensor:
     """Symmetric InfoNCE over the batch, (b,): each caption has to find its picture and each picture its caption.
 
-    Examples of the same kind are no counter-examples to each other. Source: Radford et al. 2021, figure 3.
+    Where caption i is `true` (b, b) of picture j, too, they are no counter-examples to each other.
+    Source: Radford et al. 2021, figure 3.
     """
     logits = clip(ids, pixels)
-    same = kinds[:, None] == kinds[None, :]
-    own = torch.eye(len(kinds), dtype=torch.bool, device=kinds.device)
-    logits = logits.masked_fill(same & ~own, float("-inf"))
-    target = torch.arange(len(kinds), device=kinds.device)
+    own = torch.eye(len(true), dtype=torch.bool, device=true.device)
+    logits = logits.masked_fill(true & ~own, float("-inf"))
+    target = torch.arange(len(true), device=true.device)
     to_picture = F.cross_entropy(logits, target, reduction="none")
     to_caption = F.cross_entropy(logits.T, target, reduction="none")
     return (to_picture + to_caption) / 2

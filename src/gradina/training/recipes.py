@@ -21,12 +21,25 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
+class IconsRecipe:
+    """Which icons are drawn, and how they are put into pictures."""
+
+    styles: tuple[str, ...]  # names of the icon sets, one for each package
+    count: int  # how many of the things
+    things: tuple[str, ...]  # the most everyday first; behind commas, other words for them
+    size: int = 128  # pixels
+    variants: int = 16  # pictures of each icon
+    scenes: float = 0.1  # share of pictures with two things
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataRecipe:
     """Where the pictures come from."""
 
     source: str
-    package: str | None = None  # on npm, that holds them
-    folder: str | None = None  # here, that holds them: instead of the package
+    packages: tuple[str, ...] = ()  # on npm, that hold them
+    folders: tuple[str, ...] = ()  # here, that hold them: instead of the packages
+    icons: IconsRecipe | None = None  # for the source "icons"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -80,7 +80,8 @@ def story(recipe: Recipe, folder: Path) -> str:
         settings = getattr(recipe, name).training
         last = json.loads((folder / name / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1])
         rows.append(f"| {name} | {settings.steps} | {settings.batch} | {settings.lr:g} | {last['loss']:.4f} |")
-    origin = f"{recipe.data.source} (npm package {recipe.data.package})" if recipe.data.package else recipe.data.source
+    packages = ", ".join(recipe.data.packages)
+    origin = f"{recipe.data.source} (npm: {packages})" if packages else recipe.data.source
     return "\n".join(
         (
             recipe.description,
@@ -119,8 +120,8 @@ def _step_of(row: str) -> float:
 
 
 def fingerprint(recipe: Recipe, stage: str) -> str:
-    """What a stage and those before it are made from, as a hash; the names of prompts and files do not count."""
+    """What a stage and those before it are made from, as a hash; prompts and what a recipe leaves out do not count."""
     parts = list(STAGES)[: list(STAGES).index(stage) + 1]
-    made_of = asdict(recipe)
+    made_of = asdict(recipe, dict_factory=lambda pairs: {k: v for k, v in pairs if v is not None})
     kept = {k: made_of[k] for k in ("seed", "data", "vocabulary", "schedule", *parts)}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]

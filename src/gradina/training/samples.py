@@ -16,6 +16,7 @@ from gradina.training.data import generator
 from gradina.training.stages import Workshop
 
 SHOWN = 8
+LOOKED_THROUGH = 320  # pictures
 SEEDS = 4
 
 
@@ -30,11 +31,10 @@ def through_latents(shop: Workshop, vae: nn.Module) -> Image.Image:
 
 @torch.no_grad()
 def found_by_captions(shop: Workshop, clip: nn.Module) -> Image.Image:
-    """For one caption of each kind, the pictures among many that are nearest to it, nearest first."""
+    """For each of the recipe's prompts, the pictures among many that are nearest to it, nearest first."""
     assert isinstance(clip, CLIP)
-    key = generator(shop.recipe.seed, "look")
-    pixels = shop.data.pixels(shop.rows(key, 32 * len(shop.data.captions)))
-    captions = [wordings[0] for wordings in shop.data.captions]
+    pixels = shop.data.pixels(shop.rows(generator(shop.recipe.seed, "look"), LOOKED_THROUGH))
+    captions = prompts(shop)
     nearest = clip(shop.tokenizer(captions), pixels).topk(SHOWN, dim=1).indices
     return sheet.grid([to_image(pixels[i]) for i in nearest.flatten()], columns=SHOWN, row_labels=captions)
 
@@ -42,10 +42,14 @@ def found_by_captions(shop: Workshop, clip: nn.Module) -> Image.Image:
 def drawn(shop: Workshop, unet: nn.Module) -> Image.Image:
     """The recipe's prompts, a few seeds each, at the model's defaults."""
     assert isinstance(unet, UNet)
-    prompts = shop.recipe.prompts or tuple(kind[0] for kind in shop.data.captions[:10])
-    request = Request(prompt=prompts, images=SEEDS, seed=shop.recipe.seed)
+    request = Request(prompt=prompts(shop), images=SEEDS, seed=shop.recipe.seed)
     pictures = [picture.image for picture in generate(model_of(shop, unet), request)]
-    return sheet.grid(pictures, columns=SEEDS, row_labels=prompts)
+    return sheet.grid(pictures, columns=SEEDS, row_labels=prompts(shop))
+
+
+def prompts(shop: Workshop) -> tuple[str, ...]:
+    """Those of the recipe, or the first of its data."""
+    return shop.recipe.prompts or tuple(shop.data.texts()[:10])
 
 
 def model_of(shop: Workshop, unet: UNet) -> StableDiffusion:

@@ -18,10 +18,11 @@ from gradina.models.tokenizer import Tokenizer
 from gradina.models.unet import UNet, UNetConfig
 from gradina.models.vae import AutoencoderKL
 from gradina.training.checkpoint import load_average
-from gradina.training.data import Captioned, generator, load_data
+from gradina.training.data import Examples, generator
 from gradina.training.loop import Loss, Settings
 from gradina.training.objectives import autoencoding, contrastive, denoising
 from gradina.training.recipes import Recipe
+from gradina.training.sources import load_data
 
 LOOKED_AT = 2048  # pictures from which the scale of the latents is measured
 
@@ -43,15 +44,14 @@ class Workshop:
     folder: Path
 
     @cached_property
-    def data(self) -> Captioned:
-        """The pictures to learn from."""
-        return load_data(self.recipe.data.source, self.recipe.data.package, self.recipe.data.folder)
+    def data(self) -> Examples:
+        """What there is to learn from."""
+        return load_data(self.recipe)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The model's own vocabulary, learnt from all captions."""
-        wordings = [wording for kind in self.data.captions for wording in kind]
-        return Tokenizer.train(wordings, self.recipe.vocabulary.size, self.recipe.vocabulary.length)
+        return Tokenizer.train(self.data.texts(), self.recipe.vocabulary.size, self.recipe.vocabulary.length)
 
     @cached_property
     def schedule(self) -> Schedule:
@@ -73,21 +73,6 @@ class Workshop:
     def rows(self, key: torch.Generator, count: int) -> Tensor:
         """Examples drawn evenly."""
         return torch.randint(len(self.data), (count,), generator=key)
-
-    @cached_property
-    def wordings(self) -> tuple[list[str], Tensor]:
-        """Every caption, the empty one first, and for each kind the range of its captions, (kinds, 2)."""
-        texts, ranges = [""], []
-        for kind in self.data.captions:
-            ranges.append((len(texts), len(kind)))
-            texts += kind
-        return texts, torch.tensor(ranges)
-
-    def captions(self, rows: Tensor, key: torch.Generator, dropout: float = 0.0) -> Tensor:
-        """One caption for each example, as a row of `wordings`; 0, the empty one, with probability `dropout`."""
-        first, count = self.wordings[1][self.data.kinds[rows]].unbind(1)
-        chosen = first + (torch.rand(len(rows), generator=key) * count).long()
-        return chosen.masked_fill(torch.rand(len(rows), generator=key) < dropout, 0)
 
     @cached_property
     def vae(self) -> AutoencoderKL:
@@ -125,13 +110,13 @@ def vae_stage(shop: Workshop) -> Stage:
     """Pictures through the latents and back."""
     recipe = shop.recipe.vae
     network = shop.build(lambda: AutoencoderKL(recipe.network), "vae")
-    latent = (recipe.network.latent_channels, *(side // recipe.network.factor for side in shop.data.images.shape[2:]))
+    factor, channels = recipe.network.factor, recipe.network.latent_channels
 
     def loss(vae: nn.Module, k: int) -> Tensor:
         assert isinstance(vae, AutoencoderKL)
         key = generator(shop.recipe.seed, "vae", k)
         pixels = shop.data.pixels(shop.rows(key, recipe.training.batch))
-        noise = torch.randn(len(pixels), *latent, generator=key)
+        noise = torch.randn(len(pixels), channels, *(side // factor for side in pixels.shape[2:]), generator=key)
         return autoencoding(vae, pixels, noise, recipe.kl_weight)
 
     return Stage(network, recipe.training, loss)
@@ -140,14 +125,13 @@ def vae_stage(shop: Workshop) -> Stage:
 def clip_stage(shop: Workshop) -> Stage:
     """Captions and pictures find each other."""
     recipe = shop.recipe.clip
-    ids = shop.tokenizer(shop.wordings[0])
 
     def loss(clip: nn.Module, k: int) -> Tensor:
         assert isinstance(clip, CLIP)
         key = generator(shop.recipe.seed, "clip", k)
         rows = shop.rows(key, recipe.training.batch)
-        captions = shop.captions(rows, key)
-        return contrastive(clip, ids[captions], shop.data.pixels(rows), shop.data.kinds[rows])
+        texts, true = shop.data.captions(rows, key)
+        return contrastive(clip, shop.tokenizer(texts), shop.data.pixels(rows), true)
 
     return Stage(shop.build(shop.clip, "clip"), recipe.training, loss)
 
@@ -156,25 +140,26 @@ def unet_stage(shop: Workshop) -> Stage:
     """Noise is told from latents, with the caption as a hint."""
     recipe, text = shop.recipe.unet, shop.text
     network = shop.build(lambda: UNet(shop.unet), "unet")
-    with torch.no_grad():
-        conds = text(shop.tokenizer(shop.wordings[0]))
     mean, std = encoded(shop.vae, shop.data)
     schedule, prediction = shop.schedule, prediction_named(recipe.prediction)
 
     def loss(unet: nn.Module, k: int) -> Tensor:
         key = generator(shop.recipe.seed, "unet", k)
         rows = shop.rows(key, recipe.training.batch)
-        captions = shop.captions(rows, key, recipe.caption_dropout)
+        texts, _ = shop.data.captions(rows, key)
+        dropped = (torch.rand(len(rows), generator=key) < recipe.caption_dropout).tolist()
+        with torch.no_grad():
+            cond = text(shop.tokenizer(["" if drop else t for t, drop in zip(texts, dropped, strict=True)]))
         latents = mean[rows] + std[rows] * torch.randn(len(rows), *mean.shape[1:], generator=key)
         noise = torch.randn(latents.shape, generator=key)
         sigma = schedule.drawn(len(rows), key)
-        return denoising(Denoiser(unet, schedule, prediction), latents, noise, sigma, conds[captions])
+        return denoising(Denoiser(unet, schedule, prediction), latents, noise, sigma, cond)
 
     return Stage(network, recipe.training, loss)
 
 
 @torch.no_grad()
-def encoded(vae: AutoencoderKL, data: Captioned) -> tuple[Tensor, Tensor]:
+def encoded(vae: AutoencoderKL, data: Examples) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of the latents of every picture, each (n, c, h, w)."""
     parts = [vae.posterior(data.pixels(rows)) for rows in torch.split(torch.arange(len(data)), 256)]
     mean = torch.cat([p.mean for p in parts]) * vae.config.scale

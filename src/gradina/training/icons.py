@@ -1,0 +1,238 @@
+"""Pictures composed of icons: a thing, in a style, on a coloured ground, sometimes two things; and the words for it."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.nn import functional as F
+
+from gradina.errors import MissingExtra, RecipeError
+from gradina.training.recipes import Recipe
+
+GROUNDS: dict[str, tuple[int, int, int]] = {
+    "white": (255, 255, 255), "black": (16, 16, 16), "gray": (128, 128, 128), "red": (220, 38, 38),
+    "orange": (249, 130, 30), "yellow": (250, 214, 50), "green": (46, 160, 67), "blue": (48, 104, 230),
+    "purple": (138, 60, 205), "pink": (247, 150, 195), "brown": (125, 78, 42),
+}  # fmt: skip
+GROUND_NAMES = tuple(GROUNDS)
+RELATIONS = ("and", "left of", "right of", "above", "below")
+
+
+def held_out(style: str, name: str) -> bool:
+    """Whether an icon is kept from all training, to see what is drawn where it has never been seen."""
+    return int(hashlib.sha256(f"{style}/{name}".encode()).hexdigest(), 16) % 32 == 0
+
+
+def with_article(name: str) -> str:
+    """A thing in words: "teddy-bear" is "a teddy bear"."""
+    words = name.replace("-", " ")
+    return f"{'an' if words[0] in 'aeiou' and not words.startswith(('unicorn', 'ukulele')) else 'a'} {words}"
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The things of a data set, and what each is called: first by its icon's name, then by synonyms."""
+
+    names: tuple[str, ...]
+    calls: tuple[tuple[str, ...], ...]
+
+
+def vocabulary(things: Sequence[str]) -> Vocabulary:
+    """Things as recipes list them: an icon's name, and behind commas other words for it."""
+    rows = [[word.strip() for word in thing.split(",")] for thing in things]
+    return Vocabulary(tuple(row[0] for row in rows), tuple(tuple(map(with_article, row)) for row in rows))
+
+
+def render(svg: str, size: int) -> Tensor:
+    """An SVG as (4, size, size) uint8: red, green, blue, alpha."""
+    try:
+        import resvg_py
+    except ImportError as error:
+        raise MissingExtra("icons are drawn by resvg-py; install it with: pip install 'gradina[train]'") from error
+    png = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=size, height=size, skip_system_fonts=True))
+    with Image.open(io.BytesIO(png)) as image:
+        square = ImageOps.pad(image.convert("RGBA"), (size, size), color=(0, 0, 0, 0))
+    return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous()
+
+
+def svg_of(icons: dict[str, object], name: str) -> str:
+    """One icon of an Iconify set as a whole SVG file; KeyError if the set has none of that name."""
+    sets: dict[str, dict[str, object]] = icons["icons"]  # type: ignore[assignment]
+    icon = sets[name]
+    width, height = icon.get("width", icons.get("width", 16)), icon.get("height", icons.get("height", 16))
+    box = f"{icon.get('left', 0)} {icon.get('top', 0)} {width} {height}"
+    spaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+    return f'<svg {spaces} viewBox="{box}" width="{width}" height="{height}">{icon["body"]}</svg>'
+
+
+def icon_set(folder: Path) -> dict[str, object]:
+    """The icons.json of an unpacked Iconify package."""
+    path = folder / "icons.json"
+    try:
+        read: dict[str, object] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"{path}: cannot be read ({error}); expected the icons of an Iconify package") from error
+    return read
+
+
+@dataclass(frozen=True)
+class Icons:
+    """Rendered icons: which thing in which style each is, and its picture with alpha."""
+
+    things: Tensor  # (n,)
+    styles: Tensor  # (n,)
+    pictures: Tensor  # (n, 4, size, size) uint8
+
+    def __len__(self) -> int:
+        return len(self.things)
+
+
+def rendered(names: Sequence[str], sets: dict[str, Path], size: int, held: bool) -> Icons:
+    """All icons of the things in the sets that are held out, or all that are not."""
+    rows = []
+    for s, (style, folder) in enumerate(sets.items()):
+        icons = icon_set(folder)
+        for t, name in enumerate(names):
+            if held_out(style, name) == held and name in icons["icons"]:  # type: ignore[operator]
+                rows.append((t, s, render(svg_of(icons, name), size)))
+    if not rows:
+        raise RecipeError(f"no icon of {len(names)} things in {', '.join(sets)}; check the names")
+    things, styles, pictures = zip(*rows, strict=True)
+    return Icons(torch.tensor(things), torch.tensor(styles), torch.stack(pictures))
+
+
+@dataclass(frozen=True)
+class Composed:
+    """A data set of pictures made of icons, each always the same: rows 0, 1, ... in the order in which they were drawn.
+
+    `captions` words a picture anew each time it is asked.
+    """
+
+    icons: Icons
+    words: Vocabulary
+    styles: tuple[str, ...]
+    variants: int
+    scenes: float
+    seed: int
+    places: float = 0.12  # how far from the middle, as a share of the side
+
+    def __len__(self) -> int:
+        return self.variants * len(self.icons)
+
+    @property
+    def size(self) -> int:
+        """Of a picture, in pixels."""
+        return self.icons.pictures.shape[-1]
+
+    @cached_property
+    def plan(self) -> dict[str, Tensor]:
+        """What is in each picture: icon, ground, scale and place; a second icon (-1: none) and their relation."""
+        key = torch.Generator().manual_seed(self.seed)
+        n, count = len(self), len(self.icons)
+
+        def draw(*shape: int) -> Tensor:
+            return torch.rand(*shape, generator=key)
+
+        first = torch.arange(n) % count
+        second = torch.where(draw(n) < self.scenes, (draw(n) * count).long(), -1)
+        second = second.masked_fill(self.icons.things[second] == self.icons.things[first], -1)
+        return {
+            "first": first,
+            "second": second,
+            "relation": (draw(n) * len(RELATIONS)).long(),
+            "ground": torch.where(draw(n) < 0.3, 0, (draw(n) * len(GROUNDS)).long()),
+            "scale": 0.7 + 0.28 * draw(n),
+            "place": (2 * draw(n, 2) - 1) * self.places,
+        }
+
+    def pixels(self, rows: Tensor) -> Tensor:
+        """The pictures of `rows` (b,) as (b, 3, size, size) in -1..1."""
+        return torch.stack([self._picture(int(row)) for row in rows])
+
+    def _picture(self, row: int) -> Tensor:
+        plan, side = {name: values[row] for name, values in self.plan.items()}, self.size
+        ground = torch.tensor(GROUNDS[GROUND_NAMES[int(plan["ground"])]]).float()
+        canvas = ground[:, None, None].expand(3, side, side).clone()
+        if plan["second"] < 0:
+            slack = (1 - plan["scale"]) / 2
+            at = 0.5 + plan["place"].clamp(-slack, slack)
+            self._put(canvas, int(plan["first"]), float(plan["scale"]), at)
+        else:
+            for icon, middle in zip((plan["first"], plan["second"]), _places(int(plan["relation"])), strict=True):
+                self._put(canvas, int(icon), 0.48, torch.tensor(middle))
+        return canvas / 127.5 - 1
+
+    def _put(self, canvas: Tensor, icon: int, scale: float, at: Tensor) -> None:
+        """Lays an icon over the canvas, its middle at `at` (x, y) in shares of the side."""
+        side = round(scale * self.size)
+        picture = self.icons.pictures[icon].float()
+        alpha = picture[3:] / 255
+        small = F.interpolate(torch.cat([picture[:3] * alpha, alpha])[None], side, mode="bilinear", antialias=True)[0]
+        x, y = (max(0, min(self.size - side, round(float(a) * self.size - side / 2))) for a in at)
+        part = canvas[:, y : y + side, x : x + side]
+        part.mul_(1 - small[3:]).add_(small[:3])
+
+    def captions(self, rows: Tensor, key: torch.Generator) -> tuple[list[str], Tensor]:
+        """A caption for each picture, and of which of the pictures each is true, (b, b)."""
+        said = torch.rand(len(rows), 4, generator=key)
+        plan = {name: values[rows] for name, values in self.plan.items()}
+        things, styles = self.icons.things[plan["first"]], self.icons.styles[plan["first"]]
+        style_said = (said[:, 1] < 0.6) & (plan["second"] < 0)
+        texts = [self._caption(plan, things, styles, style_said, said, i) for i in range(len(rows))]
+        alone = plan["second"] < 0
+        true = (things[:, None] == things) & (plan["ground"][:, None] == plan["ground"]) & alone & alone[:, None]
+        true &= ~style_said[:, None] | (styles[:, None] == styles)
+        return texts, true | torch.eye(len(rows), dtype=torch.bool)
+
+    def _caption(
+        self, plan: dict[str, Tensor], things: Tensor, styles: Tensor, style_said: Tensor, said: Tensor, i: int
+    ) -> str:
+        calls = self.words.calls[int(things[i])]
+        text = calls[0] if said[i, 0] < 0.6 else calls[int(said[i, 2] * len(calls))]
+        if plan["second"][i] >= 0:
+            other = self.words.calls[int(self.icons.things[plan["second"][i]])][0]
+            text = f"{text} {RELATIONS[int(plan['relation'][i])]} {other}"
+        if style_said[i]:
+            text += f" in {self.styles[int(styles[i])]} style"
+        ground = GROUND_NAMES[int(plan["ground"][i])]
+        return text if ground == "white" and said[i, 3] < 0.7 else f"{text} on {with_article(ground)} background"
+
+    def texts(self) -> list[str]:
+        """Wordings from which a vocabulary can be learnt: all that a caption is made of."""
+        calls = [call for kind in self.words.calls for call in kind]
+        styles = [f"in {style} style" for style in self.styles]
+        grounds = [f"on {with_article(ground)} background" for ground in GROUNDS]
+        return [*calls, *(10 * [*styles, *grounds, *RELATIONS])]
+
+
+def _places(relation: int) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Where the middles of the first and the second thing are."""
+    left, right, up, down = (0.26, 0.5), (0.74, 0.5), (0.5, 0.26), (0.5, 0.74)
+    return ((left, right), (left, right), (right, left), (up, down), (down, up))[relation]
+
+
+def icons(recipe: Recipe, folders: list[Path], train: bool = True) -> Composed:
+    """The data set of a recipe whose source is icons; if not `train`, that of the icons held out."""
+    made = recipe.data.icons
+    if made is None:
+        raise RecipeError("data.icons is missing: which styles, how many of which things")
+    if len(made.styles) != len(folders):
+        raise RecipeError(
+            f"data.icons.styles: got {len(made.styles)}, expected one for each of {len(folders)} packages"
+        )
+    if not 1 <= made.count <= len(made.things):
+        raise RecipeError(f"data.icons.count: got {made.count}, expected 1 to {len(made.things)}, the things listed")
+    words = vocabulary(made.things[: made.count])
+    sets = dict(zip(made.styles, folders, strict=True))
+    drawn = rendered(words.names, sets, made.size, held=not train)
+    return Composed(drawn, words, made.styles, made.variants, made.scenes, recipe.seed)

@@ -1,0 +1,30 @@
+"""The data sets that recipes can name, as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from gradina.errors import RecipeError
+from gradina.training.data import Examples, mnist, npm_package
+from gradina.training.icons import icons
+from gradina.training.recipes import Recipe
+
+SOURCES: dict[str, Callable[[Recipe, list[Path], bool], Examples]] = {
+    "mnist": lambda recipe, folders, train: mnist(folders[0], train),
+    "icons": icons,
+}
+
+
+def load_data(recipe: Recipe, train: bool = True) -> Examples:
+    """What a recipe learns from, or what it keeps from learning, from folders here or npm packages, fetched once.
+
+    Raises RecipeError, and MissingExtra where npm is missing.
+    """
+    data = recipe.data
+    if data.source not in SOURCES:
+        raise RecipeError(f"data.source: there is no {data.source!r} (choices: {', '.join(SOURCES)})")
+    if not data.folders and not data.packages:
+        raise RecipeError("data: expected packages on npm, or folders")
+    folders = [Path(folder) for folder in data.folders] or [npm_package(name) for name in data.packages]
+    return SOURCES[data.source](recipe, folders, train)

@@ -1,0 +1,167 @@
+"""Pictures of icons: what is in them is what their captions say, and what is held out stays out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from gradina.errors import MissingExtra, RecipeError
+from gradina.training import icons
+from gradina.training.data import generator
+from gradina.training.icons import GROUND_NAMES, GROUNDS, RELATIONS, Composed, held_out, render, with_article
+from gradina.training.recipes import DataRecipe, IconsRecipe, read_recipe
+from gradina.training.sources import load_data
+
+THINGS = ("red-apple, apple", "owl", "teddy-bear, toy", "umbrella", "key", "unicorn")
+STYLES = ("plain", "round")
+COLOURS = {"plain": "#ff0000", "round": "#0000ff"}
+
+
+@pytest.fixture
+def made(tmp_path: Path, recipe_file: Path) -> Callable[..., Composed]:
+    """A data set of squares, a colour for each style, that get smaller from thing to thing."""
+    for style in STYLES:
+        bodies = {}
+        for i, thing in enumerate(THINGS):
+            side = 16 - 2 * i
+            at = (16 - side) / 2
+            body = f'<rect x="{at}" y="{at}" width="{side}" height="{side}" fill="{COLOURS[style]}"/>'
+            bodies[thing.split(",")[0]] = {"body": body}
+        (tmp_path / style).mkdir()
+        (tmp_path / style / "icons.json").write_text(json.dumps({"icons": bodies, "width": 16, "height": 16}))
+    folders = tuple(str(tmp_path / style) for style in STYLES)
+
+    def make(train: bool = True, **fields: object) -> Composed:
+        recipe = IconsRecipe(styles=STYLES, count=len(THINGS), things=THINGS, size=32, **fields)  # type: ignore[arg-type]
+        data = DataRecipe(source="icons", folders=folders, icons=recipe)
+        loaded = load_data(replace(read_recipe(recipe_file), data=data), train)
+        assert isinstance(loaded, Composed)
+        return loaded
+
+    return make
+
+
+def test_what_is_held_out_is_as_it_was_agreed() -> None:
+    for style, name in (("noto", "teddy-bear"), ("twemoji", "owl"), ("fluent-emoji-flat", "key")):
+        digest = int(hashlib.sha256(f"{style}/{name}".encode()).hexdigest(), 16)
+        assert held_out(style, name) == (digest % 32 == 0)
+    shares = [held_out("noto", str(i)) for i in range(3200)]
+    assert 70 < sum(shares) < 130
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("teddy-bear", "a teddy bear"), ("owl", "an owl"), ("red apple", "a red apple"), ("unicorn", "a unicorn")],
+)
+def test_things_have_their_article(name: str, words: str) -> None:
+    assert with_article(name) == words
+
+
+def test_an_icon_is_drawn_with_its_transparency() -> None:
+    box = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 4 2" width="4" height="2">'
+    svg = f'{box}<rect width="4" height="2"/></svg>'
+    picture = render(svg, 32)
+    assert picture.shape == (4, 32, 32)
+    assert (picture[3, 9:23] == 255).all(), "a wide icon keeps its shape"
+    assert (picture[3, :7] == 0).all()
+
+
+def test_trained_and_held_out_icons_are_all_icons_and_share_none(
+    made: Callable[..., Composed], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(icons, "held_out", lambda style, name: (style, name) == ("round", "owl"))
+    trained, held = made(train=True).icons, made(train=False).icons
+    assert len(trained) == len(STYLES) * len(THINGS) - 1
+    assert (held.things.tolist(), held.styles.tolist()) == ([1], [1])
+    assert (1, 1) not in zip(trained.things.tolist(), trained.styles.tolist(), strict=True)
+
+
+def test_a_picture_is_always_the_same_and_its_corner_is_its_ground(made: Callable[..., Composed]) -> None:
+    data = made(scenes=0.0)
+    rows = torch.arange(len(data))
+    pixels = data.pixels(rows)
+    assert pixels.shape == (len(data), 3, 32, 32)
+    assert torch.equal(pixels, made(scenes=0.0).pixels(rows))
+    for i, ground in enumerate(data.plan["ground"].tolist()):
+        expected = torch.tensor(GROUNDS[GROUND_NAMES[ground]]) / 127.5 - 1
+        assert torch.allclose(pixels[i, :, 0, 0], expected) or data.icons.things[data.plan["first"][i]] == 0
+    assert set(data.plan["ground"].tolist()) == set(range(len(GROUNDS)))
+
+
+def test_captions_say_what_is_in_the_picture(made: Callable[..., Composed]) -> None:
+    data = made(scenes=0.3)
+    rows = torch.arange(len(data))
+    texts, _ = data.captions(rows, generator(1))
+    for row, text in zip(rows.tolist(), texts, strict=True):
+        plan = {name: values[row] for name, values in data.plan.items()}
+        calls = data.words.calls[int(data.icons.things[plan["first"]])]
+        assert any(text.startswith(call) for call in calls), text
+        ground = GROUND_NAMES[int(plan["ground"])]
+        assert (f"on {with_article(ground)} background" in text) or (ground == "white" and "background" not in text)
+        if plan["second"] >= 0:
+            other = data.words.calls[int(data.icons.things[plan["second"]])][0]
+            assert f" {RELATIONS[int(plan['relation'])]} {other}" in text
+        if "style" in text:
+            assert f"in {STYLES[int(data.icons.styles[plan['first']])]} style" in text
+
+
+def test_a_caption_is_true_of_the_pictures_of_which_it_is_true(made: Callable[..., Composed]) -> None:
+    data = made(scenes=0.2)
+    rows = torch.arange(len(data))
+    texts, true = data.captions(rows, generator(2))
+    assert true.diagonal().all()
+    first, second = data.plan["first"], data.plan["second"]
+    for i, j in true.nonzero().tolist():
+        if i == j:
+            continue
+        assert data.icons.things[first[i]] == data.icons.things[first[j]]
+        assert data.plan["ground"][i] == data.plan["ground"][j]
+        assert second[i] == second[j] == -1
+        assert "style" not in texts[i] or data.icons.styles[first[i]] == data.icons.styles[first[j]]
+    assert true.sum() > len(rows)
+
+
+def test_two_things_are_where_the_words_say(made: Callable[..., Composed]) -> None:
+    data = made(scenes=1.0, variants=64)
+    left_of = ((data.plan["relation"] == RELATIONS.index("left of")) & (data.plan["second"] >= 0)).nonzero()[:, 0]
+    checked = 0
+    for row in left_of.tolist():
+        first, second = int(data.plan["first"][row]), int(data.plan["second"][row])
+        if data.icons.styles[first] == data.icons.styles[second] or data.plan["ground"][row] != 0:
+            continue
+        pixels = data.pixels(torch.tensor([row]))[0]
+        red, blue = (pixels[2] < -0.5).nonzero()[:, 1], (pixels[0] < -0.5).nonzero()[:, 1]
+        if data.icons.styles[first] == 0:
+            assert red.float().mean() < blue.float().mean()
+        else:
+            assert blue.float().mean() < red.float().mean()
+        checked += 1
+    assert checked > 3
+
+
+def test_mistakes_in_the_recipe_are_named(made: Callable[..., Composed], tmp_path: Path) -> None:
+    many = IconsRecipe(styles=STYLES, count=9, things=THINGS)
+    too_many = DataRecipe(source="icons", folders=("a", "b"), icons=many)
+    too_few = DataRecipe(source="icons", folders=("a",), icons=replace(many, count=1))
+    recipe = read_recipe(tmp_path / "tiny.toml")
+    with pytest.raises(RecipeError, match=r"data\.icons\.count: got 9, expected 1 to 6"):
+        load_data(replace(recipe, data=too_many))
+    with pytest.raises(RecipeError, match=r"data\.icons\.styles: got 2, expected one for each of 1 packages"):
+        load_data(replace(recipe, data=too_few))
+    (tmp_path / "plain" / "icons.json").write_text("{")
+    with pytest.raises(RecipeError, match=r"icons\.json: cannot be read"):
+        made()
+
+
+def test_without_resvg_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "resvg_py", None)
+    with pytest.raises(MissingExtra, match=r"pip install 'gradina\[train\]'"):
+        render("<svg/>", 8)
