@@ -57,6 +57,7 @@ class VAERecipe:
     network: VAEConfig
     training: Settings
     kl_weight: float = 1e-6
+    crop: int | None = None  # pixels: learn from random squares of pictures, which is quicker
 
 
 @dataclass(frozen=True, kw_only=True)

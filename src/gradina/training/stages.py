@@ -115,11 +115,19 @@ def vae_stage(shop: Workshop) -> Stage:
     def loss(vae: nn.Module, k: int) -> Tensor:
         assert isinstance(vae, AutoencoderKL)
         key = generator(shop.recipe.seed, "vae", k)
-        pixels = shop.data.pixels(shop.rows(key, recipe.training.batch))
+        pixels = cropped(shop.data.pixels(shop.rows(key, recipe.training.batch)), recipe.crop, key)
         noise = torch.randn(len(pixels), channels, *(side // factor for side in pixels.shape[2:]), generator=key)
         return autoencoding(vae, pixels, noise, recipe.kl_weight)
 
     return Stage(network, recipe.training, loss)
+
+
+def cropped(pixels: Tensor, side: int | None, key: torch.Generator) -> Tensor:
+    """A random square of each picture (b, 3, side, side), or the pictures as they are."""
+    if side is None or side >= min(pixels.shape[2:]):
+        return pixels
+    tops, lefts = ((torch.rand(len(pixels), generator=key) * (n - side + 1)).long().tolist() for n in pixels.shape[2:])
+    return torch.stack([p[:, y : y + side, x : x + side] for p, y, x in zip(pixels, tops, lefts, strict=True)])
 
 
 def clip_stage(shop: Workshop) -> Stage:
