@@ -17,6 +17,8 @@ from gradina.models.vae import AutoencoderKL, VAEConfig
 from gradina.pipeline import StableDiffusion
 from gradina.request import Defaults
 
+torch.set_num_threads(1)  # the tests run side by side, and sums over threads differ in their last bits
+
 CAPTIONS = ("a handwritten seven", "the digit seven", "a red lighthouse at night", "a blue boat, oil on canvas")
 FORMS = {"sd1": "eps", "sd2": "v", "inpainting": "eps"}
 
@@ -60,7 +62,6 @@ def make_model(form: str) -> StableDiffusion:
 @pytest.fixture(scope="session")
 def tiny_model() -> Callable[..., StableDiffusion]:
     """`tiny_model("sd1")`, "sd2" or "inpainting": the same one for all tests, which leave it as it is."""
-    torch.set_num_threads(1)
     made: dict[str, StableDiffusion] = {}
     return lambda form="sd1": made[form] if form in made else made.setdefault(form, make_model(form))
 

@@ -119,6 +119,13 @@ def test_saving_over_the_folder_it_came_from_keeps_the_card(tiny, same, folder):
     same(read_folder(folder), tiny())
 
 
+def test_a_card_goes_with_its_model(tiny, folder, tmp_path):
+    write_folder(tiny(), folder)
+    (folder / "README.md").write_text("my words")
+    write_folder(read_folder(folder), tmp_path / "elsewhere")
+    assert (tmp_path / "elsewhere" / "README.md").read_text() == "my words"
+
+
 def lose(folder, part, *names):
     path = folder / part / "diffusion_pytorch_model.safetensors"
     save_file({k: x for k, x in load_file(path).items() if k not in names}, path)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Generator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -47,7 +47,7 @@ def run(recipe: Recipe, folder: Path) -> Generator[Progress]:
     unet = load_average(lambda: UNet(shop.unet), shop.state("unet"))
     model = model_of(shop, unet)
     card = model_card(model, torch.float16, recipe.license, story(recipe, folder))
-    write_folder(model, folder / "model", torch.float16, card)
+    write_folder(replace(model, card=card), folder / "model", torch.float16)
 
 
 def _train_stage(shop: Workshop, name: str, stage: Stage, mark: str) -> Generator[Progress]:

@@ -29,6 +29,7 @@ from gradina.weights.store import Weights, build, find_weights, open_weights, sa
 from gradina.weights.tables import DROPPED, TEXT, UNET, VAE, with_text_model
 from gradina.weights.zoo import INDEX, PIPELINES
 
+CARD = "README.md"
 OURS = "gradina.json"  # what the layout has no place for: the defaults to draw with
 STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}  # file names
 OLD_VAE = "encoder.mid_block.attentions.0.query.weight"  # how diffusers named attention before version 0.18
@@ -64,18 +65,17 @@ def read_folder(
         prediction=prediction_named(prediction or scheduler.get("prediction_type", "epsilon")).name,
         defaults=_defaults(folder, unet.config.size * vae.config.factor),
         name=name or folder.resolve().name,
+        card=_words(folder / CARD),
         files=(*_files(text_weights), *_files(unet_weights), *_files(vae_weights)),
     )
 
 
-def write_folder(parts: Parts, path: str | Path, dtype: torch.dtype | None = None, card: str | None = None) -> None:
-    """Writes the diffusers layout, whole or not at all; its card is the given one, that already there, or a new one.
+def write_folder(parts: Parts, path: str | Path, dtype: torch.dtype | None = None) -> None:
+    """Writes the diffusers layout, whole or not at all; its card is that already there, the model's own, or a new one.
 
     The text tower's projection, which no picture needs, is left out. Raises DiskError.
     """
-    present = Path(path) / "README.md"
-    if card is None:
-        card = present.read_text(encoding="utf-8") if present.is_file() else model_card(parts, dtype)
+    card = _words(Path(path) / CARD) or parts.card or model_card(parts, dtype)
     unet, vae, text = parts.unet.config, parts.vae.config, parts.text.config
     size = unet.size * vae.factor
     with atomic_folder(path) as folder:
@@ -90,7 +90,11 @@ def write_folder(parts: Parts, path: str | Path, dtype: torch.dtype | None = Non
         _write_json(folder / "scheduler" / "scheduler_config.json", parts.schedule.to_config(parts.prediction))
         _write_json(folder / INDEX, _model_index(unet))
         _write_json(folder / OURS, {"defaults": asdict(parts.defaults)})
-        (folder / "README.md").write_text(card, encoding="utf-8")
+        (folder / CARD).write_text(card, encoding="utf-8")
+
+
+def _words(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
 
 
 def _unet(folder: Path, weights: Weights, dtype: torch.dtype | None) -> UNet:

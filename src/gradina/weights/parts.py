@@ -27,6 +27,7 @@ class Parts:
     prediction: str  # what the U-Net says: eps, v or x0
     defaults: Defaults = field(default_factory=Defaults)
     name: str = ""
+    card: str = ""  # its README.md, which goes with it wherever it is saved
     source: str = ""  # what load() was given, by which it finds the model again
     files: tuple[Path, ...] = ()  # of weights, as they were read
 
