@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,7 +58,7 @@ def told(running: Iterator[Progress]) -> Iterator[str]:
             recent.clear()
         recent.append(now.step.seconds)
         each = sum(recent) / len(recent)
-        left = time.strftime("%H:%M:%S", time.gmtime(each * (now.steps - now.step.step)))
+        left = timedelta(seconds=round(each * (now.steps - now.step.step)))
         yield f"{now.stage}  {now.step.step}/{now.steps}  loss {now.step.loss:.4f}  {1 / each:.1f} steps/s  {left} left"
 
 
