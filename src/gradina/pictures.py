@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, BinaryIO
 from PIL import ExifTags, Image, ImageChops, ImageFilter, ImageOps, UnidentifiedImageError
 
 from gradina.errors import PictureError
+from gradina.request import MAX_PIXELS
 
 if TYPE_CHECKING:
     from gradina.request import ImageLike
 
-MAX_PIXELS = 16_800_000
 TEXT_BYTES = 64 * 2**20  # of text that is read from one file
 CHUNKS = 1_000_000
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM")

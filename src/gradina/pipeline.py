@@ -110,6 +110,8 @@ def generate(model: StableDiffusion, request: Request) -> Iterator[Picture]:
 def steps(model: StableDiffusion, request: Request) -> Iterator[Step]:
     """Draws a request as one batch and yields each step of the walk; `model.decode(step.denoised)` shows it.
 
+    A preview: some samplers end a little above noise level 0, and `generate` lays a mask's known region over the end.
+
     Raises RequestError or PictureError at once.
     """
     whole = resolved(model, request)

@@ -26,6 +26,7 @@ ScheduleName = Literal["leading", "linspace", "trailing", "karras", "exponential
 SAMPLER_NAMES: tuple[str, ...] = get_args(SamplerName)
 SCHEDULE_NAMES: tuple[str, ...] = get_args(ScheduleName)
 
+MAX_PIXELS = 16_800_000  # of a picture, read or drawn
 MAX_SEED = 2**63 - 1
 
 
@@ -139,6 +140,14 @@ def _check(r: Request) -> None:
             _number(name, value, low, high, kind)
         if name in ("width", "height") and value is not None and value % 8:
             raise RequestError(f"{name}: got {value}, expected a multiple of 8 (try {value - value % 8 or 8})")
+    if r.width and r.height and r.width * r.height > MAX_PIXELS:
+        raise RequestError(
+            f"width, height: got {r.width} x {r.height}, expected at most {MAX_PIXELS / 1e6:.1f} megapixels"
+        )
+    for name in ("init_image", "mask_image"):
+        value = getattr(r, name)
+        if value is not None and not isinstance(value, (str, PathLike)) and not hasattr(value, "getbbox"):
+            raise RequestError(f"{name}: got {type(value).__name__}, expected a path or a PIL image")
     _number("guidance_rescale", r.guidance_rescale, 0, 1)
     _number("strength", r.strength, 0, 1)
     if r.sampler is not None:

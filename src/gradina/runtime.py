@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from gradina.errors import RequestError
@@ -30,3 +32,14 @@ def pick_dtype(name: str | torch.dtype | None, device: torch.device) -> torch.dt
     if isinstance(name, torch.dtype) and name.is_floating_point:
         return name
     return DTYPES[choice("dtype", str(name), tuple(DTYPES))]
+
+
+def use_threads(count: int | None) -> None:
+    """Computes with so many threads from now on; RequestError if they are many more than there are cores."""
+    most = 8 * (os.cpu_count() or 1)
+    if count is not None:
+        if not 1 <= count <= most:
+            raise RequestError(
+                f"threads: got {count}, expected 1 to {most}; more than there are cores only slow it down"
+            )
+        torch.set_num_threads(count)

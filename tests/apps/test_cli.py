@@ -205,7 +205,42 @@ def test_every_option_is_explained_with_its_default(verb: str) -> None:
             assert parameter.show_default, f"{verb} {parameter.name}: no default"
 
 
+@pytest.mark.parametrize("output", ["g.jpg", "g.jpeg", "g.webp", "g.png", "sheets/", "."])
+def test_a_grid_is_written_as_its_name_says(room: Path, model_folder: str, output: str) -> None:
+    rest = ["a fox", "-m", model_folder, "--steps", "1", "--seed", "1", "--grid", "steps=1,2"]
+    assert main([*rest, "-o", output]) == 0
+    written = {"sheets/": "sheets/a-fox-grid.png", ".": "a-fox-grid.png"}.get(output, output)
+    with Image.open(written) as sheet:
+        assert sheet.format == {".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}.get(Path(written).suffix, "PNG")
+        assert sheet.width > 2 * 128
+
+
+@pytest.mark.parametrize("name", ["back.png", "back.jpg", "back.webp"])
+def test_latents_come_back_as_their_name_says(room: Path, photo: Path, model_folder: str, name: str) -> None:
+    main(["encode", "photo.png", "-m", model_folder])
+    assert main(["decode", "photo.latents", "-o", name, "-m", model_folder]) == 0
+    assert pixels(name).shape == (45, 61, 3)
+
+
+def test_ctrl_c_while_drawing_is_said(
+    room: Path, model_folder: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("gradina.pipeline.walk", interrupted)
+    assert main(["x", "-m", model_folder]) == 130
+    assert capsys.readouterr().err == "gradina: stopped\n"
+    assert names(room) == []
+
+
 WRONG = [
+    (["x", "-o", "photo.png", "-i", "photo.png"], "--output: got photo.png, which is also --init-image"),
+    (["x", "-o", "x.png", "--strip", "x.png"], "--output: got x.png, which is also --strip; give another name"),
+    (["encode", "photo.png", "-o", "photo.png"], "--output: got photo.png, a picture's name, for latents"),
+    (["x", "--threads", "9999999"], "threads: got 9999999, expected 1 to"),
+    (["x", "-W", "8192", "-H", "8192"], "width, height: got 8192 x 8192, expected at most 16.8 megapixels"),
+    (["push", "digits", "noslash"], 'noslash: is no name of the hub; expected "owner/name"'),
     (["x", "--sampler", "eulr"], "sampler: there is no 'eulr'; did you mean 'euler'? (choices: ddpm, ddim"),
     (["x", "--schedule", "none"], "schedule: there is no 'none' (choices: leading"),
     (["x", "--width", "65"], "width: got 65, expected a multiple of 8"),

@@ -155,6 +155,19 @@ def test_a_loss_that_is_no_number_stops_and_spares_the_weights() -> None:
     assert all(torch.isfinite(p).all() for p in state.network.parameters())
 
 
+def test_a_gradient_that_is_no_number_stops_and_spares_the_weights() -> None:
+    torch.manual_seed(0)
+    settings = Settings(steps=10, batch=1, lr=0.1, warmup=0)
+    state = State.begin(nn.Linear(1, 1), settings)
+
+    def loss(network: nn.Module, k: int) -> Tensor:
+        return torch.sqrt((network(torch.ones(1, 1)) * (k != 1)).abs()).flatten()
+
+    with pytest.raises(RecipeError, match="the gradient is nan at step 2"):
+        list(train(state, loss, settings))
+    assert all(torch.isfinite(p).all() for p in state.network.parameters())
+
+
 def test_clip_tells_apart_what_it_has_learnt() -> None:
     torch.manual_seed(0)
     text = TextConfig(vocabulary=8, length=4, width=16, inner=32, layers=1, heads=2, projection=8, eos=7)

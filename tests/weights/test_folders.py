@@ -119,6 +119,17 @@ def test_saving_over_the_folder_it_came_from_keeps_the_card(tiny, same, folder):
     same(read_folder(folder), tiny())
 
 
+def test_a_folder_that_is_replaced_gets_the_card_of_its_new_model(tiny, folder):
+    write_folder(tiny(), folder)
+    (folder / "README.md").write_text("of another model")
+    write_folder(tiny(), folder, torch.bfloat16)
+    card = (folder / "README.md").read_text()
+    assert "of another model" not in card
+    assert "Stored as bfloat16." in card
+    write_folder(read_folder(folder), folder, torch.float16)
+    assert "Stored as float16." in (folder / "README.md").read_text()
+
+
 def test_a_card_goes_with_its_model(tiny, folder, tmp_path):
     write_folder(tiny(), folder)
     (folder / "README.md").write_text("my words")

@@ -36,6 +36,11 @@ def test_a_plain_state_dict(wrapped, zipped, path):
     assert_state(read_pickle(path))
 
 
+def test_a_pickle_under_the_name_of_a_safetensors_file(tmp_path):
+    torch.save(STATE, tmp_path / "model.safetensors")
+    assert_state(read_pickle(tmp_path / "model.safetensors"))
+
+
 def trainers_class(monkeypatch, module, name):
     """A class of a trainer's module, that exists only while the checkpoint is written."""
     made = type(name, (), {"__module__": module, "__init__": lambda self: setattr(self, "x", 1)})

@@ -102,6 +102,8 @@ def main(arguments: list[str] | None = None) -> int:
         if hasattr(error, "format_message"):  # a mistake in the options themselves
             return _fail(f"{error.format_message()} (see `gradina --help`)")
         raise
+    if status == 130:  # Ctrl-C, which has its own way through typer
+        return _fail("stopped", 130)
     return status if isinstance(status, int) else 0
 
 

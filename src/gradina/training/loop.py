@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +42,17 @@ class Settings:
     clip: float = 1.0  # norm of the gradient
     ema: float = 0.999  # of the weights; 0: none
     accumulate: int = 1  # batches for one step
-    precision: str = "float32"  # or "bfloat16": autocast
+    precision: Literal["float32", "bfloat16"] = "float32"  # bfloat16: autocast
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "accumulate", "lr", "clip"):
+            if not getattr(self, name) > 0:
+                raise RecipeError(f"{name}: got {getattr(self, name)}, expected more than 0")
+        for name in ("decay", "ema"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise RecipeError(f"{name}: got {getattr(self, name)}, expected 0 to 1")
+        if len(self.betas) != 2:
+            raise RecipeError(f"betas: got {self.betas}, expected two numbers")
 
     def lr_at(self, step: int) -> float:
         """The learning rate of a step (counted from 0): warm-up, constant, cosine to 0."""
@@ -92,10 +103,13 @@ def train(state: State, loss: Loss, settings: Settings) -> Iterator[TrainStep]:
                 mean = loss(state.network, state.step * settings.accumulate + i).mean() / settings.accumulate
             mean.backward()  # type: ignore[no-untyped-call]
             total += mean.item()
-        if not math.isfinite(total):
-            state.optimizer.zero_grad()
-            raise RecipeError(f"the loss is {total} at step {state.step + 1}; try a lower lr than {settings.lr:g}")
-        nn.utils.clip_grad_norm_(parameters, settings.clip)
+        slope = nn.utils.clip_grad_norm_(parameters, settings.clip).item()
+        for what, value in (("loss", total), ("gradient", slope)):
+            if not math.isfinite(value):
+                state.optimizer.zero_grad()
+                raise RecipeError(
+                    f"the {what} is {value} at step {state.step + 1}; try a lower lr than {settings.lr:g}"
+                )
         state.optimizer.step()
         state.optimizer.zero_grad()
         state.step += 1

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from types import UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import torch
 
 from gradina.diffusion.schedule import BetaLaw
-from gradina.errors import RecipeError
-from gradina.models.clip import TextConfig, VisionConfig
-from gradina.models.unet import UNetConfig
-from gradina.models.vae import VAEConfig
-from gradina.request import Defaults
+from gradina.errors import RecipeError, RequestError, WeightsError
+from gradina.models.clip import CLIP, TextConfig, VisionConfig
+from gradina.models.unet import UNet, UNetConfig
+from gradina.models.vae import AutoencoderKL, VAEConfig
+from gradina.request import Defaults, Request
 from gradina.training.loop import Settings
 
 T = TypeVar("T")
@@ -75,7 +77,7 @@ class UNetRecipe:
 
     network: UNetConfig
     training: Settings
-    prediction: str = "eps"
+    prediction: Literal["eps", "v", "x0"] = "eps"
     caption_dropout: float = 0.1
 
 
@@ -108,9 +110,40 @@ def read_recipe(path: str | Path) -> Recipe:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise RecipeError(f"{path}: not a TOML file ({error})") from error
     try:
-        return _build(Recipe, table, "")
-    except RecipeError as error:
+        recipe = _build(Recipe, table, "")
+        check(recipe)
+    except (RecipeError, RequestError, WeightsError) as error:
         raise RecipeError(f"{path}: {error}") from None
+    return recipe
+
+
+def check(recipe: Recipe) -> None:
+    """Refuses what could not be trained, before anything is: numbers out of range, networks that cannot be built."""
+    Request(**asdict(recipe.defaults))
+    recipe.schedule.betas()
+    if recipe.defaults.steps > recipe.schedule.num_train_timesteps:
+        raise RecipeError(f"defaults.steps: got {recipe.defaults.steps}, more than the schedule has")
+    if recipe.sample_every < 1:
+        raise RecipeError(f"sample_every: got {recipe.sample_every}, expected more than 0")
+    if not 0 <= recipe.unet.caption_dropout <= 1:
+        raise RecipeError(f"unet.caption_dropout: got {recipe.unet.caption_dropout}, expected 0 to 1")
+    if recipe.vocabulary.size < 514 or recipe.vocabulary.length < 3:
+        raise RecipeError("vocabulary: expected a size of 514 tokens or more, and a length of 3 or more")
+    unet = recipe.unet.network
+    if not len(unet.widths) == len(unet.attention) == len(unet.heads) > 0:
+        raise RecipeError("unet.network: expected as many widths as entries of attention and heads, at least one")
+    if any(width % heads for width, heads in zip(unet.widths, unet.heads, strict=True)):
+        raise RecipeError(f"unet.network.heads: got {list(unet.heads)}, expected divisors of {list(unet.widths)}")
+    for name, make in (
+        ("vae.network", lambda: AutoencoderKL(recipe.vae.network)),
+        ("clip", lambda: CLIP(recipe.clip.text, recipe.clip.vision)),
+        ("unet.network", lambda: UNet(unet)),
+    ):
+        try:
+            with torch.device("meta"):
+                make()
+        except (ValueError, IndexError, ZeroDivisionError, RuntimeError) as error:
+            raise RecipeError(f"{name}: cannot be built ({error})") from error
 
 
 def _build(kind: type[T], table: Mapping[str, Any], where: str) -> T:
@@ -122,7 +155,11 @@ def _build(kind: type[T], table: Mapping[str, Any], where: str) -> T:
     missing = [n for n, f in known.items() if n not in table and f.default is MISSING and f.default_factory is MISSING]
     if missing:
         raise RecipeError(f"{where}{missing[0]} is missing")
-    return kind(**{name: _value(hints[name], value, where + name) for name, value in table.items()})
+    values = {name: _value(hints[name], value, where + name) for name, value in table.items()}
+    try:
+        return kind(**values)
+    except RecipeError as error:
+        raise RecipeError(f"{where}{error}") from None
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:

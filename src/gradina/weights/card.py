@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
 from torch import nn
 
@@ -64,7 +66,7 @@ def model_card(parts: Parts, dtype: torch.dtype | None = None, license: str | No
         license=f"license: {license}\n" if license else "",
         name=parts.name,
         about=f"\n{about.strip()}\n" if about else "",
-        text=_count(parts.text),
+        text=sum(p.numel() for name, p in parts.text.named_parameters() if not name.startswith("projection")),
         unet=_count(parts.unet),
         vae=_count(parts.vae),
         layers=text.layers,
@@ -74,7 +76,7 @@ def model_card(parts: Parts, dtype: torch.dtype | None = None, license: str | No
         prediction=SPOKEN.get(parts.prediction, parts.prediction),
         factor=vae.factor,
         latents=vae.latent_channels,
-        dtype=str(dtype or next(parts.unet.parameters()).dtype).removeprefix("torch."),
+        dtype=_stored(parts, dtype),
         w=defaults.width,
         h=defaults.height,
         steps=defaults.steps,
@@ -84,6 +86,15 @@ def model_card(parts: Parts, dtype: torch.dtype | None = None, license: str | No
         pipeline="StableDiffusionInpaintPipeline" if inpaint else "StableDiffusionPipeline",
         inputs=", image=image, mask_image=mask" if inpaint else "",
     )
+
+
+def restated(card: str, parts: Parts, dtype: torch.dtype | None = None) -> str:
+    """A card as it was, but for the numbers that the model is stored in."""
+    return re.sub(r"^Stored as \w+\.", f"Stored as {_stored(parts, dtype)}.", card, flags=re.M)
+
+
+def _stored(parts: Parts, dtype: torch.dtype | None) -> str:
+    return str(dtype or next(parts.unet.parameters()).dtype).removeprefix("torch.")
 
 
 def _count(network: nn.Module) -> int:

@@ -22,7 +22,7 @@ from gradina.models.unet import UNet, UNetConfig
 from gradina.models.vae import AutoencoderKL
 from gradina.request import Defaults
 from gradina.weights import configs
-from gradina.weights.card import model_card
+from gradina.weights.card import model_card, restated
 from gradina.weights.parts import Parts
 from gradina.weights.remap import Table, sources, write
 from gradina.weights.store import Weights, build, find_weights, open_weights, save_weights
@@ -71,11 +71,11 @@ def read_folder(
 
 
 def write_folder(parts: Parts, path: str | Path, dtype: torch.dtype | None = None) -> None:
-    """Writes the diffusers layout, whole or not at all; its card is that already there, the model's own, or a new one.
+    """Writes the diffusers layout, whole or not at all; its card is the model's own, or a new one.
 
     The text tower's projection, which no picture needs, is left out. Raises DiskError.
     """
-    card = _words(Path(path) / CARD) or parts.card or model_card(parts, dtype)
+    card = restated(parts.card, parts, dtype) if parts.card else model_card(parts, dtype)
     unet, vae, text = parts.unet.config, parts.vae.config, parts.text.config
     size = unet.size * vae.factor
     with atomic_folder(path) as folder:

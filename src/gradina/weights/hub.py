@@ -50,6 +50,8 @@ def push(parts: Parts, name: str, *, private: bool = False) -> str:
     from gradina.weights.folders import write_folder
 
     with tempfile.TemporaryDirectory() as scratch:
+        if name.count("/") != 1:
+            raise HubError(f'{name}: is no name of the hub; expected "owner/name"')
         folder = Path(scratch) / name.rpartition("/")[2]
         write_folder(replace(parts, name=name), folder)
         with _in_one_line(name):

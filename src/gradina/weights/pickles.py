@@ -59,7 +59,7 @@ def read_pickle(path: str | Path) -> Weights:
     try:
         with safe_globals([(LeftBehind, name) for name in wanted]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of pickle protocols; what does not work says so below
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            content = _loaded(path)
     except pickle.UnpicklingError as error:
         named = re.findall(r"GLOBAL ([\w.]+)", str(error))
         why = _refusal(path, named) if named else f"{path}: is no pickle of plain tensors; nothing in it was run"
@@ -67,6 +67,14 @@ def read_pickle(path: str | Path) -> Weights:
     except (RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise WeightsError(f"{path}: is truncated or damaged; fetch or copy it again") from error
     return Weights(path, _tensors(path, content))
+
+
+def _loaded(path: Path) -> Any:
+    """What torch's restricted unpickler makes of a file; one named .safetensors it would take for such, by its name."""
+    if path.suffix == ".safetensors":
+        with open(path, "rb") as file:
+            return torch.load(file, map_location="cpu", weights_only=True)
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
 
 
 def _wanted(path: Path) -> list[str]:
