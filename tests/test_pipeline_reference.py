@@ -145,7 +145,9 @@ def _same(ours: tuple[Tensor, list[Image.Image], list[int]], theirs: tuple[Tenso
     assert ours[2] == theirs[2]  # as many calls of the U-Net, of as many pictures
 
 
-@pytest.mark.parametrize(("steps", "scale", "negative", "images"), [(10, 7.5, "blue, the night", 2), (20, 1, "", 1)])
+@pytest.mark.parametrize(
+    ("steps", "scale", "negative", "images"), [(10, 7.5, "blue, the night", 2), (20, 1, "", 1), (50, 7.5, "", 1)]
+)
 @pytest.mark.parametrize(("sampler", "schedule"), CASES)
 def test_pictures_from_words(
     sampler: Any, schedule: Any, steps: int, scale: float, negative: str, images: int, tiny_model: Any, reference: Make
@@ -155,10 +157,13 @@ def test_pictures_from_words(
     _same(_ours(tiny_model("sd1"), asked), _theirs(reference(StableDiffusionPipeline, "sd1"), asked))
 
 
+@pytest.mark.parametrize("steps", [10, 20, 50])
 @pytest.mark.parametrize(("sampler", "schedule"), CASES)
-def test_pictures_of_stable_diffusion_2(sampler: Any, schedule: Any, tiny_model: Any, reference: Make) -> None:
+def test_pictures_of_stable_diffusion_2(
+    sampler: Any, schedule: Any, steps: int, tiny_model: Any, reference: Make
+) -> None:  # fmt: skip
     pipe, model = reference(StableDiffusionPipeline, "sd2"), tiny_model("sd2")
-    request = Request(prompt="a red boat!", seed=5, steps=10, sampler=sampler, schedule=schedule, guidance_scale=7.5)
+    request = Request(prompt="a red boat!", seed=5, steps=steps, sampler=sampler, schedule=schedule, guidance_scale=7.5)
     _same(_ours(model, request), _theirs(pipe, request))
 
 
