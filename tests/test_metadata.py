@@ -52,8 +52,8 @@ def requests(text: st.SearchStrategy[str]) -> st.SearchStrategy[Request]:
         schedule=st.sampled_from(SCHEDULE_NAMES),
         eta=st.none() | st.floats(0, 1),
         seed=st.integers(0, 2**63 - 1),
-        width=st.integers(1, 1024).map(lambda n: 8 * n),
-        height=st.integers(1, 1024).map(lambda n: 8 * n),
+        width=st.integers(1, 512).map(lambda n: 8 * n),
+        height=st.integers(1, 512).map(lambda n: 8 * n),
     )
 
 
