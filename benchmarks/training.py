@@ -16,11 +16,11 @@ from pathlib import Path
 
 import torch
 
-from gradina.training.checkpoint import save_state
+from gradina.training.checkpoint import finish
 from gradina.training.loop import State, train
 from gradina.training.recipes import read_recipe
-from gradina.training.run import fingerprint
-from gradina.training.stages import STAGES, Workshop
+from gradina.training.stages import stage
+from gradina.training.workshop import Workshop
 
 
 def main() -> None:
@@ -33,16 +33,16 @@ def main() -> None:
     rows, total = {}, 0.0
     with tempfile.TemporaryDirectory() as folder:
         shop = Workshop(recipe, Path(folder))
-        for name, row in STAGES.items():
-            stage = row(shop)
-            state = State.begin(stage.network, stage.settings)
-            timed = replace(stage.settings, steps=options.steps)
-            each = statistics.median(step.seconds for step in train(state, stage.loss, timed))
-            save_state(state, shop.state(name), fingerprint(recipe, name))
-            minutes = each * stage.settings.steps / 60
+        for name, settings in shop.stages.items():
+            timed = stage(shop, name)
+            state = State.begin(timed.network, settings)
+            some = replace(settings, steps=options.steps)
+            each = statistics.median(step.seconds for step in train(state, timed.loss, some))
+            finish(state, shop.weights(name), shop.mark(name))
+            minutes = each * settings.steps / 60
             rows[name] = {
                 "ms per step": round(1000 * each, 1),
-                "steps": stage.settings.steps,
+                "steps": settings.steps,
                 "minutes": round(minutes, 1),
             }
             total += minutes

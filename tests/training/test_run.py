@@ -18,14 +18,11 @@ import gradina
 from gradina.errors import RecipeError
 from gradina.training.checkpoint import steps_done
 from gradina.training.recipes import read_recipe
-from gradina.training.run import fingerprint, run
+from gradina.training.run import run
 from gradina.training.sources import load_data
+from gradina.training.workshop import Workshop
 
 STAGES = ("vae", "clip", "unet")
-
-
-def state(folder: Path, stage: str) -> bytes:
-    return (folder / stage / "state.safetensors").read_bytes()
 
 
 def weights(folder: Path) -> dict[str, bytes]:
@@ -60,7 +57,18 @@ def test_a_run_leaves_logs_samples_and_states(recipe_file: Path, tmp_path: Path)
         assert rows[-1]["step"] == last
         assert {"step", "loss", "lr", "seconds"} <= rows[-1].keys()
         assert (folder / f"{last:06}.png").is_file()
-        assert load_file(folder / "state.safetensors")
+        learnt = load_file(folder / "weights.safetensors")
+        assert {value.dtype for value in learnt.values()} == {torch.float16}
+        assert not (folder / "state.safetensors").exists(), "what a finished stage hands on is enough"
+
+
+def test_the_model_is_made_of_what_the_stages_hand_on(recipe_file: Path, tmp_path: Path) -> None:
+    recipe = read_recipe(recipe_file)
+    list(run(recipe, tmp_path / "run"))
+    shop, model = Workshop(recipe, tmp_path / "run"), gradina.load(tmp_path / "run" / "model", dtype="fp32")
+    for ours, theirs in ((shop.vae, model.vae), (shop.clip.text, model.text)):
+        read = theirs.state_dict()
+        assert all(torch.equal(value, read[name]) for name, value in ours.state_dict().items() if name in read)
 
 
 def test_closing_a_run_keeps_its_last_step(recipe_file: Path, tmp_path: Path) -> None:
@@ -70,7 +78,7 @@ def test_closing_a_run_keeps_its_last_step(recipe_file: Path, tmp_path: Path) ->
         next(running)
     running.close()
     path = tmp_path / "run" / "vae" / "state.safetensors"
-    assert steps_done(path, fingerprint(recipe, "vae")) == 3
+    assert steps_done(path, Workshop(recipe, tmp_path).mark("vae")) == 3
 
 
 def test_a_run_closed_anywhere_ends_as_if_it_had_not_been(recipe_file: Path, tmp_path: Path) -> None:
@@ -96,9 +104,64 @@ def test_another_recipe_does_not_go_on_with_a_state(recipe_file: Path, tmp_path:
 
 def test_a_later_stage_may_change(recipe_file: Path, tmp_path: Path) -> None:
     list(run(read_recipe(recipe_file), tmp_path / "run"))
-    (tmp_path / "run" / "unet" / "state.safetensors").unlink()
+    (tmp_path / "run" / "unet" / "weights.safetensors").unlink()
     recipe_file.write_text(recipe_file.read_text().replace('prediction = "v"', 'prediction = "eps"'))
     assert {p.stage for p in run(read_recipe(recipe_file), tmp_path / "run")} == {"unet"}
+
+
+PHASES = """
+[[unet.training]]
+pixels = 16
+steps = 4
+batch = 4
+lr = 1e-3
+
+[[unet.training]]
+steps = 4
+batch = 4
+lr = 1e-3
+"""
+
+
+def in_phases(recipe_file: Path) -> None:
+    """The U-Net learns at half the size first."""
+    head, _, rest = recipe_file.read_text().partition("[unet.training]")
+    recipe_file.write_text(head + PHASES + "\n[defaults]" + rest.partition("[defaults]")[2])
+
+
+def test_the_unet_learns_in_phases(recipe_file: Path, tmp_path: Path) -> None:
+    in_phases(recipe_file)
+    recipe = read_recipe(recipe_file)
+    stages = [(p.stage, p.step.step) for p in run(recipe, tmp_path / "run")]
+    assert stages[12:] == [*(("unet", i) for i in range(1, 5)), *(("unet-2", i) for i in range(1, 5))]
+    shop = Workshop(recipe, tmp_path / "run")
+    small, whole = shop.latents(16)[0], shop.latents()[0]
+    assert small.shape[2:] == (2, 2)
+    assert whole.shape[2:] == (4, 4)
+    assert whole.std().item() == pytest.approx(1, rel=1e-4), "the scale of the latents is that of whole pictures"
+    assert gradina.load(tmp_path / "run" / "model").defaults.width == 32
+
+
+def test_a_phase_goes_on_from_the_one_before(recipe_file: Path, tmp_path: Path) -> None:
+    in_phases(recipe_file)
+    recipe = read_recipe(recipe_file)
+    running = run(recipe, tmp_path / "run")
+    for progress in running:
+        if progress.stage == "unet-2":
+            break
+    running.close()
+    before = load_file(tmp_path / "run" / "unet" / "weights.safetensors")
+    after = load_file(tmp_path / "run" / "unet-2" / "state.safetensors")
+    apart = max((before[name].float() - after[f"network.{name}"]).abs().max().item() for name in before)
+    assert 0 < apart <= 1.1e-5, "one step of the warm-up away"
+
+
+def test_a_phase_may_be_put_behind(recipe_file: Path, tmp_path: Path) -> None:
+    """What was learnt before a phase was thought of still counts."""
+    in_phases(recipe_file)
+    list(run(read_recipe(recipe_file), tmp_path / "run"))
+    recipe_file.write_text(recipe_file.read_text().replace("[defaults]", PHASES.partition("\n\n")[2] + "\n[defaults]"))
+    assert {p.stage for p in run(read_recipe(recipe_file), tmp_path / "run")} == {"unet-3"}
 
 
 def test_killed_at_any_moment_a_run_goes_on_bit_identically(recipe_file: Path, tmp_path: Path) -> None:
@@ -112,7 +175,7 @@ def test_killed_at_any_moment_a_run_goes_on_bit_identically(recipe_file: Path, t
     list(run(recipe, whole))
 
     def done(stage: str) -> int:
-        return steps_done(parts / stage / "state.safetensors", fingerprint(recipe, stage))
+        return steps_done(parts / stage / "state.safetensors", Workshop(recipe, parts).mark(stage))
 
     for stage in STAGES:
         process = subprocess.Popen([*command, "--out", str(parts)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -144,7 +207,7 @@ def test_asked_to_stop_a_run_says_so_and_resumes(recipe_file: Path, tmp_path: Pa
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "the same command goes on" in said
-    assert steps_done(out / "vae" / "state.safetensors", fingerprint(read_recipe(recipe_file), "vae")) >= 1
+    assert steps_done(out / "vae" / "state.safetensors", Workshop(read_recipe(recipe_file), out).mark("vae")) >= 1
 
 
 def test_the_global_generator_is_never_touched(recipe_file: Path, tmp_path: Path) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+SHORT = 128 * 128  # scores for each head: up to here, while learning on a CPU, plain products are the quicker way
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> Tensor:
@@ -11,7 +14,18 @@ def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> Tensor:
 
     Source: Vaswani et al., "Attention Is All You Need", equation 1.
     """
+    if torch.is_grad_enabled() and q.device.type == "cpu" and q.shape[-2] * k.shape[-2] <= SHORT:
+        return plain(q, k, v, causal)
     return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+
+
+def plain(q: Tensor, k: Tensor, v: Tensor, is_causal: bool = False) -> Tensor:
+    """The same, written out: its way back takes half to an eighth of the time where the sequences are short."""
+    scores = q * q.shape[-1] ** -0.5 @ k.mT
+    if is_causal:
+        later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
+        scores = scores.masked_fill(later, float("-inf"))
+    return torch.softmax(scores, dim=-1) @ v
 
 
 class Attention(nn.Module):

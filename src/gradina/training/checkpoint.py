@@ -1,4 +1,4 @@
-"""A stage's whole state in one file, replaced at once: after a crash at any moment the file on disk is whole."""
+"""What a stage has learnt in one file, replaced at once: after a crash at any moment the file on disk is whole."""
 
 from __future__ import annotations
 
@@ -28,10 +28,7 @@ def save_state(state: State, path: Path, fingerprint: str) -> None:
     for name, parameter in state.network.named_parameters():
         for moment, value in state.optimizer.state.get(parameter, {}).items():
             tensors[f"{moment}.{name}"] = value
-    about = json.dumps({"step": state.step, "fingerprint": fingerprint})  # one entry: the order of several varies
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as file:
-        file.write(save({k: v.contiguous() for k, v in tensors.items()}, {"about": about}))
+    _save(path, tensors, step=state.step, fingerprint=fingerprint)
 
 
 def load_state(state: State, path: Path, fingerprint: str) -> None:
@@ -55,19 +52,53 @@ def steps_done(path: Path, fingerprint: str) -> int:
     """How many steps the state at `path` has behind it; 0 if there is none. Raises RecipeError as `load_state`."""
     if not path.exists():
         return 0
-    with _readable(path) as file:
-        about = json.loads((file.metadata() or {}).get("about", "{}"))
+    about = _about(path)
     if about.get("fingerprint") != fingerprint:
         raise RecipeError(f"{path}: was made by another recipe; choose another --out folder, or remove this one")
     return int(about["step"])
 
 
+def finish(state: State, path: Path, fingerprint: str) -> None:
+    """Writes what a finished stage hands on: its averaged weights, in half precision, as they will be shipped."""
+    _save(path, {k: v.half() for k, v in state.ema.state_dict().items()}, step=state.step, fingerprint=fingerprint)
+
+
+def is_finished(path: Path, fingerprint: str) -> bool:
+    """Whether `finish` has written `path`. Raises RecipeError as `load_state`."""
+    return steps_done(path, fingerprint) > 0
+
+
 def load_average(make: Callable[[], Network], path: Path) -> Network:
-    """The network of a finished stage with its averaged weights, ready to be used."""
+    """The network of a finished stage, in single precision, ready to be used."""
     with torch.device("meta"):
         network = make()
-    network.load_state_dict(_part(_tensors(path), "ema"), assign=True)
+    network.load_state_dict({k: v.float() for k, v in _tensors(path).items()}, assign=True)
     return network.eval().requires_grad_(False)
+
+
+def save_latents(path: Path, fingerprint: str, mean: Tensor, std: Tensor) -> None:
+    """Keeps what an encoder says of every picture; `fingerprint` says which encoder, of which pictures."""
+    _save(path, {"mean": mean, "std": std}, fingerprint=fingerprint)
+
+
+def read_latents(path: Path, fingerprint: str) -> tuple[Tensor, Tensor] | None:
+    """Mean and standard deviation as `save_latents` kept them; None if there is no such file of this encoder."""
+    if not path.exists() or _about(path).get("fingerprint") != fingerprint:
+        return None
+    kept = _tensors(path)
+    return kept["mean"], kept["std"]
+
+
+def _save(path: Path, tensors: dict[str, Tensor], **about: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as file:  # one entry on what it is: the order of several varies
+        file.write(save({k: v.contiguous() for k, v in tensors.items()}, {"about": json.dumps(about)}))
+
+
+def _about(path: Path) -> dict[str, Any]:
+    with _readable(path) as file:
+        about: dict[str, Any] = json.loads((file.metadata() or {}).get("about", "{}"))
+    return about
 
 
 def _part(tensors: dict[str, Tensor], head: str) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ import tarfile
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -18,6 +18,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gradina.errors import MissingExtra, RecipeError
+
+Split = Literal["train", "pairs", "held out"]  # what all parts learn from, what CLIP learns from, what none has seen
 
 
 class Examples(Protocol):
@@ -31,6 +33,10 @@ class Examples(Protocol):
 
     def captions(self, rows: Tensor, key: torch.Generator) -> tuple[list[str], Tensor]:
         """A caption for each picture, worded by chance, and of which of the pictures each is true, (b, b) bool."""
+        ...
+
+    def contrasts(self, count: int, key: torch.Generator) -> Tensor:
+        """Rows (count,) for captions and pictures to be told apart: where it can be, with some that are much alike."""
         ...
 
     def texts(self) -> list[str]:
@@ -59,6 +65,10 @@ class Kinds:
         texts = [self.wordings[k] for k in kinds.tolist()]
         chances = torch.rand(len(rows), generator=key).tolist()
         return [each[int(c * len(each))] for each, c in zip(texts, chances, strict=True)], kinds[:, None] == kinds
+
+    def contrasts(self, count: int, key: torch.Generator) -> Tensor:
+        """Rows (count,), drawn evenly: pictures of one kind are not told apart by words."""
+        return torch.randint(len(self), (count,), generator=key)
 
     def texts(self) -> list[str]:
         """Every wording."""
@@ -119,9 +129,9 @@ WORDINGS = (
 )  # fmt: skip
 
 
-def mnist(folder: Path, train: bool = True) -> Kinds:
+def mnist(folder: Path, split: Split = "train") -> Kinds:
     """Handwritten digits, 32x32: MNIST's 28x28 on a black margin, captioned in words. Source: LeCun et al. 1998."""
-    part = "train" if train else "t10k"
+    part = "t10k" if split == "held out" else "train"
     images = read_idx(folder / "data" / f"{part}-images-idx3-ubyte")
     labels = read_idx(folder / "data" / f"{part}-labels-idx1-ubyte")
     wordings = tuple(tuple(w.format(word=word, digit=digit) for w in WORDINGS) for digit, word in enumerate(WORDS))

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gradina.errors import MissingExtra, RecipeError
+from gradina.training.data import Split
 from gradina.training.recipes import Recipe
 
 GROUNDS: dict[str, tuple[int, int, int]] = {
@@ -124,6 +125,7 @@ class Composed:
     variants: int
     scenes: float
     seed: int
+    mirrored: bool = False  # whether half of the pictures of one thing are
     places: float = 0.12  # how far from the middle, as a share of the side
 
     def __len__(self) -> int:
@@ -153,11 +155,35 @@ class Composed:
             "ground": torch.where(draw(n) < 0.3, 0, (draw(n) * len(GROUNDS)).long()),
             "scale": 0.7 + 0.28 * draw(n),
             "place": (2 * draw(n, 2) - 1) * self.places,
+            "mirror": (draw(n) < 0.5 * self.mirrored) & (second < 0),
         }
+
+    @cached_property
+    def pictures(self) -> Tensor:
+        """All of them, composed once: (n, 3, size, size) uint8."""
+        all_of_them = torch.empty(len(self), 3, self.size, self.size, dtype=torch.uint8)
+        for row, picture in enumerate(all_of_them):
+            picture.copy_(self._picture(row).round())
+        return all_of_them
 
     def pixels(self, rows: Tensor) -> Tensor:
         """The pictures of `rows` (b,) as (b, 3, size, size) in -1..1."""
-        return torch.stack([self._picture(int(row)) for row in rows])
+        return self.pictures[rows].float() / 127.5 - 1
+
+    def contrasts(self, count: int, key: torch.Generator) -> Tensor:
+        """Rows in pairs of one thing: only its style and its ground tell the two apart."""
+        chance = torch.rand(3, (count + 1) // 2, generator=key, dtype=torch.float64)
+        one = (chance[0] * len(self)).long()
+        kin = [self._kin[int(thing)] for thing in self.icons.things[self.plan["first"][one]]]
+        icon = torch.tensor([int(of[int(c * len(of))]) for of, c in zip(kin, chance[1].tolist(), strict=True)])
+        other = (chance[2] * self.variants).long() * len(self.icons) + icon
+        return torch.stack([one, other], dim=1).flatten()[:count]
+
+    @cached_property
+    def _kin(self) -> dict[int, Tensor]:
+        """The icons of each thing."""
+        things = self.icons.things
+        return {int(thing): (things == thing).nonzero()[:, 0] for thing in things.unique()}
 
     def _picture(self, row: int) -> Tensor:
         plan, side = {name: values[row] for name, values in self.plan.items()}, self.size
@@ -167,10 +193,11 @@ class Composed:
             slack = (1 - plan["scale"]) / 2
             at = 0.5 + plan["place"].clamp(-slack, slack)
             self._put(canvas, int(plan["first"]), float(plan["scale"]), at)
+            canvas = canvas.flip(2) if plan["mirror"] else canvas
         else:
             for icon, middle in zip((plan["first"], plan["second"]), _places(int(plan["relation"])), strict=True):
                 self._put(canvas, int(icon), 0.48, torch.tensor(middle))
-        return canvas / 127.5 - 1
+        return canvas
 
     def _put(self, canvas: Tensor, icon: int, scale: float, at: Tensor) -> None:
         """Lays an icon over the canvas, its middle at `at` (x, y) in shares of the side."""
@@ -221,18 +248,21 @@ def _places(relation: int) -> tuple[tuple[float, float], tuple[float, float]]:
     return ((left, right), (left, right), (right, left), (up, down), (down, up))[relation]
 
 
-def icons(recipe: Recipe, folders: list[Path], train: bool = True) -> Composed:
-    """The data set of a recipe whose source is icons; if not `train`, that of the icons held out."""
+def icons(recipe: Recipe, folders: list[Path], split: Split = "train") -> Composed:
+    """The data set of a recipe whose source is icons.
+
+    The styles to draw come first; the contrastive pair sees further ones, and mirror images.
+    """
     made = recipe.data.icons
     if made is None:
         raise RecipeError("data.icons is missing: which styles, how many of which things")
-    if len(made.styles) != len(folders):
-        raise RecipeError(
-            f"data.icons.styles: got {len(made.styles)}, expected one for each of {len(folders)} packages"
-        )
+    if len(made.styles) + len(made.more_styles) != len(folders):
+        named = len(made.styles) + len(made.more_styles)
+        raise RecipeError(f"data.icons.styles: got {named}, expected one for each of {len(folders)} packages")
     if not 1 <= made.count <= len(made.things):
         raise RecipeError(f"data.icons.count: got {made.count}, expected 1 to {len(made.things)}, the things listed")
     words = vocabulary(made.things[: made.count])
-    sets = dict(zip(made.styles, folders, strict=True))
-    drawn = rendered(words.names, sets, made.size, held=not train)
-    return Composed(drawn, words, made.styles, made.variants, made.scenes, recipe.seed)
+    styles = made.styles + made.more_styles if split == "pairs" else made.styles
+    sets = dict(zip(styles, folders, strict=False))
+    drawn = rendered(words.names, sets, made.size, held=split == "held out")
+    return Composed(drawn, words, styles, made.variants, made.scenes, recipe.seed, mirrored=split == "pairs")

@@ -26,7 +26,8 @@ T = TypeVar("T")
 class IconsRecipe:
     """Which icons are drawn, and how they are put into pictures."""
 
-    styles: tuple[str, ...]  # names of the icon sets, one for each package
+    styles: tuple[str, ...]  # names of the icon sets to draw in, one for each package
+    more_styles: tuple[str, ...] = ()  # of further packages, which the contrastive pair alone sees
     count: int  # how many of the things
     things: tuple[str, ...]  # the most everyday first; behind commas, other words for them
     size: int = 128  # pixels
@@ -69,14 +70,22 @@ class CLIPRecipe:
     text: TextConfig
     vision: VisionConfig
     training: Settings
+    turned: float = 0.0  # degrees: pictures are turned, stretched and tinted a little, each time otherwise
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase(Settings):
+    """How the U-Net learns for a while; the next phase goes on from the averaged weights."""
+
+    pixels: int | None = None  # side of the pictures; None: as they are
 
 
 @dataclass(frozen=True, kw_only=True)
 class UNetRecipe:
-    """The third stage."""
+    """The third stage, in one phase or in several."""
 
     network: UNetConfig
-    training: Settings
+    training: tuple[Phase, ...]
     prediction: Literal["eps", "v", "x0"] = "eps"
     caption_dropout: float = 0.1
 
@@ -99,6 +108,13 @@ class Recipe:
     prompts: tuple[str, ...] = ()  # of the sample grids
     sample_every: int = 1000  # steps between sample grids
     checkpoint_every: float = 60.0  # seconds between checkpoints
+
+
+def stage_settings(recipe: Recipe) -> dict[str, Settings]:
+    """The names of a recipe's stages in their order, and how each learns; after "unet" comes "unet-2"."""
+    phases = recipe.unet.training
+    names = ["unet", *(f"unet-{i + 2}" for i in range(len(phases) - 1))]
+    return {"vae": recipe.vae.training, "clip": recipe.clip.training, **dict(zip(names, phases, strict=True))}
 
 
 def read_recipe(path: str | Path) -> Recipe:
@@ -129,7 +145,12 @@ def check(recipe: Recipe) -> None:
         raise RecipeError(f"unet.caption_dropout: got {recipe.unet.caption_dropout}, expected 0 to 1")
     if recipe.vocabulary.size < 514 or recipe.vocabulary.length < 3:
         raise RecipeError("vocabulary: expected a size of 514 tokens or more, and a length of 3 or more")
-    unet = recipe.unet.network
+    unet, step = recipe.unet.network, recipe.vae.network.factor
+    if not recipe.unet.training:
+        raise RecipeError("unet.training: got no phase, expected at least one")
+    for phase in recipe.unet.training:
+        if phase.pixels is not None and (phase.pixels < step or phase.pixels % step):
+            raise RecipeError(f"unet.training.pixels: got {phase.pixels}, expected a multiple of {step}")
     if not len(unet.widths) == len(unet.attention) == len(unet.heads) > 0:
         raise RecipeError("unet.network: expected as many widths as entries of attention and heads, at least one")
     if any(width % heads for width, heads in zip(unet.widths, unet.heads, strict=True)):
@@ -171,6 +192,8 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     choices = get_args(hint)
     if get_origin(hint) in (Union, UnionType):
         return _value(next(c for c in choices if c is not type(None)), value, where)
+    if get_origin(hint) is tuple and isinstance(value, dict) and is_dataclass(choices[0]):  # a list of one
+        return (_value(choices[0], value, where),)
     if get_origin(hint) is tuple and isinstance(value, list):
         return tuple(_value(choices[0], v, f"{where}[{i}]") for i, v in enumerate(value))
     if isinstance(hint, type) and get_origin(hint) is None:

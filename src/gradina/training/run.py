@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Generator
@@ -12,12 +11,11 @@ from pathlib import Path
 import torch
 
 from gradina.files import atomic_write
-from gradina.models.unet import UNet
-from gradina.training.checkpoint import load_average, load_state, save_state, steps_done
+from gradina.training.checkpoint import finish, is_finished, load_average, load_state, save_state
 from gradina.training.loop import State, TrainStep, train
 from gradina.training.recipes import Recipe
-from gradina.training.samples import LOOKS, model_of
-from gradina.training.stages import STAGES, Stage, Workshop
+from gradina.training.stages import stage
+from gradina.training.workshop import Workshop
 from gradina.weights.card import model_card
 from gradina.weights.folders import write_folder
 
@@ -36,49 +34,49 @@ class Progress:
 def run(recipe: Recipe, folder: Path) -> Generator[Progress]:
     """Trains what is not trained yet, and yields after each step; the same call goes on after any interruption.
 
-    The folder gets, for each stage, `state.safetensors`, `log.jsonl` and samples, and at the end `model`, in half
-    precision. Raises RecipeError.
+    The folder gets, for each stage, its log, samples and `weights.safetensors` (until then `state.safetensors`), and
+    at the end `model`, in half precision. Raises RecipeError.
     """
     shop = Workshop(recipe, folder)
-    for name, row in STAGES.items():
-        mark = fingerprint(recipe, name)
-        if steps_done(shop.state(name), mark) < getattr(recipe, name).training.steps:
-            yield from _train_stage(shop, name, row(shop), mark)
-    unet = load_average(lambda: UNet(shop.unet), shop.state("unet"))
-    model = model_of(shop, unet)
-    card = model_card(model, torch.float16, recipe.license, story(recipe, folder))
+    for name in shop.stages:
+        if not is_finished(shop.weights(name), shop.mark(name)):
+            yield from _train(shop, name)
+    unet = load_average(shop.new_unet, shop.weights(name))
+    model = shop.model(unet)
+    card = model_card(model, torch.float16, recipe.license, story(shop))
     write_folder(replace(model, card=card), folder / "model", torch.float16)
 
 
-def _train_stage(shop: Workshop, name: str, stage: Stage, mark: str) -> Generator[Progress]:
-    state = State.begin(stage.network, stage.settings)
+def _train(shop: Workshop, name: str) -> Generator[Progress]:
+    mark, made = shop.mark(name), stage(shop, name)
+    state = State.begin(made.network, made.settings)
     load_state(state, shop.state(name), mark)
     log = Log(shop.folder / name / "log.jsonl", state.step)
     saved = time.monotonic()
-    for step in train(state, stage.loss, stage.settings):
-        last = step.step == stage.settings.steps
+    for step in train(state, made.loss, made.settings):
+        last = step.step == made.settings.steps
         if last or step.step % LOG_EVERY == 0:
             log.write(step)
         if last or step.step % shop.recipe.sample_every == 0:
-            picture = LOOKS[name](shop, state.ema)
             with atomic_write(shop.folder / name / f"{step.step:06}.png") as file:
-                picture.save(file, "PNG")
+                made.look(state.ema).save(file, "PNG")
         if last or time.monotonic() - saved >= shop.recipe.checkpoint_every:
             save_state(state, shop.state(name), mark)
             saved = time.monotonic()
         try:
-            yield Progress(name, step, stage.settings.steps)
+            yield Progress(name, step, made.settings.steps)
         except GeneratorExit:  # closed by the caller: nothing that was learnt is lost
             save_state(state, shop.state(name), mark)
             raise
+    finish(state, shop.weights(name), mark)
+    shop.state(name).unlink(missing_ok=True)
 
 
-def story(recipe: Recipe, folder: Path) -> str:
+def story(shop: Workshop) -> str:
     """How a model came about, in Markdown, for its card."""
-    rows = []
-    for name in STAGES:
-        settings = getattr(recipe, name).training
-        last = json.loads((folder / name / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+    recipe, rows = shop.recipe, []
+    for name, settings in shop.stages.items():
+        last = json.loads((shop.folder / name / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1])
         rows.append(f"| {name} | {settings.steps} | {settings.batch} | {settings.lr:g} | {last['loss']:.4f} |")
     packages = ", ".join(recipe.data.packages)
     origin = f"{recipe.data.source} (npm: {packages})" if packages else recipe.data.source
@@ -117,11 +115,3 @@ def _step_of(row: str) -> float:
         return float(json.loads(row)["step"])
     except ValueError:
         return float("inf")
-
-
-def fingerprint(recipe: Recipe, stage: str) -> str:
-    """What a stage and those before it are made from, as a hash; prompts and what a recipe leaves out do not count."""
-    parts = list(STAGES)[: list(STAGES).index(stage) + 1]
-    made_of = asdict(recipe, dict_factory=lambda pairs: {k: v for k, v in pairs if v is not None})
-    kept = {k: made_of[k] for k in ("seed", "data", "vocabulary", "schedule", *parts)}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]

@@ -10,10 +10,10 @@ from gradina import sheet
 from gradina.models.clip import CLIP
 from gradina.models.unet import UNet
 from gradina.models.vae import AutoencoderKL
-from gradina.pipeline import StableDiffusion, generate, to_image
+from gradina.pipeline import generate, to_image
 from gradina.request import Request
 from gradina.training.data import generator
-from gradina.training.stages import Workshop
+from gradina.training.workshop import Workshop
 
 SHOWN = 8
 LOOKED_THROUGH = 320  # pictures
@@ -39,32 +39,14 @@ def found_by_captions(shop: Workshop, clip: nn.Module) -> Image.Image:
     return sheet.grid([to_image(pixels[i]) for i in nearest.flatten()], columns=SHOWN, row_labels=captions)
 
 
-def drawn(shop: Workshop, unet: nn.Module) -> Image.Image:
-    """The recipe's prompts, a few seeds each, at the model's defaults."""
+def drawn(shop: Workshop, unet: nn.Module, side: int | None = None) -> Image.Image:
+    """The recipe's prompts, a few seeds each, at the model's defaults, or `side` pixels wide and high."""
     assert isinstance(unet, UNet)
-    request = Request(prompt=prompts(shop), images=SEEDS, seed=shop.recipe.seed)
-    pictures = [picture.image for picture in generate(model_of(shop, unet), request)]
+    request = Request(prompt=prompts(shop), images=SEEDS, seed=shop.recipe.seed, width=side, height=side)
+    pictures = [picture.image for picture in generate(shop.model(unet), request)]
     return sheet.grid(pictures, columns=SEEDS, row_labels=prompts(shop))
 
 
 def prompts(shop: Workshop) -> tuple[str, ...]:
     """Those of the recipe, or the first of its data."""
     return shop.recipe.prompts or tuple(shop.data.texts()[:10])
-
-
-def model_of(shop: Workshop, unet: UNet) -> StableDiffusion:
-    """The whole model around a U-Net."""
-    recipe = shop.recipe
-    return StableDiffusion(
-        tokenizer=shop.tokenizer,
-        text=shop.text,
-        vae=shop.vae,
-        unet=unet,
-        schedule=shop.schedule,
-        prediction=recipe.unet.prediction,
-        defaults=recipe.defaults,
-        name=recipe.name,
-    )
-
-
-LOOKS = {"vae": through_latents, "clip": found_by_captions, "unet": drawn}

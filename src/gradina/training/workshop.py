@@ -1,0 +1,153 @@
+"""What the stages of a run share: the recipe, its data, and the parts that are finished; each made once, when asked."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gradina.diffusion.schedule import Schedule
+from gradina.models.clip import CLIP
+from gradina.models.tokenizer import Tokenizer
+from gradina.models.unet import UNet
+from gradina.models.vae import AutoencoderKL
+from gradina.pipeline import StableDiffusion
+from gradina.training.checkpoint import load_average, read_latents, save_latents
+from gradina.training.data import Examples, generator
+from gradina.training.loop import Settings
+from gradina.training.recipes import Recipe, stage_settings
+from gradina.training.sources import load_data
+
+AT_ONCE = 128  # pictures
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """A recipe and the folder in which its parts are made."""
+
+    recipe: Recipe
+    folder: Path
+
+    @cached_property
+    def stages(self) -> dict[str, Settings]:
+        """The names of the stages in their order, and how each learns."""
+        return stage_settings(self.recipe)
+
+    def state(self, stage: str) -> Path:
+        """Where all that changes while a stage learns is kept."""
+        return self.folder / stage / "state.safetensors"
+
+    def weights(self, stage: str) -> Path:
+        """Where what a finished stage has learnt is kept: its averaged weights, in half precision."""
+        return self.folder / stage / "weights.safetensors"
+
+    def mark(self, stage: str) -> str:
+        """What a stage and those before it are made from, as a hash; prompts and names do not count."""
+        recipe = asdict(self.recipe, dict_factory=lambda pairs: {k: v for k, v in pairs if v is not None})
+        kept = {k: recipe[k] for k in ("seed", "data", "vocabulary", "schedule", "vae")}
+        if stage != "vae":
+            kept["clip"] = recipe["clip"]
+        if stage.startswith("unet"):
+            phases = [name for name in self.stages if name.startswith("unet")]
+            kept["unet"] = recipe["unet"] | {"training": recipe["unet"]["training"][: phases.index(stage) + 1]}
+        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
+
+    @cached_property
+    def data(self) -> Examples:
+        """What there is to learn from."""
+        return load_data(self.recipe)
+
+    def rows(self, key: torch.Generator, count: int) -> Tensor:
+        """Examples drawn evenly."""
+        return torch.randint(len(self.data), (count,), generator=key)
+
+    def build(self, make: Callable[[], Network], part: str) -> Network:
+        """A network with weights that depend on the recipe's seed alone."""
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(generator(self.recipe.seed, part).initial_seed())
+            return make()
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The model's own vocabulary, learnt from all captions."""
+        return Tokenizer.train(self.data.texts(), self.recipe.vocabulary.size, self.recipe.vocabulary.length)
+
+    @cached_property
+    def schedule(self) -> Schedule:
+        """The noise levels that the U-Net learns, and how others are told to space them: as the model's defaults do."""
+        law, spacing = self.recipe.schedule, self.recipe.defaults.schedule
+        spacing = spacing if spacing in ("leading", "linspace", "trailing") else "leading"
+        return Schedule.from_betas(law.betas(), law=law, timestep_spacing=spacing)
+
+    def new_vae(self) -> AutoencoderKL:
+        """An autoencoder of the recipe's shape."""
+        return AutoencoderKL(self.recipe.vae.network)
+
+    def new_clip(self) -> CLIP:
+        """A pair of towers of the recipe's shape; its vocabulary is the tokenizer's."""
+        tokens, text = self.tokenizer, self.recipe.clip.text
+        text = replace(text, vocabulary=len(tokens), length=tokens.length, eos=tokens.eos)
+        return CLIP(text, self.recipe.clip.vision)
+
+    def new_unet(self) -> UNet:
+        """A U-Net of the recipe's shape; it reads what the text tower says."""
+        return UNet(replace(self.recipe.unet.network, context=self.recipe.clip.text.width))
+
+    @cached_property
+    def vae(self) -> AutoencoderKL:
+        """The autoencoder of the first stage, its scale set so that latents have a standard deviation of 1."""
+        vae = load_average(self.new_vae, self.weights("vae"))
+        mean, _ = self._latents(vae, None)
+        vae.config = replace(vae.config, scale=round(1 / mean.std().item(), 5))
+        return vae
+
+    @cached_property
+    def clip(self) -> CLIP:
+        """The pair of the second stage."""
+        return load_average(self.new_clip, self.weights("clip"))
+
+    def latents(self, side: int | None = None) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the latents of every picture, each (n, c, h, w), of pictures `side` wide."""
+        mean, std = self._latents(self.vae, side)
+        return mean * self.vae.config.scale, std * self.vae.config.scale
+
+    def _latents(self, vae: AutoencoderKL, side: int | None) -> tuple[Tensor, Tensor]:
+        """The same as the encoder says it, kept in a file."""
+        path = self.folder / f"latents{'' if side is None else f'-{side}'}.safetensors"
+        kept = read_latents(path, self.mark("vae"))
+        if kept is not None:
+            return kept
+        batches = torch.split(torch.arange(len(self.data)), AT_ONCE)
+        with torch.no_grad():
+            parts = [vae.posterior(smaller(self.data.pixels(rows), side)) for rows in batches]
+        mean, std = torch.cat([p.mean for p in parts]), torch.cat([torch.exp(0.5 * p.logvar) for p in parts])
+        save_latents(path, self.mark("vae"), mean, std)
+        return mean, std
+
+    def model(self, unet: UNet) -> StableDiffusion:
+        """The whole model around a U-Net."""
+        return StableDiffusion(
+            tokenizer=self.tokenizer,
+            text=self.clip.text,
+            vae=self.vae,
+            unet=unet,
+            schedule=self.schedule,
+            prediction=self.recipe.unet.prediction,
+            defaults=self.recipe.defaults,
+            name=self.recipe.name,
+        )
+
+
+def smaller(pixels: Tensor, side: int | None) -> Tensor:
+    """Pictures (b, 3, h, w) made `side` pixels wide and high, or as they are."""
+    return pixels if side is None else F.interpolate(pixels, (side, side), mode="bilinear", antialias=True)
