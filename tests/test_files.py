@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gradina.errors import DiskError, GradinaError
-from gradina.files import atomic_folder, atomic_path, atomic_write, replaceable
+from gradina.files import atomic_folder, atomic_path, atomic_write, cache_folder, replaceable
 
 
 def names(folder: Path) -> list[str]:
@@ -200,9 +200,24 @@ def test_what_is_replaceable(tmp_path: Path) -> None:
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "diary.txt").write_text("no model here")
     assert not replaceable(tmp_path / "texts")
+    (tmp_path / "pair").mkdir()
+    for name in ("preprocessor_config.json", "model.safetensors"):
+        (tmp_path / "pair" / name).write_text("")
+    assert replaceable(tmp_path / "pair")
     linked = model_folder(tmp_path / "linked")
     (linked / "more").symlink_to(tmp_path / "texts")
     assert not replaceable(linked)
     (tmp_path / "file").write_text("")
     with pytest.raises(DiskError, match="a file of that name"), atomic_folder(tmp_path / "file"):
         pytest.fail("the block must not start")
+
+
+def test_where_the_cache_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("GRADINA_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / ".cache" / "gradina"
+    monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
+    assert cache_folder() == Path("/caches/gradina")
+    monkeypatch.setenv("GRADINA_CACHE", "/elsewhere")
+    assert cache_folder() == Path("/elsewhere")

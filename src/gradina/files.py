@@ -19,7 +19,7 @@ from typing import BinaryIO
 from gradina.errors import DiskError
 
 # What a model folder in the diffusers layout consists of; see atomic_folder.
-MODEL_INDEX = "model_index.json"
+MODEL_INDEXES = ("model_index.json", "preprocessor_config.json")  # of a whole model, or of a contrastive pair
 MODEL_SUFFIXES = (".json", ".safetensors", ".txt", ".md")
 
 CAUSES = {
@@ -36,6 +36,12 @@ CAUSES = {
     errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
 }  # fmt: skip
 WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)  # faults that only writing meets
+
+
+def cache_folder() -> Path:
+    """Where is kept what can be made again: $GRADINA_CACHE, or `gradina` in the user's cache."""
+    base = os.environ.get("GRADINA_CACHE")
+    return Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gradina"
 
 
 def _beside(target: Path, kind: str) -> Path:
@@ -127,7 +133,7 @@ def atomic_write(path: str | PathLike[str]) -> Iterator[BinaryIO]:
 def replaceable(folder: Path) -> bool:
     """Whether `folder` holds nothing that saving a model could not have written.
 
-    That is: it is empty, or has a model_index.json, and besides folders only plain files (no links) that are
+    That is: it is empty, or has one of MODEL_INDEXES, and besides folders only plain files (no links) that are
     named .json, .safetensors, .txt or .md.
     """
     entries = list(folder.rglob("*"))
@@ -135,7 +141,7 @@ def replaceable(folder: Path) -> bool:
         not entry.is_symlink() and (entry.is_dir() or (entry.is_file() and entry.suffix in MODEL_SUFFIXES))
         for entry in entries
     )
-    return not entries or (plain and (folder / MODEL_INDEX).is_file())
+    return not entries or (plain and any((folder / name).is_file() for name in MODEL_INDEXES))
 
 
 @contextmanager

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
+
+from PIL.Image import Resampling
 
 from gradina.errors import WeightsError
 from gradina.models.clip import ACTIVATIONS, Activation, TextConfig, VisionConfig
@@ -11,6 +13,7 @@ from gradina.models.unet import UNetConfig
 from gradina.models.vae import VAEConfig
 
 Json = Mapping[str, Any]
+Rgb: TypeAlias = tuple[float, float, float]
 
 # Settings that our networks have built in; a file may leave them out, and must not say otherwise.
 UNET_FIXED: Json = {
@@ -28,6 +31,12 @@ VAE_FIXED: Json = {
     "shift_factor": None, "use_post_quant_conv": True, "use_quant_conv": True,
 }  # fmt: skip
 CLIP_FIXED: Json = {"layer_norm_eps": 1e-5}
+PIXELS_FIXED: Json = {
+    "do_center_crop": True, "do_normalize": True, "do_rescale": True, "do_resize": True, "rescale_factor": 1 / 255,
+}  # fmt: skip
+
+OPENAI_MEAN: Rgb = (0.48145466, 0.4578275, 0.40821073)  # of the colours that OpenAI's CLIP was trained on, in 0..1
+OPENAI_STD: Rgb = (0.26862954, 0.26130258, 0.27577711)
 
 ATTENDED = {"CrossAttnDownBlock2D": True, "DownBlock2D": False, "CrossAttnUpBlock2D": True, "UpBlock2D": False}
 
@@ -179,6 +188,39 @@ def vision_to(c: VisionConfig) -> dict[str, Any]:
         "projection_dim": c.projection,
         "layer_norm_eps": 1e-5,
         "attention_dropout": 0.0,
+    }
+
+
+def pixels_from(json: Json, side: int) -> tuple[Rgb, Rgb, Resampling]:
+    """Mean, standard deviation and filter of a CLIPImageProcessor that feeds a tower of pictures `side` wide."""
+    _check("picture", json, PIXELS_FIXED)
+    for key, names in (("size", {"shortest_edge"}), ("crop_size", {"height", "width"})):
+        got = json.get(key, side)
+        if got not in (side, dict.fromkeys(names, side)):
+            raise WeightsError(
+                f"picture config: {key} is {got}, which is not built here (expected {side}, the tower's)"
+            )
+    mean, std = (
+        tuple(map(float, json.get(key, default)))
+        for key, default in (("image_mean", OPENAI_MEAN), ("image_std", OPENAI_STD))
+    )
+    if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+        raise WeightsError(f"picture config: image_mean is {mean}, image_std {std}; expected three colours, std over 0")
+    return mean, std, Resampling(json.get("resample", Resampling.BICUBIC))
+
+
+def pixels_to(side: int, mean: Rgb, std: Rgb, resample: Resampling) -> dict[str, Any]:
+    """preprocessor_config.json for transformers."""
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        "processor_class": "CLIPProcessor",
+        "size": {"shortest_edge": side},
+        "crop_size": {"height": side, "width": side},
+        "image_mean": list(mean),
+        "image_std": list(std),
+        "resample": int(resample),
+        "do_convert_rgb": True,
+        **PIXELS_FIXED,
     }
 
 

@@ -25,7 +25,8 @@ def convert(
 ) -> Path:
     """Writes the model `source` as `target`: one file if that ends in .safetensors, else a folder for diffusers.
 
-    There and back is equal to the bit, unless `dtype` asks for other numbers. Returns the target; raises WeightsError
+    There and back is equal to the bit, unless `dtype` asks for other numbers; a contrastive pair that goes with the
+    model is written beside it in a folder, and one file has no room for it. Returns the target; raises WeightsError
     for a source that cannot be read, DiskError for a target that cannot be written.
     """
     target = Path(target)

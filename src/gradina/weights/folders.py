@@ -23,11 +23,12 @@ from gradina.models.vae import AutoencoderKL
 from gradina.request import Defaults
 from gradina.weights import configs
 from gradina.weights.card import model_card, restated
+from gradina.weights.pairs import copy_pair
 from gradina.weights.parts import Parts
 from gradina.weights.remap import Table, sources, write
 from gradina.weights.store import Weights, build, find_weights, open_weights, save_weights
 from gradina.weights.tables import DROPPED, TEXT, UNET, VAE, with_text_model
-from gradina.weights.zoo import INDEX, PIPELINES
+from gradina.weights.zoo import INDEX, PAIR, PIPELINES
 
 CARD = "README.md"
 OURS = "gradina.json"  # what the layout has no place for: the defaults to draw with
@@ -66,14 +67,16 @@ def read_folder(
         defaults=_defaults(folder, unet.config.size * vae.config.factor),
         name=name or folder.resolve().name,
         card=_words(folder / CARD),
-        files=(*_files(text_weights), *_files(unet_weights), *_files(vae_weights)),
+        files=(*text_weights.files, *unet_weights.files, *vae_weights.files),
+        clip=folder / PAIR if (folder / PAIR / "config.json").is_file() else None,
     )
 
 
 def write_folder(parts: Parts, path: str | Path, dtype: torch.dtype | None = None) -> None:
     """Writes the diffusers layout, whole or not at all; its card is the model's own, or a new one.
 
-    The text tower's projection, which no picture needs, is left out. Raises DiskError.
+    The text tower's projection, which no picture needs, is left out; a contrastive pair goes along in `clip/`.
+    Raises DiskError, or WeightsError for a pair that is gone.
     """
     card = restated(parts.card, parts, dtype) if parts.card else model_card(parts, dtype)
     unet, vae, text = parts.unet.config, parts.vae.config, parts.text.config
@@ -88,6 +91,8 @@ def write_folder(parts: Parts, path: str | Path, dtype: torch.dtype | None = Non
             _write_network(network, table, dialect, folder / part / f"{STEMS[part]}.safetensors", dtype)
         parts.tokenizer.save(folder / "tokenizer")
         _write_json(folder / "scheduler" / "scheduler_config.json", parts.schedule.to_config(parts.prediction))
+        if parts.clip is not None:
+            copy_pair(parts.clip, folder / PAIR, dtype)
         _write_json(folder / INDEX, _model_index(unet))
         _write_json(folder / OURS, {"defaults": asdict(parts.defaults)})
         (folder / CARD).write_text(card, encoding="utf-8")
@@ -158,12 +163,6 @@ def _json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise WeightsError(f"{path}: expected a JSON object, got {type(content).__name__}; fetch it again")
     return content
-
-
-def _files(weights: Weights) -> tuple[Path, ...]:
-    if weights.path.suffix == ".json":
-        return tuple(sorted({weights.path.parent / n for n in _json(weights.path)["weight_map"].values()}))
-    return (weights.path,)
 
 
 def _write_network(network: nn.Module, table: Table, dialect: str, path: Path, dtype: torch.dtype | None) -> None:

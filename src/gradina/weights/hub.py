@@ -18,7 +18,13 @@ HTTPError: type[Exception] = getattr(errors, "HTTPError", OSError)  # of httpx o
 WEIGHTS = ("unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model", "text_encoder/model")
 REST = (
     "model_index.json", "gradina.json", "README.md", "unet/config.json", "vae/config.json", "text_encoder/config.json",
-    "scheduler/scheduler_config.json", "tokenizer/*.json", "tokenizer/merges.txt",
+    "scheduler/scheduler_config.json", "tokenizer/*.json", "tokenizer/merges.txt", "clip/*.json", "clip/merges.txt",
+    "clip/model.safetensors",
+)  # fmt: skip
+PAIR = (
+    "config.json", "preprocessor_config.json", "processor_config.json", "phrases.json", "vocab.json", "merges.txt",
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "model.safetensors",
+    "model-*-of-*.safetensors", "model.safetensors.index.json",
 )  # fmt: skip
 
 
@@ -32,6 +38,16 @@ def fetch(name: str, variant: str | None = None) -> Path:
         if file:
             return Path(huggingface_hub.hf_hub_download(f"{owner}/{repository}", file[0]))
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=wanted(variant)))
+
+
+def fetch_pair(name: str) -> Path:
+    """The folder of "owner/name" in the hub's cache with its contrastive pair alone, which lies in it or in `clip/`.
+
+    Raises HubError.
+    """
+    with _in_one_line(name):
+        patterns = [f"{place}{file}" for place in ("", "clip/") for file in PAIR]
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
 
 
 def wanted(variant: str | None = None) -> list[str]:

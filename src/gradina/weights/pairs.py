@@ -1,55 +1,110 @@
-"""A contrastive pair as transformers keeps it: a folder with one file of weights and one of settings."""
+"""A contrastive pair as transformers keeps it: one folder of weights, settings, vocabulary, and how pixels are read.
+
+And what transformers has no place for: phrases, of which captions can be composed.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
-from functools import partial
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
+from PIL.Image import Resampling
 
 from gradina.errors import WeightsError
-from gradina.files import atomic_folder
-from gradina.models.clip import CLIP
+from gradina.files import MODEL_SUFFIXES, atomic_folder
+from gradina.models.clip import CLIP, TextConfig, VisionConfig
+from gradina.models.tokenizer import Tokenizer
 from gradina.weights import configs
+from gradina.weights.configs import Rgb
 from gradina.weights.remap import sources, write
-from gradina.weights.store import build, open_weights, save_weights
+from gradina.weights.store import build, find_weights, model_hash, open_weights, save_weights
 from gradina.weights.tables import PAIR
+
+T = TypeVar("T")
+Phrases = tuple[tuple[str, ...], ...]
 
 # What transformers fills in where a CLIPTextConfig leaves it out.
 TEXT_DEFAULTS = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 8}
 POSITIONS = ("text_model.embeddings.position_ids", "vision_model.embeddings.position_ids")  # buffers of older versions
+STEM = "model"  # of the file of weights, or of its index
+PIXELS, PROCESSOR, PHRASES = "preprocessor_config.json", "processor_config.json", "phrases.json"
 
 
-def read_pair(path: str | Path, dtype: torch.dtype | None = None) -> CLIP:
-    """The CLIPModel of a transformers folder, such as that of openai/clip-vit-large-patch14; mapped.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Pair:
+    """A text tower and an image tower that agree, and what goes before each: vocabulary, and colours."""
 
-    Raises WeightsError.
+    clip: CLIP
+    tokenizer: Tokenizer
+    mean: Rgb = (0.5, 0.5, 0.5)  # of pixels in 0..1: with these two they become -1..1
+    std: Rgb = (0.5, 0.5, 0.5)
+    resample: Resampling = Resampling.BICUBIC  # the filter that makes pictures as small as the tower's
+    phrases: Phrases = ()  # beginnings, and then their continuations, "" among them: captions are composed of one each
+    name: str = ""
+    files: tuple[Path, ...] = ()  # of weights, as they were read
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.clip.logit_scale.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type it computes in."""
+        return self.clip.logit_scale.dtype
+
+    @property
+    def size(self) -> int:
+        """How wide and high the pictures are that the image tower sees, in pixels."""
+        return self.clip.vision.config.size
+
+    @cached_property
+    def mark(self) -> str:
+        """All that decides a picture's embedding, as a hash: the weights, their type, and how pixels are read."""
+        decides = (model_hash(self.files), str(self.dtype), self.mean, self.std, int(self.resample))
+        return hashlib.sha256(repr(decides).encode()).hexdigest()[:16]
+
+
+def read_pair(path: str | Path, dtype: torch.dtype | None = None, name: str | None = None) -> Pair:
+    """The pair in a transformers folder of a CLIPModel, such as openai/clip-vit-large-patch14; its weights are mapped.
+
+    Colours are OpenAI's where the folder does not say. Raises WeightsError.
     """
     folder = Path(path)
-    try:
-        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        width = content["projection_dim"]
-        text = configs.text_from(TEXT_DEFAULTS | content["text_config"], projection=width)
-        vision = configs.vision_from(content["vision_config"], projection=width)
-    except WeightsError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise WeightsError(f"{folder}: has no config.json of a CLIPModel ({error!r}); fetch it again") from error
-    return build(
+    text, vision = _read(folder / "config.json", _towers)
+    weights = open_weights(find_weights(folder, STEM))
+    clip = build(
         lambda vision: CLIP(text, vision),
         vision,
-        open_weights(folder / "model.safetensors"),
+        weights,
         partial(sources, table=PAIR, dialect="transformers"),
         dropped=POSITIONS,
         dialect="CLIPModel of transformers",
         dtype=dtype,
     )
+    mean, std, resample = _pixels(folder, vision.size)
+    return Pair(
+        clip=clip,
+        tokenizer=_tokenizer(folder, text),
+        mean=mean,
+        std=std,
+        resample=resample,
+        phrases=_read(folder / PHRASES, _phrases) if (folder / PHRASES).is_file() else (),
+        name=name or folder.resolve().name,
+        files=weights.files,
+    )
 
 
-def write_pair(pair: CLIP, path: str | Path, dtype: torch.dtype | None = None) -> None:
-    """Writes a folder that transformers' CLIPModel loads, whole or not at all. Raises DiskError."""
-    text, vision = pair.text.config, pair.vision.config
+def write_pair(pair: Pair, path: str | Path, dtype: torch.dtype | None = None) -> None:
+    """Writes a folder that transformers' CLIPModel and CLIPProcessor load, whole or not at all. Raises DiskError."""
+    text, vision = pair.clip.text.config, pair.clip.vision.config
     content = {
         "architectures": ["CLIPModel"],
         "model_type": "clip",
@@ -58,7 +113,77 @@ def write_pair(pair: CLIP, path: str | Path, dtype: torch.dtype | None = None) -
         "text_config": configs.text_to(text),
         "vision_config": configs.vision_to(vision),
     }
-    ours = {name: x if dtype is None else x.to(dtype) for name, x in pair.state_dict().items()}
+    ours = {name: x if dtype is None else x.to(dtype) for name, x in pair.clip.state_dict().items()}
     with atomic_folder(path) as folder:
-        (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8", newline="\n")
-        save_weights(write(ours, sources(ours, PAIR, "transformers")), folder / "model.safetensors")
+        _write_json(folder / "config.json", content)
+        _write_json(folder / PIXELS, configs.pixels_to(vision.size, pair.mean, pair.std, pair.resample))
+        if pair.phrases:
+            _write_json(folder / PHRASES, pair.phrases)
+        pair.tokenizer.save(folder)
+        save_weights(write(ours, sources(ours, PAIR, "transformers")), folder / f"{STEM}.safetensors")
+
+
+def copy_pair(source: Path, target: Path, dtype: torch.dtype | None = None) -> None:
+    """Copies the files of a pair's folder into a new one, with their numbers as `dtype` where it asks for others.
+
+    Raises WeightsError for a pair that is no longer there.
+    """
+    if not source.is_dir():
+        raise WeightsError(f"{source}: the contrastive pair that goes with the model is gone; load the model again")
+    target.mkdir()
+    for path in sorted(source.iterdir()):
+        if dtype is not None and path.suffix == ".safetensors":
+            weights = open_weights(path)
+            cast = {name: x.to(dtype) if x.is_floating_point() else x for name, x in weights.tensors.items()}
+            save_weights(cast, target / path.name, weights.metadata)
+        elif path.is_file() and path.suffix in MODEL_SUFFIXES:
+            shutil.copyfile(path, target / path.name)
+
+
+def _towers(content: Any) -> tuple[TextConfig, VisionConfig]:
+    width = content["projection_dim"]
+    text = configs.text_from(TEXT_DEFAULTS | content["text_config"], projection=width)
+    return text, configs.vision_from(content["vision_config"], projection=width)
+
+
+def _pixels(folder: Path, side: int) -> tuple[Rgb, Rgb, Resampling]:
+    """From the file for pictures alone, or the one that newer versions write for pictures and texts."""
+    if (folder / PIXELS).is_file():
+        return _read(folder / PIXELS, lambda json: configs.pixels_from(json, side))
+    if (folder / PROCESSOR).is_file():
+        return _read(folder / PROCESSOR, lambda json: configs.pixels_from(json["image_processor"], side))
+    return configs.pixels_from({}, side)
+
+
+def _tokenizer(folder: Path, text: TextConfig) -> Tokenizer:
+    tokenizer = Tokenizer.load(folder)
+    got = (len(tokenizer), tokenizer.length, tokenizer.eos)
+    if got[0] > text.vocabulary or got[1] > text.length or got[2] != text.eos:
+        expected = (text.vocabulary, text.length, text.eos)
+        raise WeightsError(
+            f"{folder}: its tokenizer (entries, length, end of text) is {got}, and its text tower {expected}; "
+            "they are not of one model, fetch it again"
+        )
+    return tokenizer
+
+
+def _phrases(content: Any) -> Phrases:
+    parts = tuple(tuple(part) for part in content if isinstance(part, list))
+    if len(parts) != len(content) or not all(parts) or not all(isinstance(x, str) for part in parts for x in part):
+        raise ValueError("expected a list of lists of texts")
+    return parts
+
+
+def _read(path: Path, reader: Callable[[Any], T]) -> T:
+    try:
+        return reader(json.loads(path.read_text(encoding="utf-8")))
+    except WeightsError as error:
+        raise WeightsError(f"{path}: {error}") from error
+    except FileNotFoundError as error:
+        raise WeightsError(f"{path}: there is no such file; expected the folder of a CLIPModel") from error
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise WeightsError(f"{path}: is not as a CLIPModel has it ({error!r}); fetch the folder again") from error
+
+
+def _write_json(path: Path, content: object) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8", newline="\n")

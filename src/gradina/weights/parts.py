@@ -30,6 +30,7 @@ class Parts:
     card: str = ""  # its README.md, which goes with it wherever it is saved
     source: str = ""  # what load() was given, by which it finds the model again
     files: tuple[Path, ...] = ()  # of weights, as they were read
+    clip: Path | None = None  # the folder of the contrastive pair that goes with it; see pairs.read_pair
 
     @cached_property
     def hash(self) -> str:

@@ -44,6 +44,13 @@ class Weights:
     tensors: Mapping[str, Tensor]
     metadata: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that hold them."""
+        if self.path.suffix == ".json":
+            return tuple(sorted({self.path.parent / name for name in _index(self.path).values()}))
+        return (self.path,)
+
     def under(self, prefix: str) -> dict[str, Tensor]:
         """The tensors whose names begin so, without that beginning."""
         return {name.removeprefix(prefix): x for name, x in self.tensors.items() if name.startswith(prefix)}

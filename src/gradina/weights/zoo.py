@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 ASSETS = Path(__file__).parents[1] / "assets"
 DEFAULT = "digits"  # the shipped model that load() takes
 INDEX = "model_index.json"
+PAIR = "clip"  # the folder, in that of a model, of the contrastive pair that goes with it
 PIPELINES = (
     "StableDiffusionPipeline", "StableDiffusionInpaintPipeline", "StableDiffusionImg2ImgPipeline",
     "StableDiffusionInpaintPipelineLegacy",
@@ -71,6 +72,40 @@ def locate(source: str | PathLike[str] | None = None, variant: str | None = None
         f"there is no model {name!r}: no such folder or file, not shipped (there is: {', '.join(here) or 'nothing'}), "
         'and no "owner/name" of the hub'
     )
+
+
+def with_pair() -> dict[str, Path]:
+    """The shipped models that a contrastive pair goes with, the one that load() takes first: name to folder."""
+    having = {name: path for name, path in shipped().items() if (path / PAIR / "config.json").is_file()}
+    return dict(sorted(having.items(), key=lambda item: item[0] != DEFAULT))
+
+
+def locate_pair(source: str | PathLike[str] | None = None) -> Path:
+    """The folder of the contrastive pair that a name stands for: a model's, or a folder of a CLIPModel itself.
+
+    The names are those of `locate`; None is the first shipped model that has a pair. Raises WeightsError, HubError.
+    """
+    here, having = shipped(), with_pair()
+    name = str(next(iter(having), DEFAULT) if source is None else source)
+    places = [Path(name)]
+    if name in here:
+        places.append(here[name])
+    elif not Path(name).exists():
+        of_hub = HUB_NAME.fullmatch(name) and not isinstance(source, PathLike) and not name.startswith(".")
+        places.append(_fetched_pair(name) if of_hub else locate(source))
+    for folder in (folder for place in places for folder in (place / PAIR, place)):
+        if (folder / "config.json").is_file():
+            return folder
+    raise WeightsError(
+        f"{name}: has no image tower (expected {PAIR}/ in a model's folder, or a folder of a CLIPModel); "
+        f"shipped with one: {', '.join(having) or 'none'}"
+    )
+
+
+def _fetched_pair(name: str) -> Path:
+    from gradina.weights.hub import fetch_pair
+
+    return fetch_pair(name)
 
 
 def open_source(
