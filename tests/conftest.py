@@ -8,14 +8,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn import functional as F
 
 from gradina.diffusion.schedule import sd_schedule
-from gradina.models.clip import TextConfig, TextTower
+from gradina.models.clip import CLIP, TextConfig, TextTower, VisionConfig
 from gradina.models.tokenizer import Tokenizer
 from gradina.models.unet import UNet, UNetConfig
 from gradina.models.vae import AutoencoderKL, VAEConfig
 from gradina.pipeline import StableDiffusion
 from gradina.request import Defaults
+from gradina.similarity import preprocess
+from gradina.weights.pairs import Pair
 
 torch.set_num_threads(1)  # the tests run side by side, and sums over threads differ in their last bits
 
@@ -79,3 +82,47 @@ def mask() -> Image.Image:
     values = np.full((64, 64), 127, np.uint8)
     values[13:43, 20:51] = 128
     return Image.fromarray(values)
+
+
+COLOURS = {"red": (200, 30, 30), "green": (30, 160, 40), "blue": (40, 60, 210), "yellow": (240, 220, 40)}
+
+
+@pytest.fixture(scope="session")
+def squares() -> dict[str, Image.Image]:
+    """A square of each colour, 24 x 24, on white."""
+    pictures = {}
+    for name, colour in COLOURS.items():
+        pictures[name] = Image.new("RGB", (24, 24), "white")
+        pictures[name].paste(colour, (5, 5, 19, 19))
+    return pictures
+
+
+@pytest.fixture(scope="session")
+def pair(squares: dict[str, Image.Image]) -> Pair:
+    """A contrastive pair that has learnt to tell the squares by their colours."""
+    tokenizer = Tokenizer.train([f"a {name} square on white" for name in COLOURS] * 2, 560, length=10)
+    text = TextConfig(vocabulary=len(tokenizer), length=10, width=32, inner=64, layers=1, heads=2, eos=tokenizer.eos)
+    vision = VisionConfig(size=16, patch=8, width=32, inner=64, layers=1, heads=2, projection=16)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        made = Pair(
+            clip=CLIP(TextConfig(**vars(text) | {"projection": 16}), vision),
+            tokenizer=tokenizer,
+            phrases=(("a red", "a green", "a blue", "a yellow"), ("square",), ("", "on white")),
+            name="colours",
+        )
+        _learn(made, [f"a {name}" for name in COLOURS], torch.stack([preprocess(made, p) for p in squares.values()]))
+    return made
+
+
+def _learn(pair: Pair, beginnings: list[str], pixels: torch.Tensor) -> None:
+    """Captions and pictures find each other, both ways."""
+    rows, optimizer = torch.arange(len(pixels)), torch.optim.AdamW(pair.clip.parameters(), lr=5e-3)
+    for step in range(120):
+        ending = ("", " square", " square on white")[step % 3]
+        logits = pair.clip(pair.tokenizer([begin + ending for begin in beginnings]), pixels)
+        loss = F.cross_entropy(logits, rows) + F.cross_entropy(logits.T, rows)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    pair.clip.eval().requires_grad_(False)

@@ -22,8 +22,20 @@ ALLOWED: dict[str, set[str]] = {
     "metrics": set(),
     "pipeline": {"weights", "runtime", "models", "diffusion", "nn"},
     "codec": {"pipeline", "weights", "runtime", "metrics", "models", "diffusion", "nn"},
-    "training": {"pipeline", "codec", "weights", "runtime", "metrics", "models", "diffusion", "nn"},
-    "apps": {"training", "pipeline", "codec", "weights", "runtime", "metrics", "models", "diffusion", "nn"},
+    "similarity": {"weights", "runtime", "models", "nn"},
+    "training": {"pipeline", "codec", "similarity", "weights", "runtime", "metrics", "models", "diffusion", "nn"},
+    "apps": {
+        "training",
+        "pipeline",
+        "codec",
+        "similarity",
+        "weights",
+        "runtime",
+        "metrics",
+        "models",
+        "diffusion",
+        "nn",
+    },
 }
 FILES = sorted(ROOT.rglob("*.py"))
 

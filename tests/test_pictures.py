@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from gradina.errors import PictureError
-from gradina.pictures import MAX_PIXELS, fit, open_mask, open_picture
+from gradina.pictures import FORMATS, MAX_PIXELS, SUFFIXES, fit, middle, open_mask, open_picture, pictures_in
 
 RED, WHITE, BLACK = (255, 0, 0), (255, 255, 255), (0, 0, 0)
 
@@ -145,6 +145,10 @@ def test_the_limit_holds_for_pictures_in_memory_and_is_inclusive() -> None:
     assert MAX_PIXELS >= 4096 * 4096
     with pytest.raises(PictureError, match=r"mask_image: the picture is 4200 x 4100"):
         open_mask(Image.new("1", (4200, 4100)))
+    large = Image.new("1", (4200, 4100))
+    assert open_picture(large, most=4200 * 4100).size == large.size
+    with pytest.raises(PictureError, match=r"17\.2 megapixels \(at most 17\.0\)"):
+        open_picture(large, most=17_000_000)
     with pytest.raises(PictureError, match="0 x 5"):
         open_picture(Image.new("RGB", (0, 5)))
 
@@ -163,3 +167,37 @@ def test_fit_is_what_diffusers_does() -> None:
     assert fit(image, 32, 64).size == (32, 64)
     processor = pytest.importorskip("diffusers.image_processor").VaeImageProcessor(do_convert_rgb=False)
     assert fit(image, 32, 64).tobytes() == processor.resize(image, 64, 32).tobytes()
+
+
+@pytest.mark.parametrize("size", [(24, 24), (61, 45), (30, 200), (7, 9), (333, 100)])
+@pytest.mark.parametrize("resample", [Image.Resampling.BICUBIC, Image.Resampling.BILINEAR])
+def test_middle_is_what_transformers_does(size: tuple[int, int], resample: Image.Resampling) -> None:
+    processor = pytest.importorskip("transformers").CLIPImageProcessor(
+        size={"shortest_edge": 24}, crop_size=24, resample=resample, do_rescale=False, do_normalize=False
+    )
+    noise = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
+    ours = np.asarray(middle(Image.fromarray(noise), 24, resample))
+    assert np.array_equal(ours.transpose(2, 0, 1), processor(Image.fromarray(noise)).pixel_values[0])
+
+
+def test_of_a_very_long_picture_the_ends_are_not_looked_at() -> None:
+    long = Image.new("RGB", (100_001, 1), RED)
+    long.putpixel((50_000, 0), WHITE)
+    small = middle(long, 8, Image.Resampling.NEAREST)
+    assert small.size == (8, 8)
+    assert small.getpixel((5, 3)) == WHITE
+    assert middle(long.transpose(Image.Transpose.ROTATE_90), 8, Image.Resampling.NEAREST).getpixel((3, 5)) == WHITE
+
+
+def test_pictures_are_found_in_folders_in_order(tmp_path: Path) -> None:
+    for name in ("b.PNG", "a.jpg", "c.txt", ".d.png", "z/e.webp", "m/f.gif", "m/n/g.tif", ".hidden/h.png", "m/i.png/x"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    (tmp_path / "gone.png").symlink_to("nowhere")
+    found = [str(path.relative_to(tmp_path)) for path in pictures_in(tmp_path)]
+    assert found == ["a.jpg", "b.PNG", "m/f.gif", "m/n/g.tif", "z/e.webp"]
+
+
+def test_suffixes_are_those_of_the_formats() -> None:
+    Image.init()
+    assert {Image.registered_extensions()[suffix] for suffix in SUFFIXES} | {"MPO"} == set(FORMATS)

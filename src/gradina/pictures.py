@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from PIL import ExifTags, Image, ImageChops, ImageFilter, ImageOps, UnidentifiedImageError
@@ -27,6 +28,11 @@ if TYPE_CHECKING:
 TEXT_BYTES = 64 * 2**20  # of text that is read from one file
 CHUNKS = 1_000_000
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM")
+SUFFIXES = (
+    ".png", ".apng", ".jpg", ".jpeg", ".jfif", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm",
+)  # fmt: skip
+LARGEST = 120_000_000  # pixels of a picture that is only looked at, and made small first
+LONGEST = 64  # times as long as wide, beyond which only the middle of a picture is looked at
 
 # A damaged file can break Pillow's decoders in any of these ways.
 DAMAGE = (
@@ -58,25 +64,25 @@ def admit_file(path: str | PathLike[str], what: str) -> str:
 
 
 @contextmanager
-def opened(source: ImageLike | bytes, what: str) -> Iterator[Image.Image]:
+def opened(source: ImageLike | bytes, what: str, most: int = MAX_PIXELS) -> Iterator[Image.Image]:
     """The picture with its header read and its size admitted, its pixels not yet decoded; raises PictureError."""
     with _without_warnings():
         if isinstance(source, Image.Image):
-            _admit_size(source, what, _name(source))
+            _admit_size(source, what, _name(source), most)
             yield source
             return
-        with _open(source, what) as image:
-            _admit_size(image, what, _name(source))
+        with _open(source, what, most) as image:
+            _admit_size(image, what, _name(source), most)
             yield image
 
 
-def _open(source: str | PathLike[str] | bytes, what: str) -> Image.Image:
+def _open(source: str | PathLike[str] | bytes, what: str, most: int) -> Image.Image:
     path = _name(source)
     file = io.BytesIO(source) if isinstance(source, bytes) else admit_file(source, what)
     try:
         image = Image.open(file)
     except Image.DecompressionBombError:
-        limit = f"at most {MAX_PIXELS / 1e6:.1f}"
+        limit = f"at most {most / 1e6:.1f}"
         raise PictureError(f"{what}: {path} has far too many megapixels ({limit}); make it smaller first") from None
     except PermissionError as error:
         raise PictureError(f"{what}: {path} may not be read; change its permissions") from error
@@ -90,11 +96,11 @@ def _open(source: str | PathLike[str] | bytes, what: str) -> Image.Image:
     return image
 
 
-def _admit_size(image: Image.Image, what: str, name: str) -> None:
+def _admit_size(image: Image.Image, what: str, name: str, most: int) -> None:
     width, height = image.size
-    if width * height > MAX_PIXELS:
+    if width * height > most:
         got = f"{width} x {height} pixels, {width * height / 1e6:.1f} megapixels"
-        raise PictureError(f"{what}: {name} is {got} (at most {MAX_PIXELS / 1e6:.1f}); make it smaller first")
+        raise PictureError(f"{what}: {name} is {got} (at most {most / 1e6:.1f}); make it smaller first")
     if not width or not height:
         raise PictureError(f"{what}: {name} is {width} x {height} pixels; give a picture with pixels in it")
 
@@ -122,8 +128,8 @@ def _flat(image: Image.Image, mode: str, background: str) -> Image.Image:
     return flat
 
 
-def _read(source: ImageLike | bytes, what: str, mode: str, background: str) -> Image.Image:
-    with opened(source, what) as image:
+def _read(source: ImageLike | bytes, what: str, mode: str, background: str, most: int = MAX_PIXELS) -> Image.Image:
+    with opened(source, what, most) as image:
         try:
             return _flat(image, mode, background)
         except DAMAGE as error:
@@ -131,13 +137,13 @@ def _read(source: ImageLike | bytes, what: str, mode: str, background: str) -> I
             raise PictureError(f"{what}: {reason}") from error
 
 
-def open_picture(source: ImageLike | bytes, what: str = "init_image") -> Image.Image:
+def open_picture(source: ImageLike | bytes, what: str = "init_image", most: int = MAX_PIXELS) -> Image.Image:
     """The picture as upright opaque RGB, from a path, a file's bytes, or a picture in memory, which stays as it is.
 
     Its EXIF orientation is applied, transparency is laid over white, and grey of more than eight bits keeps its
-    full range. Raises PictureError, which begins with `what`: no such file, no picture, damaged, over 16.8 megapixels.
+    full range. Raises PictureError, which begins with `what`: no such file, no picture, damaged, over `most` pixels.
     """
-    return _read(source, what, "RGB", "white")
+    return _read(source, what, "RGB", "white", most)
 
 
 def open_mask(source: ImageLike | bytes, what: str = "mask_image") -> Image.Image:
@@ -153,6 +159,34 @@ def fit(image: Image.Image, width: int, height: int) -> Image.Image:
     if image.size == (width, height):
         return image
     return image.resize((width, height), Image.Resampling.LANCZOS)
+
+
+def middle(image: Image.Image, side: int, resample: Image.Resampling) -> Image.Image:
+    """The shortest side resized to `side` pixels, and of the rest the middle: as transformers shows pictures to CLIP.
+
+    Of a picture more than 64 times as long as wide, the ends are cut off before that.
+    """
+    short = min(image.size)
+    if max(image.size) > LONGEST * short:
+        image = _cut(image, *(min(length, LONGEST * short) for length in image.size))
+    width, height = (int(side * length / short) for length in image.size)
+    return _cut(image.resize((width, height), resample), side, side)
+
+
+def _cut(image: Image.Image, width: int, height: int) -> Image.Image:
+    """The middle of a picture, of that size."""
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    """The files in a folder and those below it that are named as pictures are, in order; nothing that is hidden."""
+    found = []
+    for place, below, names in os.walk(folder):
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        shown = (Path(place, name) for name in sorted(names) if not name.startswith("."))
+        found += [path for path in shown if path.suffix.lower() in SUFFIXES and path.is_file()]
+    return found
 
 
 def overlay(known: Image.Image, drawn: Image.Image, mask: Image.Image, blur: float | None = None) -> Image.Image:
