@@ -75,6 +75,21 @@ def test_labels_lie_beside_rows_and_over_columns() -> None:
     assert not dark[:8].any()
 
 
+def test_labels_lie_under_pictures() -> None:
+    names = ["one", "two", "three and more words than fit into a single line", "", "five"]
+    plain, sheet = grid(squares(), columns=3, pad=10), grid(squares(), columns=3, labels=names, pad=10)
+    assert sheet.width == plain.width
+    assert sheet.height > plain.height + 2 * 30
+    dark = np.asarray(sheet.convert("L")) < 170
+    for i, (left, _, right, bottom) in enumerate(boxes(sheet)):
+        ink = np.nonzero(dark[bottom + 2 : bottom + 60, left:right])[1]
+        assert bool(len(ink)) == bool(names[i])
+        assert not names[i] or abs(ink.mean() - (right - left) / 2) < 8
+    assert not dark[-8:].any()
+    with pytest.raises(RequestError, match="labels: got 2, expected 5 for 5 pictures"):
+        grid(squares(), labels=["one", "two"])
+
+
 TEXTS = ["", "i", "short", "many words that go on and on and on " * 20, "x" * 2000, "one\ntwo\tthree"]
 SCRIPTS = ["σ 14.6", "東京の夜", "😀", "العربية", "\ud800", "\x00\x07"]
 

@@ -87,7 +87,9 @@ def _factor(images: Sequence[Image.Image], least: int) -> int:
     return max(1, math.ceil(least / max(max(image.size) for image in images)))
 
 
-def _shape(count: int, columns: int | None, row_labels: Sequence[str], column_labels: Sequence[str]) -> tuple[int, int]:
+def _shape(
+    count: int, columns: int | None, row_labels: Sequence[str], column_labels: Sequence[str], labels: Sequence[str]
+) -> tuple[int, int]:
     """Rows and columns for `count` pictures; the labels decide where `columns` is open."""
     if not count:
         raise RequestError("images: got none, expected at least one picture for a sheet")
@@ -97,9 +99,11 @@ def _shape(count: int, columns: int | None, row_labels: Sequence[str], column_la
     if columns < 1:
         raise RequestError(f"columns: got {columns}, expected at least 1")
     rows = math.ceil(count / columns)
-    for name, labels, expected in (("row_labels", row_labels, rows), ("column_labels", column_labels, columns)):
-        if labels and len(labels) != expected:
-            raise RequestError(f"{name}: got {len(labels)}, expected {expected} for {count} pictures")
+    for name, texts, expected in (
+        ("row_labels", row_labels, rows), ("column_labels", column_labels, columns), ("labels", labels, count),
+    ):  # fmt: skip
+        if texts and len(texts) != expected:
+            raise RequestError(f"{name}: got {len(texts)}, expected {expected} for {count} pictures")
     return rows, columns
 
 
@@ -108,21 +112,25 @@ def grid(
     columns: int | None = None,
     row_labels: Sequence[str] = (),
     column_labels: Sequence[str] = (),
+    labels: Sequence[str] = (),
     title: str | None = None,
     pad: int = 10,
 ) -> Image.Image:
-    """Pictures, row by row, as one picture with labels beside its rows and over its columns.
+    """Pictures, row by row, as one picture with labels beside its rows, over its columns and under each picture.
 
     Small pictures are enlarged by a whole factor without smoothing; `pad` is the room between pictures, in pixels.
     Raises RequestError where the numbers of pictures and labels do not match.
     """
     images = list(images)
-    rows, columns = _shape(len(images), columns, row_labels, column_labels)
+    rows, columns = _shape(len(images), columns, row_labels, column_labels, labels)
     factor = _factor(images, CELL)
     cell = [factor * max(side) for side in zip(*(image.size for image in images), strict=True)]
-    across, down = (n * (side + pad) - pad for n, side in zip((columns, rows), cell, strict=True))
 
-    plain = "".join(map(str, (*row_labels, *column_labels, title or ""))).isascii()  # one font for the whole sheet
+    plain = "".join(map(str, (*row_labels, *column_labels, *labels, title or ""))).isascii()  # one font for all
+    under = [_label(text, cell[0], plain) for text in labels]
+    foot = max((label.height + pad // 2 for label in under), default=0)
+    pitch = cell[0] + pad, cell[1] + foot + pad
+    across, down = (n * step - pad for n, step in zip((columns, rows), pitch, strict=True))
     beside = [_label(text, ROW_LABEL, plain) for text in row_labels]
     over = [_label(text, cell[0], plain) for text in column_labels]
     margin = 2 * pad
@@ -136,15 +144,17 @@ def grid(
     if head:
         _write(pen, head, (left + across + margin) / 2, margin - pad / 2, "m", INK)
     for column, label in enumerate(over):
-        x = left + column * (cell[0] + pad) + cell[0] / 2
+        x = left + column * pitch[0] + cell[0] / 2
         _write(pen, label, x, top - pad // 2 - label.height, "m", PALE)
     for row, label in enumerate(beside):
-        y = top + row * (cell[1] + pad) + (cell[1] - label.height) / 2
+        y = top + row * pitch[1] + (cell[1] - label.height) / 2
         _write(pen, label, left - pad - pad // 2, y, "r", PALE)
     for i, image in enumerate(images):
         large = _enlarged(image, factor)
-        x, y = left + i % columns * (cell[0] + pad), top + i // columns * (cell[1] + pad)
+        x, y = left + i % columns * pitch[0], top + i // columns * pitch[1]
         page.paste(large, (x + (cell[0] - large.width) // 2, y + (cell[1] - large.height) // 2))
+        if under:
+            _write(pen, under[i], x + cell[0] / 2, y + cell[1] + pad // 2, "m", PALE)
     return page
 
 

@@ -15,7 +15,7 @@ import typer
 import typer.core
 
 import gradina
-from gradina.apps import draw, files, learn
+from gradina.apps import draw, files, find, learn
 from gradina.errors import GradinaError
 
 USAGE = """Stable Diffusion, whole, in Python.
@@ -51,6 +51,8 @@ VERBS: dict[str, Callable[..., None]] = {
     "info": files.info,
     "encode": files.encode,
     "decode": files.decode,
+    "caption": find.caption,
+    "search": find.search,
     "models": files.models,
     "convert": files.convert,
     "push": files.push,

@@ -20,6 +20,7 @@ def opt(metavar: str, default: str | bool, text: str, *names: str, least: int | 
 
 
 OWN = "the model's own"
+WITH_TOWER = "A model with an image tower: shipped, a folder (also of a CLIP model), or an owner/name of the hub."
 NAMED = "A shipped model's name, a folder, a file, or an owner/name of the hub."
 
 # Which model, and how it computes
@@ -74,6 +75,16 @@ Converted = Annotated[str, arg("TARGET", "A folder (layout of diffusers), or a .
 StoredDtype = Annotated[str | None, opt("NAME", "as it is", "Numbers to store: fp32, bf16, fp16.", "--dtype")]
 Local = Annotated[str, arg("MODEL", "A shipped model's name, a folder, or a file.")]
 HubName = Annotated[str, arg("OWNER/NAME", "Where to put it on the hub.")]
+
+# Words for pictures
+Pictures = Annotated[list[str], arg("PICTURE...", "Picture files, or folders of them.")]
+Folder = Annotated[str, arg("FOLDER", "Where to look, also in the folders below.")]
+Words = Annotated[list[str], arg("WORDS...", "What the picture shows.")]
+PairModel = Annotated[str | None, opt("MODEL", "a shipped one", WITH_TOWER, "--model", "-m")]
+Phrases = Annotated[str | None, opt("FILE", "the model's own", "Texts to choose from, one per line.")]
+Best = Annotated[int, opt("N", True, "How many to print.", "--best", "-b", least=1)]
+Sheet = Annotated[str | None, opt("FILE", "none", "Also write what is found as one labelled picture.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.", show_default="as text")]
 
 # Training
 Recipe = Annotated[str, arg("RECIPE", "A TOML file, such as recipes/digits.toml.")]

@@ -1,0 +1,103 @@
+"""Embeddings of picture files: what cannot be read is said, and each picture passes through an image tower once.
+
+They are kept in the user's cache, one file for each pair; it can be removed at any time.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gradina.apps.draw import say
+from gradina.errors import PictureError
+from gradina.files import atomic_path, cache_folder
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from gradina.weights.pairs import Pair
+
+Advance = Callable[[str, int, int], None]
+Kept = dict[str, tuple[int, int, "Tensor"]]  # by path: bytes, time of change in nanoseconds, embedding (d,)
+
+
+def embedded(
+    pair: Pair, paths: Sequence[Path], advance: Advance, needed: Collection[Path] = ()
+) -> Iterator[tuple[Path, Tensor]]:
+    """Each picture with its embedding (d,); what cannot be read is said and left out, unless it is `needed`."""
+    import torch
+
+    from gradina.similarity import AT_ONCE, embed_pixels, preprocess
+
+    for start in range(0, len(paths), AT_ONCE):
+        advance("looking", start, len(paths))
+        pixels = {}
+        for path in paths[start : start + AT_ONCE]:
+            try:
+                pixels[path] = preprocess(pair, path)
+            except PictureError as error:
+                if path in needed:
+                    raise
+                say(f"left out: {str(error).removeprefix('picture: ')}")
+        if pixels:
+            yield from zip(pixels, embed_pixels(pair, torch.stack(list(pixels.values()))), strict=True)
+
+
+def remembered(pair: Pair, folder: Path, paths: Sequence[Path], advance: Advance) -> dict[Path, Tensor]:
+    """The embeddings (d,) of a folder's pictures, as far as they can be read; those that are new or changed are kept.
+
+    Also where this ends early: what was done is not done again.
+    """
+    place = cache_folder() / "embeddings" / f"{pair.mark}.safetensors"
+    kept, names = _kept(place), {path: str(path.resolve()) for path in paths}
+    stamps = {path: _stamp(path) for path in paths}
+    new = [path for path in paths if kept.get(names[path], ())[:2] != stamps[path]]
+    done: Kept = {}
+    try:
+        for path, embedding in embedded(pair, new, advance):
+            done[names[path]] = (*stamps[path], embedding)
+    finally:
+        if done:
+            here, there = f"{folder.resolve()}/", set(names.values())
+            others = {name: row for name, row in kept.items() if name in there or not name.startswith(here)}
+            _keep(place, others | done)
+    found = kept | done
+    failed = {names[path] for path in new} - set(done)
+    return {path: found[names[path]][2] for path in paths if names[path] not in failed}
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    try:
+        status = path.stat()
+    except OSError:  # gone since the folder was listed; opening it says so
+        return -1, -1
+    return status.st_size, status.st_mtime_ns
+
+
+def _kept(place: Path) -> Kept:
+    """What is in the cache; nothing, where it is damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(place, "pt") as file:
+            rows = json.loads((file.metadata() or {})["pictures"])
+            embeddings = file.get_tensor("embeddings")
+        return {name: (size, time, x) for (name, size, time), x in zip(rows, embeddings, strict=True)}
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _keep(place: Path, kept: Kept) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    rows = [[name, size, time] for name, (size, time, _) in kept.items()]
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(place) as part:
+            embeddings = torch.stack([x for _, _, x in kept.values()])
+            save_file({"embeddings": embeddings}, part, {"pictures": json.dumps(rows)})
+    except OSError as error:
+        say(f"embeddings are not kept for the next time: {error}")
