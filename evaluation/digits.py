@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from cards import put_section
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -28,7 +29,6 @@ from gradina.weights.zoo import shipped
 ROOT = Path(__file__).parent.parent
 RECIPE = ROOT / "recipes" / "digits.toml"
 SEED = 7
-HEADING = "## How good it is"
 
 
 def classifier() -> nn.Module:
@@ -118,18 +118,13 @@ def main() -> None:
     print(json.dumps(figures, indent=2))
     if options.model == "digits":
         (ROOT / "evaluation" / "digits.json").write_text(json.dumps(figures, indent=2) + "\n")
-        into_card(shipped()["digits"] / "README.md", figures)
+        put_section(shipped()["digits"] / "README.md", "## How good it is", told(figures), "## Use")
         rows = [to_image(pixels[digits == d][i]) for d in range(10) for i in range(12)]
         sheet.grid(rows, columns=12, row_labels=WORDS).save(ROOT / "docs" / "digits.png")
 
 
-def into_card(path: Path, figures: dict[str, Any]) -> None:
-    """Puts the figures into the model's card, in the place of earlier ones."""
-    head, _, rest = path.read_text().partition(f"{HEADING}\n")
-    after = rest[rest.index("\n## ") + 1 :] if "\n## " in rest else ""
-    if not after:
-        head, _, after = head.partition("## Use\n")
-        after = f"## Use\n{after}"
+def told(figures: dict[str, Any]) -> str:
+    """What was measured, in words."""
     by_scale = ", ".join(f"{100 * v:.1f} % at {k}" for k, v in figures["recognised by guidance scale"].items())
     worst = min(figures["recognised by digit"].items(), key=lambda item: item[1])
     lines = (
@@ -146,7 +141,7 @@ def into_card(path: Path, figures: dict[str, Any]) -> None:
         'The prompts are of the fourteen wordings that it has learnt, such as "a handwritten seven" and "the digit 7"; '
         "in other words it often misses. It knows digits, and nothing else. Measured by `make evaluate`.",
     )
-    path.write_text(f"{head}{HEADING}\n\n" + "\n".join(lines) + f"\n\n{after}")
+    return "\n".join(lines)
 
 
 def share(network: nn.Module, pixels: Tensor, digits: Tensor) -> float:

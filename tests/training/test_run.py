@@ -16,6 +16,8 @@ from safetensors.torch import load_file
 
 import gradina
 from gradina.errors import RecipeError
+from gradina.pipeline import to_image
+from gradina.similarity import embed_pictures, embed_texts, open_pair, scores
 from gradina.training.checkpoint import steps_done
 from gradina.training.recipes import read_recipe
 from gradina.training.run import run
@@ -69,6 +71,18 @@ def test_the_model_is_made_of_what_the_stages_hand_on(recipe_file: Path, tmp_pat
     for ours, theirs in ((shop.vae, model.vae), (shop.clip.text, model.text)):
         read = theirs.state_dict()
         assert all(torch.equal(value, read[name]) for name, value in ours.state_dict().items() if name in read)
+
+
+def test_the_contrastive_pair_goes_with_the_model(recipe_file: Path, tmp_path: Path) -> None:
+    recipe = read_recipe(recipe_file)
+    list(run(recipe, tmp_path / "run"))
+    shop, pair = Workshop(recipe, tmp_path / "run"), open_pair(tmp_path / "run" / "model")
+    assert pair.phrases[0][:2] == ("a handwritten zero", "a handwritten one")
+    pixels, texts = shop.data.pixels(torch.arange(4)), ["a handwritten zero", "the digit 7"]
+    with torch.no_grad():
+        expected = shop.clip(shop.tokenizer(texts), pixels).T
+    ours = scores(pair, embed_pictures(pair, [to_image(p) for p in pixels]), embed_texts(pair, texts))
+    assert torch.allclose(ours, expected, atol=1e-3)
 
 
 def test_closing_a_run_keeps_its_last_step(recipe_file: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gradina.errors import MissingExtra, RecipeError
+from gradina.files import cache_folder
 
 Split = Literal["train", "pairs", "held out"]  # what all parts learn from, what CLIP learns from, what none has seen
 
@@ -41,6 +42,10 @@ class Examples(Protocol):
 
     def texts(self) -> list[str]:
         """All that captions are made of, for a vocabulary to be learnt from."""
+        ...
+
+    def phrases(self) -> tuple[tuple[str, ...], ...]:
+        """Beginnings of captions, and their continuations, from which a picture's caption can be chosen."""
         ...
 
 
@@ -74,11 +79,9 @@ class Kinds:
         """Every wording."""
         return [wording for kind in self.wordings for wording in kind]
 
-
-def cache_folder() -> Path:
-    """Where fetched packages are kept: $GRADINA_CACHE, or `gradina` in the user's cache."""
-    base = os.environ.get("GRADINA_CACHE")
-    return Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "gradina"
+    def phrases(self) -> tuple[tuple[str, ...], ...]:
+        """The first wording of each kind."""
+        return (tuple(kind[0] for kind in self.wordings),)
 
 
 def npm_package(package: str) -> Path:

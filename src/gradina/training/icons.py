@@ -183,7 +183,7 @@ class Composed:
     def _kin(self) -> dict[int, Tensor]:
         """The icons of each thing."""
         things = self.icons.things
-        return {int(thing): (things == thing).nonzero()[:, 0] for thing in things.unique()}
+        return {thing: (things == thing).nonzero()[:, 0] for thing in set(things.tolist())}
 
     def _picture(self, row: int) -> Tensor:
         plan, side = {name: values[row] for name, values in self.plan.items()}, self.size
@@ -195,7 +195,7 @@ class Composed:
             self._put(canvas, int(plan["first"]), float(plan["scale"]), at)
             canvas = canvas.flip(2) if plan["mirror"] else canvas
         else:
-            for icon, middle in zip((plan["first"], plan["second"]), _places(int(plan["relation"])), strict=True):
+            for icon, middle in zip((plan["first"], plan["second"]), places_of(int(plan["relation"])), strict=True):
                 self._put(canvas, int(icon), 0.48, torch.tensor(middle))
         return canvas
 
@@ -241,8 +241,14 @@ class Composed:
         grounds = [f"on {with_article(ground)} background" for ground in GROUNDS]
         return [*calls, *(10 * [*styles, *grounds, *RELATIONS])]
 
+    def phrases(self) -> tuple[tuple[str, ...], ...]:
+        """A thing, perhaps its style, perhaps its ground."""
+        styles = [f"in {style} style" for style in self.styles]
+        grounds = [f"on {with_article(ground)} background" for ground in GROUNDS]
+        return tuple(calls[0] for calls in self.words.calls), ("", *styles), ("", *grounds)
 
-def _places(relation: int) -> tuple[tuple[float, float], tuple[float, float]]:
+
+def places_of(relation: int) -> tuple[tuple[float, float], tuple[float, float]]:
     """Where the middles of the first and the second thing are."""
     left, right, up, down = (0.26, 0.5), (0.74, 0.5), (0.5, 0.26), (0.5, 0.74)
     return ((left, right), (left, right), (right, left), (up, down), (down, up))[relation]

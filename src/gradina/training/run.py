@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 import time
 from collections.abc import Generator
 from dataclasses import asdict, dataclass, replace
@@ -18,6 +19,7 @@ from gradina.training.stages import stage
 from gradina.training.workshop import Workshop
 from gradina.weights.card import model_card
 from gradina.weights.folders import write_folder
+from gradina.weights.pairs import write_pair
 
 LOG_EVERY = 10  # steps
 
@@ -35,16 +37,17 @@ def run(recipe: Recipe, folder: Path) -> Generator[Progress]:
     """Trains what is not trained yet, and yields after each step; the same call goes on after any interruption.
 
     The folder gets, for each stage, its log, samples and `weights.safetensors` (until then `state.safetensors`), and
-    at the end `model`, in half precision. Raises RecipeError.
+    at the end `model`, in half precision, with the contrastive pair beside it. Raises RecipeError.
     """
     shop = Workshop(recipe, folder)
     for name in shop.stages:
         if not is_finished(shop.weights(name), shop.mark(name)):
             yield from _train(shop, name)
-    unet = load_average(shop.new_unet, shop.weights(name))
-    model = shop.model(unet)
+    model = shop.model(load_average(shop.new_unet, shop.weights(name)))
     card = model_card(model, torch.float16, recipe.license, story(shop))
-    write_folder(replace(model, card=card), folder / "model", torch.float16)
+    with tempfile.TemporaryDirectory() as room:
+        write_pair(shop.pair, Path(room) / "clip", torch.float16)
+        write_folder(replace(model, card=card, clip=Path(room) / "clip"), folder / "model", torch.float16)
 
 
 def _train(shop: Workshop, name: str) -> Generator[Progress]:

@@ -25,6 +25,7 @@ from gradina.training.data import Examples, generator
 from gradina.training.loop import Settings
 from gradina.training.recipes import Recipe, stage_settings
 from gradina.training.sources import load_data
+from gradina.weights.pairs import Pair
 
 AT_ONCE = 128  # pictures
 
@@ -115,6 +116,11 @@ class Workshop:
     def clip(self) -> CLIP:
         """The pair of the second stage."""
         return load_average(self.new_clip, self.weights("clip"))
+
+    @property
+    def pair(self) -> Pair:
+        """The same with all that it needs elsewhere: it looks at pictures as the data has them, in -1..1."""
+        return Pair(clip=self.clip, tokenizer=self.tokenizer, phrases=self.data.phrases(), name=self.recipe.name)
 
     def latents(self, side: int | None = None) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the latents of every picture, each (n, c, h, w), of pictures `side` wide."""

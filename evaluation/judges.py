@@ -1,0 +1,112 @@
+"""Judges of emoji-like pictures: networks trained here on rendered icons, of no part of the model that they judge.
+
+One tells things, from all icon sets that the recipe names. One tells styles, from every icon of the four sets, many
+more than the model has seen, so that it cannot know a style by the thing. The ground is read from a picture's rim.
+No judge has seen an icon that is held out, in that style.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gradina.training.data import generator, npm_package
+from gradina.training.icons import GROUND_NAMES, GROUNDS, Composed, icon_set, rendered, vocabulary
+from gradina.training.recipes import Recipe
+from gradina.training.stages import turned
+
+SEED = 7
+BATCH = 64
+
+
+def block(width: int, out: int) -> nn.Module:
+    """Half the side: (b, width, h, w) -> (b, out, h/2, w/2)."""
+    return nn.Sequential(
+        nn.Conv2d(width, out, 3, padding=1, bias=False), nn.BatchNorm2d(out), nn.ReLU(),
+        nn.Conv2d(out, out, 3, padding=1, bias=False), nn.BatchNorm2d(out), nn.ReLU(),
+        nn.MaxPool2d(2),
+    )  # fmt: skip
+
+
+def network(kinds: int, widths: tuple[int, ...] = (16, 32, 64, 128, 192)) -> nn.Module:
+    """A small convolutional classifier: (b, 3, 128, 128) -> (b, kinds)."""
+    stem = (nn.Conv2d(3, widths[0], 5, stride=2, padding=2, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU())
+    blocks = [block(a, b) for a, b in pairwise(widths)]
+    return nn.Sequential(
+        *stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.3), nn.Linear(widths[-1], kinds)
+    )
+
+
+def texture(kinds: int) -> nn.Module:
+    """A classifier that sees patches of 17 pixels only, and lets them vote: it tells how, not what, is drawn."""
+    return nn.Sequential(
+        nn.Conv2d(3, 32, 5, stride=2, bias=False), nn.BatchNorm2d(32), nn.ReLU(),
+        nn.Conv2d(32, 64, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU(),
+        nn.Conv2d(64, 96, 3, stride=2, bias=False), nn.BatchNorm2d(96), nn.ReLU(),
+        nn.Conv2d(96, 128, 2, bias=False), nn.BatchNorm2d(128), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, kinds),
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def seen(judge: nn.Module, pixels: Tensor) -> Tensor:
+    """The kind that a judge sees in each picture (n, 3, 128, 128) in -1..1: (n,)."""
+    return torch.cat([judge(part).argmax(1) for part in torch.split(pixels, BATCH)])
+
+
+def taught(made: nn.Module, data: Composed, kinds: Tensor, steps: int) -> nn.Module:
+    """A classifier after so many steps over pictures that are turned and tinted anew each time.
+
+    `kinds` (icons,) says what there is to see in a picture of each icon.
+    """
+    optimizer = torch.optim.AdamW(made.parameters(), 2e-3, weight_decay=0.05)
+    fall = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
+    made.train()
+    for step in range(steps):
+        key = generator(SEED, "judge", step)
+        rows = torch.randint(len(data), (BATCH,), generator=key)
+        pixels = turned(data.pixels(rows), 15.0, key)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = F.cross_entropy(made(pixels), kinds[data.plan["first"][rows]], label_smoothing=0.05)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        optimizer.zero_grad()
+        fall.step()
+    return made.eval()
+
+
+def judge_of_things(data: Composed, steps: int = 3000) -> nn.Module:
+    """Tells which of the vocabulary is shown; `data` is what the contrastive pair learns from."""
+    torch.manual_seed(SEED)
+    single = replace(data, scenes=0.0, seed=SEED, variants=8)
+    return taught(network(len(data.words.names)), single, single.icons.things, steps)
+
+
+def judge_of_styles(recipe: Recipe, steps: int = 1500) -> nn.Module:
+    """Tells in which of the recipe's styles a picture is drawn."""
+    torch.manual_seed(SEED)
+    data = every_icon(recipe)
+    return taught(texture(len(data.styles)), data, data.icons.styles, steps)
+
+
+def every_icon(recipe: Recipe, held: bool = False) -> Composed:
+    """The icons of all things that the styles have in common, tones of skin left out: held out, or all others."""
+    made = recipe.data.icons
+    assert made is not None
+    sets = dict(zip(made.styles, map(npm_package, recipe.data.packages), strict=False))
+    known = [set(icon_set(folder)["icons"]) for folder in sets.values()]  # type: ignore[call-overload]
+    names = sorted(name for name in set.intersection(*known) if "-skin-tone" not in name and "-hair" not in name)
+    words = vocabulary(names)
+    return Composed(rendered(names, sets, made.size, held=held), words, made.styles, 2, 0.0, SEED, mirrored=True)
+
+
+def ground_of(pixels: Tensor) -> Tensor:
+    """The named ground nearest to the middle value of each picture's rim, (n,): rows of GROUND_NAMES."""
+    rim = torch.cat([pixels[:, :, :3].flatten(2), pixels[:, :, -3:].flatten(2)], dim=2)
+    colour = (rim.median(dim=2).values + 1) * 127.5
+    named = torch.tensor([GROUNDS[name] for name in GROUND_NAMES]).float()
+    return torch.cdist(colour, named).argmin(1)
