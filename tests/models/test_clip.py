@@ -135,3 +135,19 @@ def test_contrastive_pair():
         theirs = reference(input_ids=ids, pixel_values=pixels)
         assert error(ours(ids, pixels), theirs.logits_per_text) < TOLERANCE
         assert error(ours(ids, pixels).T, theirs.logits_per_image) < TOLERANCE
+
+
+def test_patches_that_are_kept_stand_for_the_picture():
+    vision = randomise(VisionTower(VisionConfig(size=32, patch=8, width=16, inner=32, layers=2, heads=2, projection=8)))
+    pixels = torch.randn(2, 3, 32, 32)
+    whole = vision(pixels)
+    shuffled = torch.stack([torch.randperm(16) for _ in range(2)])
+    assert torch.allclose(vision(pixels, shuffled), whole, atol=1e-5), "the places of patches go with them"
+    half = shuffled[:, :8]
+    elsewhere = pixels.clone()
+    for picture, kept in zip(elsewhere, half, strict=True):
+        for patch in set(range(16)) - set(kept.tolist()):
+            y, x = divmod(patch, 4)
+            picture[:, 8 * y : 8 * y + 8, 8 * x : 8 * x + 8] = 3.0
+    assert torch.allclose(vision(pixels, half), vision(elsewhere, half), atol=1e-6), "others are not looked at"
+    assert not torch.allclose(vision(pixels, half), whole, atol=1e-3)

@@ -45,7 +45,7 @@ class Told(nn.Module):
         super().__init__()
         self.logits = logits
 
-    def forward(self, ids: Tensor, pixels: Tensor) -> Tensor:
+    def forward(self, ids: Tensor, pixels: Tensor, kept: Tensor | None = None) -> Tensor:
         return self.logits
 
 

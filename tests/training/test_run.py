@@ -178,6 +178,27 @@ def test_a_phase_may_be_put_behind(recipe_file: Path, tmp_path: Path) -> None:
     assert {p.stage for p in run(read_recipe(recipe_file), tmp_path / "run")} == {"unet-3"}
 
 
+VISION = """
+[vision.training]
+steps = 5
+batch = 8
+lr = 1e-3
+warmup = 1
+"""
+
+
+def test_the_image_tower_learns_on_while_words_stay(recipe_file: Path, tmp_path: Path) -> None:
+    list(run(read_recipe(recipe_file), tmp_path / "run"))
+    before = Workshop(read_recipe(recipe_file), tmp_path / "run")
+    recipe_file.write_text(recipe_file.read_text() + VISION)
+    recipe = read_recipe(recipe_file)
+    assert [p.stage for p in run(recipe, tmp_path / "run")] == ["vision"] * 5, "no other stage depends on it"
+    after = Workshop(recipe, tmp_path / "run")
+    for name, value in before.pair.clip.state_dict().items():
+        moved = not torch.equal(value, after.pair.clip.state_dict()[name])
+        assert moved == (name.startswith("vision.") or name in ("text.projection.weight", "logit_scale")), name
+
+
 def test_killed_at_any_moment_a_run_goes_on_bit_identically(recipe_file: Path, tmp_path: Path) -> None:
     """kill -9 in each stage, through the command line; after it the state on disk is whole."""
     recipe_file.write_text(

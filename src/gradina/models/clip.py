@@ -87,6 +87,8 @@ class TextTower(nn.Module):
         )
         self.norm = nn.LayerNorm(c.width)
         self.projection = nn.Linear(c.width, c.projection, bias=False) if c.projection else None
+        nn.init.normal_(self.token.weight, std=0.02)  # words speak up, places are hinted at: as in CLIP
+        nn.init.normal_(self.position.weight, std=0.01)
 
     def forward(self, ids: Tensor, skip: int = 0) -> Tensor:
         """States after the final norm, leaving out the last `skip` layers (1: the "penultimate" state)."""
@@ -100,6 +102,7 @@ class TextTower(nn.Module):
         if self.projection is None:
             raise ValueError("this text tower has no projection; build it with TextConfig(projection=...)")
         end = (ids == self.config.eos).int().argmax(dim=1)
+        ids = ids[:, : int(end.max()) + 1]  # attention looks back only: what comes later changes nothing
         return self.projection(self(ids)[torch.arange(len(ids), device=ids.device), end])
 
 
@@ -118,10 +121,17 @@ class VisionTower(nn.Module):
         )
         self.norm = nn.LayerNorm(c.width)
         self.projection = nn.Linear(c.width, c.projection, bias=False)
+        nn.init.normal_(self.position.weight, std=c.width**-0.5)
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        x = self.patch(pixels).flatten(2).transpose(1, 2)
-        x = torch.cat([self.cls.expand(len(x), 1, -1), x], dim=1) + self.position.weight
+    def forward(self, pixels: Tensor, kept: Tensor | None = None) -> Tensor:
+        """The embeddings; of the patches (b, n) that are `kept` alone, which is quicker to learn from.
+
+        Source: Li et al. 2023, "Scaling Language-Image Pre-training via Masking" (2212.00794).
+        """
+        x = self.patch(pixels).flatten(2).transpose(1, 2) + self.position.weight[1:]
+        if kept is not None:
+            x = x.gather(1, kept[:, :, None].expand(-1, -1, x.shape[2]))
+        x = torch.cat([(self.cls + self.position.weight[0]).expand(len(x), 1, -1), x], dim=1)
         x = self.norm_in(x)
         for block in self.blocks:
             x = block(x)
@@ -137,11 +147,11 @@ class CLIP(nn.Module):
         self.vision = VisionTower(vision)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
-    def forward(self, ids: Tensor, pixels: Tensor) -> Tensor:
+    def forward(self, ids: Tensor, pixels: Tensor, kept: Tensor | None = None) -> Tensor:
         """Scaled cosine similarities, (texts, pictures); its transpose reads them the other way.
 
         Source: Radford et al., figure 3.
         """
         texts = F.normalize(self.text.embed(ids), dim=1)
-        pictures = F.normalize(self.vision(pixels), dim=1)
+        pictures = F.normalize(self.vision(pixels, kept), dim=1)
         return self.logit_scale.exp() * texts @ pictures.T

@@ -21,13 +21,14 @@ def autoencoding(vae: AutoencoderKL, pixels: Tensor, noise: Tensor, kl_weight: f
     return (error.abs() + error**2).flatten(1).mean(1) + kl_weight * posterior.kl()
 
 
-def contrastive(clip: CLIP, ids: Tensor, pixels: Tensor, true: Tensor) -> Tensor:
+def contrastive(clip: CLIP, ids: Tensor, pixels: Tensor, true: Tensor, kept: Tensor | None = None) -> Tensor:
     """Symmetric InfoNCE over the batch, (b,): each caption has to find its picture and each picture its caption.
 
-    Where caption i is `true` (b, b) of picture j, too, they are no counter-examples to each other.
+    Where caption i is `true` (b, b) of picture j, too, they are no counter-examples to each other. Of the pictures
+    only the patches `kept` (b, n) are looked at.
     Source: Radford et al. 2021, figure 3.
     """
-    logits = clip(ids, pixels)
+    logits = clip(ids, pixels, kept)
     own = torch.eye(len(true), dtype=torch.bool, device=true.device)
     logits = logits.masked_fill(true & ~own, float("-inf"))
     target = torch.arange(len(true), device=true.device)

@@ -74,6 +74,13 @@ class CLIPRecipe:
 
 
 @dataclass(frozen=True, kw_only=True)
+class VisionRecipe:
+    """A last stage: the image tower learns on, from half of its patches at a time, while words stay what they are."""
+
+    training: Settings
+
+
+@dataclass(frozen=True, kw_only=True)
 class Phase(Settings):
     """How the U-Net learns for a while; the next phase goes on from the averaged weights."""
 
@@ -103,6 +110,7 @@ class Recipe:
     vae: VAERecipe
     clip: CLIPRecipe
     unet: UNetRecipe
+    vision: VisionRecipe | None = None
     schedule: BetaLaw = BetaLaw()  # noqa: RUF009 (frozen)
     defaults: Defaults
     prompts: tuple[str, ...] = ()  # of the sample grids
@@ -114,7 +122,8 @@ def stage_settings(recipe: Recipe) -> dict[str, Settings]:
     """The names of a recipe's stages in their order, and how each learns; after "unet" comes "unet-2"."""
     phases = recipe.unet.training
     names = ["unet", *(f"unet-{i + 2}" for i in range(len(phases) - 1))]
-    return {"vae": recipe.vae.training, "clip": recipe.clip.training, **dict(zip(names, phases, strict=True))}
+    stages = {"vae": recipe.vae.training, "clip": recipe.clip.training, **dict(zip(names, phases, strict=True))}
+    return stages | ({"vision": recipe.vision.training} if recipe.vision else {})
 
 
 def read_recipe(path: str | Path) -> Recipe:

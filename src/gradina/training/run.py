@@ -43,7 +43,8 @@ def run(recipe: Recipe, folder: Path) -> Generator[Progress]:
     for name in shop.stages:
         if not is_finished(shop.weights(name), shop.mark(name)):
             yield from _train(shop, name)
-    model = shop.model(load_average(shop.new_unet, shop.weights(name)))
+    last = next(name for name in reversed(shop.stages) if name.startswith("unet"))
+    model = shop.model(load_average(shop.new_unet, shop.weights(last)))
     card = model_card(model, torch.float16, recipe.license, story(shop))
     with tempfile.TemporaryDirectory() as room:
         write_pair(shop.pair, Path(room) / "clip", torch.float16)

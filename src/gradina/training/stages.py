@@ -65,16 +65,34 @@ def cropped(pixels: Tensor, side: int | None, key: torch.Generator) -> Tensor:
 
 def clip_stage(shop: Workshop, name: str) -> Stage:
     """Captions and pictures find each other."""
-    recipe, data = shop.recipe.clip, load_data(shop.recipe, "pairs")
+    network, look = shop.build(shop.new_clip, "clip"), partial(found_by_captions, shop)
+    return Stage(network, shop.stages[name], told_apart(shop, name), look)
+
+
+def vision_stage(shop: Workshop, name: str) -> Stage:
+    """The image tower learns on; what the U-Net reads stays as it is, only how it is compared with pictures follows."""
+    network = load_average(shop.new_clip, shop.weights("clip"))
+    for part in (*network.vision.parameters(), network.text.get_parameter("projection.weight"), network.logit_scale):
+        part.requires_grad_()
+    return Stage(network, shop.stages[name], told_apart(shop, name, kept=0.5), partial(found_by_captions, shop))
+
+
+def told_apart(shop: Workshop, name: str, kept: float = 1.0) -> Loss:
+    """The contrastive loss on batch k, from a share of the pictures' patches."""
+    data, batch = load_data(shop.recipe, "pairs"), shop.stages[name].batch
+    vision = shop.recipe.clip.vision
+    patches = (vision.size // vision.patch) ** 2
 
     def loss(clip: nn.Module, k: int) -> Tensor:
         assert isinstance(clip, CLIP)
         key = generator(shop.recipe.seed, name, k)
-        rows = data.contrasts(recipe.training.batch, key)
+        rows = data.contrasts(batch, key)
         texts, true = data.captions(rows, key)
-        return contrastive(clip, shop.tokenizer(texts), turned(data.pixels(rows), recipe.turned, key), true)
+        pixels = turned(data.pixels(rows), shop.recipe.clip.turned, key)
+        some = torch.rand(batch, patches, generator=key).argsort(1)[:, : round(kept * patches)] if kept < 1 else None
+        return contrastive(clip, shop.tokenizer(texts), pixels, true, some)
 
-    return Stage(shop.build(shop.new_clip, "clip"), recipe.training, loss, partial(found_by_captions, shop))
+    return loss
 
 
 def turned(pixels: Tensor, degrees: float, key: torch.Generator) -> Tensor:
@@ -117,4 +135,9 @@ def unet_stage(shop: Workshop, name: str) -> Stage:
     return Stage(network, phase, loss, partial(drawn, shop, side=phase.pixels))
 
 
-STAGES: dict[str, Callable[[Workshop, str], Stage]] = {"vae": vae_stage, "clip": clip_stage, "unet": unet_stage}
+STAGES: dict[str, Callable[[Workshop, str], Stage]] = {
+    "vae": vae_stage,
+    "clip": clip_stage,
+    "unet": unet_stage,
+    "vision": vision_stage,
+}

@@ -58,6 +58,8 @@ class Workshop:
         kept = {k: recipe[k] for k in ("seed", "data", "vocabulary", "schedule", "vae")}
         if stage != "vae":
             kept["clip"] = recipe["clip"]
+        if stage == "vision":
+            kept["vision"] = recipe["vision"]
         if stage.startswith("unet"):
             phases = [name for name in self.stages if name.startswith("unet")]
             kept["unet"] = recipe["unet"] | {"training": recipe["unet"]["training"][: phases.index(stage) + 1]}
@@ -119,8 +121,10 @@ class Workshop:
 
     @property
     def pair(self) -> Pair:
-        """The same with all that it needs elsewhere: it looks at pictures as the data has them, in -1..1."""
-        return Pair(clip=self.clip, tokenizer=self.tokenizer, phrases=self.data.phrases(), name=self.recipe.name)
+        """The pair as it is in the end, with all that it needs elsewhere: it looks at pictures in -1..1."""
+        last = "vision" if "vision" in self.stages else "clip"
+        clip = load_average(self.new_clip, self.weights(last))
+        return Pair(clip=clip, tokenizer=self.tokenizer, phrases=self.data.phrases(), name=self.recipe.name)
 
     def latents(self, side: int | None = None) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the latents of every picture, each (n, c, h, w), of pictures `side` wide."""
