@@ -26,6 +26,7 @@ GROUNDS: dict[str, tuple[int, int, int]] = {
     "purple": (138, 60, 205), "pink": (247, 150, 195), "brown": (125, 78, 42),
 }  # fmt: skip
 GROUND_NAMES = tuple(GROUNDS)
+GROUND_WORDINGS = (" on {} background", " with {} background", ", {1} background")
 RELATIONS = ("and", "left of", "right of", "above", "below")
 
 
@@ -211,7 +212,7 @@ class Composed:
 
     def captions(self, rows: Tensor, key: torch.Generator) -> tuple[list[str], Tensor]:
         """A caption for each picture, and of which of the pictures each is true, (b, b)."""
-        said = torch.rand(len(rows), 4, generator=key)
+        said = torch.rand(len(rows), 6, generator=key)
         plan = {name: values[rows] for name, values in self.plan.items()}
         things, styles = self.icons.things[plan["first"]], self.icons.styles[plan["first"]]
         style_said = (said[:, 1] < 0.6) & (plan["second"] < 0)
@@ -229,10 +230,15 @@ class Composed:
         if plan["second"][i] >= 0:
             other = self.words.calls[int(self.icons.things[plan["second"][i]])][0]
             text = f"{text} {RELATIONS[int(plan['relation'][i])]} {other}"
+        if said[i, 4] < 0.1:
+            text = text.partition(" ")[2]  # without its article
         if style_said[i]:
             text += f" in {self.styles[int(styles[i])]} style"
         ground = GROUND_NAMES[int(plan["ground"][i])]
-        return text if ground == "white" and said[i, 3] < 0.7 else f"{text} on {with_article(ground)} background"
+        if ground == "white" and said[i, 3] < 0.7:
+            return text
+        wording = 0 if said[i, 5] < 0.8 else 1 if said[i, 5] < 0.9 else 2
+        return text + GROUND_WORDINGS[wording].format(with_article(ground), ground)
 
     def texts(self) -> list[str]:
         """Wordings from which a vocabulary can be learnt: all that a caption is made of."""
