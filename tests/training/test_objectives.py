@@ -15,7 +15,7 @@ from gradina.errors import RecipeError
 from gradina.models.clip import CLIP, TextConfig, VisionConfig
 from gradina.models.vae import AutoencoderKL, Gaussian, VAEConfig
 from gradina.training.loop import Settings, State, train
-from gradina.training.objectives import autoencoding, contrastive, denoising
+from gradina.training.objectives import autoencoding, contrastive, denoising, naming
 
 
 def key(seed: int = 0) -> torch.Generator:
@@ -38,34 +38,29 @@ def test_autoencoding_is_error_plus_divergence() -> None:
     assert torch.allclose(autoencoding(vae, pixels, noise, 0.1), expected, atol=1e-5)
 
 
-class Told(nn.Module):
-    """Stands in for a CLIP whose similarities are known."""
-
-    def __init__(self, logits: Tensor) -> None:
-        super().__init__()
-        self.logits = logits
-
-    def forward(self, ids: Tensor, pixels: Tensor, kept: Tensor | None = None) -> Tensor:
-        return self.logits
-
-
 def test_contrastive_loss_without_any_knowledge_is_log_n() -> None:
     n = 5
-    loss = contrastive(Told(torch.zeros(n, n)), torch.empty(n), torch.empty(n), torch.eye(n).bool())  # type: ignore[arg-type]
+    loss = contrastive(torch.zeros(n, n), torch.eye(n).bool())
     assert torch.allclose(loss, torch.full((n,), math.log(n)))
 
 
 def test_pictures_of_one_kind_are_no_counter_examples() -> None:
     kinds = torch.tensor([0, 0, 1])
-    loss = contrastive(Told(torch.zeros(3, 3)), torch.empty(3), torch.empty(3), kinds[:, None] == kinds)  # type: ignore[arg-type]
+    loss = contrastive(torch.zeros(3, 3), kinds[:, None] == kinds)
     assert torch.allclose(loss, torch.tensor([2.0, 2.0, 3.0]).log())
 
 
 def test_contrastive_loss_of_distinct_kinds_is_the_cross_entropy_both_ways() -> None:
     logits = torch.randn(4, 4, generator=key())
-    loss = contrastive(Told(logits), torch.empty(4), torch.empty(4), torch.eye(4).bool())  # type: ignore[arg-type]
+    loss = contrastive(logits, torch.eye(4).bool())
     expected = -(logits.log_softmax(1).diag() + logits.log_softmax(0).diag()) / 2
     assert torch.allclose(loss, expected, atol=1e-6)
+
+
+def test_naming_is_the_cross_entropy_over_all_names_of_those_that_have_one() -> None:
+    logits = torch.randn(3, 7, generator=key())
+    expected = -logits.log_softmax(1)[[0, 2], [4, 6]]
+    assert torch.allclose(naming(logits, torch.tensor([4, -1, 6])), torch.tensor([expected[0], 0.0, expected[1]]))
 
 
 @pytest.mark.parametrize("name", ["eps", "v", "x0"])
@@ -177,5 +172,5 @@ def test_clip_tells_apart_what_it_has_learnt() -> None:
     pixels = torch.randn(4, 3, 8, 8, generator=key())
     settings = Settings(steps=60, batch=4, lr=5e-3, warmup=1)
     state = State.begin(clip, settings)
-    list(train(state, lambda net, k: contrastive(net, ids, pixels, torch.eye(4).bool()), settings))  # type: ignore[arg-type]
+    list(train(state, lambda net, k: contrastive(net(ids, pixels), torch.eye(4).bool()), settings))
     assert (clip(ids, pixels).argmax(1) == torch.arange(4)).all()

@@ -199,6 +199,16 @@ def test_the_image_tower_learns_on_while_words_stay(recipe_file: Path, tmp_path:
         assert moved == (name.startswith("vision.") or name in ("text.projection.weight", "logit_scale")), name
 
 
+def test_pictures_may_have_to_find_their_names_from_half_of_their_patches(recipe_file: Path, tmp_path: Path) -> None:
+    plain, more = read_recipe(recipe_file), "[clip]\nkept = 0.5\nnaming = true\nturned = 10.0\n\n[clip.text]"
+    recipe_file.write_text(recipe_file.read_text().replace("[clip.text]", more))
+    naming = read_recipe(recipe_file)
+    losses = []
+    for recipe, folder in ((plain, "plain"), (naming, "naming")):
+        losses.append([p.step.loss for p in run(recipe, tmp_path / folder) if p.stage == "clip"])
+    assert min(losses[1]) > max(losses[0]) + 1, "finding a name among ten is a loss of its own"
+
+
 def test_killed_at_any_moment_a_run_goes_on_bit_identically(recipe_file: Path, tmp_path: Path) -> None:
     """kill -9 in each stage, through the command line; after it the state on disk is whole."""
     recipe_file.write_text(

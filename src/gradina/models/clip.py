@@ -147,11 +147,17 @@ class CLIP(nn.Module):
         self.vision = VisionTower(vision)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
-    def forward(self, ids: Tensor, pixels: Tensor, kept: Tensor | None = None) -> Tensor:
+    def texts(self, ids: Tensor) -> Tensor:
+        """Embeddings of length 1 for token ids (b, n): (b, projection)."""
+        return F.normalize(self.text.embed(ids), dim=1)
+
+    def pictures(self, pixels: Tensor, kept: Tensor | None = None) -> Tensor:
+        """Embeddings of length 1 for pictures (b, c, size, size), or for some of their patches: (b, projection)."""
+        return F.normalize(self.vision(pixels, kept), dim=1)
+
+    def forward(self, ids: Tensor, pixels: Tensor) -> Tensor:
         """Scaled cosine similarities, (texts, pictures); its transpose reads them the other way.
 
         Source: Radford et al., figure 3.
         """
-        texts = F.normalize(self.text.embed(ids), dim=1)
-        pictures = F.normalize(self.vision(pixels, kept), dim=1)
-        return self.logit_scale.exp() * texts @ pictures.T
+        return self.logit_scale.exp() * self.texts(ids) @ self.pictures(pixels).T

@@ -45,7 +45,11 @@ class Examples(Protocol):
         ...
 
     def phrases(self) -> tuple[tuple[str, ...], ...]:
-        """Beginnings of captions, and their continuations, from which a picture's caption can be chosen."""
+        """Names of all that is shown, and their continuations, from which a picture's caption can be chosen."""
+        ...
+
+    def named(self, rows: Tensor) -> Tensor:
+        """Which of those names each picture has (b,); -1: none of them alone."""
         ...
 
 
@@ -82,6 +86,10 @@ class Kinds:
     def phrases(self) -> tuple[tuple[str, ...], ...]:
         """The first wording of each kind."""
         return (tuple(kind[0] for kind in self.wordings),)
+
+    def named(self, rows: Tensor) -> Tensor:
+        """The kind of each picture, (b,)."""
+        return self.kinds[rows]
 
 
 def npm_package(package: str) -> Path:

@@ -253,6 +253,10 @@ class Composed:
         grounds = [f"on {with_article(ground)} background" for ground in GROUNDS]
         return tuple(calls[0] for calls in self.words.calls), ("", *styles), ("", *grounds)
 
+    def named(self, rows: Tensor) -> Tensor:
+        """The thing in each picture, (b,); -1 where there are two."""
+        return self.icons.things[self.plan["first"][rows]].masked_fill(self.plan["second"][rows] >= 0, -1)
+
 
 def places_of(relation: int) -> tuple[tuple[float, float], tuple[float, float]]:
     """Where the middles of the first and the second thing are."""

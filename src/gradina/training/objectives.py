@@ -7,7 +7,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gradina.diffusion.denoiser import Denoiser
-from gradina.models.clip import CLIP
 from gradina.models.vae import AutoencoderKL
 
 
@@ -21,20 +20,27 @@ def autoencoding(vae: AutoencoderKL, pixels: Tensor, noise: Tensor, kl_weight: f
     return (error.abs() + error**2).flatten(1).mean(1) + kl_weight * posterior.kl()
 
 
-def contrastive(clip: CLIP, ids: Tensor, pixels: Tensor, true: Tensor, kept: Tensor | None = None) -> Tensor:
+def contrastive(logits: Tensor, true: Tensor) -> Tensor:
     """Symmetric InfoNCE over the batch, (b,): each caption has to find its picture and each picture its caption.
 
-    Where caption i is `true` (b, b) of picture j, too, they are no counter-examples to each other. Of the pictures
-    only the patches `kept` (b, n) are looked at.
-    Source: Radford et al. 2021, figure 3.
+    `logits` (b, b) are scaled similarities, (texts, pictures). Where caption i is `true` (b, b) of picture j, too, they
+    are no counter-examples to each other. Source: Radford et al. 2021, figure 3.
     """
-    logits = clip(ids, pixels, kept)
     own = torch.eye(len(true), dtype=torch.bool, device=true.device)
     logits = logits.masked_fill(true & ~own, float("-inf"))
     target = torch.arange(len(true), device=true.device)
     to_picture = F.cross_entropy(logits, target, reduction="none")
     to_caption = F.cross_entropy(logits.T, target, reduction="none")
     return (to_picture + to_caption) / 2
+
+
+def naming(logits: Tensor, names: Tensor) -> Tensor:
+    """Each picture has to find its name among all that there are, (b,); 0 where it has none (-1).
+
+    `logits` (b, n) are scaled similarities, (pictures, names). Source: Yang et al. 2022, "Unified Contrastive Learning
+    in Image-Text-Label Space" (2204.03610), equation 3.
+    """
+    return F.cross_entropy(logits, names, ignore_index=-1, reduction="none")
 
 
 def denoising(denoiser: Denoiser, latents: Tensor, noise: Tensor, sigma: Tensor, cond: Tensor) -> Tensor:

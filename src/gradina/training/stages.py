@@ -19,7 +19,7 @@ from gradina.models.vae import AutoencoderKL
 from gradina.training.checkpoint import load_average
 from gradina.training.data import generator
 from gradina.training.loop import Loss, Settings
-from gradina.training.objectives import autoencoding, contrastive, denoising
+from gradina.training.objectives import autoencoding, contrastive, denoising, naming
 from gradina.training.samples import drawn, found_by_captions, through_latents
 from gradina.training.sources import load_data
 from gradina.training.workshop import Workshop
@@ -74,23 +74,27 @@ def vision_stage(shop: Workshop, name: str) -> Stage:
     network = load_average(shop.new_clip, shop.weights("clip"))
     for part in (*network.vision.parameters(), network.text.get_parameter("projection.weight"), network.logit_scale):
         part.requires_grad_()
-    return Stage(network, shop.stages[name], told_apart(shop, name, kept=0.5), partial(found_by_captions, shop))
+    return Stage(network, shop.stages[name], told_apart(shop, name), partial(found_by_captions, shop))
 
 
-def told_apart(shop: Workshop, name: str, kept: float = 1.0) -> Loss:
-    """The contrastive loss on batch k, from a share of the pictures' patches."""
-    data, batch = load_data(shop.recipe, "pairs"), shop.stages[name].batch
-    vision = shop.recipe.clip.vision
-    patches = (vision.size // vision.patch) ** 2
+def told_apart(shop: Workshop, name: str) -> Loss:
+    """The contrastive loss on batch k."""
+    recipe, data, batch = shop.recipe.clip, load_data(shop.recipe, "pairs"), shop.stages[name].batch
+    patches = (recipe.vision.size // recipe.vision.patch) ** 2
+    names = shop.tokenizer(data.phrases()[0])
 
     def loss(clip: nn.Module, k: int) -> Tensor:
         assert isinstance(clip, CLIP)
         key = generator(shop.recipe.seed, name, k)
         rows = data.contrasts(batch, key)
-        texts, true = data.captions(rows, key)
-        pixels = turned(data.pixels(rows), shop.recipe.clip.turned, key)
-        some = torch.rand(batch, patches, generator=key).argsort(1)[:, : round(kept * patches)] if kept < 1 else None
-        return contrastive(clip, shop.tokenizer(texts), pixels, true, some)
+        captions, true = data.captions(rows, key)
+        pixels, some = turned(data.pixels(rows), recipe.turned, key), None
+        if recipe.kept < 1:
+            some = torch.rand(batch, patches, generator=key).argsort(1)[:, : round(recipe.kept * patches)]
+        texts, pictures = clip.texts(shop.tokenizer(captions)), clip.pictures(pixels, some)
+        scale = clip.logit_scale.exp()
+        apart = contrastive(scale * texts @ pictures.T, true)
+        return apart + naming(scale * pictures @ clip.texts(names).T, data.named(rows)) if recipe.naming else apart
 
     return loss
 
