@@ -8,6 +8,7 @@ import time
 from collections.abc import Generator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import median
 
 import torch
 
@@ -78,10 +79,14 @@ def _train(shop: Workshop, name: str) -> Generator[Progress]:
 
 def story(shop: Workshop) -> str:
     """How a model came about, in Markdown, for its card."""
-    recipe, rows = shop.recipe, []
+    recipe, rows, total = shop.recipe, [], 0.0
     for name, settings in shop.stages.items():
-        last = json.loads((shop.folder / name / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1])
-        rows.append(f"| {name} | {settings.steps} | {settings.batch} | {settings.lr:g} | {last['loss']:.4f} |")
+        lines = (shop.folder / name / "log.jsonl").read_text(encoding="utf-8").splitlines()
+        steps = [json.loads(line) for line in lines]
+        minutes = median(step["seconds"] for step in steps) * settings.steps / 60
+        loss = sum(step["loss"] for step in steps[-10:]) / len(steps[-10:])
+        rows.append(f"| {name} | {settings.steps} | {settings.batch} | {settings.lr:g} | {loss:.4f} | {minutes:.0f} |")
+        total += minutes
     packages = ", ".join(recipe.data.packages)
     origin = f"{recipe.data.source} (npm: {packages})" if packages else recipe.data.source
     return "\n".join(
@@ -90,9 +95,11 @@ def story(shop: Workshop) -> str:
             "",
             f"Trained from nothing, on {origin} with captions in words, by `gradina train recipes/{recipe.name}.toml`:",
             "",
-            "| stage | steps | batch | learning rate | last loss |",
-            "|---|---:|---:|---:|---:|",
+            "| stage | steps | batch | learning rate | last loss | minutes |",
+            "|---|---:|---:|---:|---:|---:|",
             *rows,
+            "",
+            f"Together {total / 60:.1f} hours on {torch.get_num_threads()} threads (the median step, times the steps).",
         )
     )
 
