@@ -83,6 +83,7 @@ def test_the_contrastive_pair_goes_with_the_model(recipe_file: Path, tmp_path: P
         expected = shop.clip(shop.tokenizer(texts), pixels).T
     ours = scores(pair, embed_pictures(pair, [to_image(p) for p in pixels]), embed_texts(pair, texts))
     assert torch.allclose(ours, expected, atol=1e-3)
+    assert "In `clip/` is the contrastive pair" in (tmp_path / "run" / "model" / "README.md").read_text()
 
 
 def test_closing_a_run_keeps_its_last_step(recipe_file: Path, tmp_path: Path) -> None:

@@ -46,10 +46,11 @@ def run(recipe: Recipe, folder: Path) -> Generator[Progress]:
             yield from _train(shop, name)
     last = next(name for name in reversed(shop.stages) if name.startswith("unet"))
     model = shop.model(load_average(shop.new_unet, shop.weights(last)))
-    card = model_card(model, torch.float16, recipe.license, story(shop))
     with tempfile.TemporaryDirectory() as room:
         write_pair(shop.pair, Path(room) / "clip", torch.float16)
-        write_folder(replace(model, card=card, clip=Path(room) / "clip"), folder / "model", torch.float16)
+        model = replace(model, clip=Path(room) / "clip")
+        card = model_card(model, torch.float16, recipe.license, story(shop))
+        write_folder(replace(model, card=card), folder / "model", torch.float16)
 
 
 def _train(shop: Workshop, name: str) -> Generator[Progress]:

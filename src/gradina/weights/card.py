@@ -29,7 +29,7 @@ A text-to-image diffusion model with the anatomy of Stable Diffusion, saved by G
 | U-Net | {unet:,} | widths {widths}, predicts {prediction} |
 | autoencoder | {vae:,} | {factor} times smaller along each side, {latents} channels |
 
-Stored as {dtype}. Draws {w} x {h} pixels by default, in {steps} steps of `{sampler}` on the `{schedule}` schedule
+{beside}Stored as {dtype}. Draws {w} x {h} pixels by default, in {steps} steps of `{sampler}` on the `{schedule}` schedule
 at guidance scale {guidance:g}.
 
 ## Use
@@ -50,6 +50,11 @@ pipe = {pipeline}.from_pretrained("{name}")  # this folder, or its name on the h
 image = pipe("...", num_inference_steps={steps}, guidance_scale={guidance:g}, width={w}, height={h}{inputs}).images[0]
 image.save("picture.png")
 ```
+"""
+BESIDE = """\
+In `clip/` is the contrastive pair whose text tower this is, for `gradina caption` and `gradina search`, as a CLIPModel of
+transformers.
+
 """
 SPOKEN = {"eps": "the noise (eps)", "v": "the velocity (v)", "x0": "the picture (x0)"}
 
@@ -76,6 +81,7 @@ def model_card(parts: Parts, dtype: torch.dtype | None = None, license: str | No
         prediction=SPOKEN.get(parts.prediction, parts.prediction),
         factor=vae.factor,
         latents=vae.latent_channels,
+        beside=BESIDE if parts.clip else "",
         dtype=_stored(parts, dtype),
         w=defaults.width,
         h=defaults.height,
