@@ -29,7 +29,8 @@ A text-to-image diffusion model with the anatomy of Stable Diffusion, saved by G
 | U-Net | {unet:,} | widths {widths}, predicts {prediction} |
 | autoencoder | {vae:,} | {factor} times smaller along each side, {latents} channels |
 
-{beside}Stored as {dtype}. Draws {w} x {h} pixels by default, in {steps} steps of `{sampler}` on the `{schedule}` schedule
+{beside}\
+Stored as {dtype}. Draws {w} x {h} pixels by default, in {steps} steps of `{sampler}` on the `{schedule}` schedule
 at guidance scale {guidance:g}.
 
 ## Use
@@ -52,8 +53,8 @@ image.save("picture.png")
 ```
 """
 BESIDE = """\
-In `clip/` is the contrastive pair whose text tower this is, for `gradina caption` and `gradina search`, as a CLIPModel of
-transformers.
+In `clip/` is the contrastive pair whose text tower this is, for `gradina caption` and `gradina search`, saved as a
+CLIPModel of transformers.
 
 """
 SPOKEN = {"eps": "the noise (eps)", "v": "the velocity (v)", "x0": "the picture (x0)"}
