@@ -179,6 +179,13 @@ def test_a_phase_may_be_put_behind(recipe_file: Path, tmp_path: Path) -> None:
     assert {p.stage for p in run(read_recipe(recipe_file), tmp_path / "run")} == {"unet-3"}
 
 
+def test_a_finished_phase_stands_for_those_before_it(recipe_file: Path, tmp_path: Path) -> None:
+    in_phases(recipe_file)
+    list(run(read_recipe(recipe_file), tmp_path / "run"))
+    (tmp_path / "run" / "unet" / "weights.safetensors").unlink()
+    assert list(run(read_recipe(recipe_file), tmp_path / "run")) == []
+
+
 VISION = """
 [vision.training]
 steps = 5

@@ -42,7 +42,7 @@ def run(recipe: Recipe, folder: Path) -> Generator[Progress]:
     """
     shop = Workshop(recipe, folder)
     for name in shop.stages:
-        if not is_finished(shop.weights(name), shop.mark(name)):
+        if not _behind(shop, name):
             yield from _train(shop, name)
     last = next(name for name in reversed(shop.stages) if name.startswith("unet"))
     model = shop.model(load_average(shop.new_unet, shop.weights(last)))
@@ -51,6 +51,13 @@ def run(recipe: Recipe, folder: Path) -> Generator[Progress]:
         model = replace(model, clip=Path(room) / "clip")
         card = model_card(model, torch.float16, recipe.license, story(shop))
         write_folder(replace(model, card=card), folder / "model", torch.float16)
+
+
+def _behind(shop: Workshop, name: str) -> bool:
+    """Whether a stage is finished; the weights of a later phase stand for those of the phases before it."""
+    names = list(shop.stages)
+    same = (other for other in names[names.index(name) :] if other.partition("-")[0] == name.partition("-")[0])
+    return any(is_finished(shop.weights(phase), shop.mark(phase)) for phase in same)
 
 
 def _train(shop: Workshop, name: str) -> Generator[Progress]:
