@@ -56,14 +56,14 @@ def vocabulary(things: Sequence[str]) -> Vocabulary:
 
 
 def render(svg: str, size: int) -> Tensor:
-    """An SVG as (4, size, size) uint8: red, green, blue, alpha."""
+    """An SVG as (4, size, size) uint8: red, green, blue, alpha; drawn at twice the size, as masks have hard edges."""
     try:
         import resvg_py
     except ImportError as error:
         raise MissingExtra("icons are drawn by resvg-py; install it with: pip install 'gradina[train]'") from error
-    png = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=size, height=size, skip_system_fonts=True))
+    png = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=2 * size, height=2 * size, skip_system_fonts=True))
     with Image.open(io.BytesIO(png)) as image:
-        square = ImageOps.pad(image.convert("RGBA"), (size, size), color=(0, 0, 0, 0))
+        square = ImageOps.pad(image.convert("RGBA"), (2 * size, 2 * size), color=(0, 0, 0, 0)).reduce(2)
     return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous()
 
 
