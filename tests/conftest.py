@@ -117,7 +117,7 @@ def pair(squares: dict[str, Image.Image]) -> Pair:
 
 def _learn(pair: Pair, beginnings: list[str], pixels: torch.Tensor) -> None:
     """Captions and pictures find each other, both ways."""
-    rows, optimizer = torch.arange(len(pixels)), torch.optim.AdamW(pair.clip.parameters(), lr=5e-3)
+    rows, optimizer = torch.arange(len(pixels)), torch.optim.AdamW(pair.clip.parameters(), lr=2e-3)
     for step in range(120):
         ending = ("", " square", " square on white")[step % 3]
         logits = pair.clip(pair.tokenizer([begin + ending for begin in beginnings]), pixels)

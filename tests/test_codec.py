@@ -37,7 +37,7 @@ def test_pictures_of_any_size_come_back(width: int, height: int, tiny_model: Tin
     assert torch.equal(read.z, latents.z.half())
     assert (read.width, read.height, read.model, read.hash) == (width, height, "tiny", "")
     one, two = (to_pixels(decode(model, some)) for some in (read, latents))
-    assert (one - two).abs().max() < 0.05
+    assert (one - two).abs().max() < 0.1
 
 
 def test_sides_are_filled_up_by_repeating(tiny_model: Tiny) -> None:
