@@ -33,8 +33,9 @@ def main() -> None:
     rows, total = {}, 0.0
     with tempfile.TemporaryDirectory() as folder:
         shop = Workshop(recipe, Path(folder))
-        for name, settings in shop.stages.items():
+        for name in shop.stages:
             timed = stage(shop, name)
+            settings = timed.settings
             state = State.begin(timed.network, settings)
             some = replace(settings, steps=options.steps)
             each = statistics.median(step.seconds for step in train(state, timed.loss, some))

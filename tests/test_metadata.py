@@ -22,8 +22,8 @@ from PIL.PngImagePlugin import PngInfo
 
 from gradina.errors import DiskError, PictureError, RequestError
 from gradina.infotext import SAMPLERS, SCHEDULES, model_of, read_parameters, write_parameters
-from gradina.metadata import SUFFIXES, from_json, read_picture, save_picture, to_json
-from gradina.pictures import open_mask, open_picture, texts
+from gradina.metadata import from_json, read_picture, save_picture, to_json
+from gradina.pictures import SAVED, open_mask, open_picture, texts
 from gradina.request import SAMPLER_NAMES, SCHEDULE_NAMES, Defaults, Picture, Request
 
 QUICK = settings(
@@ -72,7 +72,7 @@ def test_json_there_and_back(request_: Request) -> None:
     assert to_json(request_).isascii()
 
 
-@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("suffix", SAVED)
 @given(request_=ANY)
 @QUICK
 def test_files_there_and_back(tmp_path: Path, suffix: str, request_: Request) -> None:
@@ -118,7 +118,7 @@ def test_every_sampler_and_schedule_has_its_name() -> None:
     assert {schedule for row in SAMPLERS for schedule in row[2:]} <= set(SCHEDULE_NAMES)
 
 
-@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("suffix", SAVED)
 def test_the_text_lies_where_others_look_for_it(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a{suffix}"
     save_picture(picture(Request(prompt="Кот, 猫 🐈", seed=3)), path)
@@ -359,7 +359,7 @@ def a1111_file(path: Path, text: str) -> None:
         image.save(path, exif=exif)
 
 
-@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("suffix", SAVED)
 @pytest.mark.parametrize("text", [OLD, NEW, NEW.replace("lighthouse", "灯台 café")])
 def test_files_of_a1111(tmp_path: Path, suffix: str, text: str) -> None:
     a1111_file(tmp_path / f"a{suffix}", text)

@@ -23,13 +23,12 @@ from PIL.PngImagePlugin import PngInfo
 from gradina.errors import PictureError, RequestError
 from gradina.files import atomic_write
 from gradina.infotext import model_of, read_parameters, write_parameters
-from gradina.pictures import admit_file, fit, open_mask, open_picture, texts
+from gradina.pictures import SAVED, admit_file, fit, open_mask, open_picture, texts
 from gradina.request import Picture, Request, choice
 
 log = logging.getLogger(__name__)
 
 FORMAT = 1  # of our JSON
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 IMAGES = {"init_image": open_picture, "mask_image": open_mask}
 
 EXIF, COMMENT, DESCRIPTION = 0x8769, 0x9286, 0x010E
@@ -171,16 +170,16 @@ def save_picture(picture: Picture, path: str | PathLike[str]) -> None:
     In a JPEG, a request of more than 64 KiB (with an embedded picture) is left out with a warning in the log, and the
     A1111 text alone is kept. Raises RequestError for another suffix, and DiskError.
     """
-    suffix = choice("suffix of the picture's name", Path(path).suffix.lower(), SUFFIXES)
+    suffix = choice("suffix of the picture's name", Path(path).suffix.lower(), tuple(SAVED))
     text, ours = _described(picture)
-    options: dict[str, Any]
+    described: dict[str, Any]
     if suffix == ".png":
         chunks = PngInfo()
         chunks.add_text("parameters", text)
         chunks.add_text("gradina", ours)
-        options = {"format": "PNG", "pnginfo": chunks}
+        described = {"pnginfo": chunks}
     elif suffix == ".webp":
-        options = {"format": "WEBP", "lossless": True, "exif": _exif(text, ours)}
+        described = {"exif": _exif(text, ours)}
     else:
         exif = _exif(text, ours)
         if len(exif) > EXIF_BYTES:
@@ -188,9 +187,9 @@ def save_picture(picture: Picture, path: str | PathLike[str]) -> None:
             exif = _exif(text, None)
         if len(exif) > EXIF_BYTES:
             raise RequestError(f"prompt: too long for a JPEG ({len(exif)} bytes, at most {EXIF_BYTES}); save a PNG")
-        options = {"format": "JPEG", "quality": 95, "subsampling": 0, "exif": exif}
+        described = {"exif": exif}
     with atomic_write(path) as file:
-        picture.image.convert("RGB").save(file, **options)
+        picture.image.convert("RGB").save(file, **SAVED[suffix], **described)
 
 
 # Reading

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from PIL import ExifTags, Image, ImageChops, ImageFilter, ImageOps, UnidentifiedImageError
 
@@ -28,7 +28,13 @@ if TYPE_CHECKING:
 TEXT_BYTES = 64 * 2**20  # of text that is read from one file
 CHUNKS = 1_000_000
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM")
-SUFFIXES = (
+SAVED: dict[str, dict[str, Any]] = {  # as what, and how, a picture is written, by the suffix of its name
+    ".png":  {"format": "PNG"},
+    ".jpg":  {"format": "JPEG", "quality": 95, "subsampling": 0},
+    ".jpeg": {"format": "JPEG", "quality": 95, "subsampling": 0},
+    ".webp": {"format": "WEBP", "lossless": True},
+}  # fmt: skip
+SUFFIXES = (  # of what is read
     ".png", ".apng", ".jpg", ".jpeg", ".jfif", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm",
 )  # fmt: skip
 LARGEST = 120_000_000  # pixels of a picture that is only looked at, and made small first

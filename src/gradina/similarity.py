@@ -16,9 +16,10 @@ from torch.nn import functional as F
 from gradina.errors import RequestError, WeightsError
 from gradina.pictures import LARGEST, middle, open_picture
 from gradina.runtime import pick_device, pick_dtype
+from gradina.weights.layout import PAIR
 from gradina.weights.pairs import Pair, Phrases, read_pair
 from gradina.weights.parts import Parts
-from gradina.weights.zoo import PAIR, locate_pair
+from gradina.weights.zoo import locate_pair
 
 if TYPE_CHECKING:
     from gradina.request import ImageLike

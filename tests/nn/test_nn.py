@@ -45,6 +45,15 @@ def test_both_ways_of_attention_have_the_same_slopes(n, m, causal):
         assert torch.allclose(ours, theirs, atol=1e-5)
 
 
+def test_learning_in_bf16_takes_the_plain_way():
+    q, k, v = (torch.randn(1, 2, 9, 4, dtype=torch.bfloat16) for _ in range(3))
+    assert torch.equal(attention(q, k, v), plain(q, k, v))
+    exact = plain(q.double(), k.double(), v.double())
+    for learning in (True, False):
+        with torch.set_grad_enabled(learning):
+            assert (attention(q, k, v).double() - exact).abs().max() < 0.03
+
+
 def test_attention_layer_is_torchs():
     theirs = nn.MultiheadAttention(12, 3, batch_first=True)
     ours = Attention(12, 3)

@@ -15,7 +15,8 @@ from gradina.errors import MissingExtra, RecipeError
 from gradina.training import icons
 from gradina.training.data import Split, generator
 from gradina.training.icons import GROUND_NAMES, GROUNDS, RELATIONS, Composed, held_out, render, with_article
-from gradina.training.recipes import DataRecipe, IconsRecipe, read_recipe
+from gradina.training.recipes import DataRecipe, IconsRecipe, Recipe, read_recipe
+from gradina.training.run import run
 from gradina.training.sources import load_data
 
 THINGS = ("red-apple, apple", "owl", "teddy-bear, toy", "umbrella", "key", "unicorn")
@@ -24,8 +25,8 @@ COLOURS = {"plain": "#ff0000", "round": "#0000ff"}
 
 
 @pytest.fixture
-def made(tmp_path: Path, recipe_file: Path) -> Callable[..., Composed]:
-    """A data set of squares, a colour for each style, that get smaller from thing to thing."""
+def of_icons(tmp_path: Path, recipe_file: Path) -> Callable[..., Recipe]:
+    """A recipe of squares, a colour for each style, that get smaller from thing to thing."""
     for style in STYLES:
         bodies = {}
         for i, thing in enumerate(THINGS):
@@ -37,11 +38,20 @@ def made(tmp_path: Path, recipe_file: Path) -> Callable[..., Composed]:
         (tmp_path / style / "icons.json").write_text(json.dumps({"icons": bodies, "width": 16, "height": 16}))
     folders = tuple(str(tmp_path / style) for style in STYLES)
 
-    def make(split: Split = "train", **fields: object) -> Composed:
+    def make(**fields: object) -> Recipe:
         fields = {"styles": STYLES} | fields
         recipe = IconsRecipe(count=len(THINGS), things=THINGS, size=32, **fields)  # type: ignore[arg-type]
-        data = DataRecipe(source="icons", folders=folders, icons=recipe)
-        loaded = load_data(replace(read_recipe(recipe_file), data=data), split)
+        return replace(read_recipe(recipe_file), data=DataRecipe(source="icons", folders=folders, icons=recipe))
+
+    return make
+
+
+@pytest.fixture
+def made(of_icons: Callable[..., Recipe]) -> Callable[..., Composed]:
+    """A data set of such squares."""
+
+    def make(split: Split = "train", **fields: object) -> Composed:
+        loaded = load_data(of_icons(**fields), split)
         assert isinstance(loaded, Composed)
         return loaded
 
@@ -171,6 +181,20 @@ def test_contrasts_come_in_pairs_of_one_thing(made: Callable[..., Composed]) -> 
     assert (things[:, 0] == things[:, 1]).all()
     assert len(things[:, 0].unique()) == len(THINGS)
     assert 0.2 < (styles[:, 0] != styles[:, 1]).float().mean() < 0.8
+
+
+def test_a_run_goes_on_in_any_stage(of_icons: Callable[..., Recipe], tmp_path: Path) -> None:
+    """Data are made when they are first asked for, whichever stage begins."""
+    recipe, whole, parts = of_icons(variants=2), tmp_path / "whole", tmp_path / "parts"
+    list(run(recipe, whole))
+    for stage in ("vae", "clip", "unet"):
+        running = run(recipe, parts)
+        next(progress for progress in running if progress.stage == stage)
+        running.close()
+    list(run(recipe, parts))
+    for part in ("unet", "vae", "text_encoder", "clip"):
+        (one,), (other,) = ([*(folder / "model" / part).glob("*.safetensors")] for folder in (whole, parts))
+        assert one.read_bytes() == other.read_bytes(), part
 
 
 def test_mistakes_in_the_recipe_are_named(made: Callable[..., Composed], tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -207,37 +207,40 @@ def draw_grid(model: StableDiffusion, request: Request, axes: list[Axis], output
     save_sheet(drawn, output)
 
 
-FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
-
-
 def save_sheet(image: Image.Image, path: str) -> None:
     """Writes a sheet, and says where it is."""
     from gradina.files import atomic_write
+    from gradina.pictures import SAVED
 
-    kind = FORMATS[choice("--output", Path(path).suffix.lower(), tuple(FORMATS))]
-    options: dict[str, Any] = {"quality": 95, "subsampling": 0} if kind == "JPEG" else {"lossless": True}
+    options = SAVED[choice("--output", Path(path).suffix.lower(), tuple(SAVED))]
     with atomic_write(path) as file:
-        image.save(file, kind, **options)
+        image.save(file, **options)
     typer.echo(path)
 
 
 def check_files(request: Request, output: str | None, film: str | None, strip: str | None) -> None:
     """Refuses what cannot be read or written, before a model is loaded."""
-    from gradina.pictures import open_mask, open_picture
+    from gradina.pictures import SAVED, open_mask, open_picture
     from gradina.sheet import FILMS
 
     if request.init_image is not None:
         open_picture(request.init_image)
     if request.mask_image is not None:
         open_mask(request.mask_image)
-    for name, path, kinds in (("--output", output, FORMATS), ("--film", film, FILMS), ("--strip", strip, (".png",))):
-        if path is None or (name == "--output" and is_folder(path)):
-            continue
-        choice(name, Path(path).suffix.lower(), tuple(kinds))
-        if not Path(path).parent.is_dir():
-            raise RequestError(f"{name}: there is no folder {Path(path).parent}; make it first")
+    for name, path, kinds in (("--output", output, SAVED), ("--film", film, FILMS), ("--strip", strip, (".png",))):
+        if path is not None and not (name == "--output" and is_folder(path)):
+            check_target(name, path, kinds)
     named = (("--init-image", request.init_image), ("--mask-image", request.mask_image))
     check_apart(("--output", output), ("--film", film), ("--strip", strip), *named)
+
+
+def check_target(name: str, path: str, kinds: Iterable[str] = ()) -> str:
+    """The path of a file to write, if its folder is there and its name ends in one of `kinds`, where there are any."""
+    if kinds:
+        choice(name, Path(path).suffix.lower(), tuple(kinds))
+    if not Path(path).parent.is_dir():
+        raise RequestError(f"{name}: there is no folder {Path(path).parent}; make it first")
+    return path
 
 
 def check_apart(*files: tuple[str, Any]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import typer
 
 from gradina.apps import options as o
-from gradina.apps.draw import FORMATS, check_apart, open_model, save_sheet
+from gradina.apps.draw import check_apart, check_target, open_model, save_sheet
 from gradina.errors import RequestError
 
 
@@ -42,11 +42,11 @@ def encode(
 ) -> None:
     """Turn a picture into a small file of latents."""
     from gradina import codec
-    from gradina.pictures import open_picture
+    from gradina.pictures import SAVED, open_picture
 
     opened = open_picture(picture, "picture")
-    target = _writable(output or str(Path(picture).with_suffix(".latents")))
-    if Path(target).suffix.lower() in FORMATS:
+    target = check_target("--output", output or str(Path(picture).with_suffix(".latents")))
+    if Path(target).suffix.lower() in SAVED:
         raise RequestError(f"--output: got {target}, a picture's name, for latents; end it in .latents")
     check_apart(("PICTURE", picture), ("--output", target))
     before = Path(picture).stat().st_size
@@ -74,11 +74,10 @@ def decode(
 ) -> None:
     """Turn a file of latents back into a picture."""
     from gradina import codec
-    from gradina.request import choice
+    from gradina.pictures import SAVED
 
     read = codec.open_latents(latents)
-    target = _writable(output or str(Path(latents).with_suffix(".png")))
-    choice("--output", Path(target).suffix.lower(), tuple(FORMATS))
+    target = check_target("--output", output or str(Path(latents).with_suffix(".png")), SAVED)
     loaded = open_model(model or read.model or None, variant, None, device, dtype, threads)
     save_sheet(codec.decode(loaded, read), target)
 
@@ -114,12 +113,6 @@ def push(model: o.Local, name: o.HubName) -> None:
     from gradina.pipeline import push as pushed
 
     typer.echo(pushed(load(model, device="cpu"), name))
-
-
-def _writable(path: str) -> str:
-    if not Path(path).parent.is_dir():
-        raise RequestError(f"--output: there is no folder {Path(path).parent}; make it first")
-    return path
 
 
 def _size(path: Path) -> str:

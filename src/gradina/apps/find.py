@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from gradina.apps import options as o
-from gradina.apps.draw import FORMATS, progress, save_sheet
+from gradina.apps.draw import check_target, progress, save_sheet
 from gradina.apps.embeddings import embedded, remembered
 from gradina.errors import PictureError, RequestError
-from gradina.request import choice
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -167,9 +166,9 @@ def check_sheet(sheet: str | None, files: Sequence[Path]) -> None:
     """Refuses what cannot be written, before a model is loaded."""
     if sheet is None:
         return
-    choice("--sheet", Path(sheet).suffix.lower(), tuple(FORMATS))
-    if not Path(sheet).parent.is_dir():
-        raise RequestError(f"--sheet: there is no folder {Path(sheet).parent}; make it first")
+    from gradina.pictures import SAVED
+
+    check_target("--sheet", sheet, SAVED)
     if Path(sheet).resolve() in {path.resolve() for path in files}:
         raise RequestError(f"--sheet: got {sheet}, which is one of the pictures; give another name")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -68,11 +68,9 @@ def is_finished(path: Path, fingerprint: str) -> bool:
     return steps_done(path, fingerprint) > 0
 
 
-def load_average(make: Callable[[], Network], path: Path) -> Network:
-    """The network of a finished stage, in single precision, ready to be used."""
-    with torch.device("meta"):
-        network = make()
-    network.load_state_dict({k: v.float() for k, v in _tensors(path).items()}, assign=True)
+def load_average(network: Network, path: Path) -> Network:
+    """The network with the weights of a finished stage, in single precision, ready to be used."""
+    network.load_state_dict(_tensors(path))
     return network.eval().requires_grad_(False)
 
 

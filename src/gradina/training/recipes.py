@@ -120,12 +120,26 @@ class Recipe:
     checkpoint_every: float = 60.0  # seconds between checkpoints
 
 
-def stage_settings(recipe: Recipe) -> dict[str, Settings]:
-    """The names of a recipe's stages in their order, and how each learns; after "unet" comes "unet-2"."""
-    phases = recipe.unet.training
-    names = ["unet", *(f"unet-{i + 2}" for i in range(len(phases) - 1))]
-    stages = {"vae": recipe.vae.training, "clip": recipe.clip.training, **dict(zip(names, phases, strict=True))}
-    return stages | ({"vision": recipe.vision.training} if recipe.vision else {})
+@dataclass(frozen=True)
+class Planned:
+    """A stage as a recipe plans it: a part learns, perhaps in several phases."""
+
+    part: Literal["vae", "clip", "unet", "vision"]
+    settings: Settings
+    phase: int = 0  # counts from 0
+
+    @property
+    def name(self) -> str:
+        """That of its folder: after "unet" comes "unet-2"."""
+        return f"{self.part}-{self.phase + 1}" if self.phase else self.part
+
+
+def plan(recipe: Recipe) -> dict[str, Planned]:
+    """The stages of a recipe, by name, in their order."""
+    stages = [Planned("vae", recipe.vae.training), Planned("clip", recipe.clip.training)]
+    stages += [Planned("unet", settings, phase) for phase, settings in enumerate(recipe.unet.training)]
+    stages += [Planned("vision", recipe.vision.training)] if recipe.vision else []
+    return {stage.name: stage for stage in stages}
 
 
 def read_recipe(path: str | Path) -> Recipe:

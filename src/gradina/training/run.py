@@ -13,7 +13,7 @@ from statistics import median
 import torch
 
 from gradina.files import atomic_write
-from gradina.training.checkpoint import finish, is_finished, load_average, load_state, save_state
+from gradina.training.checkpoint import finish, is_finished, load_state, save_state
 from gradina.training.loop import State, TrainStep, train
 from gradina.training.recipes import Recipe
 from gradina.training.stages import stage
@@ -44,8 +44,7 @@ def run(recipe: Recipe, folder: Path) -> Generator[Progress]:
     for name in shop.stages:
         if not _behind(shop, name):
             yield from _train(shop, name)
-    last = next(name for name in reversed(shop.stages) if name.startswith("unet"))
-    model = shop.model(load_average(shop.new_unet, shop.weights(last)))
+    model = shop.model(shop.learnt(shop.new_unet, shop.phases("unet")[-1]))
     with tempfile.TemporaryDirectory() as room:
         write_pair(shop.pair, Path(room) / "clip", torch.float16)
         model = replace(model, clip=Path(room) / "clip")
@@ -55,9 +54,9 @@ def run(recipe: Recipe, folder: Path) -> Generator[Progress]:
 
 def _behind(shop: Workshop, name: str) -> bool:
     """Whether a stage is finished; the weights of a later phase stand for those of the phases before it."""
-    names = list(shop.stages)
-    same = (other for other in names[names.index(name) :] if other.partition("-")[0] == name.partition("-")[0])
-    return any(is_finished(shop.weights(phase), shop.mark(phase)) for phase in same)
+    stage = shop.stages[name]
+    from_here = shop.phases(stage.part)[stage.phase :]
+    return any(is_finished(shop.weights(phase), shop.mark(phase)) for phase in from_here)
 
 
 def _train(shop: Workshop, name: str) -> Generator[Progress]:
@@ -88,7 +87,8 @@ def _train(shop: Workshop, name: str) -> Generator[Progress]:
 def story(shop: Workshop) -> str:
     """How a model came about, in Markdown, for its card."""
     recipe, rows, total = shop.recipe, [], 0.0
-    for name, settings in shop.stages.items():
+    for name, planned in shop.stages.items():
+        settings = planned.settings
         lines = (shop.folder / name / "log.jsonl").read_text(encoding="utf-8").splitlines()
         steps = [json.loads(line) for line in lines]
         minutes = median(step["seconds"] for step in steps) * settings.steps / 60

@@ -16,7 +16,6 @@ from gradina.diffusion.denoiser import Denoiser
 from gradina.diffusion.prediction import prediction_named
 from gradina.models.clip import CLIP
 from gradina.models.vae import AutoencoderKL
-from gradina.training.checkpoint import load_average
 from gradina.training.data import generator
 from gradina.training.loop import Loss, Settings
 from gradina.training.objectives import autoencoding, contrastive, denoising, naming
@@ -37,7 +36,7 @@ class Stage:
 
 def stage(shop: Workshop, name: str) -> Stage:
     """The stage of that name; those before it have to be finished."""
-    return STAGES[name.partition("-")[0]](shop, name)
+    return STAGES[shop.stages[name].part](shop, name)
 
 
 def vae_stage(shop: Workshop, name: str) -> Stage:
@@ -66,20 +65,20 @@ def cropped(pixels: Tensor, side: int | None, key: torch.Generator) -> Tensor:
 def clip_stage(shop: Workshop, name: str) -> Stage:
     """Captions and pictures find each other."""
     network, look = shop.build(shop.new_clip, "clip"), partial(found_by_captions, shop)
-    return Stage(network, shop.stages[name], told_apart(shop, name), look)
+    return Stage(network, shop.stages[name].settings, told_apart(shop, name), look)
 
 
 def vision_stage(shop: Workshop, name: str) -> Stage:
     """The image tower learns on; what the U-Net reads stays as it is, only how it is compared with pictures follows."""
-    network = load_average(shop.new_clip, shop.weights("clip"))
+    network = shop.learnt(shop.new_clip, "clip")
     for part in (*network.vision.parameters(), network.text.get_parameter("projection.weight"), network.logit_scale):
         part.requires_grad_()
-    return Stage(network, shop.stages[name], told_apart(shop, name), partial(found_by_captions, shop))
+    return Stage(network, shop.stages[name].settings, told_apart(shop, name), partial(found_by_captions, shop))
 
 
 def told_apart(shop: Workshop, name: str) -> Loss:
     """The contrastive loss on batch k."""
-    recipe, data, batch = shop.recipe.clip, load_data(shop.recipe, "pairs"), shop.stages[name].batch
+    recipe, data, batch = shop.recipe.clip, load_data(shop.recipe, "pairs"), shop.stages[name].settings.batch
     patches = (recipe.vision.size // recipe.vision.patch) ** 2
     names = shop.tokenizer(data.phrases()[0])
 
@@ -116,11 +115,12 @@ def turned(pixels: Tensor, degrees: float, key: torch.Generator) -> Tensor:
 
 def unet_stage(shop: Workshop, name: str) -> Stage:
     """Noise is told from latents, with the caption as a hint; a later phase goes on from the one before."""
-    recipe, names = shop.recipe.unet, list(shop.stages)
-    phase, before = recipe.training[names.index(name) - names.index("clip") - 1], names[names.index(name) - 1]
-    network = shop.build(shop.new_unet, "unet")
-    if before != "clip":
-        network = load_average(shop.new_unet, shop.weights(before)).requires_grad_()
+    recipe, number = shop.recipe.unet, shop.stages[name].phase
+    phase = recipe.training[number]
+    if number:
+        network = shop.learnt(shop.new_unet, shop.phases("unet")[number - 1]).requires_grad_()
+    else:
+        network = shop.build(shop.new_unet, "unet")
     text, (mean, std) = shop.clip.text, shop.latents(phase.pixels)
     schedule, prediction = shop.schedule, prediction_named(recipe.prediction)
 

@@ -22,12 +22,17 @@ from gradina.models.vae import AutoencoderKL
 from gradina.pipeline import StableDiffusion
 from gradina.training.checkpoint import load_average, read_latents, save_latents
 from gradina.training.data import Examples, generator
-from gradina.training.loop import Settings
-from gradina.training.recipes import Recipe, stage_settings
+from gradina.training.recipes import Planned, Recipe, plan
 from gradina.training.sources import load_data
 from gradina.weights.pairs import Pair
 
 AT_ONCE = 128  # pictures
+MADE_FROM = {  # the sections of the recipe that count for a part
+    "vae": ("vae",),
+    "clip": ("vae", "clip"),
+    "unet": ("vae", "clip", "unet"),
+    "vision": ("vae", "clip", "vision"),
+}
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -40,9 +45,13 @@ class Workshop:
     folder: Path
 
     @cached_property
-    def stages(self) -> dict[str, Settings]:
-        """The names of the stages in their order, and how each learns."""
-        return stage_settings(self.recipe)
+    def stages(self) -> dict[str, Planned]:
+        """The stages of the recipe, by name, in their order."""
+        return plan(self.recipe)
+
+    def phases(self, part: str) -> list[str]:
+        """The names of the stages in which a part learns, in their order; the last one is what it becomes."""
+        return [name for name, stage in self.stages.items() if stage.part == part]
 
     def state(self, stage: str) -> Path:
         """Where all that changes while a stage learns is kept."""
@@ -53,16 +62,12 @@ class Workshop:
         return self.folder / stage / "weights.safetensors"
 
     def mark(self, stage: str) -> str:
-        """What a stage and those before it are made from, as a hash; prompts and names do not count."""
+        """What a stage is made from, as a hash; prompts, names and later phases do not count."""
         recipe = asdict(self.recipe, dict_factory=lambda pairs: {k: v for k, v in pairs if v is not None})
-        kept = {k: recipe[k] for k in ("seed", "data", "vocabulary", "schedule", "vae")}
-        if stage != "vae":
-            kept["clip"] = recipe["clip"]
-        if stage == "vision":
-            kept["vision"] = recipe["vision"]
-        if stage.startswith("unet"):
-            phases = [name for name in self.stages if name.startswith("unet")]
-            kept["unet"] = recipe["unet"] | {"training": recipe["unet"]["training"][: phases.index(stage) + 1]}
+        planned = self.stages[stage]
+        kept = {k: recipe[k] for k in ("seed", "data", "vocabulary", "schedule", *MADE_FROM[planned.part])}
+        if planned.part == "unet":
+            kept["unet"] = recipe["unet"] | {"training": recipe["unet"]["training"][: planned.phase + 1]}
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
 
     @cached_property
@@ -79,6 +84,10 @@ class Workshop:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(generator(self.recipe.seed, part).initial_seed())
             return make()
+
+    def learnt(self, make: Callable[[], Network], stage: str) -> Network:
+        """A network as a finished stage has left it."""
+        return load_average(self.build(make, stage), self.weights(stage))
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -109,7 +118,7 @@ class Workshop:
     @cached_property
     def vae(self) -> AutoencoderKL:
         """The autoencoder of the first stage, its scale set so that latents have a standard deviation of 1."""
-        vae = load_average(self.new_vae, self.weights("vae"))
+        vae = self.learnt(self.new_vae, "vae")
         mean, _ = self._latents(vae, None)
         vae.config = replace(vae.config, scale=round(1 / mean.std().item(), 5))
         return vae
@@ -117,13 +126,13 @@ class Workshop:
     @cached_property
     def clip(self) -> CLIP:
         """The pair of the second stage."""
-        return load_average(self.new_clip, self.weights("clip"))
+        return self.learnt(self.new_clip, "clip")
 
     @property
     def pair(self) -> Pair:
         """The pair as it is in the end, with all that it needs elsewhere: it looks at pictures in -1..1."""
-        last = "vision" if "vision" in self.stages else "clip"
-        clip = load_average(self.new_clip, self.weights(last))
+        (last,) = self.phases("vision") or self.phases("clip")
+        clip = self.learnt(self.new_clip, last)
         return Pair(clip=clip, tokenizer=self.tokenizer, phrases=self.data.phrases(), name=self.recipe.name)
 
     def latents(self, side: int | None = None) -> tuple[Tensor, Tensor]:

@@ -23,15 +23,13 @@ from gradina.models.vae import AutoencoderKL
 from gradina.request import Defaults
 from gradina.weights import configs
 from gradina.weights.card import model_card, restated
+from gradina.weights.layout import CARD, INDEX, OURS, PAIR, PIPELINES
 from gradina.weights.pairs import copy_pair
 from gradina.weights.parts import Parts
 from gradina.weights.remap import Table, sources, write
 from gradina.weights.store import Weights, build, find_weights, open_weights, save_weights
 from gradina.weights.tables import DROPPED, TEXT, UNET, VAE, with_text_model
-from gradina.weights.zoo import INDEX, PAIR, PIPELINES
 
-CARD = "README.md"
-OURS = "gradina.json"  # what the layout has no place for: the defaults to draw with
 STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}  # file names
 OLD_VAE = "encoder.mid_block.attentions.0.query.weight"  # how diffusers named attention before version 0.18
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gradina.errors import WeightsError
+from gradina.weights.layout import INDEX, PAIR, PIPELINES
 
 if TYPE_CHECKING:
     import torch
@@ -21,12 +22,6 @@ if TYPE_CHECKING:
 
 ASSETS = Path(__file__).parents[1] / "assets"
 DEFAULT = "digits"  # the shipped model that load() takes
-INDEX = "model_index.json"
-PAIR = "clip"  # the folder, in that of a model, of the contrastive pair that goes with it
-PIPELINES = (
-    "StableDiffusionPipeline", "StableDiffusionInpaintPipeline", "StableDiffusionImg2ImgPipeline",
-    "StableDiffusionInpaintPipelineLegacy",
-)  # fmt: skip
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(/[\w./-]+\.safetensors)?")
 
 
