@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 import gradina
+from gradina.apps.cli import main
 from gradina.errors import RecipeError
 from gradina.pipeline import to_image
 from gradina.similarity import embed_pictures, embed_texts, open_pair, scores
@@ -267,3 +268,12 @@ def test_the_global_generator_is_never_touched(recipe_file: Path, tmp_path: Path
     before = torch.get_rng_state()
     list(run(read_recipe(recipe_file), tmp_path / "run"))
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_what_takes_its_time_before_a_stage_is_said(
+    recipe_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", str(recipe_file), "--out", str(tmp_path / "run")]) == 0
+    assert "encodes 16 pictures\n" in capsys.readouterr().err
+    assert main(["train", str(recipe_file), "--out", str(tmp_path / "quiet"), "--quiet"]) == 0
+    assert capsys.readouterr().err == ""

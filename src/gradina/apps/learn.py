@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 import time
@@ -31,7 +32,7 @@ def train(recipe: o.Recipe, out: o.Out = None, threads: o.Threads = None, quiet:
     read = read_recipe(recipe)
     folder = Path(out or f"runs/{read.name}")
     use_threads(threads)
-    with asked_to_stop() as stopped:
+    with asked_to_stop() as stopped, preparations_said(quiet):
         running = run(read, folder)
         for line in told(running):
             if not quiet:
@@ -78,13 +79,29 @@ def asked_to_stop() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
+@contextmanager
+def preparations_said(quiet: bool) -> Iterator[None]:
+    """What takes its time before a stage's first step is said when it begins."""
+    log, handler = logging.getLogger("gradina.training"), logging.Handler()
+    handler.emit = lambda record: _say(record.getMessage(), always=True)  # type: ignore[method-assign]
+    before = log.level
+    if not quiet:
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(before)
+
+
 _said = 0.0
 
 
-def _say(line: str) -> None:
+def _say(line: str, always: bool = False) -> None:
     global _said
     if sys.stderr.isatty():
         print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
-    elif line and time.monotonic() - _said > SAY_EVERY:
+    elif line and (always or time.monotonic() - _said > SAY_EVERY):
         _said = time.monotonic()
         print(line, file=sys.stderr, flush=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +20,8 @@ from torch.nn import functional as F
 from gradina.errors import MissingExtra, RecipeError
 from gradina.training.data import Split
 from gradina.training.recipes import Recipe
+
+log = logging.getLogger(__name__)
 
 GROUNDS: dict[str, tuple[int, int, int]] = {
     "white": (255, 255, 255), "black": (16, 16, 16), "gray": (128, 128, 128), "red": (220, 38, 38),
@@ -102,6 +105,7 @@ class Icons:
 def rendered(names: Sequence[str], sets: dict[str, Path], size: int, held: bool) -> Icons:
     """All icons of the things in the sets that are held out, or all that are not."""
     rows = []
+    log.info("draws %d things in %s", len(names), ", ".join(sets))
     for s, (style, folder) in enumerate(sets.items()):
         icons = icon_set(folder)
         for t, name in enumerate(names):
@@ -162,6 +166,7 @@ class Composed:
     @cached_property
     def pictures(self) -> Tensor:
         """All of them, composed once: (n, 3, size, size) uint8."""
+        log.info("composes %d pictures", len(self))
         all_of_them = torch.empty(len(self), 3, self.size, self.size, dtype=torch.uint8)
         for row, picture in enumerate(all_of_them):
             picture.copy_(self._picture(row).round())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -25,6 +26,8 @@ from gradina.training.data import Examples, generator
 from gradina.training.recipes import Planned, Recipe, plan
 from gradina.training.sources import load_data
 from gradina.weights.pairs import Pair
+
+log = logging.getLogger(__name__)
 
 AT_ONCE = 128  # pictures
 MADE_FROM = {  # the sections of the recipe that count for a part
@@ -146,6 +149,7 @@ class Workshop:
         kept = read_latents(path, self.mark("vae"))
         if kept is not None:
             return kept
+        log.info("encodes %d pictures", len(self.data))
         batches = torch.split(torch.arange(len(self.data)), AT_ONCE)
         with torch.no_grad():
             parts = [vae.posterior(smaller(self.data.pixels(rows), side)) for rows in batches]
