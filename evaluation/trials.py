@@ -47,15 +47,16 @@ class Court:
         request = gradina.Request(prompt=tuple(prompts), seed=seed, **fields)
         return torch.stack([to_pixels(picture.image) for picture in gradina.generate(self.model, request)])
 
-    def prompts(self, data: Composed, icons: Tensor, key: torch.Generator) -> tuple[list[str], Tensor]:
-        """A thing in a style on a ground, for each of some icons of `data`; and the grounds."""
-        grounds = torch.randint(len(GROUND_NAMES), (len(icons),), generator=key)
-        texts = [
-            f"{self.call(int(data.icons.things[i]))} in {data.styles[int(data.icons.styles[i])]} style "
-            f"on {with_article(GROUND_NAMES[int(g)])} background"
-            for i, g in zip(icons, grounds, strict=True)
-        ]
-        return texts, grounds
+
+def prompts_for(data: Composed, icons: Tensor, key: torch.Generator) -> tuple[list[str], Tensor]:
+    """A thing in a style on a ground, for each of some icons of `data`; and the grounds, as rows of GROUND_NAMES."""
+    grounds = torch.randint(len(GROUND_NAMES), (len(icons),), generator=key)
+    texts = [
+        f"{data.words.calls[int(data.icons.things[i])][0]} in {data.styles[int(data.icons.styles[i])]} style "
+        f"on {with_article(GROUND_NAMES[int(g)])} background"
+        for i, g in zip(icons, grounds, strict=True)
+    ]
+    return texts, grounds
 
 
 def share(right: Tensor) -> float:
@@ -90,7 +91,7 @@ def of_trained_pairs(court: Court, count: int) -> tuple[Figures, Tensor]:
     data, key = court.trained, generator(SEED, "trained")
     icons = torch.randperm(len(data.icons), generator=key)
     icons = icons.repeat(-(-count // len(icons)))[:count]
-    prompts, grounds = court.prompts(data, icons, key)
+    prompts, grounds = prompts_for(data, icons, key)
     start = time.perf_counter()
     pixels = court.draw(prompts)
     seconds = time.perf_counter() - start
@@ -119,7 +120,7 @@ def of_held_out_pairs(court: Court, times: int = 5) -> tuple[Figures, Image.Imag
     """What is recognised where the model has seen the thing in its other styles only."""
     held, key = court.held, generator(SEED, "held out")
     icons = torch.arange(len(held.icons)).repeat(times)
-    prompts, _ = court.prompts(held, icons, key)
+    prompts, _ = prompts_for(held, icons, key)
     pixels = court.draw(prompts)
     rows = torch.arange(len(icons))
     real = held.pixels(rows)
@@ -143,7 +144,7 @@ def of_guidance(court: Court, count: int) -> tuple[Figures, Image.Image]:
     """What is recognised at other guidance scales."""
     key = generator(SEED, "guidance")
     icons = torch.randperm(len(court.trained.icons), generator=key)[:count]
-    prompts, _ = court.prompts(court.trained, icons, key)
+    prompts, _ = prompts_for(court.trained, icons, key)
     figures, rows = {}, []
     for scale in SCALES:
         pixels = court.draw(prompts, guidance_scale=scale)

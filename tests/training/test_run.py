@@ -277,3 +277,13 @@ def test_what_takes_its_time_before_a_stage_is_said(
     assert "encodes 16 pictures\n" in capsys.readouterr().err
     assert main(["train", str(recipe_file), "--out", str(tmp_path / "quiet"), "--quiet"]) == 0
     assert capsys.readouterr().err == ""
+
+
+def test_averaged_weights_are_kept_on_the_way_where_a_recipe_says_so(recipe_file: Path, tmp_path: Path) -> None:
+    recipe_file.write_text("snapshots = true\n" + recipe_file.read_text())
+    list(run(read_recipe(recipe_file), tmp_path / "run"))
+    kept = tmp_path / "run" / "unet"
+    assert sorted(p.name for p in kept.glob("0*.safetensors")) == ["000004.safetensors", "000008.safetensors"]
+    assert (kept / "000008.safetensors").read_bytes() == (kept / "weights.safetensors").read_bytes()
+    early, late = (load_file(kept / f"00000{i}.safetensors")["conv_in.weight"] for i in (4, 8))
+    assert (early != late).any()

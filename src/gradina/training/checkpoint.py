@@ -58,13 +58,13 @@ def steps_done(path: Path, fingerprint: str) -> int:
     return int(about["step"])
 
 
-def finish(state: State, path: Path, fingerprint: str) -> None:
-    """Writes what a finished stage hands on: its averaged weights, in half precision, as they will be shipped."""
+def save_average(state: State, path: Path, fingerprint: str) -> None:
+    """Writes averaged weights in half precision, as a finished stage hands them on and as they will be shipped."""
     _save(path, {k: v.half() for k, v in state.ema.state_dict().items()}, step=state.step, fingerprint=fingerprint)
 
 
 def is_finished(path: Path, fingerprint: str) -> bool:
-    """Whether `finish` has written `path`. Raises RecipeError as `load_state`."""
+    """Whether `save_average` has written `path`. Raises RecipeError as `load_state`."""
     return steps_done(path, fingerprint) > 0
 
 

@@ -117,6 +117,7 @@ class Recipe:
     defaults: Defaults
     prompts: tuple[str, ...] = ()  # of the sample grids
     sample_every: int = 1000  # steps between sample grids
+    snapshots: bool = False  # whether averaged weights are kept beside every sample grid
     checkpoint_every: float = 60.0  # seconds between checkpoints
 
 

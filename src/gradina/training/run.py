@@ -13,7 +13,7 @@ from statistics import median
 import torch
 
 from gradina.files import atomic_write
-from gradina.training.checkpoint import finish, is_finished, load_state, save_state
+from gradina.training.checkpoint import is_finished, load_state, save_average, save_state
 from gradina.training.loop import State, TrainStep, train
 from gradina.training.recipes import Recipe
 from gradina.training.stages import stage
@@ -72,6 +72,8 @@ def _train(shop: Workshop, name: str) -> Generator[Progress]:
         if last or step.step % shop.recipe.sample_every == 0:
             with atomic_write(shop.folder / name / f"{step.step:06}.png") as file:
                 made.look(state.ema).save(file, "PNG")
+            if shop.recipe.snapshots:
+                save_average(state, shop.folder / name / f"{step.step:06}.safetensors", mark)
         if last or time.monotonic() - saved >= shop.recipe.checkpoint_every:
             save_state(state, shop.state(name), mark)
             saved = time.monotonic()
@@ -80,7 +82,7 @@ def _train(shop: Workshop, name: str) -> Generator[Progress]:
         except GeneratorExit:  # closed by the caller: nothing that was learnt is lost
             save_state(state, shop.state(name), mark)
             raise
-    finish(state, shop.weights(name), mark)
+    save_average(state, shop.weights(name), mark)
     shop.state(name).unlink(missing_ok=True)
 
 
