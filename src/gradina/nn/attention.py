@@ -6,7 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gradina.nn.native import WIDEST, own_attention
+
 SHORT = 256 * 256  # scores for each head: up to here, learning in bf16 on a CPU, plain products are the quicker way
+LONG = 2**22  # multiplications for each head: from here on, drawing on a CPU, our own is
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> Tensor:
@@ -17,7 +20,16 @@ def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> Tensor:
     learning = torch.is_grad_enabled() and q.dtype == torch.bfloat16 and q.device.type == "cpu"
     if learning and q.shape[-2] * k.shape[-2] <= SHORT:
         return plain(q, k, v, causal)
+    if _is_long(q, k) and not causal and (own := own_attention(q.dtype)):
+        return own(q, k, v)
     return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+
+
+def _is_long(q: Tensor, k: Tensor) -> bool:
+    """Whether our own way is worth while, and can be gone: on a CPU, without gradients, not inside a compiler."""
+    if q.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return False
+    return q.shape[-1] <= WIDEST and q.shape[-2] * k.shape[-2] * q.shape[-1] >= LONG
 
 
 def plain(q: Tensor, k: Tensor, v: Tensor, is_causal: bool = False) -> Tensor:
