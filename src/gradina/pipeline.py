@@ -22,6 +22,7 @@ from gradina.diffusion.prediction import prediction_named
 from gradina.diffusion.samplers import SAMPLERS, SamplerRow, Step
 from gradina.diffusion.schedule import spaced, tail
 from gradina.errors import RequestError
+from gradina.nn.packed import packed
 from gradina.pictures import fit, open_mask, open_picture, overlay
 from gradina.request import Picture, Request
 from gradina.runtime import pick_device, pick_dtype
@@ -289,7 +290,7 @@ def load(
     place = pick_device(device)
     parts = open_source(source, variant=variant, prediction=prediction, dtype=pick_dtype(dtype, place))
     for network in (parts.text, parts.vae, parts.unet):
-        network.requires_grad_(False).to(place)
+        packed(network.requires_grad_(False).to(place))
     return StableDiffusion(**{f.name: getattr(parts, f.name) for f in fields(parts)})
 
 

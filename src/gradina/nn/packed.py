@@ -1,0 +1,123 @@
+"""Weights in the order in which oneDNN multiplies them: to draw on a CPU, so that no call has to order them anew.
+
+A packed layer computes the same, to rounding. It saves, loads, moves and copies as the plain layer that it was.
+"""
+
+from __future__ import annotations
+
+import copy
+from functools import cache
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Network = TypeVar("Network", bound=nn.Module)
+
+NOTHING_FUSED: tuple[str, list[float], str] = ("none", [], "")  # with what the product is followed
+
+
+class _Packed(nn.Module):
+    """What the packed layers share: towards all others they are plain."""
+
+    weight: Tensor
+    plain: type[nn.Module]
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[prefix + "weight"] = self.weight.to_dense()
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        _unpack(self)
+        self._load_from_state_dict(*args)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        _unpack(self)
+        return self._apply(fn, recurse)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> nn.Module:
+        other = copy.copy(self)
+        _unpack(other)
+        return copy.deepcopy(other, memo)
+
+
+class PackedLinear(_Packed, nn.Linear):
+    """x (..., in) -> (..., out)."""
+
+    plain = nn.Linear
+
+    def forward(self, x: Tensor) -> Tensor:
+        if _learns(x):
+            return F.linear(x, self.weight.to_dense(), self.bias)
+        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, *NOTHING_FUSED)
+
+
+class PackedConv2d(_Packed, nn.Conv2d):
+    """x (b, in, h, w) -> (b, out, h', w'), padded with zeros."""
+
+    plain = nn.Conv2d
+
+    def forward(self, x: Tensor) -> Tensor:
+        if _learns(x):
+            return self._conv_forward(x, self.weight.to_dense(), self.bias)
+        how = (self.padding, self.stride, self.dilation, self.groups)
+        return torch.ops.mkldnn._convolution_pointwise(x, self.weight, self.bias, *how, *NOTHING_FUSED)
+
+
+def packed(network: Network) -> Network:
+    """The network itself, its linear layers and convolutions packed where that can be: fixed weights, on a CPU."""
+    for layer in network.modules():
+        plain = type(layer) is nn.Linear or (type(layer) is nn.Conv2d and layer.padding_mode == "zeros")
+        if (
+            plain
+            and not layer.weight.requires_grad
+            and layer.weight.device.type == "cpu"
+            and _works(layer.weight.dtype)
+        ):
+            _pack(layer)
+    return network
+
+
+def unpacked(network: Network) -> Network:
+    """The network itself, with its weights as plain as they were: to learn on."""
+    for layer in network.modules():
+        if isinstance(layer, _Packed):
+            _unpack(layer)
+    return network
+
+
+@cache
+def _works(dtype: torch.dtype) -> bool:
+    """Whether this processor, and this build of PyTorch, has such products for numbers of that type."""
+    line, square = torch.zeros(1, 1, dtype=dtype), torch.zeros(1, 1, 1, 1, dtype=dtype)
+    try:
+        for layer, x in ((nn.Linear(1, 1, dtype=dtype), line), (nn.Conv2d(1, 1, 1, dtype=dtype), square)):
+            _pack(layer.requires_grad_(False))
+            layer(x)
+    except (RuntimeError, AttributeError):
+        return False
+    return dtype in (torch.float32, torch.bfloat16)
+
+
+def _pack(layer: nn.Module) -> None:
+    if isinstance(layer, nn.Linear):
+        _become(layer, PackedLinear, torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), None))
+    elif isinstance(layer, nn.Conv2d) and not isinstance(layer.padding, str):
+        how = ([*layer.padding], [*layer.stride], [*layer.dilation], layer.groups)
+        order = torch._C._nn.mkldnn_reorder_conv2d_weight(layer.weight.detach().to_mkldnn(), *how, None)  # type: ignore[call-arg]
+        _become(layer, PackedConv2d, order)
+
+
+def _become(layer: nn.Module, kind: type[nn.Module], weight: Tensor) -> None:
+    layer.__class__ = kind
+    layer.weight = nn.Parameter(weight, requires_grad=False)
+
+
+def _unpack(layer: _Packed) -> None:
+    _become(layer, layer.plain, layer.weight.to_dense())
+
+
+def _learns(x: Tensor) -> bool:
+    """Whether a gradient is to go through: oneDNN's products have none."""
+    return torch.is_grad_enabled() and x.requires_grad

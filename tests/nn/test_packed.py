@@ -1,0 +1,86 @@
+"""Packed layers compute what plain ones do, and towards all others are plain."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from gradina.nn.packed import PackedConv2d, PackedLinear, packed, unpacked
+
+
+def network(dtype: torch.dtype = torch.float32) -> nn.Module:
+    torch.manual_seed(0)
+    layers = (
+        nn.Conv2d(5, 24, 3, padding=1), nn.SiLU(), nn.Conv2d(24, 24, 3, stride=2, padding=1, bias=False),
+        nn.Conv2d(24, 9, 1), nn.GroupNorm(3, 9), nn.Flatten(2), nn.Linear(12, 7), nn.Linear(7, 33, bias=False),
+    )  # fmt: skip
+    return nn.Sequential(*layers).to(dtype).requires_grad_(False).eval()
+
+
+def given(dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(2, 5, 8, 6, generator=torch.Generator().manual_seed(1)).to(dtype)
+
+
+@pytest.mark.parametrize(("dtype", "near"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_they_compute_the_same(dtype: torch.dtype, near: float) -> None:
+    plain, x = network(dtype), given(dtype)
+    expected = plain(x)
+    fast = packed(copy.deepcopy(plain))
+    assert [type(m) for m in fast if hasattr(m, "stride") or hasattr(m, "in_features")] == [PackedConv2d] * 3 + [
+        PackedLinear
+    ] * 2
+    torch.testing.assert_close(fast(x), expected, rtol=near, atol=near)
+    for memory in (torch.channels_last, torch.contiguous_format):
+        torch.testing.assert_close(fast(x.contiguous(memory_format=memory)), expected, rtol=near, atol=near)
+
+
+def test_saved_they_are_plain() -> None:
+    plain = network()
+    fast = packed(copy.deepcopy(plain))
+    saved = fast.state_dict()
+    assert list(saved) == list(plain.state_dict())
+    for name, value in plain.state_dict().items():
+        assert torch.equal(saved[name], value), name
+        assert not saved[name].is_mkldnn
+        assert saved[name].is_contiguous()
+
+
+def test_unpacked_they_are_what_they_were() -> None:
+    plain = network()
+    back = unpacked(packed(copy.deepcopy(plain)))
+    assert [type(m) for m in back.modules()] == [type(m) for m in plain.modules()]
+    assert all(torch.equal(a, b) for a, b in zip(back.parameters(), plain.parameters(), strict=True))
+
+
+def test_moved_loaded_and_copied_they_are_plain() -> None:
+    plain, x = network(), given()
+    expected = plain(x)
+    wide = packed(network()).to(torch.float64)
+    assert next(wide.parameters()).dtype == torch.float64
+    torch.testing.assert_close(wide(x.double()).float(), expected)
+    loaded = packed(network().apply(lambda m: [p.zero_() for p in m.parameters(recurse=False)]))
+    loaded.load_state_dict(plain.state_dict())
+    assert torch.equal(loaded(x), expected)
+    fast = packed(network())
+    other = copy.deepcopy(fast)
+    torch.testing.assert_close(other(x), expected, rtol=1e-5, atol=1e-5)
+    assert any(isinstance(m, PackedLinear) for m in fast), "the original stays packed"
+
+
+def test_gradients_go_through() -> None:
+    plain, x = network(), given().requires_grad_()
+    plain(x).square().sum().backward()
+    expected, x.grad = x.grad, None
+    packed(plain)(x).square().sum().backward()
+    torch.testing.assert_close(x.grad, expected)
+
+
+def test_what_learns_or_cannot_be_packed_stays_plain() -> None:
+    assert not any(isinstance(m, PackedLinear | PackedConv2d) for m in packed(network().requires_grad_()).modules())
+    assert not any(isinstance(m, PackedLinear | PackedConv2d) for m in packed(network(torch.float16)).modules())
+    odd = nn.Sequential(nn.Conv2d(4, 4, 3, padding="same"), nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"))
+    packed(odd.requires_grad_(False))
+    assert [type(m) for m in odd] == [nn.Conv2d, nn.Conv2d]
