@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from gradina.training.checkpoint import finish
+from gradina.training.checkpoint import save_average
 from gradina.training.loop import State, train
 from gradina.training.recipes import read_recipe
 from gradina.training.stages import stage
@@ -39,7 +39,7 @@ def main() -> None:
             state = State.begin(timed.network, settings)
             some = replace(settings, steps=options.steps)
             each = statistics.median(step.seconds for step in train(state, timed.loss, some))
-            finish(state, shop.weights(name), shop.mark(name))
+            save_average(state, shop.weights(name), shop.mark(name))
             minutes = each * settings.steps / 60
             rows[name] = {
                 "ms per step": round(1000 * each, 1),

@@ -49,10 +49,10 @@ def taught(data: Kinds, epochs: int = 3, batch: int = 128) -> nn.Module:
     optimizer = torch.optim.AdamW(network.parameters(), 2e-3)
     fall = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
     for _ in range(epochs):
-        for rows in torch.randperm(len(data))[: steps // epochs * batch].split(batch):
+        for rows in torch.split(torch.randperm(len(data))[: steps // epochs * batch], batch):
             loss = F.cross_entropy(network(data.pixels(rows)[:, :1]), data.kinds[rows])
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             fall.step()
     return network.eval()
@@ -61,7 +61,7 @@ def taught(data: Kinds, epochs: int = 3, batch: int = 128) -> nn.Module:
 @torch.no_grad()
 def read(network: nn.Module, pixels: Tensor) -> Tensor:
     """The digit that the classifier sees in each picture (n, 3, 32, 32)."""
-    return torch.cat([network(part[:, :1]).argmax(1) for part in pixels.split(500)])
+    return torch.cat([network(part[:, :1]).argmax(1) for part in torch.split(pixels, 500)])
 
 
 def drawn(model: StableDiffusion, count: int, scale: float | None = None) -> tuple[Tensor, Tensor]:
