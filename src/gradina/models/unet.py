@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from gradina.nn.attention import Attention
 from gradina.nn.conv import Downsample, ResBlock, Upsample
 from gradina.nn.embed import TimeMLP
+from gradina.nn.strips import activated_conv
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,4 +185,4 @@ class UNet(nn.Module):
         x = self.mid(x, time, cond)
         for up in self.up:
             x = up(x, skips, time, cond)
-        return self.conv_out(F.silu(self.norm(x)))
+        return activated_conv(self.norm, self.conv_out, x)

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from gradina.nn.attention import Attention
 from gradina.nn.conv import Downsample, ResBlock, Upsample
+from gradina.nn.strips import activated_conv
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +84,7 @@ class Encoder(nn.Module):
         x = self.conv_in(x)
         for stage in self.stages:
             x = stage(x)
-        return self.conv_out(F.silu(self.norm(self.mid(x))))
+        return activated_conv(self.norm, self.conv_out, self.mid(x))
 
 
 class Decoder(nn.Module):
@@ -107,7 +107,7 @@ class Decoder(nn.Module):
         z = self.mid(self.conv_in(z))
         for stage in self.stages:
             z = stage(z)
-        return self.conv_out(F.silu(self.norm(z)))
+        return activated_conv(self.norm, self.conv_out, z)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gradina.nn.strips import activated_conv, in_strips, is_large
+
 
 class ResBlock(nn.Module):
     """Two normalised 3x3 convolutions beside a skip: (b, width, h, w) -> (b, out_width, h, w).
@@ -24,10 +26,10 @@ class ResBlock(nn.Module):
         self.skip = nn.Conv2d(width, out_width, 1) if width != out_width else None
 
     def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
+        h = activated_conv(self.norm1, self.conv1, x)
         if self.time is not None and time is not None:
             h = h + self.time(F.silu(time))[:, :, None, None]
-        h = self.conv2(F.silu(self.norm2(h)))
+        h = activated_conv(self.norm2, self.conv2, h)
         return h + (x if self.skip is None else self.skip(x))
 
 
@@ -55,4 +57,6 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         size = size or (2 * x.shape[2], 2 * x.shape[3])
+        if size == (2 * x.shape[2], 2 * x.shape[3]) and is_large(x):
+            return in_strips(lambda part: self.conv(F.interpolate(part, scale_factor=2.0, mode="nearest")), x, grows=2)
         return self.conv(F.interpolate(x, size=size, mode="nearest"))
