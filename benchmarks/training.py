@@ -36,7 +36,7 @@ def main() -> None:
         for name in shop.stages:
             timed = stage(shop, name)
             settings = timed.settings
-            state = State.begin(timed.network, settings)
+            state = State.begin(timed.network, settings, timed.rates)
             some = replace(settings, steps=options.steps)
             each = statistics.median(step.seconds for step in train(state, timed.loss, some))
             save_average(state, shop.weights(name), shop.mark(name))

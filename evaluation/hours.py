@@ -16,13 +16,13 @@ from statistics import median
 import matplotlib.pyplot as plt
 import torch
 from judges import SEED, judge_of_styles, judge_of_things, seen
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from trials import prompts_for, share
 
 import gradina
 from gradina.pipeline import to_pixels
+from gradina.training.checkpoint import load_average
 from gradina.training.data import generator
 from gradina.training.icons import Composed
 from gradina.training.recipes import read_recipe
@@ -43,10 +43,9 @@ def hours_of(shop: Workshop, stage: str) -> tuple[float, dict[int, float]]:
 
 def drawn(shop: Workshop, weights: Path, side: int | None, prompts: list[str]) -> Tensor:
     """One picture for each prompt by the U-Net with those weights, at 128x128."""
-    unet = shop.new_unet()
-    unet.load_state_dict({k: v.float() for k, v in load_file(weights).items()})
+    painter = load_average(shop.build(shop.new_painter, "unet"), weights)
     request = gradina.Request(prompt=tuple(prompts), seed=SEED, width=side, height=side)
-    pictures = gradina.generate(shop.model(unet.eval().requires_grad_(False)), request)
+    pictures = gradina.generate(shop.model(painter), request)
     pixels = torch.stack([to_pixels(picture.image) for picture in pictures])
     return pixels if side is None else F.interpolate(pixels, 128, mode="bilinear")
 

@@ -20,6 +20,7 @@ from gradina.errors import RecipeError
 from gradina.pipeline import to_image
 from gradina.similarity import embed_pictures, embed_texts, open_pair, scores
 from gradina.training.checkpoint import steps_done
+from gradina.training.loop import Settings, State, train
 from gradina.training.recipes import read_recipe
 from gradina.training.run import run
 from gradina.training.sources import load_data
@@ -285,5 +286,36 @@ def test_averaged_weights_are_kept_on_the_way_where_a_recipe_says_so(recipe_file
     kept = tmp_path / "run" / "unet"
     assert sorted(p.name for p in kept.glob("0*.safetensors")) == ["000004.safetensors", "000008.safetensors"]
     assert (kept / "000008.safetensors").read_bytes() == (kept / "weights.safetensors").read_bytes()
-    early, late = (load_file(kept / f"00000{i}.safetensors")["conv_in.weight"] for i in (4, 8))
+    early, late = (load_file(kept / f"00000{i}.safetensors")["unet.conv_in.weight"] for i in (4, 8))
     assert (early != late).any()
+
+
+def test_the_text_tower_learns_along_where_a_phase_says_so(recipe_file: Path, tmp_path: Path) -> None:
+    in_phases(recipe_file)
+    before, found, after = recipe_file.read_text().rpartition("[[unet.training]]\n")
+    recipe_file.write_text(f"{before}{found}text_rate = 0.5\nwarmup = 0\n{after}")
+    recipe = read_recipe(recipe_file)
+    list(run(recipe, tmp_path / "run"))
+    shop = Workshop(recipe, tmp_path / "run")
+    first, second = (shop.learnt(shop.new_painter, name).text.state_dict() for name in ("unet", "unet-2"))
+    drawn, paired = gradina.load(tmp_path / "run" / "model", device="cpu").text, shop.pair.clip.text
+    moved = {name for name, value in shop.clip.text.state_dict().items() if not torch.equal(second[name], value)}
+    assert {"token.weight", "blocks.0.attn.q.weight"} <= moved
+    assert "projection.weight" not in moved, "what compares words with pictures is not asked"
+    for name, value in shop.clip.text.state_dict().items():
+        assert torch.equal(first[name], value), name
+        assert torch.equal(paired.state_dict()[name], value), name
+    for name, value in drawn.state_dict().items():
+        assert torch.equal(second[name], value), name
+
+
+def test_parts_may_learn_at_a_share_of_the_rate() -> None:
+    network = torch.nn.ModuleDict({"slow": torch.nn.Linear(3, 2), "fast": torch.nn.Linear(3, 2)})
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    settings = Settings(steps=1, batch=1, lr=1e-2, warmup=0, decay=0, weight_decay=0, clip=1e9)
+    state = State.begin(network, settings, {"slow": 0.25})
+    for _ in train(state, lambda net, k: sum((p.sum() for p in net.parameters()), torch.zeros(())), settings):
+        pass
+    for name, value in network.state_dict().items():  # the first step of AdamW is as long as the rate
+        expected = torch.full_like(value, -1e-2 * (0.25 if name.startswith("slow") else 1))
+        torch.testing.assert_close(value - before[name], expected, rtol=1e-4, atol=1e-6)

@@ -8,9 +8,9 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -72,11 +72,18 @@ class State:
     step: int = field(default=0)
 
     @classmethod
-    def begin(cls, network: nn.Module, settings: Settings) -> State:
-        """A fresh state: AdamW over all parameters, weight decay on matrices alone, and a copy for the average."""
-        matrices = [p for p in network.parameters() if p.ndim > 1]
-        rest = [p for p in network.parameters() if p.ndim <= 1]
-        groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    def begin(cls, network: nn.Module, settings: Settings, rates: Mapping[str, float] | None = None) -> State:
+        """A fresh state: AdamW over all parameters, weight decay on matrices alone, and a copy for the average.
+
+        `rates` names children of the network that learn at a share of the learning rate.
+        """
+        groups: list[dict[str, Any]] = []
+        for name, part in network.named_children() if rates else [("", network)]:
+            rate = (rates or {}).get(name, 1.0)
+            matrices = [p for p in part.parameters() if p.ndim > 1]
+            rest = [p for p in part.parameters() if p.ndim <= 1]
+            groups.append({"params": matrices, "weight_decay": settings.weight_decay, "rate": rate})
+            groups.append({"params": rest, "weight_decay": 0.0, "rate": rate})
         optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas)
         ema = copy.deepcopy(network).requires_grad_(False).eval()
         return cls(network, optimizer, ema)
@@ -96,7 +103,7 @@ def train(state: State, loss: Loss, settings: Settings) -> Iterator[TrainStep]:
         start = time.perf_counter()
         lr = settings.lr_at(state.step)
         for group in state.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["rate"]
         total = 0.0
         for i in range(settings.accumulate):
             with torch.autocast("cpu", torch.bfloat16, enabled=settings.precision == "bfloat16"):

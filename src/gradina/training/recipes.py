@@ -87,6 +87,7 @@ class Phase(Settings):
     """How the U-Net learns for a while; the next phase goes on from the averaged weights."""
 
     pixels: int | None = None  # side of the pictures; None: as they are
+    text_rate: float = 0.0  # share of the learning rate at which the text tower learns, too
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,6 +176,8 @@ def check(recipe: Recipe) -> None:
     if not recipe.unet.training:
         raise RecipeError("unet.training: got no phase, expected at least one")
     for phase in recipe.unet.training:
+        if not 0 <= phase.text_rate <= 1:
+            raise RecipeError(f"unet.training.text_rate: got {phase.text_rate}, expected 0 to 1")
         if phase.pixels is not None and (phase.pixels < step or phase.pixels % step):
             raise RecipeError(f"unet.training.pixels: got {phase.pixels}, expected a multiple of {step}")
     if not len(unet.widths) == len(unet.attention) == len(unet.heads) > 0:

@@ -44,7 +44,7 @@ def run(recipe: Recipe, folder: Path) -> Generator[Progress]:
     for name in shop.stages:
         if not _behind(shop, name):
             yield from _train(shop, name)
-    model = shop.model(shop.learnt(shop.new_unet, shop.phases("unet")[-1]))
+    model = shop.model(shop.learnt(shop.new_painter, shop.phases("unet")[-1]))
     with tempfile.TemporaryDirectory() as room:
         write_pair(shop.pair, Path(room) / "clip", torch.float16)
         model = replace(model, clip=Path(room) / "clip")
@@ -61,7 +61,7 @@ def _behind(shop: Workshop, name: str) -> bool:
 
 def _train(shop: Workshop, name: str) -> Generator[Progress]:
     mark, made = shop.mark(name), stage(shop, name)
-    state = State.begin(made.network, made.settings)
+    state = State.begin(made.network, made.settings, made.rates)
     load_state(state, shop.state(name), mark)
     log = Log(shop.folder / name / "log.jsonl", state.step)
     saved = time.monotonic()

@@ -8,12 +8,11 @@ from torch import nn
 
 from gradina import sheet
 from gradina.models.clip import CLIP
-from gradina.models.unet import UNet
 from gradina.models.vae import AutoencoderKL
 from gradina.pipeline import generate, to_image
 from gradina.request import Request
 from gradina.training.data import generator
-from gradina.training.workshop import Workshop
+from gradina.training.workshop import Painter, Workshop
 
 SHOWN = 8
 LOOKED_THROUGH = 320  # pictures
@@ -39,11 +38,11 @@ def found_by_captions(shop: Workshop, clip: nn.Module) -> Image.Image:
     return sheet.grid([to_image(pixels[i]) for i in nearest.flatten()], columns=SHOWN, row_labels=captions)
 
 
-def drawn(shop: Workshop, unet: nn.Module, side: int | None = None) -> Image.Image:
+def drawn(shop: Workshop, painter: nn.Module, side: int | None = None) -> Image.Image:
     """The recipe's prompts, a few seeds each, at the model's defaults, or `side` pixels wide and high."""
-    assert isinstance(unet, UNet)
+    assert isinstance(painter, Painter)
     request = Request(prompt=prompts(shop), images=SEEDS, seed=shop.recipe.seed, width=side, height=side)
-    pictures = [picture.image for picture in generate(shop.model(unet), request)]
+    pictures = [picture.image for picture in generate(shop.model(painter), request)]
     return sheet.grid(pictures, columns=SEEDS, row_labels=prompts(shop))
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -21,7 +22,7 @@ from gradina.training.loop import Loss, Settings
 from gradina.training.objectives import autoencoding, contrastive, denoising, naming
 from gradina.training.samples import drawn, found_by_captions, through_latents
 from gradina.training.sources import load_data
-from gradina.training.workshop import Workshop
+from gradina.training.workshop import Painter, Workshop
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Stage:
     settings: Settings
     loss: Loss
     look: Callable[[nn.Module], Image.Image]
+    rates: Mapping[str, float] | None = None  # shares of the learning rate, of parts that have their own
 
 
 def stage(shop: Workshop, name: str) -> Stage:
@@ -114,29 +116,35 @@ def turned(pixels: Tensor, degrees: float, key: torch.Generator) -> Tensor:
 
 
 def unet_stage(shop: Workshop, name: str) -> Stage:
-    """Noise is told from latents, with the caption as a hint; a later phase goes on from the one before."""
+    """Noise is told from latents, with the caption as a hint; a later phase goes on from the one before.
+
+    The text tower is that of the contrastive pair; a phase may let it learn, too.
+    """
     recipe, number = shop.recipe.unet, shop.stages[name].phase
     phase = recipe.training[number]
     if number:
-        network = shop.learnt(shop.new_unet, shop.phases("unet")[number - 1]).requires_grad_()
+        painter = shop.learnt(shop.new_painter, shop.phases("unet")[number - 1])
     else:
-        network = shop.build(shop.new_unet, "unet")
-    text, (mean, std) = shop.clip.text, shop.latents(phase.pixels)
+        painter = Painter(copy.deepcopy(shop.clip.text), shop.build(shop.new_unet, "unet"))
+    painter.unet.requires_grad_()
+    painter.text.requires_grad_(phase.text_rate > 0)
+    mean, std = shop.latents(phase.pixels)
     schedule, prediction = shop.schedule, prediction_named(recipe.prediction)
 
-    def loss(unet: nn.Module, k: int) -> Tensor:
+    def loss(painter: nn.Module, k: int) -> Tensor:
+        assert isinstance(painter, Painter)
         key = generator(shop.recipe.seed, name, k)
         rows = shop.rows(key, phase.batch)
         texts, _ = shop.data.captions(rows, key)
         dropped = (torch.rand(len(rows), generator=key) < recipe.caption_dropout).tolist()
-        with torch.no_grad():
-            cond = text(shop.tokenizer(["" if drop else t for t, drop in zip(texts, dropped, strict=True)]))
+        cond = painter.text(shop.tokenizer(["" if drop else t for t, drop in zip(texts, dropped, strict=True)]))
         latents = mean[rows] + std[rows] * torch.randn(len(rows), *mean.shape[1:], generator=key)
         noise = torch.randn(latents.shape, generator=key)
         sigma = schedule.drawn(len(rows), key)
-        return denoising(Denoiser(unet, schedule, prediction), latents, noise, sigma, cond)
+        return denoising(Denoiser(painter.unet, schedule, prediction), latents, noise, sigma, cond)
 
-    return Stage(network, phase, loss, partial(drawn, shop, side=phase.pixels))
+    look = partial(drawn, shop, side=phase.pixels)
+    return Stage(painter, phase, loss, look, {"text": phase.text_rate})
 
 
 STAGES: dict[str, Callable[[Workshop, str], Stage]] = {

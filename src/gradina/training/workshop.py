@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gradina.diffusion.schedule import Schedule
-from gradina.models.clip import CLIP
+from gradina.models.clip import CLIP, TextTower
 from gradina.models.tokenizer import Tokenizer
 from gradina.models.unet import UNet
 from gradina.models.vae import AutoencoderKL
@@ -38,6 +38,14 @@ MADE_FROM = {  # the sections of the recipe that count for a part
 }
 
 Network = TypeVar("Network", bound=nn.Module)
+
+
+class Painter(nn.Module):
+    """What draws from words: the text tower, and the U-Net that reads what it says."""
+
+    def __init__(self, text: TextTower, unet: UNet) -> None:
+        super().__init__()
+        self.text, self.unet = text, unet
 
 
 @dataclass(frozen=True)
@@ -118,6 +126,10 @@ class Workshop:
         """A U-Net of the recipe's shape; it reads what the text tower says."""
         return UNet(replace(self.recipe.unet.network, context=self.recipe.clip.text.width))
 
+    def new_painter(self) -> Painter:
+        """A text tower and a U-Net of the recipe's shapes."""
+        return Painter(self.new_clip().text, self.new_unet())
+
     @cached_property
     def vae(self) -> AutoencoderKL:
         """The autoencoder of the first stage, its scale set so that latents have a standard deviation of 1."""
@@ -157,13 +169,13 @@ class Workshop:
         save_latents(path, self.mark("vae"), mean, std)
         return mean, std
 
-    def model(self, unet: UNet) -> StableDiffusion:
-        """The whole model around a U-Net."""
+    def model(self, painter: Painter) -> StableDiffusion:
+        """The whole model around what draws."""
         return StableDiffusion(
             tokenizer=self.tokenizer,
-            text=self.clip.text,
+            text=painter.text,
             vae=self.vae,
-            unet=unet,
+            unet=painter.unet,
             schedule=self.schedule,
             prediction=self.recipe.unet.prediction,
             defaults=self.recipe.defaults,
