@@ -24,7 +24,9 @@ ALLOWED: dict[str, set[str]] = {
     "codec": {"pipeline", "weights", "runtime", "metrics", "models", "diffusion", "nn"},
     "similarity": {"weights", "runtime", "models", "nn"},
     "training": {"pipeline", "codec", "similarity", "weights", "runtime", "metrics", "models", "diffusion", "nn"},
+    "bench": {"pipeline", "weights", "runtime", "models", "diffusion", "nn"},
     "apps": {
+        "bench",
         "training",
         "pipeline",
         "codec",

@@ -15,7 +15,7 @@ import typer
 import typer.core
 
 import gradina
-from gradina.apps import draw, files, find, learn
+from gradina.apps import draw, files, find, learn, race
 from gradina.errors import GradinaError
 
 USAGE = """Stable Diffusion, whole, in Python.
@@ -57,6 +57,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "convert": files.convert,
     "push": files.push,
     "train": learn.train,
+    "bench": race.bench,
 }
 for name, verb in VERBS.items():
     app.command(name)(verb)

@@ -40,7 +40,7 @@ def train(recipe: o.Recipe, out: o.Out = None, threads: o.Threads = None, quiet:
             if stopped:
                 running.close()  # keeps the state after the last whole step
                 _say("")
-                typer.echo(f"stopped; the same command goes on from here ({folder})")
+                typer.echo(f"the same command goes on from here ({folder})")
                 raise typer.Exit(130)
     if not quiet:
         _say("")

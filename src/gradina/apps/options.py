@@ -89,3 +89,12 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.", show_default
 # Training
 Recipe = Annotated[str, arg("RECIPE", "A TOML file, such as recipes/digits.toml.")]
 Out = Annotated[str | None, opt("FOLDER", "runs/NAME", "Where the run is kept; the same command goes on with it.")]
+
+# How long things take
+Only = Annotated[
+    str | None, opt("PARTS", "all", "Some of machine, attention, works, pictures, imports, cold; commas between.")
+]
+Rounds = Annotated[int, opt("N", True, "Turns of everyone.", least=1)]
+Size = Annotated[int, opt("PIXELS", True, "Side of the pictures.", least=64)]
+Figures = Annotated[str | None, opt("FILE", "none", "Write the figures as JSON.", "--output", "-o")]
+Plot = Annotated[str | None, opt("FILE", "none", "Draw them as a .png, .svg or .pdf.")]

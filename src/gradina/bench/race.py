@@ -1,0 +1,46 @@
+"""Timing in turns: what disturbs the machine disturbs everyone alike."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+Runner = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of the same work, again and again."""
+
+    seconds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """Half are quicker."""
+        return statistics.median(self.seconds)
+
+    @property
+    def quartiles(self) -> tuple[float, float]:
+        """A quarter is quicker than the first, a quarter slower than the second."""
+        if len(self.seconds) < 2:
+            return self.seconds[0], self.seconds[0]
+        low, _, high = statistics.quantiles(self.seconds, n=4, method="inclusive")
+        return low, high
+
+    def faster_than(self, other: Times) -> float:
+        """How many times, turn by turn: the median of the ratios."""
+        return statistics.median(b / a for a, b in zip(self.seconds, other.seconds, strict=True))
+
+
+def race(runners: Mapping[str, Runner], rounds: int, warm: int = 1) -> dict[str, Times]:
+    """Lets everyone run once in each round, in changing order, after `warm` rounds that do not count."""
+    names, taken = list(runners), {name: list[float]() for name in runners}
+    for turn in range(warm + rounds):
+        for name in names if turn % 2 else reversed(names):
+            start = time.perf_counter()
+            runners[name]()
+            if turn >= warm:
+                taken[name].append(time.perf_counter() - start)
+    return {name: Times(tuple(seconds)) for name, seconds in taken.items()}

@@ -1,0 +1,87 @@
+"""What was measured, as a table, as JSON, and as a plot."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gradina.bench.race import Times
+from gradina.bench.whole import Taken
+from gradina.errors import MissingExtra
+
+Report = dict[str, Any]
+OURS = "gradina bf16"
+
+
+def raced(times: Mapping[str, Times], gflop: float | None, peaks: Mapping[str, Mapping[str, float]]) -> Report:
+    """Rows of a race: median and quartiles in seconds, GFLOP/s, share of the machine's peak, ratio to our own."""
+    rows: Report = {}
+    for name, taken in times.items():
+        row: Report = {"seconds": _round(taken.median), "quartiles": [_round(q) for q in taken.quartiles]}
+        peak = max(peaks.get(name.rpartition(" ")[2], {"": 0.0}).values())
+        if gflop:
+            row["GFLOP/s"] = round(gflop / taken.median)
+        if gflop and peak:
+            row["of the peak"] = round(gflop / taken.median / peak, 2)
+        if OURS in times and name != OURS:
+            row[f"{OURS} is faster by"] = round(times[OURS].faster_than(taken), 2)
+        rows[name] = row
+    return rows
+
+
+def whole(taken: Mapping[str, list[Taken]]) -> Report:
+    """Rows of whole processes: seconds, what they said of their parts, and memory."""
+    rows: Report = {}
+    for name, runs in taken.items():
+        row: Report = {"seconds": _round(statistics.median(r.seconds for r in runs))}
+        parts = [r.told for r in runs if r.said.strip().endswith("}")]
+        for part in parts[0] if parts else ():
+            row[part] = _round(statistics.median(told[part] for told in parts))
+        row["MB at most"] = round(max(r.megabytes for r in runs))
+        rows[name] = row
+    return rows
+
+
+def _round(seconds: float) -> float:
+    return float(f"{seconds:.3g}")
+
+
+def table(report: Report) -> str:
+    """All rows, in Markdown."""
+    lines = []
+    for title, rows in report["results"].items():
+        columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+        lines += ["", f"**{title}**", "", f"| | {' | '.join(columns)} |", f"|---|{'---:|' * len(columns)}"]
+        for name, row in rows.items():
+            cells = (_cell(row.get(column)) for column in columns)
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines).strip()
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, list):
+        return " to ".join(str(v) for v in value)
+    return "" if value is None else str(value)
+
+
+def plot(report: Report, path: Path) -> None:
+    """Seconds of everyone, a chart for each work. Raises MissingExtra where there is no matplotlib."""
+    try:
+        import matplotlib.pyplot as plt
+    except ImportError:
+        raise MissingExtra("--plot draws with matplotlib; install it: pip install matplotlib") from None
+    results = {title: rows for title, rows in report["results"].items() if all("seconds" in r for r in rows.values())}
+    figure, axes = plt.subplots(len(results), 1, figsize=(8, 1 + sum(0.4 + 0.3 * len(r) for r in results.values())))
+    for (title, rows), one in zip(results.items(), axes if len(results) > 1 else [axes], strict=True):
+        names = list(rows)[::-1]
+        seconds = [rows[name]["seconds"] for name in names]
+        bars = one.barh(names, seconds, color=["#c2571a" if "gradina" in name else "#9aa5b1" for name in names])
+        one.bar_label(bars, [f"{s:g} s" for s in seconds], padding=4)
+        one.set_title(title, loc="left")
+        one.set_xlim(0, 1.2 * max(seconds))
+        one.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(path, dpi=100)
+    plt.close(figure)

@@ -1,0 +1,152 @@
+"""Whole processes: from disk to a picture, with the memory that it takes; imports; the command line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from gradina.errors import GradinaError
+from gradina.weights.layout import OURS
+from gradina.weights.zoo import DEFAULT, shipped
+
+IMPORTS = {
+    "gradina": "import gradina",
+    "torch": "import torch",
+    "diffusers": "from diffusers import StableDiffusionPipeline",
+}
+
+# Each takes folder, dtype, size, steps; and says when the model was loaded, the first step taken, the picture there.
+DRAW = {
+    "gradina": """
+import json, sys, time
+import gradina
+folder, dtype, size, steps = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+start = time.perf_counter()
+model = gradina.load(folder, device="cpu", dtype=dtype)
+loaded, first = time.perf_counter(), None
+request = gradina.Request(prompt="a lighthouse", steps=steps, guidance_scale=7.5, width=size, height=size, seed=1)
+for step in gradina.steps(model, request):
+    first = first or time.perf_counter()
+model.decode(step.denoised)
+print(json.dumps({"load": loaded - start, "first step": first - start, "picture": time.perf_counter() - start}))
+""",
+    "diffusers": """
+import json, sys, time
+import torch
+from diffusers import StableDiffusionPipeline
+folder, dtype, size, steps = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+kind = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
+start = time.perf_counter()
+pipe = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=kind, safety_checker=None)
+pipe.set_progress_bar_config(disable=True)
+loaded, first = time.perf_counter(), []
+def told(pipe, i, t, values):
+    first.append(time.perf_counter())
+    return values
+pipe("a lighthouse", num_inference_steps=steps, guidance_scale=7.5, width=size, height=size, callback_on_step_end=told,
+     generator=torch.Generator().manual_seed(1))
+print(json.dumps({"load": loaded - start, "first step": first[0] - start, "picture": time.perf_counter() - start}))
+""",
+}
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What a process took: seconds, the most memory that it held, in MB, and what it said."""
+
+    seconds: float
+    megabytes: float
+    said: str
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """The JSON that it said."""
+        found: dict[str, Any] = json.loads(self.said.splitlines()[-1])
+        return found
+
+
+# A small process in between: the most memory that a process held is counted from the one that started it
+LAUNCH = """
+import json, os, sys, time
+start = time.perf_counter()
+_, status, usage = os.wait4(os.spawnv(os.P_NOWAIT, sys.argv[1], sys.argv[1:]), 0)
+print(json.dumps([time.perf_counter() - start, usage.ru_maxrss, os.waitstatus_to_exitcode(status)]))
+"""
+
+
+def run(arguments: Sequence[str]) -> Taken:
+    """Runs a process to its end. Raises GradinaError with its last words if it fails."""
+    done = subprocess.run([sys.executable, "-S", "-c", LAUNCH, *arguments], capture_output=True, text=True, check=True)
+    said, _, last = done.stdout.strip().rpartition("\n")
+    seconds, most, status = json.loads(last)
+    if status:
+        raise GradinaError(f"{' '.join(arguments[:3])[:80]}: {done.stderr[-400:]}")
+    return Taken(seconds, most / (2**20 if sys.platform == "darwin" else 2**10), said)
+
+
+def python(script: str, *arguments: str) -> Taken:
+    """Runs a script in a fresh interpreter."""
+    return run([sys.executable, "-c", script, *arguments])
+
+
+def installed(names: Mapping[str, str]) -> dict[str, str]:
+    """The scripts of packages that are there."""
+    return {name: script for name, script in names.items() if find_spec(name)}
+
+
+def cold(rounds: int) -> dict[str, list[Taken]]:
+    """From a cold command line to a PNG with the shipped model, in turns with the same by diffusers."""
+    folder = shipped()[DEFAULT]
+    with tempfile.TemporaryDirectory() as room:
+        ours = [sys.executable, "-m", "gradina.apps.cli", "a lighthouse", "-o", str(Path(room) / "a.png"), "--quiet"]
+        runs = {"gradina": ours}
+        if find_spec("diffusers"):
+            runs["diffusers"] = [sys.executable, "-c", COLD, str(folder), str(Path(room) / "b.png"), *_defaults()]
+        return _in_turns({name: lambda a=arguments: run(a) for name, arguments in runs.items()}, rounds)
+
+
+COLD = """
+import sys
+import torch
+from diffusers import StableDiffusionPipeline
+pipe = StableDiffusionPipeline.from_pretrained(sys.argv[1])
+drawn = pipe("a lighthouse", num_inference_steps=int(sys.argv[3]), guidance_scale=float(sys.argv[4]))
+drawn.images[0].save(sys.argv[2])
+"""
+
+
+def _defaults() -> tuple[str, str]:
+    said = json.loads((shipped()[DEFAULT] / OURS).read_text(encoding="utf-8"))["defaults"]
+    return str(said["steps"]), str(said["guidance_scale"])
+
+
+def _in_turns(runs: Mapping[str, Any], rounds: int) -> dict[str, list[Taken]]:
+    taken: dict[str, list[Taken]] = {name: [] for name in runs}
+    for turn in range(rounds + 1):  # the first fills the caches
+        for name, one in runs.items():
+            result = one()
+            if turn:
+                taken[name].append(result)
+    return taken
+
+
+def imports(rounds: int) -> dict[str, list[Taken]]:
+    """How long imports take, in turns."""
+    return _in_turns({n: lambda s=s: python(s) for n, s in installed(IMPORTS).items()}, rounds)
+
+
+def pictures(folder: Path, size: int, steps: int, rounds: int) -> dict[str, list[Taken]]:
+    """Whole pictures from disk, by everyone in every type of numbers, in turns."""
+    runs = {
+        f"{name} {dtype}": lambda s=script, d=dtype: python(s, str(folder), d, str(size), str(steps))
+        for name, script in installed(DRAW).items()
+        for dtype in ("fp32", "bf16")
+    }
+    return _in_turns(runs, rounds)

@@ -1,0 +1,137 @@
+"""Everyone computes the same, turns are fair, and what is told is what was measured."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from gradina.apps import race as verb
+from gradina.apps.cli import main
+from gradina.bench import machine, report, whole, work
+from gradina.bench.contestants import contestants
+from gradina.bench.race import Times, race
+from gradina.bench.work import WORKS, Shapes, sd15, write_model
+from gradina.errors import GradinaError
+from gradina.models.clip import TextConfig
+from gradina.models.unet import UNetConfig
+from gradina.models.vae import VAEConfig
+from gradina.weights.families import FAMILIES
+
+TINY = Shapes(
+    replace(
+        FAMILIES["sd1"],
+        unet=UNetConfig(widths=(32, 64), attention=(True, False), heads=(4, 4), blocks=1, context=32, size=8),
+        text=TextConfig(width=32, inner=64, layers=2, heads=2),
+        vae=VAEConfig(widths=(32, 32), blocks=1),
+    ),
+    size=16,
+)
+
+
+def test_turns_are_taken_in_changing_order() -> None:
+    seen: list[str] = []
+    times = race({"a": lambda: seen.append("a"), "b": lambda: (seen.append("b"), time.sleep(0.002))}, rounds=3)
+    assert "".join(seen) == "baabbaab"
+    assert [len(t.seconds) for t in times.values()] == [3, 3]
+    assert times["a"].faster_than(times["b"]) > 1
+
+
+def test_times_are_told_by_median_quartiles_and_ratios() -> None:
+    one, two = Times((1.0, 2.0, 3.0, 10.0, 2.0)), Times((2.0, 4.0, 6.0, 5.0, 4.0))
+    assert one.median == 2
+    assert one.quartiles == (2, 3)
+    assert one.faster_than(two) == 2
+    assert Times((3.0,)).quartiles == (3, 3)
+
+
+_ATTENTION = ((2, 40, 4096, 5), (2, 80, 1024, 5), (2, 160, 256, 5), (2, 160, 64, 1))  # batch, width, places, layers
+
+
+def test_multiplications_are_counted_as_they_are_published() -> None:
+    counted = sd15().gflop
+    both = sum(4 * b * 8 * n * m * d for b, d, n, layers in _ATTENTION for m in (n, 77) for _ in range(layers)) / 1e9
+    assert counted["U-Net step"] == pytest.approx(1354 + both, rel=0.01), "published counts leave attention out"
+    assert counted["decoder"] == pytest.approx(2480, rel=0.02)
+    b, n, width = 2, 77, 768
+    layer = 4 * n * width * width + 2 * n * width * 4 * width + 2 * n * n * width
+    assert counted["text encoder"] == pytest.approx(2 * b * 12 * layer / 1e9, rel=0.02)
+
+
+@pytest.mark.parametrize("name", WORKS)
+def test_everyone_computes_the_same(name: str, tmp_path: Path) -> None:
+    write_model(TINY, tmp_path / "model")
+    runners = {who: opener for who, opener in contestants().items() if who.startswith(("gradina", "diffusers"))}
+    assert len(runners) == 4
+    found = {who: opener(tmp_path / "model", TINY, name)() for who, opener in runners.items()}
+    for who, got in found.items():
+        assert isinstance(got, torch.Tensor)
+        near = 2e-4 if who.endswith("fp32") else 0.25
+        expected = found["diffusers fp32"]
+        assert isinstance(expected, torch.Tensor)
+        assert (got.float() - expected).abs().max() <= near * expected.abs().max(), who
+
+
+def test_a_process_is_measured() -> None:
+    taken = whole.python("x = bytes(200_000_000); print('{\"said\": 3}')")
+    assert taken.told == {"said": 3}
+    assert 0 < taken.seconds < 20
+    assert 200 < taken.megabytes < 400
+    with pytest.raises(GradinaError, match="ZeroDivisionError"):
+        whole.python("1 / 0")
+
+
+def test_whole_pictures_are_drawn_by_everyone(tmp_path: Path) -> None:
+    write_model(TINY, tmp_path / "model")
+    for name, script in whole.installed(whole.DRAW).items():
+        told = whole.python(script, str(tmp_path / "model"), "fp32", "16", "2").told
+        assert 0 < told["load"] < told["first step"] < told["picture"], name
+
+
+def test_the_verb_measures_and_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(work, "sd15", lambda size: replace(TINY, size=16))
+    monkeypatch.setattr(machine, "SIDE", 64)
+    monkeypatch.setattr(verb, "ATTENTION", ((1, 2, 64, 40),))
+    wanted = ["--only", "machine, attention,works", "--rounds", "2", "-o", "bench.json", "--plot", "bench.png"]
+    assert main(["bench", *wanted]) == 0
+    said = capsys.readouterr()
+    assert "**U-Net step, 512x512**" in said.out
+    assert "measures attention" in said.err
+    told = json.loads(Path("bench.json").read_text())
+    assert told["rounds"] == 2
+    assert told["torch"] == torch.__version__
+    rows = told["results"]["U-Net step, 512x512"]
+    assert {"gradina fp32", "gradina bf16", "diffusers fp32", "diffusers bf16"} <= rows.keys()
+    assert rows["diffusers fp32"]["gradina bf16 is faster by"] > 0
+    assert set(rows["gradina bf16"]) == {"seconds", "quartiles", "GFLOP/s", "of the peak"}
+    assert Path("bench.png").stat().st_size > 1000
+
+
+def test_what_it_cannot_measure_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "--only", "pony"]) == 2
+    assert "--only: there is no 'pony'" in capsys.readouterr().err
+    assert main(["bench", "-o", str(tmp_path / "bench.txt")]) == 2
+    assert ".json" in capsys.readouterr().err
+
+
+def test_a_table_has_a_cell_for_everything() -> None:
+    rows = {"a": {"seconds": 1.5, "MB at most": 20}, "b": {"seconds": 2.0, "quartiles": [1.0, 3.0]}}
+    told = report.table({"results": {"work": rows}})
+    assert told.splitlines() == [
+        "**work**", "", "| | seconds | MB at most | quartiles |", "|---|---:|---:|---:|",
+        "| a | 1.5 | 20 |  |", "| b | 2.0 |  | 1.0 to 3.0 |",
+    ]  # fmt: skip
+
+
+def test_without_matplotlib_one_line_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
+    with pytest.raises(GradinaError, match="pip install matplotlib"):
+        report.plot({"results": {}}, tmp_path / "a.png")
