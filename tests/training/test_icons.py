@@ -105,6 +105,13 @@ def test_a_picture_is_always_the_same_and_its_corner_is_its_ground(made: Callabl
     assert set(data.plan["ground"].tolist()) == set(range(len(GROUNDS)))
 
 
+def test_a_recipe_says_how_small_things_may_be(made: Callable[..., Composed]) -> None:
+    for smallest in (0.5, 0.9):
+        sizes = made(scenes=0.0, variants=64, smallest=smallest).plan["scale"]
+        assert smallest <= sizes.min() < smallest + 0.02
+        assert 0.96 < sizes.max() <= 0.98
+
+
 def test_captions_say_what_is_in_the_picture(made: Callable[..., Composed]) -> None:
     data = made(scenes=0.3)
     rows = torch.arange(len(data))
@@ -206,6 +213,8 @@ def test_mistakes_in_the_recipe_are_named(made: Callable[..., Composed], tmp_pat
         load_data(replace(recipe, data=too_many))
     with pytest.raises(RecipeError, match=r"data\.icons\.styles: got 2, expected one for each of 1 packages"):
         load_data(replace(recipe, data=too_few))
+    with pytest.raises(RecipeError, match=r"data\.icons\.smallest: got 1.2, expected a share of the side, up to 0.98"):
+        made(smallest=1.2)
     (tmp_path / "plain" / "icons.json").write_text("{")
     with pytest.raises(RecipeError, match=r"icons\.json: cannot be read"):
         made()

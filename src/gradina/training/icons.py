@@ -30,6 +30,7 @@ GROUNDS: dict[str, tuple[int, int, int]] = {
 }  # fmt: skip
 GROUND_NAMES = tuple(GROUNDS)
 GROUND_WORDINGS = (" on {} background", " with {} background", ", {1} background")
+LARGEST = 0.98  # side of a thing, as a share of the picture's
 RELATIONS = ("and", "left of", "right of", "above", "below")
 
 
@@ -131,6 +132,7 @@ class Composed:
     scenes: float
     seed: int
     mirrored: bool = False  # whether half of the pictures of one thing are
+    smallest: float = 0.7  # side of a thing alone, as a share of the picture's
     places: float = 0.12  # how far from the middle, as a share of the side
 
     def __len__(self) -> int:
@@ -158,7 +160,7 @@ class Composed:
             "second": second,
             "relation": (draw(n) * len(RELATIONS)).long(),
             "ground": torch.where(draw(n) < 0.3, 0, (draw(n) * len(GROUNDS)).long()),
-            "scale": 0.7 + 0.28 * draw(n),
+            "scale": self.smallest + (LARGEST - self.smallest) * draw(n),
             "place": (2 * draw(n, 2) - 1) * self.places,
             "mirror": (draw(n) < 0.5 * self.mirrored) & (second < 0),
         }
@@ -280,10 +282,12 @@ def icons(recipe: Recipe, folders: list[Path], split: Split = "train") -> Compos
     if len(made.styles) + len(made.more_styles) != len(folders):
         named = len(made.styles) + len(made.more_styles)
         raise RecipeError(f"data.icons.styles: got {named}, expected one for each of {len(folders)} packages")
+    if not 0 < made.smallest <= LARGEST:
+        raise RecipeError(f"data.icons.smallest: got {made.smallest}, expected a share of the side, up to {LARGEST}")
     if not 1 <= made.count <= len(made.things):
         raise RecipeError(f"data.icons.count: got {made.count}, expected 1 to {len(made.things)}, the things listed")
     words = vocabulary(made.things[: made.count])
     styles = made.styles + made.more_styles if split == "pairs" else made.styles
     sets = dict(zip(styles, folders, strict=False))
     drawn = rendered(words.names, sets, made.size, held=split == "held out")
-    return Composed(drawn, words, styles, made.variants, made.scenes, recipe.seed, mirrored=split == "pairs")
+    return Composed(drawn, words, styles, made.variants, made.scenes, recipe.seed, split == "pairs", made.smallest)

@@ -33,6 +33,7 @@ class IconsRecipe:
     size: int = 128  # pixels
     variants: int = 16  # pictures of each icon
     scenes: float = 0.1  # share of pictures with two things
+    smallest: float = 0.7  # side of a thing alone, as a share of the picture's
 
 
 @dataclass(frozen=True, kw_only=True)
