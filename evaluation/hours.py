@@ -54,7 +54,8 @@ def measured(shop: Workshop, data: Composed, things: nn.Module, styles: nn.Modul
     """A row for each snapshot."""
     icons = torch.randperm(len(data.icons), generator=generator(SEED, "hours"))[:pictures]
     prompts, _ = prompts_for(data, icons, generator(SEED, "grounds"))
-    before = sum(hours_of(shop, stage)[0] * shop.stages[stage].settings.steps for stage in ("vae", "clip"))
+    earlier = [*shop.phases("vae"), "clip"]
+    before = sum(hours_of(shop, stage)[0] * shop.stages[stage].settings.steps for stage in earlier)
     rows: list[Row] = []
     for stage in shop.phases("unet"):
         if not (shop.folder / stage / "log.jsonl").exists():

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from gradina.diffusion.denoiser import Denoiser
 from gradina.diffusion.prediction import PREDICTIONS
@@ -36,6 +37,17 @@ def test_autoencoding_is_error_plus_divergence() -> None:
     error = vae.decoder(vae.post_quant(gaussian.sample(noise))) - pixels
     expected = error.abs().mean((1, 2, 3)) + (error**2).mean((1, 2, 3)) + 0.1 * gaussian.kl()
     assert torch.allclose(autoencoding(vae, pixels, noise, 0.1), expected, atol=1e-5)
+
+
+def test_smaller_latents_have_to_give_the_smaller_picture() -> None:
+    vae = AutoencoderKL(VAEConfig(widths=(4, 4), blocks=1, groups=2, scale=0.3))
+    pixels, noise = torch.rand(2, 3, 12, 12, generator=key()), torch.zeros(2, 4, 6, 6)
+    with torch.no_grad():
+        gaussian = vae.posterior(pixels)
+        halves = [F.interpolate(x, scale_factor=0.5, mode="bilinear", antialias=True) for x in (gaussian.mean, pixels)]
+        error = vae.decode(halves[0] * 0.3) - halves[1]
+        expected = (error.abs() + error**2).mean((1, 2, 3)) + 0.1 * gaussian.kl()
+        torch.testing.assert_close(autoencoding(vae, pixels, noise, 0.1, side=3), expected)
 
 
 def test_contrastive_loss_without_any_knowledge_is_log_n() -> None:

@@ -46,6 +46,12 @@ def test_shipped_recipes_are_read(path: Path) -> None:
             'prediction = "v"\ncaption_dropout = 7',
             r"unet\.caption_dropout: got 7\.0, expected 0 to 1",
         ),
+        ("lr = 1e-3", "lr = 1e-3\nresized = -1", r"vae\.training\.resized: got -1\.0, expected 0 to 1"),
+        (
+            "warmup = 2\naccumulate = 2",
+            "warmup = 2\ntext_rate = 2.0",
+            r"unet\.training\.text_rate: got 2\.0, expected 0 to 1",
+        ),
         ("accumulate = 2", "pixels = 12", r"unet\.training\.pixels: got 12, expected a multiple of 8"),
         ("accumulate = 2", 'pixels = "half"', r"unet\.training\.pixels: got 'half', expected int"),
         ("steps = 3", "steps = 4000", "steps: got 4000, expected a whole number from 1 to 1000"),

@@ -319,3 +319,20 @@ def test_parts_may_learn_at_a_share_of_the_rate() -> None:
     for name, value in network.state_dict().items():  # the first step of AdamW is as long as the rate
         expected = torch.full_like(value, -1e-2 * (0.25 if name.startswith("slow") else 1))
         torch.testing.assert_close(value - before[name], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_the_autoencoder_learns_in_phases(recipe_file: Path, tmp_path: Path) -> None:
+    whole = recipe_file.read_text()
+    _, found, rest = whole.partition("[vae.training]\nsteps = 6\nbatch = 4\nlr = 1e-3\nwarmup = 2\n")
+    assert found
+    one = "[[vae.training]]\nsteps = 3\nbatch = 4\nlr = 1e-3\nwarmup = 0\n"
+    recipe_file.write_text(whole.replace(found, f"{one}\n{one}resized = 1.0\n"))
+    recipe = read_recipe(recipe_file)
+    taken = [progress.stage for progress in run(recipe, tmp_path / "run")]
+    assert taken[:6] == ["vae"] * 3 + ["vae-2"] * 3
+    shop = Workshop(recipe, tmp_path / "run")
+    first, second = (shop.learnt(shop.new_vae, name).state_dict() for name in ("vae", "vae-2"))
+    moves = torch.cat([(first[name] - second[name]).abs().flatten() for name in first])
+    assert 0 < moves.max() < 4e-3, "the second goes on from the first"
+    assert all(torch.equal(value, second[name]) for name, value in shop.vae.state_dict().items())
+    assert rest

@@ -10,14 +10,26 @@ from gradina.diffusion.denoiser import Denoiser
 from gradina.models.vae import AutoencoderKL
 
 
-def autoencoding(vae: AutoencoderKL, pixels: Tensor, noise: Tensor, kl_weight: float) -> Tensor:
+def autoencoding(
+    vae: AutoencoderKL, pixels: Tensor, noise: Tensor, kl_weight: float, side: int | None = None
+) -> Tensor:  # fmt: skip
     """Absolute and squared error of the way back, plus the divergence of z from a normal: (b,).
 
-    Source: Kingma & Welling 2014, equation 10; the errors are means over numbers, kl_weight weighs the sum.
+    With `side`, the latents are made so small before the way back, which has to give the smaller picture: latents then
+    are as smooth as pictures are, and easier to draw. Source: Kingma & Welling 2014, equation 10 (the errors are means
+    over numbers, kl_weight weighs the sum); Kouzelis et al., "EQ-VAE" (2502.09509), equation 5.
     """
     posterior = vae.posterior(pixels)
-    error = vae.decode(posterior.sample(noise) * vae.config.scale) - pixels
+    z = posterior.sample(noise)
+    if side is not None:
+        z, pixels = resized(z, side), resized(pixels, side * vae.config.factor)
+    error = vae.decode(z * vae.config.scale) - pixels
     return (error.abs() + error**2).flatten(1).mean(1) + kl_weight * posterior.kl()
+
+
+def resized(x: Tensor, side: int) -> Tensor:
+    """Maps (b, c, h, w) made (b, c, side, side)."""
+    return F.interpolate(x.float(), (side, side), mode="bilinear", antialias=True)
 
 
 def contrastive(logits: Tensor, true: Tensor) -> Tensor:

@@ -55,11 +55,18 @@ class VocabularyRecipe:
 
 
 @dataclass(frozen=True, kw_only=True)
+class VAEPhase(Settings):
+    """How the autoencoder learns for a while; the next phase goes on from the averaged weights."""
+
+    resized: float = 0.0  # share of batches whose latents are made smaller, to give a smaller picture
+
+
+@dataclass(frozen=True, kw_only=True)
 class VAERecipe:
-    """The first stage."""
+    """The first stage, in one phase or in several."""
 
     network: VAEConfig
-    training: Settings
+    training: tuple[VAEPhase, ...]
     kl_weight: float = 1e-6
     crop: int | None = None  # pixels: learn from random squares of pictures, which is quicker
 
@@ -84,7 +91,7 @@ class VisionRecipe:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Phase(Settings):
+class UNetPhase(Settings):
     """How the U-Net learns for a while; the next phase goes on from the averaged weights."""
 
     pixels: int | None = None  # side of the pictures; None: as they are
@@ -96,7 +103,7 @@ class UNetRecipe:
     """The third stage, in one phase or in several."""
 
     network: UNetConfig
-    training: tuple[Phase, ...]
+    training: tuple[UNetPhase, ...]
     prediction: Literal["eps", "v", "x0"] = "eps"
     caption_dropout: float = 0.1
 
@@ -139,7 +146,8 @@ class Planned:
 
 def plan(recipe: Recipe) -> dict[str, Planned]:
     """The stages of a recipe, by name, in their order."""
-    stages = [Planned("vae", recipe.vae.training), Planned("clip", recipe.clip.training)]
+    stages = [Planned("vae", settings, phase) for phase, settings in enumerate(recipe.vae.training)]
+    stages += [Planned("clip", recipe.clip.training)]
     stages += [Planned("unet", settings, phase) for phase, settings in enumerate(recipe.unet.training)]
     stages += [Planned("vision", recipe.vision.training)] if recipe.vision else []
     return {stage.name: stage for stage in stages}
@@ -173,9 +181,13 @@ def check(recipe: Recipe) -> None:
         raise RecipeError(f"unet.caption_dropout: got {recipe.unet.caption_dropout}, expected 0 to 1")
     if recipe.vocabulary.size < 514 or recipe.vocabulary.length < 3:
         raise RecipeError("vocabulary: expected a size of 514 tokens or more, and a length of 3 or more")
+    for part, phases in (("vae", recipe.vae.training), ("unet", recipe.unet.training)):
+        if not phases:
+            raise RecipeError(f"{part}.training: got no phase, expected at least one")
+    for learning in recipe.vae.training:
+        if not 0 <= learning.resized <= 1:
+            raise RecipeError(f"vae.training.resized: got {learning.resized}, expected 0 to 1")
     unet, step = recipe.unet.network, recipe.vae.network.factor
-    if not recipe.unet.training:
-        raise RecipeError("unet.training: got no phase, expected at least one")
     for phase in recipe.unet.training:
         if not 0 <= phase.text_rate <= 1:
             raise RecipeError(f"unet.training.text_rate: got {phase.text_rate}, expected 0 to 1")

@@ -20,6 +20,7 @@ from gradina.models.vae import AutoencoderKL
 from gradina.training.data import generator
 from gradina.training.loop import Loss, Settings
 from gradina.training.objectives import autoencoding, contrastive, denoising, naming
+from gradina.training.recipes import UNetPhase, VAEPhase
 from gradina.training.samples import drawn, found_by_captions, through_latents
 from gradina.training.sources import load_data
 from gradina.training.workshop import Painter, Workshop
@@ -43,17 +44,23 @@ def stage(shop: Workshop, name: str) -> Stage:
 
 def vae_stage(shop: Workshop, name: str) -> Stage:
     """Pictures through the latents and back."""
-    recipe = shop.recipe.vae
+    recipe, phase, before = shop.recipe.vae, shop.stages[name].settings, shop.before(name)
+    assert isinstance(phase, VAEPhase)
     factor, channels = recipe.network.factor, recipe.network.latent_channels
 
     def loss(vae: nn.Module, k: int) -> Tensor:
         assert isinstance(vae, AutoencoderKL)
         key = generator(shop.recipe.seed, name, k)
-        pixels = cropped(shop.data.pixels(shop.rows(key, recipe.training.batch)), recipe.crop, key)
-        noise = torch.randn(len(pixels), channels, *(side // factor for side in pixels.shape[2:]), generator=key)
-        return autoencoding(vae, pixels, noise, recipe.kl_weight)
+        pixels = cropped(shop.data.pixels(shop.rows(key, phase.batch)), recipe.crop, key)
+        whole = pixels.shape[2] // factor
+        noise = torch.randn(len(pixels), channels, whole, pixels.shape[3] // factor, generator=key)
+        side = None
+        if phase.resized and torch.rand(1, generator=key) < phase.resized:
+            side = int(torch.randint(max(1, whole // 3), whole, (1,), generator=key))
+        return autoencoding(vae, pixels, noise, recipe.kl_weight, side)
 
-    return Stage(shop.build(shop.new_vae, "vae"), recipe.training, loss, partial(through_latents, shop))
+    vae = shop.learnt(shop.new_vae, before).requires_grad_() if before else shop.build(shop.new_vae, "vae")
+    return Stage(vae, phase, loss, partial(through_latents, shop))
 
 
 def cropped(pixels: Tensor, side: int | None, key: torch.Generator) -> Tensor:
@@ -120,10 +127,10 @@ def unet_stage(shop: Workshop, name: str) -> Stage:
 
     The text tower is that of the contrastive pair; a phase may let it learn, too.
     """
-    recipe, number = shop.recipe.unet, shop.stages[name].phase
-    phase = recipe.training[number]
-    if number:
-        painter = shop.learnt(shop.new_painter, shop.phases("unet")[number - 1])
+    recipe, phase, before = shop.recipe.unet, shop.stages[name].settings, shop.before(name)
+    assert isinstance(phase, UNetPhase)
+    if before:
+        painter = shop.learnt(shop.new_painter, before)
     else:
         painter = Painter(copy.deepcopy(shop.clip.text), shop.build(shop.new_unet, "unet"))
     painter.unet.requires_grad_()

@@ -13,7 +13,6 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from gradina.diffusion.schedule import Schedule
 from gradina.models.clip import CLIP, TextTower
@@ -23,6 +22,7 @@ from gradina.models.vae import AutoencoderKL
 from gradina.pipeline import StableDiffusion
 from gradina.training.checkpoint import load_average, read_latents, save_latents
 from gradina.training.data import Examples, generator
+from gradina.training.objectives import resized
 from gradina.training.recipes import Planned, Recipe, plan
 from gradina.training.sources import load_data
 from gradina.weights.pairs import Pair
@@ -32,9 +32,9 @@ log = logging.getLogger(__name__)
 AT_ONCE = 8  # pictures: more at once would not stay near the core, and take twice as long
 MADE_FROM = {  # the sections of the recipe that count for a part
     "vae": ("vae",),
-    "clip": ("vae", "clip"),
+    "clip": ("clip",),
     "unet": ("vae", "clip", "unet"),
-    "vision": ("vae", "clip", "vision"),
+    "vision": ("clip", "vision"),
 }
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -64,6 +64,11 @@ class Workshop:
         """The names of the stages in which a part learns, in their order; the last one is what it becomes."""
         return [name for name, stage in self.stages.items() if stage.part == part]
 
+    def before(self, stage: str) -> str | None:
+        """The phase that a stage goes on from; None for the first of its part."""
+        planned = self.stages[stage]
+        return self.phases(planned.part)[planned.phase - 1] if planned.phase else None
+
     def state(self, stage: str) -> Path:
         """Where all that changes while a stage learns is kept."""
         return self.folder / stage / "state.safetensors"
@@ -77,8 +82,9 @@ class Workshop:
         recipe = asdict(self.recipe, dict_factory=lambda pairs: {k: v for k, v in pairs if v is not None})
         planned = self.stages[stage]
         kept = {k: recipe[k] for k in ("seed", "data", "vocabulary", "schedule", *MADE_FROM[planned.part])}
-        if planned.part == "unet":
-            kept["unet"] = recipe["unet"] | {"training": recipe["unet"]["training"][: planned.phase + 1]}
+        if planned.part in ("vae", "unet"):
+            phases = recipe[planned.part]["training"][: planned.phase + 1]
+            kept[planned.part] = recipe[planned.part] | {"training": phases}
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
 
     @cached_property
@@ -133,7 +139,7 @@ class Workshop:
     @cached_property
     def vae(self) -> AutoencoderKL:
         """The autoencoder of the first stage, its scale set so that latents have a standard deviation of 1."""
-        vae = self.learnt(self.new_vae, "vae")
+        vae = self.learnt(self.new_vae, self.phases("vae")[-1])
         mean, _ = self._latents(vae, None)
         vae.config = replace(vae.config, scale=round(1 / mean.std().item(), 5))
         return vae
@@ -158,17 +164,18 @@ class Workshop:
     def _latents(self, vae: AutoencoderKL, side: int | None) -> tuple[Tensor, Tensor]:
         """The same as the encoder says it, kept in a file."""
         path = self.folder / f"latents{'' if side is None else f'-{side}'}.safetensors"
-        kept = read_latents(path, self.mark("vae"))
+        last = self.phases("vae")[-1]
+        kept = read_latents(path, self.mark(last))
         if kept is not None:
             return kept
         log.info("encodes %d pictures", len(self.data))
         batches = torch.split(torch.arange(len(self.data)), AT_ONCE)
-        half = self.recipe.vae.training.precision == "bfloat16"
+        half = self.stages[last].settings.precision == "bfloat16"
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=half):
             parts = [vae.posterior(smaller(self.data.pixels(rows), side)) for rows in batches]
         mean = torch.cat([p.mean.float() for p in parts])
         std = torch.cat([torch.exp(0.5 * p.logvar.float()) for p in parts])
-        save_latents(path, self.mark("vae"), mean, std)
+        save_latents(path, self.mark(last), mean, std)
         return mean, std
 
     def model(self, painter: Painter) -> StableDiffusion:
@@ -187,4 +194,4 @@ class Workshop:
 
 def smaller(pixels: Tensor, side: int | None) -> Tensor:
     """Pictures (b, 3, h, w) made `side` pixels wide and high, or as they are."""
-    return pixels if side is None else F.interpolate(pixels, (side, side), mode="bilinear", antialias=True)
+    return pixels if side is None else resized(pixels, side)
