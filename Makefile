@@ -5,7 +5,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 INPUTS := pyproject.toml constraints.txt
 
-.PHONY: demo test lint evaluate clean
+.PHONY: demo test evaluate bench clean
 
 demo: .venv/.installed
 	@mkdir -p out
@@ -20,6 +20,9 @@ test: .venv/.installed-dev
 
 evaluate: .venv/.installed-dev
 	$(BIN)/python evaluation/digits.py
+
+bench: .venv/.installed-dev
+	$(BIN)/gradina bench --output benchmarks/bench.json --plot benchmarks/bench.png
 
 .venv/.python:
 	$(PYTHON) -m venv .venv
