@@ -88,7 +88,7 @@ def run(arguments: Sequence[str]) -> Taken:
     seconds, most, status = json.loads(last)
     if status:
         raise GradinaError(f"{' '.join(arguments[:3])[:80]}: {done.stderr[-400:]}")
-    return Taken(seconds, most / (2**20 if sys.platform == "darwin" else 2**10), said)
+    return Taken(seconds, most * (1 if sys.platform == "darwin" else 1024) / 1e6, said)
 
 
 def python(script: str, *arguments: str) -> Taken:
