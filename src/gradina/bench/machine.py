@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+from gradina.runtime import DTYPES
+
 SIDE = 2048  # of the matrices
 ROUNDS = 5
 
@@ -20,7 +21,8 @@ ROUNDS = 5
 def peaks() -> dict[str, dict[str, float]]:
     """GFLOP/s of a matrix product and of a 3x3 convolution as in Stable Diffusion, the best of some; by number type."""
     found = {}
-    for name, dtype in DTYPES.items():
+    for name in ("fp32", "bf16"):
+        dtype = DTYPES[name]
         a, b = torch.randn(2, SIDE, SIDE).to(dtype)
         x = torch.randn(2, 320, 64, 64).to(dtype, memory_format=torch.channels_last)
         w = torch.randn(320, 320, 3, 3).to(dtype, memory_format=torch.channels_last)
@@ -56,6 +58,5 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor()
-    said = dict(line.split(":", 1) for line in lines if ":" in line)
-    known = {key.strip(): value.strip() for key, value in said.items()}
-    return " ".join(known[k] for k in ("model name",) if k in known) + f", family {known.get('cpu family', '?')}"
+    known = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    return f"{known.get('model name', platform.machine())}, family {known.get('cpu family', '?')}"

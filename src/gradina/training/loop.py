@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -77,14 +77,12 @@ class State:
 
         `rates` names children of the network that learn at a share of the learning rate.
         """
-        groups: list[dict[str, Any]] = []
-        for name, part in network.named_children() if rates else [("", network)]:
-            rate = (rates or {}).get(name, 1.0)
-            matrices = [p for p in part.parameters() if p.ndim > 1]
-            rest = [p for p in part.parameters() if p.ndim <= 1]
-            groups.append({"params": matrices, "weight_decay": settings.weight_decay, "rate": rate})
-            groups.append({"params": rest, "weight_decay": 0.0, "rate": rate})
-        optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas)
+        groups: dict[tuple[float, float], list[Tensor]] = {}
+        for name, parameter in network.named_parameters():
+            decay = settings.weight_decay if parameter.ndim > 1 else 0.0
+            groups.setdefault((decay, (rates or {}).get(name.partition(".")[0], 1.0)), []).append(parameter)
+        alike = [{"params": params, "weight_decay": decay, "rate": rate} for (decay, rate), params in groups.items()]
+        optimizer = torch.optim.AdamW(alike, lr=settings.lr, betas=settings.betas)
         ema = copy.deepcopy(network).requires_grad_(False).eval()
         return cls(network, optimizer, ema)
 
