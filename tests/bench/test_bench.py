@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from gradina.apps import race as verb
 from gradina.apps.cli import main
-from gradina.bench import machine, report, whole, work
+from gradina.bench import machine, measure, report, whole, work
 from gradina.bench.contestants import contestants
 from gradina.bench.race import Times, race
 from gradina.bench.work import WORKS, Shapes, sd15, write_model
@@ -99,7 +98,7 @@ def test_the_verb_measures_and_writes(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(work, "sd15", lambda size: replace(TINY, size=16))
     monkeypatch.setattr(machine, "SIDE", 64)
-    monkeypatch.setattr(verb, "ATTENTION", ((1, 2, 64, 40),))
+    monkeypatch.setattr(measure, "ATTENTION", ((1, 2, 64, 40),))
     wanted = ["--only", "machine, attention,works", "--rounds", "2", "-o", "bench.json", "--plot", "bench.png"]
     assert main(["bench", *wanted]) == 0
     said = capsys.readouterr()

@@ -15,7 +15,7 @@ import typer
 import typer.core
 
 import gradina
-from gradina.apps import draw, files, find, learn, race
+from gradina.apps import draw, files, find, learn, timing
 from gradina.errors import GradinaError
 
 USAGE = """Stable Diffusion, whole, in Python.
@@ -57,7 +57,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "convert": files.convert,
     "push": files.push,
     "train": learn.train,
-    "bench": race.bench,
+    "bench": timing.bench,
 }
 for name, verb in VERBS.items():
     app.command(name)(verb)

@@ -1,0 +1,76 @@
+"""Everything that can be measured, part by part."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import date
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from gradina.bench import machine, whole, work
+from gradina.bench import report as reports
+from gradina.bench.contestants import contestants
+from gradina.bench.race import race
+from gradina.bench.report import Report
+from gradina.nn.attention import attention as own
+from gradina.runtime import DTYPES
+
+ATTENTION = ((2, 8, 4096, 40), (2, 8, 1024, 80), (2, 8, 256, 160))  # batch, heads, tokens, width: SD 1.5 at 512x512
+
+Peaks = Mapping[str, Mapping[str, float]]  # GFLOP/s
+
+
+def measured(parts: Sequence[str], rounds: int, size: int, say: Callable[[str], None]) -> Report:
+    """The report of some parts (see `gradina bench --help`); `say` is told what is measured when it begins."""
+    results: Report = {}
+    peaks: Peaks = {}
+    if "machine" in parts:
+        say("what the machine can do")
+        peaks = machine.peaks()
+        for dtype, of_type in peaks.items():
+            results[f"the machine, {dtype}"] = {name: {"GFLOP/s": round(speed)} for name, speed in of_type.items()}
+    if "attention" in parts:
+        say("attention")
+        results |= attention(rounds, peaks)
+    shapes = work.sd15(size)
+    with TemporaryDirectory() as room:
+        folder = Path(room) / "model"
+        if {"works", "pictures"} & set(parts):
+            say("nothing yet: it writes a model of Stable Diffusion 1.5's shape, with random weights")
+            work.write_model(shapes, folder)
+        for name in work.WORKS if "works" in parts else ():
+            say(name)
+            results[f"{name}, {size}x{size}"] = raced(folder, shapes, name, rounds, peaks)
+        if "pictures" in parts:
+            say("whole pictures")
+            results[f"a picture, {size}x{size}, 20 steps"] = reports.whole(whole.pictures(folder, size, 20, 1))
+    if "imports" in parts:
+        say("imports")
+        results["import"] = reports.whole(whole.imports(rounds))
+    if "cold" in parts:
+        say("the command line")
+        results["from a cold command line to a PNG, shipped model"] = reports.whole(whole.cold(rounds))
+    return {"date": date.today().isoformat(), **machine.about(), "rounds": rounds, "results": results}
+
+
+def raced(folder: Path, shapes: work.Shapes, name: str, rounds: int, peaks: Peaks) -> Report:
+    """One work, by everyone."""
+    runners = {who: opener(folder, shapes, name) for who, opener in contestants().items()}
+    return reports.raced(race(runners, rounds), shapes.gflop[name], peaks)
+
+
+def attention(rounds: int, peaks: Peaks) -> Report:
+    """Our attention beside torch's own, alone."""
+    results = {}
+    for b, heads, n, d in ATTENTION:
+        runners = {}
+        for dtype in ("fp32", "bf16"):
+            q, k, v = (torch.randn(b, n, heads, d).to(DTYPES[dtype]).transpose(1, 2) for _ in range(3))
+            for name, way in (("gradina", own), ("torch", scaled_dot_product_attention)):
+                runners[f"{name} {dtype}"] = torch.inference_mode()(lambda w=way, x=(q, k, v): w(*x))
+        gflop = 4 * b * heads * n * n * d / 1e9
+        results[f"attention ({b}, {heads}, {n}, {d})"] = reports.raced(race(runners, rounds), gflop, peaks)
+    return results
