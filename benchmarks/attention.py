@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import time
 from collections.abc import Callable
 
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from gradina.bench.race import Times
 from gradina.nn.attention import SHORT, attention, plain
 
 # batch, heads, tokens, tokens looked at, width of a head
@@ -62,17 +62,16 @@ def raced(
     rounds: int,
 ) -> dict[str, object]:  # fmt: skip
     """A row: both ways in turns, medians and quartiles in milliseconds."""
-    times: dict[str, list[float]] = {"ours": [], "fused": []}
+    times = {"ours": list[float](), "fused": list[float]()}
     for _ in range(rounds + 2):
         times["ours"].append(race(own, shape, dtype))
         times["fused"].append(race(F.scaled_dot_product_attention, shape, dtype))
     row: dict[str, object] = {"shape": shape, "dtype": str(dtype).removeprefix("torch.")}
-    for name, seconds in times.items():
-        low, middle, high = statistics.quantiles(seconds[2:], n=4)
-        row[f"{name}, ms"] = round(1000 * middle, 2)
-        row[f"{name}, quartiles"] = [round(1000 * low, 2), round(1000 * high, 2)]
-    ratios = [b / a for a, b in zip(times["ours"][2:], times["fused"][2:], strict=True)]
-    return row | {"fused / ours": round(statistics.median(ratios), 2)}
+    ours, fused = (Times(tuple(seconds[2:])) for seconds in times.values())
+    for name, taken in (("ours", ours), ("fused", fused)):
+        row[f"{name}, ms"] = round(1000 * taken.median, 2)
+        row[f"{name}, quartiles"] = [round(1000 * q, 2) for q in taken.quartiles]
+    return row | {"fused / ours": round(ours.faster_than(fused), 2)}
 
 
 @torch.no_grad()
