@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from gradina.models.clip import CLIP, TextConfig, TextTower, VisionConfig
 from gradina.models.tokenizer import Tokenizer
 from gradina.models.unet import UNet, UNetConfig
 from gradina.models.vae import AutoencoderKL, VAEConfig
+from gradina.nn.packed import packed
 from gradina.pipeline import StableDiffusion
 from gradina.request import Defaults
 from gradina.similarity import preprocess
@@ -67,6 +70,17 @@ def tiny_model() -> Callable[..., StableDiffusion]:
     """`tiny_model("sd1")`, "sd2" or "inpainting": the same one for all tests, which leave it as it is."""
     made: dict[str, StableDiffusion] = {}
     return lambda form="sd1": made[form] if form in made else made.setdefault(form, make_model(form))
+
+
+@pytest.fixture(scope="session")
+def as_loaded() -> Callable[[StableDiffusion], StableDiffusion]:
+    """`as_loaded(model)`: a copy whose networks are packed, as those that come from files are."""
+
+    def copied(model: StableDiffusion) -> StableDiffusion:
+        text, vae, unet = (packed(copy.deepcopy(network)) for network in (model.text, model.vae, model.unet))
+        return replace(model, text=text, vae=vae, unet=unet)
+
+    return copied
 
 
 @pytest.fixture(scope="session")
