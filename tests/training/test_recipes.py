@@ -47,6 +47,8 @@ def test_shipped_recipes_are_read(path: Path) -> None:
             r"unet\.caption_dropout: got 7\.0, expected 0 to 1",
         ),
         ("lr = 1e-3", "lr = 1e-3\nresized = -1", r"vae\.training\.resized: got -1\.0, expected 0 to 1"),
+        ("lr = 1e-3", 'lr = 1e-3\nonly = "encoder"', r"vae\.training\.only: got 'encoder', expected one of decoder"),
+        ("lr = 1e-3", 'lr = 1e-3\nonly = "decoder"', r"vae\.training\.only: in the first phase both halves"),
         (
             "warmup = 2\naccumulate = 2",
             "warmup = 2\ntext_rate = 2.0",

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -336,3 +337,24 @@ def test_the_autoencoder_learns_in_phases(recipe_file: Path, tmp_path: Path) -> 
     assert 0 < moves.max() < 4e-3, "the second goes on from the first"
     assert all(torch.equal(value, second[name]) for name, value in shop.vae.state_dict().items())
     assert rest
+
+
+def test_a_decoder_that_learns_on_leaves_the_latents_and_the_unet_as_they_are(
+    recipe_file: Path, tmp_path: Path
+) -> None:  # fmt: skip
+    before = read_recipe(recipe_file)
+    first = replace(before.vae.training[0], steps=3, warmup=0)
+    before = replace(before, vae=replace(before.vae, training=(first,)))
+    after = replace(before, vae=replace(before.vae, training=(first, replace(first, only="decoder"))))
+    for _ in run(before, tmp_path / "run"):
+        pass
+    taken = {progress.stage for progress in run(after, tmp_path / "run")}
+    assert taken == {"vae-2"}, "nothing else has to learn anew"
+    shop = Workshop(after, tmp_path / "run")
+    old, new = (shop.learnt(shop.new_vae, name).state_dict() for name in ("vae", "vae-2"))
+    same = {name.partition(".")[0]: True for name in old}
+    for name, value in old.items():
+        same[name.partition(".")[0]] &= torch.equal(value, new[name])
+    assert same == {"encoder": True, "quant": True, "post_quant": False, "decoder": False}
+    shipped = gradina.load(tmp_path / "run" / "model", device="cpu").vae.state_dict()
+    assert torch.equal(shipped["decoder.conv_out.weight"], new["decoder.conv_out.weight"])

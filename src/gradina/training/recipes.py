@@ -59,6 +59,7 @@ class VAEPhase(Settings):
     """How the autoencoder learns for a while; the next phase goes on from the averaged weights."""
 
     resized: float = 0.0  # share of batches whose latents are made smaller, to give a smaller picture
+    only: Literal["decoder"] | None = None  # the half that learns: then latents stay what they are; None: both
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,6 +188,8 @@ def check(recipe: Recipe) -> None:
     for learning in recipe.vae.training:
         if not 0 <= learning.resized <= 1:
             raise RecipeError(f"vae.training.resized: got {learning.resized}, expected 0 to 1")
+    if recipe.vae.training[0].only:
+        raise RecipeError("vae.training.only: in the first phase both halves have to learn")
     unet, step = recipe.unet.network, recipe.vae.network.factor
     for phase in recipe.unet.training:
         if not 0 <= phase.text_rate <= 1:

@@ -60,6 +60,9 @@ def vae_stage(shop: Workshop, name: str) -> Stage:
         return autoencoding(vae, pixels, noise, recipe.kl_weight, side)
 
     vae = shop.learnt(shop.new_vae, before).requires_grad_() if before else shop.build(shop.new_vae, "vae")
+    if phase.only == "decoder":
+        vae.encoder.requires_grad_(False)
+        vae.quant.requires_grad_(False)
     return Stage(vae, phase, loss, partial(through_latents, shop))
 
 

@@ -85,6 +85,9 @@ class Workshop:
         if planned.part in ("vae", "unet"):
             phases = recipe[planned.part]["training"][: planned.phase + 1]
             kept[planned.part] = recipe[planned.part] | {"training": phases}
+        if planned.part == "unet":
+            encoding = [phase for phase in recipe["vae"]["training"] if phase.get("only") != "decoder"]
+            kept["vae"] = recipe["vae"] | {"training": encoding}
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
 
     @cached_property
@@ -164,7 +167,8 @@ class Workshop:
     def _latents(self, vae: AutoencoderKL, side: int | None) -> tuple[Tensor, Tensor]:
         """The same as the encoder says it, kept in a file."""
         path = self.folder / f"latents{'' if side is None else f'-{side}'}.safetensors"
-        last = self.phases("vae")[-1]
+        learning = zip(self.phases("vae"), self.recipe.vae.training, strict=True)
+        last = [name for name, phase in learning if phase.only != "decoder"][-1]  # what decides the latents
         kept = read_latents(path, self.mark(last))
         if kept is not None:
             return kept
