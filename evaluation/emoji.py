@@ -22,7 +22,7 @@ from trials import Court, Figures
 import gradina
 from gradina import sheet
 from gradina.pipeline import to_image
-from gradina.training.icons import RELATIONS, Composed
+from gradina.training.composed import RELATIONS, Composed
 from gradina.training.recipes import read_recipe
 from gradina.training.sources import load_data
 from gradina.weights.zoo import shipped

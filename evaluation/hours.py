@@ -23,8 +23,8 @@ from trials import prompts_for, share
 import gradina
 from gradina.pipeline import to_pixels
 from gradina.training.checkpoint import load_average
+from gradina.training.composed import Composed
 from gradina.training.data import generator
-from gradina.training.icons import Composed
 from gradina.training.recipes import read_recipe
 from gradina.training.sources import load_data
 from gradina.training.workshop import Workshop

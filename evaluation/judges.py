@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gradina.training.data import generator, npm_package
-from gradina.training.icons import GROUND_NAMES, GROUNDS, Composed, icon_set, rendered, vocabulary
+from gradina.training.composed import GROUND_NAMES, GROUNDS, Composed
+from gradina.training.data import generator, npm_package, turned
+from gradina.training.icons import icon_set, rendered, vocabulary
 from gradina.training.recipes import Recipe
-from gradina.training.stages import turned
 
 SEED = 7
 BATCH = 64

@@ -17,8 +17,9 @@ import gradina
 from gradina import sheet, similarity
 from gradina.metrics import psnr
 from gradina.pipeline import StableDiffusion, to_image, to_pixels
+from gradina.training.composed import GROUND_NAMES, RELATIONS, Composed, places_of
 from gradina.training.data import generator
-from gradina.training.icons import GROUND_NAMES, RELATIONS, Composed, places_of, with_article
+from gradina.training.icons import with_article
 from gradina.training.recipes import Recipe
 
 SCALES = (1.0, 3.0, 7.5, 14.0)

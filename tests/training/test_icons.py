@@ -12,12 +12,17 @@ import pytest
 import torch
 
 from gradina.errors import MissingExtra, RecipeError
+from gradina.models.clip import VisionConfig
+from gradina.similarity import open_pair
 from gradina.training import icons
+from gradina.training.composed import GROUND_NAMES, GROUNDS, RELATIONS, Composed
 from gradina.training.data import Split, generator
-from gradina.training.icons import GROUND_NAMES, GROUNDS, RELATIONS, Composed, held_out, render, with_article
-from gradina.training.recipes import DataRecipe, IconsRecipe, Recipe, read_recipe
+from gradina.training.icons import held_out, render, with_article
+from gradina.training.loop import Settings
+from gradina.training.recipes import DataRecipe, IconsRecipe, Recipe, VisionRecipe, read_recipe
 from gradina.training.run import run
 from gradina.training.sources import load_data
+from gradina.training.workshop import Workshop
 
 THINGS = ("red-apple, apple", "owl", "teddy-bear, toy", "umbrella", "key", "unicorn")
 STYLES = ("plain", "round")
@@ -176,6 +181,66 @@ def test_the_contrastive_pair_sees_more_styles_and_mirror_images(made: Callable[
     as_placed = replace(seen, mirrored=False)._picture(row)
     assert torch.equal(seen._picture(row), as_placed.flip(2))
     assert not torch.equal(seen._picture(row), as_placed)
+
+
+def test_varied_pictures_are_the_same_where_nothing_is_left_to_chance(made: Callable[..., Composed]) -> None:
+    data = made("pairs", scenes=0.4)
+    rows = torch.arange(len(data))
+    assert (data.plan["second"] < 0).any()
+    assert (data.plan["second"] >= 0).any()
+    apart = (data.varied(rows, 0.0, generator(1)) - data.pixels(rows)).abs().flatten(1).mean(1)
+    assert apart.max() < 0.12, "edges lie between pixels, nothing else"
+    other = (data.varied(rows, 0.0, generator(1)) - data.pixels(rows.flip(0))).abs().flatten(1).mean(1)
+    assert other.mean() > 0.3
+
+
+def test_varied_pictures_are_turned_and_tinted_by_chance_on_the_same_ground(made: Callable[..., Composed]) -> None:
+    data = made("pairs", scenes=0.0)
+    rows = torch.full(
+        (64,), int(((data.plan["ground"] == 0) & (data.icons.things[data.plan["first"]] == 3)).nonzero()[0])
+    )
+    seen = data.varied(rows, 20.0, generator(2))
+    assert torch.equal(seen, data.varied(rows, 20.0, generator(2)))
+    assert not torch.equal(seen, data.varied(rows, 20.0, generator(3)))
+    assert (seen[:, :, 0, 0] == 1).all(), "white stays white"
+    middles = seen[:, :, 16, 16]
+    assert middles.std(dim=0).max() > 0.1, "tints differ"
+    assert seen.min() >= -1
+    assert seen.max() <= 1
+    shares = ((seen - 1).abs().amax(dim=1) > 0.3).float().mean((1, 2))
+    assert shares.std() > 0.02, "sizes differ"
+
+
+def test_the_pair_may_learn_on_with_a_tower_of_its_own_from_more_styles(
+    of_icons: Callable[..., Recipe], tmp_path: Path
+) -> None:  # fmt: skip
+    recipe = of_icons(styles=STYLES[:1], variants=2)
+    recipe = replace(recipe, data=replace(recipe.data, folders=recipe.data.folders[:1]))
+    list(run(recipe, tmp_path / "run"))
+    first = Workshop(recipe, tmp_path / "run")
+    own = VisionConfig(
+        size=32, patch=4, width=16, inner=32, layers=1, heads=2, projection=first.clip.vision.config.projection
+    )
+    vision = VisionRecipe(
+        training=Settings(steps=4, batch=8, lr=1e-3, warmup=1), network=own, text_rate=0.5,
+        folders=(str(tmp_path / STYLES[1]),), styles=STYLES[1:], turned=10.0, kept=0.5,
+    )  # fmt: skip
+    recipe = replace(recipe, vision=vision)
+    assert {progress.stage for progress in run(recipe, tmp_path / "run")} == {"vision"}
+    shop = Workshop(recipe, tmp_path / "run")
+    wider = load_data(shop.wider, "pairs")
+    assert isinstance(wider, Composed)
+    assert wider.styles == STYLES
+    assert wider.icons.styles.unique().tolist() == [0, 1]
+    assert shop.pair.clip.vision.config == own
+    assert open_pair(tmp_path / "run" / "model").clip.vision.config == own
+    moved = {
+        name
+        for name, value in shop.clip.text.state_dict().items()
+        if not torch.equal(shop.pair.clip.text.state_dict()[name], value)
+    }
+    assert {"token.weight", "projection.weight"} <= moved
+    assert torch.equal(shop.model(shop.learnt(shop.new_painter, "unet")).text.token.weight, shop.clip.text.token.weight)
 
 
 def test_contrasts_come_in_pairs_of_one_thing(made: Callable[..., Composed]) -> None:

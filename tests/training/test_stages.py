@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from gradina.training.data import generator
-from gradina.training.stages import cropped, turned
+from gradina.training.data import generator, turned
+from gradina.training.stages import cropped
 
 
 def test_a_crop_is_a_part_of_its_picture() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import shutil
 import subprocess
@@ -30,6 +31,10 @@ class Examples(Protocol):
 
     def pixels(self, rows: Tensor) -> Tensor:
         """The pictures of `rows` (b,) as (b, 3, h, w) in -1..1, each always the same."""
+        ...
+
+    def varied(self, rows: Tensor, degrees: float, key: torch.Generator) -> Tensor:
+        """The same, what they show turned by up to so many degrees, stretched and tinted by chance."""
         ...
 
     def captions(self, rows: Tensor, key: torch.Generator) -> tuple[list[str], Tensor]:
@@ -68,6 +73,10 @@ class Kinds:
         """The pictures of `rows` (b,) as (b, 3, h, w) in -1..1."""
         return (self.images[rows].float() / 127.5 - 1).expand(-1, 3, -1, -1)
 
+    def varied(self, rows: Tensor, degrees: float, key: torch.Generator) -> Tensor:
+        """The same, turned, stretched and tinted as wholes."""
+        return turned(self.pixels(rows), degrees, key)
+
     def captions(self, rows: Tensor, key: torch.Generator) -> tuple[list[str], Tensor]:
         """A wording of each picture's kind, which is true of all pictures of that kind."""
         kinds = self.kinds[rows]
@@ -90,6 +99,21 @@ class Kinds:
     def named(self, rows: Tensor) -> Tensor:
         """The kind of each picture, (b,)."""
         return self.kinds[rows]
+
+
+def turned(pixels: Tensor, degrees: float, key: torch.Generator) -> Tensor:
+    """Pictures (b, 3, h, w) turned by up to so many degrees, stretched by up to 20 %, brighter or paler by as much."""
+    if not degrees:
+        return pixels
+    angle, wide, high, light, colour = 2 * torch.rand(5, len(pixels), generator=key) - 1
+    angle = angle * math.radians(degrees)
+    rows = torch.stack([angle.cos() * (1 + wide / 5), -angle.sin(), angle.sin(), angle.cos() * (1 + high / 5)], dim=1)
+    turn = torch.cat([rows.view(-1, 2, 2), torch.zeros(len(pixels), 2, 1)], dim=2)
+    grid = F.affine_grid(turn, list(pixels.shape), align_corners=False)
+    placed = F.grid_sample(pixels, grid, padding_mode="border", align_corners=False)
+    grey = placed.mean(dim=1, keepdim=True)
+    tinted = grey + (placed - grey) * (1 + colour / 5).view(-1, 1, 1, 1) + (light / 5).view(-1, 1, 1, 1)
+    return tinted.clamp(-1, 1)
 
 
 def npm_package(package: str) -> Path:

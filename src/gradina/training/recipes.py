@@ -86,9 +86,16 @@ class CLIPRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class VisionRecipe:
-    """A last stage: the image tower learns on, while words stay what they are."""
+    """A last stage: a pair to go with the model learns on, while what the U-Net reads stays as it is."""
 
     training: Settings
+    network: VisionConfig | None = None  # of an image tower that begins anew; None: the pair's learns on
+    text_rate: float = 0.0  # share of the learning rate at which the pair's own words learn, too
+    packages: tuple[str, ...] = ()  # further ones, on npm
+    folders: tuple[str, ...] = ()  # further ones, here
+    styles: tuple[str, ...] = ()  # their names
+    turned: float = 0.0  # degrees, as for the pair; what is shown alone
+    kept: float = 1.0  # share of patches, as for the pair
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,6 +210,7 @@ def check(recipe: Recipe) -> None:
     for name, make in (
         ("vae.network", lambda: AutoencoderKL(recipe.vae.network)),
         ("clip", lambda: CLIP(recipe.clip.text, recipe.clip.vision)),
+        ("vision", lambda: CLIP(recipe.clip.text, (recipe.vision and recipe.vision.network) or recipe.clip.vision)),
         ("unet.network", lambda: UNet(unet)),
     ):
         try:

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from gradina.errors import RecipeError
+from gradina.training.composed import composed
 from gradina.training.data import Examples, Split, mnist, npm_package
-from gradina.training.icons import icons
 from gradina.training.recipes import Recipe
 
 SOURCES: dict[str, Callable[[Recipe, list[Path], Split], Examples]] = {
     "mnist": lambda recipe, folders, split: mnist(folders[0], split),
-    "icons": icons,
+    "icons": composed,
 }
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -11,13 +10,12 @@ from functools import partial
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from gradina.diffusion.denoiser import Denoiser
 from gradina.diffusion.prediction import prediction_named
 from gradina.models.clip import CLIP
 from gradina.models.vae import AutoencoderKL
-from gradina.training.data import generator
+from gradina.training.data import Examples, generator, turned
 from gradina.training.loop import Loss, Settings
 from gradina.training.objectives import autoencoding, contrastive, denoising, naming
 from gradina.training.recipes import UNetPhase, VAEPhase
@@ -76,22 +74,41 @@ def cropped(pixels: Tensor, side: int | None, key: torch.Generator) -> Tensor:
 
 def clip_stage(shop: Workshop, name: str) -> Stage:
     """Captions and pictures find each other."""
+    recipe, data = shop.recipe.clip, load_data(shop.recipe, "pairs")
+
+    def seen(rows: Tensor, key: torch.Generator) -> Tensor:
+        return turned(data.pixels(rows), recipe.turned, key)
+
     network, look = shop.build(shop.new_clip, "clip"), partial(found_by_captions, shop)
-    return Stage(network, shop.stages[name].settings, told_apart(shop, name), look)
+    return Stage(network, shop.stages[name].settings, told_apart(shop, name, data, seen, recipe.kept), look)
 
 
 def vision_stage(shop: Workshop, name: str) -> Stage:
-    """The image tower learns on; what the U-Net reads stays as it is, only how it is compared with pictures follows."""
-    network = shop.learnt(shop.new_clip, "clip")
-    for part in (*network.vision.parameters(), network.text.get_parameter("projection.weight"), network.logit_scale):
-        part.requires_grad_()
-    return Stage(network, shop.stages[name].settings, told_apart(shop, name), partial(found_by_captions, shop))
+    """A pair that goes with the model, from that of the second stage: its image tower learns on, or a new one begins.
+
+    What the U-Net reads stays as it is; of the pair's own words, at least how they are compared with pictures follows.
+    """
+    recipe = shop.recipe.vision
+    assert recipe is not None
+    data, network = load_data(shop.wider, "pairs"), shop.build(shop.new_pair, "vision")
+    network.text.load_state_dict(shop.clip.text.state_dict())
+    network.logit_scale.data.copy_(shop.clip.logit_scale)
+    if recipe.network is None:
+        network.vision.load_state_dict(shop.clip.vision.state_dict())
+    network.text.requires_grad_(recipe.text_rate > 0).get_parameter("projection.weight").requires_grad_()
+
+    def seen(rows: Tensor, key: torch.Generator) -> Tensor:
+        return data.varied(rows, recipe.turned, key)
+
+    loss, look = told_apart(shop, name, data, seen, recipe.kept), partial(found_by_captions, shop)
+    return Stage(network, recipe.training, loss, look, {"text": recipe.text_rate} if recipe.text_rate else None)
 
 
-def told_apart(shop: Workshop, name: str) -> Loss:
-    """The contrastive loss on batch k."""
-    recipe, data, batch = shop.recipe.clip, load_data(shop.recipe, "pairs"), shop.stages[name].settings.batch
-    patches = (recipe.vision.size // recipe.vision.patch) ** 2
+def told_apart(
+    shop: Workshop, name: str, data: Examples, seen: Callable[[Tensor, torch.Generator], Tensor], kept: float
+) -> Loss:
+    """The contrastive loss on batch k, of pictures as they are `seen`, a share of their patches `kept`."""
+    recipe, batch = shop.recipe.clip, shop.stages[name].settings.batch
     names = shop.tokenizer(data.phrases()[0])
 
     def loss(clip: nn.Module, k: int) -> Tensor:
@@ -99,30 +116,16 @@ def told_apart(shop: Workshop, name: str) -> Loss:
         key = generator(shop.recipe.seed, name, k)
         rows = data.contrasts(batch, key)
         captions, true = data.captions(rows, key)
-        pixels, some = turned(data.pixels(rows), recipe.turned, key), None
-        if recipe.kept < 1:
-            some = torch.rand(batch, patches, generator=key).argsort(1)[:, : round(recipe.kept * patches)]
+        pixels, some = seen(rows, key), None
+        if kept < 1:
+            patches = (clip.vision.config.size // clip.vision.config.patch) ** 2
+            some = torch.rand(batch, patches, generator=key).argsort(1)[:, : round(kept * patches)]
         texts, pictures = clip.texts(shop.tokenizer(captions)), clip.pictures(pixels, some)
         scale = clip.logit_scale.exp()
         apart = contrastive(scale * texts @ pictures.T, true)
         return apart + naming(scale * pictures @ clip.texts(names).T, data.named(rows)) if recipe.naming else apart
 
     return loss
-
-
-def turned(pixels: Tensor, degrees: float, key: torch.Generator) -> Tensor:
-    """Pictures (b, 3, h, w) turned by up to so many degrees, stretched by up to 20 %, brighter or paler by as much."""
-    if not degrees:
-        return pixels
-    angle, wide, high, light, colour = 2 * torch.rand(5, len(pixels), generator=key) - 1
-    angle = angle * math.radians(degrees)
-    rows = torch.stack([angle.cos() * (1 + wide / 5), -angle.sin(), angle.sin(), angle.cos() * (1 + high / 5)], dim=1)
-    turn = torch.cat([rows.view(-1, 2, 2), torch.zeros(len(pixels), 2, 1)], dim=2)
-    grid = F.affine_grid(turn, list(pixels.shape), align_corners=False)
-    placed = F.grid_sample(pixels, grid, padding_mode="border", align_corners=False)
-    grey = placed.mean(dim=1, keepdim=True)
-    tinted = grey + (placed - grey) * (1 + colour / 5).view(-1, 1, 1, 1) + (light / 5).view(-1, 1, 1, 1)
-    return tinted.clamp(-1, 1)
 
 
 def unet_stage(shop: Workshop, name: str) -> Stage:

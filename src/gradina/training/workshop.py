@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from gradina.diffusion.schedule import Schedule
-from gradina.models.clip import CLIP, TextTower
+from gradina.models.clip import CLIP, TextTower, VisionTower
 from gradina.models.tokenizer import Tokenizer
 from gradina.models.unet import UNet
 from gradina.models.vae import AutoencoderKL
@@ -95,6 +95,16 @@ class Workshop:
         """What there is to learn from."""
         return load_data(self.recipe)
 
+    @property
+    def wider(self) -> Recipe:
+        """The recipe, with the further packages that the pair learns from in the end."""
+        data, own = self.recipe.data, self.recipe.vision
+        if own is None:
+            return self.recipe
+        icons = data.icons and replace(data.icons, more_styles=data.icons.more_styles + own.styles)
+        packages, folders = data.packages + own.packages, data.folders + own.folders
+        return replace(self.recipe, data=replace(data, packages=packages, folders=folders, icons=icons))
+
     def rows(self, key: torch.Generator, count: int) -> Tensor:
         """Examples drawn evenly."""
         return torch.randint(len(self.data), (count,), generator=key)
@@ -131,6 +141,13 @@ class Workshop:
         text = replace(text, vocabulary=len(tokens), length=tokens.length, eos=tokens.eos)
         return CLIP(text, self.recipe.clip.vision)
 
+    def new_pair(self) -> CLIP:
+        """A pair of towers of the shape in which it goes with the model."""
+        pair, own = self.new_clip(), self.recipe.vision
+        if own is not None and own.network is not None:
+            pair.vision = VisionTower(own.network)
+        return pair
+
     def new_unet(self) -> UNet:
         """A U-Net of the recipe's shape; it reads what the text tower says."""
         return UNet(replace(self.recipe.unet.network, context=self.recipe.clip.text.width))
@@ -156,7 +173,7 @@ class Workshop:
     def pair(self) -> Pair:
         """The pair as it is in the end, with all that it needs elsewhere: it looks at pictures in -1..1."""
         (last,) = self.phases("vision") or self.phases("clip")
-        clip = self.learnt(self.new_clip, last)
+        clip = self.learnt(self.new_pair, last)
         return Pair(clip=clip, tokenizer=self.tokenizer, phrases=self.data.phrases(), name=self.recipe.name)
 
     def latents(self, side: int | None = None) -> tuple[Tensor, Tensor]:
