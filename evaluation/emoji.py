@@ -29,6 +29,20 @@ from gradina.weights.zoo import shipped
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "emoji"
+FRONT = (  # prompts of the picture that the README begins with, one picture each, whatever comes
+    "a teddy bear on a pink background", "a rocket in fluent-emoji style", "a red apple on a green background",
+    "a penguin in noto style on a blue background", "a guitar in twemoji style", "a hamburger on a yellow background",
+    "an owl on an orange background", "a house in fluent-emoji-flat style", "a sailboat on a blue background",
+    "a cat in twemoji style on a purple background", "a crown", "a rose in noto style on a black background",
+    "a bicycle on a gray background", "a butterfly in fluent-emoji style", "a strawberry on a pink background",
+    "an elephant in noto style", "a snowman on a blue background", "a pizza in fluent-emoji-flat style",
+    "a frog on a brown background", "a tiger in noto style on a green background", "a birthday cake",
+    "a soccer ball on a red background", "a sunflower in fluent-emoji style", "an umbrella on a white background",
+)  # fmt: skip
+LIMITS = """\
+It draws one of these things at a time, in the middle of a plain ground, and was shown no person, no action and no
+writing; of words that it has not learnt it makes something from their letters. Two things in one picture it has seen at
+a quarter of the area each, and draws them worse. Measured by `make evaluate`; pictures: `docs/emoji/`."""
 
 
 def measured(court: Court, pictures: int) -> tuple[Figures, dict[str, Image.Image]]:
@@ -54,6 +68,7 @@ def measured(court: Court, pictures: int) -> tuple[Figures, dict[str, Image.Imag
         "threads": torch.get_num_threads(),
     }
     return figures, {
+        "front": sheet.grid([to_image(p) for p in court.draw(FRONT, seed=1)], columns=8, labels=FRONT),
         "drawn": sheet.grid([to_image(p) for p in shown], columns=12),
         "held-out": held_sheet,
         "guidance": guidance_sheet,
@@ -93,7 +108,10 @@ def told(figures: Figures) -> str:
             judges["style, of held-out icons of all things"]
         ),
     }
-    return "\n".join(("| | |", "|---|---:|", *(f"| {k} | {v} |" for k, v in rows.items())))
+    missed = trained["things missed at least once"]
+    misses = f"Not recognised at least once, of {len(missed)} things: {', '.join(missed)}." if missed else ""
+    table = "\n".join(("| | |", "|---|---:|", *(f"| {k} | {v} |" for k, v in rows.items())))
+    return "\n\n".join(filter(None, (table, misses, LIMITS)))
 
 
 def main() -> None:

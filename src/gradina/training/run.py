@@ -110,8 +110,18 @@ def story(shop: Workshop) -> str:
             *rows,
             "",
             f"Together {total / 60:.1f} hours on {torch.get_num_threads()} threads (the median step, times the steps).",
+            "",
+            words(shop.data.phrases()),
         )
     )
+
+
+def words(phrases: tuple[tuple[str, ...], ...]) -> str:
+    """What prompts can be made of, in Markdown: the names of all that is shown, and their continuations."""
+    names, *more = phrases
+    rows = [f"It has words for {len(names)} things: {', '.join(names)}."]
+    rows += ["Each may go on " + " or ".join(filter(None, each)) + "." for each in more]
+    return "\n\n".join(rows)
 
 
 class Log:
