@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
+from gradina import runtime
 from gradina.errors import RequestError
-from gradina.runtime import pick_device, pick_dtype
+from gradina.runtime import multiplies_bf16, pick_device, pick_dtype
 
 CPU = torch.device("cpu")
 
@@ -30,8 +31,21 @@ def test_devices_that_are_not_there(name: str) -> None:
 def test_dtypes() -> None:
     assert [pick_dtype(n, CPU) for n in ("fp32", "bf16", "fp16")] == [torch.float32, torch.bfloat16, torch.float16]
     assert pick_dtype(torch.bfloat16, CPU) == torch.bfloat16
-    assert pick_dtype(None, CPU) == torch.float32
+
+
+def test_without_a_name_numbers_are_the_quickest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GRADINA_DTYPE")
     assert pick_dtype(None, torch.device("cuda")) == torch.float16
+    for has, expected in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(runtime, "multiplies_bf16", lambda has=has: has)
+        assert pick_dtype(None, CPU) == expected
+    assert isinstance(multiplies_bf16(), bool)
+    monkeypatch.setenv("GRADINA_DTYPE", "fp16")
+    assert pick_dtype(None, CPU) == torch.float16
+    assert pick_dtype("fp32", CPU) == torch.float32
+    monkeypatch.setenv("GRADINA_DTYPE", "fp8")
+    with pytest.raises(RequestError, match=r"^dtype: .*choices: fp32, bf16, fp16"):
+        pick_dtype(None, CPU)
 
 
 @pytest.mark.parametrize("dtype", ["fp8", "float", "", "bf-16", torch.int8, torch.bool])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from itertools import chain, groupby
 from os import PathLike
 from pathlib import Path
@@ -21,18 +22,22 @@ from gradina.diffusion.noise import Noise
 from gradina.diffusion.prediction import prediction_named
 from gradina.diffusion.samplers import SAMPLERS, SamplerRow, Step
 from gradina.diffusion.schedule import spaced, tail
+from gradina.engines import Call, Decoding, digest, engaged
 from gradina.errors import RequestError
 from gradina.nn.packed import packed
 from gradina.pictures import fit, open_mask, open_picture, overlay
 from gradina.request import Picture, Request
-from gradina.runtime import pick_device, pick_dtype
+from gradina.runtime import DTYPES, Engine, pick_device, pick_dtype, pick_engine
 from gradina.weights.parts import Parts
 
 AT_ONCE = 64 * 64  # places of latents that are drawn in one batch: one 512x512 picture, or many small ones
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
 class StableDiffusion(Parts):
     """A model, ready to draw: tokenizer, text tower, autoencoder, U-Net, schedule."""
+
+    engine: Engine = "eager"  # how U-Net and decoder are computed
 
     @property
     def device(self) -> torch.device:
@@ -43,6 +48,13 @@ class StableDiffusion(Parts):
     def dtype(self) -> torch.dtype:
         """The type its networks compute in; latents are fp32 throughout."""
         return self.unet.conv_in.weight.dtype
+
+    @property
+    def about(self) -> dict[str, str]:
+        """What a picture's file says of the model that drew it: also in which numbers it computed."""
+        named = [name for name, dtype in DTYPES.items() if dtype == self.dtype]
+        engine = {"engine": self.engine} if self.engine in ("compile", "openvino") else {}
+        return super().about | ({"dtype": named[0]} if named else {}) | engine
 
     @torch.no_grad()
     def read(self, texts: Sequence[str]) -> Tensor:
@@ -59,11 +71,22 @@ class StableDiffusion(Parts):
     @torch.no_grad()
     def decode(self, latents: Tensor) -> list[Image.Image]:
         """Pictures of latents (b, 4, h, w), such as those of `Step.denoised`."""
-        return [to_image(self.vae.decode(z[None].to(self.device, self.dtype))[0].float()) for z in latents]
+        return [to_image(self._decode(z[None].to(self.device, self.dtype))[0].float()) for z in latents]
 
     def network(self, x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
         """What the U-Net says: it computes in its own number type, given fp32 and giving fp32."""
-        return self.unet(x.to(self.dtype), t, cond.to(self.dtype)).float()
+        return self._unet(x.to(self.dtype), t, cond.to(self.dtype)).float()
+
+    @cached_property
+    def _unet(self) -> Call:
+        return engaged(self.unet, self.engine, self._weights)
+
+    @cached_property
+    def _decode(self) -> Call:
+        return engaged(Decoding(self.vae), self.engine, self._weights)
+
+    def _weights(self) -> str:
+        return self.hash or digest(self.unet, self.vae)
 
     def save(self, path: str | PathLike[str], dtype: torch.dtype | None = None) -> None:
         """Writes the model as a folder in the layout of diffusers, with a card; whole or not at all."""
@@ -278,20 +301,26 @@ def load(
     prediction: str | None = None,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
+    engine: str = "auto",
 ) -> StableDiffusion:
     """A model, ready to draw: a shipped one, a folder, a file, or an "owner/name" of the hub; None: the shipped one.
 
     `variant` ("fp16") chooses among a folder's files; `prediction` (eps, v, x0) overrides what was detected; numbers
-    are fp32 on a CPU and fp16 elsewhere unless `dtype` (fp32, bf16, fp16) says otherwise. Raises WeightsError,
-    HubError where the hub does not answer, RequestError for a device that is not there.
+    are bf16 on a CPU that multiplies in it, fp32 on another and fp16 elsewhere, unless `dtype` (fp32, bf16, fp16) or
+    $GRADINA_DTYPE says otherwise; `engine` is one of auto,
+    eager, compile and openvino. Raises WeightsError, HubError where the hub does not answer, RequestError for a device
+    that is not there or has no such engine, MissingExtra.
     """
     from gradina.weights.zoo import open_source
 
     place = pick_device(device)
+    chosen = pick_engine(engine, place)
     parts = open_source(source, variant=variant, prediction=prediction, dtype=pick_dtype(dtype, place))
     for network in (parts.text, parts.vae, parts.unet):
-        packed(network.requires_grad_(False).to(place))
-    return StableDiffusion(**{f.name: getattr(parts, f.name) for f in fields(parts)})
+        network.requires_grad_(False).to(place)
+        if chosen in ("auto", "eager") or network is parts.text:
+            packed(network)
+    return StableDiffusion(**{f.name: getattr(parts, f.name) for f in fields(parts)}, engine=chosen)
 
 
 def push(model: StableDiffusion, name: str, *, private: bool = False) -> str:

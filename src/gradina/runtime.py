@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+from functools import cache
+from importlib.util import find_spec
+from typing import Literal, cast, get_args
 
 import torch
 
-from gradina.errors import RequestError
+from gradina.errors import MissingExtra, RequestError
 from gradina.request import choice
 
+Engine = Literal["auto", "eager", "compile", "openvino"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -26,12 +30,35 @@ def pick_device(name: str | torch.device | None = None) -> torch.device:
 
 
 def pick_dtype(name: str | torch.dtype | None, device: torch.device) -> torch.dtype:
-    """The type of that name (fp32, bf16, fp16), or fp32 on a CPU and fp16 elsewhere."""
+    """The type of that name (fp32, bf16, fp16), or of $GRADINA_DTYPE, or the quickest for pictures.
+
+    That is fp16, but on a CPU bf16 if it multiplies in it, else fp32.
+    """
     if name is None:
-        return torch.float32 if device.type == "cpu" else torch.float16
+        name = os.environ.get("GRADINA_DTYPE") or None
+    if name is None:
+        return torch.float16 if device.type != "cpu" else torch.bfloat16 if multiplies_bf16() else torch.float32
     if isinstance(name, torch.dtype) and name.is_floating_point:
         return name
     return DTYPES[choice("dtype", str(name), tuple(DTYPES))]
+
+
+@cache
+def multiplies_bf16() -> bool:
+    """Whether this processor multiplies numbers of 16 bits as such (AVX512_BF16 or AMX)."""
+    tests = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, test, bool)() for test in tests)
+
+
+def pick_engine(name: str, device: torch.device) -> Engine:
+    """The engine of that name; RequestError where the device has none such, MissingExtra where it is not installed."""
+    engine = cast(Engine, choice("engine", name, get_args(Engine)))
+    if engine == "openvino":
+        if device.type != "cpu":
+            raise RequestError(f"engine: openvino computes on the CPU, not on {device}; give device cpu")
+        if not find_spec("openvino"):
+            raise MissingExtra("the engine openvino is an extra; install it with: pip install 'gradina[openvino]'")
+    return engine
 
 
 def use_threads(count: int | None) -> None:

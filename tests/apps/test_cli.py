@@ -101,6 +101,20 @@ def test_again_makes_the_same_pixels(room: Path, model_folder: str, name: str) -
     assert (pixels(name) == pixels("y.png")).all()
 
 
+def test_again_computes_in_the_same_numbers(
+    room: Path, model_folder: str, capsys: pytest.CaptureFixture[str]
+) -> None:  # fmt: skip
+    assert main(["a cat", "-m", model_folder, "--dtype", "bf16", "-o", "a.png"]) == 0
+    assert main(["again", "a.png", "-o", "b.png"]) == 0
+    assert main(["again", "a.png", "--dtype", "fp32", "-o", "c.png"]) == 0
+    assert (pixels("a.png") == pixels("b.png")).all()
+    assert (pixels("a.png") != pixels("c.png")).any()
+    capsys.readouterr()
+    for name, numbers in (("b.png", "bf16"), ("c.png", "fp32")):
+        assert main(["info", name]) == 0
+        assert re.search(rf"^dtype +{numbers}$", capsys.readouterr().out, re.M)
+
+
 def test_again_of_a_picture_from_a_picture(room: Path, photo: Path, model_folder: str) -> None:
     main(["x", "-m", model_folder, "-i", "photo.png", "--strength", "0.5", "--seed", "1", "-o", "a.png"])
     assert main(["again", "a.png", "-m", model_folder]) == 0

@@ -48,6 +48,11 @@ def test_shipped_recipes_are_read(path: Path) -> None:
         ),
         ("lr = 1e-3", "lr = 1e-3\nresized = -1", r"vae\.training\.resized: got -1\.0, expected 0 to 1"),
         ("lr = 1e-3", 'lr = 1e-3\nonly = "encoder"', r"vae\.training\.only: got 'encoder', expected one of decoder"),
+        (
+            "[defaults]",
+            "[words]\nwidth = 10\nheads = 4\n[words.training]\nsteps = 1\nbatch = 1\nlr = 1e-3\n[defaults]",
+            r"words\.width: got 10, expected a multiple of heads, 4",
+        ),
         ("lr = 1e-3", 'lr = 1e-3\nonly = "decoder"', r"vae\.training\.only: in the first phase both halves"),
         (
             "warmup = 2\naccumulate = 2",

@@ -189,6 +189,41 @@ def test_a_finished_phase_stands_for_those_before_it(recipe_file: Path, tmp_path
     assert list(run(read_recipe(recipe_file), tmp_path / "run")) == []
 
 
+WORDS = """
+[words]
+width = 16
+layers = 1
+heads = 2
+
+[words.training]
+steps = 4
+batch = 8
+lr = 1e-2
+warmup = 0
+"""
+
+
+def test_words_learn_what_they_look_like_before_the_unet(recipe_file: Path, tmp_path: Path) -> None:
+    before = read_recipe(recipe_file)
+    for _ in run(before, tmp_path / "run"):
+        pass
+    recipe_file.write_text(recipe_file.read_text() + WORDS)
+    recipe = read_recipe(recipe_file)
+    with pytest.raises(RecipeError, match=r"unet.weights.safetensors: was made by another recipe"):
+        list(run(recipe, tmp_path / "run"))
+    (tmp_path / "run" / "unet" / "weights.safetensors").unlink()
+    taken = [progress.stage for progress in run(recipe, tmp_path / "run")]
+    assert taken == ["words"] * 4 + ["unet"] * 8, "autoencoder and pair stay what they are"
+    shop = Workshop(recipe, tmp_path / "run")
+    paired, taught = shop.clip.text.state_dict(), shop.text.state_dict()
+    drawn = gradina.load(tmp_path / "run" / "model", device="cpu").text.state_dict()
+    assert not torch.equal(paired["token.weight"], taught["token.weight"])
+    assert all(torch.equal(value, taught[name]) for name, value in drawn.items()), "the U-Net reads what they learnt"
+    assert torch.equal(shop.pair.clip.text.token.weight, paired["token.weight"])
+    assert (tmp_path / "run" / "words" / "000004.png").is_file()
+    assert before.words is None
+
+
 VISION = """
 [vision.training]
 steps = 5
@@ -320,6 +355,28 @@ def test_parts_may_learn_at_a_share_of_the_rate() -> None:
     for name, value in network.state_dict().items():  # the first step of AdamW is as long as the rate
         expected = torch.full_like(value, -1e-2 * (0.25 if name.startswith("slow") else 1))
         torch.testing.assert_close(value - before[name], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_two_do_not_train_in_one_folder(recipe_file: Path, tmp_path: Path) -> None:
+    recipe = read_recipe(recipe_file)
+    first = run(recipe, tmp_path / "run")
+    next(first)
+    with pytest.raises(RecipeError, match=r"run: somebody trains here already; wait, or choose another --out folder"):
+        next(run(recipe, tmp_path / "run"))
+    first.close()
+    assert next(run(recipe, tmp_path / "run")).step.step == 2
+
+
+def test_a_stage_whose_log_is_gone_is_left_out_of_the_card(recipe_file: Path, tmp_path: Path) -> None:
+    recipe = read_recipe(recipe_file)
+    list(run(recipe, tmp_path / "run"))
+    (tmp_path / "run" / "clip" / "log.jsonl").unlink()
+    list(run(recipe, tmp_path / "run"))
+    card = (tmp_path / "run" / "model" / "README.md").read_text()
+    assert "| vae |" in card
+    assert "| unet |" in card
+    assert "| clip |" not in card
+    assert "It has words for 10 things: a handwritten zero, a handwritten one" in card
 
 
 def test_the_autoencoder_learns_in_phases(recipe_file: Path, tmp_path: Path) -> None:

@@ -49,6 +49,7 @@ def generate(
     prediction: o.Prediction = None,
     device: o.Device = None,
     dtype: o.Dtype = None,
+    engine: o.Engine = None,
     threads: o.Threads = None,
     quiet: o.Quiet = False,
 ) -> None:
@@ -74,7 +75,7 @@ def generate(
     axes = [axis(text) for text in grid or ()]
     check_files(request, output, film, strip)
     check_grid(axes, request, film or strip)
-    opened = open_model(model, variant, prediction, device, dtype, threads)
+    opened = open_model(model, variant, prediction, device, dtype, threads, engine)
     if axes:
         draw_grid(opened, request, axes, output, quiet)
     else:
@@ -89,6 +90,7 @@ def again(
     prediction: o.Prediction = None,
     device: o.Device = None,
     dtype: o.Dtype = None,
+    engine: o.Engine = None,
     threads: o.Threads = None,
     quiet: o.Quiet = False,
 ) -> None:
@@ -101,8 +103,9 @@ def again(
     target = output or f"{Path(picture).with_suffix('')}-again.png"
     check_files(record.request, target, None, None)
     was = record.model or {}
+    name, numbers = model or was.get("source") or was.get("name"), dtype or was.get("dtype")
     try:
-        opened = open_model(model or was.get("source") or was.get("name"), variant, prediction, device, dtype, threads)
+        opened = open_model(name, variant, prediction, device, numbers, threads, engine or was.get("engine"))
     except WeightsError as error:
         if model:
             raise
@@ -124,13 +127,14 @@ def open_model(
     device: str | None,
     dtype: str | None,
     threads: int | None,
+    engine: str | None = None,
 ) -> StableDiffusion:
     """The model that the options name."""
     from gradina.pipeline import load
     from gradina.runtime import use_threads
 
     use_threads(threads)
-    return load(name, variant=variant, prediction=prediction, device=device, dtype=dtype)
+    return load(name, variant=variant, prediction=prediction, device=device, dtype=dtype, engine=engine or "auto")
 
 
 def draw(

@@ -22,7 +22,7 @@ def info(picture: o.Picture, as_json: o.Json = False) -> None:
         return
     model = record.model or {}
     named = " ".join(filter(None, (model.get("name"), model.get("hash"), model.get("source"))))
-    rows = {"source": record.source, "model": named}
+    rows = {"source": record.source, "model": named} | ({"dtype": model["dtype"]} if "dtype" in model else {})
     rows |= {k: v for k, v in json.loads(to_json(record.request)).items() if v not in (None, "")}
     for name, value in rows.items():
         shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -29,7 +29,8 @@ ItsModel = Annotated[str | None, opt("MODEL", "the one named in the file", NAMED
 Variant = Annotated[str | None, opt("NAME", "none", "Variant of a folder's files, such as fp16.")]
 Prediction = Annotated[str | None, opt("NAME", "as detected", "What the U-Net says: eps, v or x0.")]
 Device = Annotated[str | None, opt("NAME", "the fastest here", "Where to compute: cpu, cuda, mps.")]
-Dtype = Annotated[str | None, opt("NAME", "fp32 on a CPU, else fp16", "Numbers to compute in: fp32, bf16, fp16.")]
+Dtype = Annotated[str | None, opt("NAME", "the quickest here", "Numbers to compute in: fp32, bf16, fp16.")]
+Engine = Annotated[str | None, opt("NAME", "auto", "What computes: auto, eager, compile, openvino.")]
 Threads = Annotated[int | None, opt("N", "one for each core", "Threads to compute with.", least=1)]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.", show_default="shown")]
 

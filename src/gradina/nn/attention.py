@@ -26,8 +26,10 @@ def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> Tensor:
 
 
 def _is_long(q: Tensor, k: Tensor) -> bool:
-    """Whether our own way is worth while, and can be gone: on a CPU, without gradients, not inside a compiler."""
-    if q.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
+    """Whether our own way is worth while, and open: on a CPU, without gradients, in no compiler and no tracer."""
+    if q.device.type != "cpu" or torch.is_grad_enabled():
+        return False
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
         return False
     return q.shape[-1] <= WIDEST and q.shape[-2] * k.shape[-2] * q.shape[-1] >= LONG
 

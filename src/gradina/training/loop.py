@@ -82,7 +82,7 @@ class State:
             decay = settings.weight_decay if parameter.ndim > 1 else 0.0
             groups.setdefault((decay, (rates or {}).get(name.partition(".")[0], 1.0)), []).append(parameter)
         alike = [{"params": params, "weight_decay": decay, "rate": rate} for (decay, rate), params in groups.items()]
-        optimizer = torch.optim.AdamW(alike, lr=settings.lr, betas=settings.betas)
+        optimizer = torch.optim.AdamW(alike, lr=settings.lr, betas=settings.betas, fused=True)
         ema = copy.deepcopy(network).requires_grad_(False).eval()
         return cls(network, optimizer, ema)
 

@@ -85,6 +85,16 @@ class CLIPRecipe:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WordsRecipe:
+    """The text tower learns what its words look like, from a small stand-in for the U-Net."""
+
+    training: Settings
+    width: int = 256
+    layers: int = 2
+    heads: int = 8
+
+
+@dataclass(frozen=True, kw_only=True)
 class VisionRecipe:
     """A last stage: a pair to go with the model learns on, while what the U-Net reads stays as it is."""
 
@@ -129,7 +139,8 @@ class Recipe:
     vae: VAERecipe
     clip: CLIPRecipe
     unet: UNetRecipe
-    vision: VisionRecipe | None = None
+    words: WordsRecipe | None = None  # before the U-Net
+    vision: VisionRecipe | None = None  # after it
     schedule: BetaLaw = BetaLaw()  # noqa: RUF009 (frozen)
     defaults: Defaults
     prompts: tuple[str, ...] = ()  # of the sample grids
@@ -142,7 +153,7 @@ class Recipe:
 class Planned:
     """A stage as a recipe plans it: a part learns, perhaps in several phases."""
 
-    part: Literal["vae", "clip", "unet", "vision"]
+    part: Literal["vae", "clip", "words", "unet", "vision"]
     settings: Settings
     phase: int = 0  # counts from 0
 
@@ -156,6 +167,7 @@ def plan(recipe: Recipe) -> dict[str, Planned]:
     """The stages of a recipe, by name, in their order."""
     stages = [Planned("vae", settings, phase) for phase, settings in enumerate(recipe.vae.training)]
     stages += [Planned("clip", recipe.clip.training)]
+    stages += [Planned("words", recipe.words.training)] if recipe.words else []
     stages += [Planned("unet", settings, phase) for phase, settings in enumerate(recipe.unet.training)]
     stages += [Planned("vision", recipe.vision.training)] if recipe.vision else []
     return {stage.name: stage for stage in stages}
@@ -203,6 +215,11 @@ def check(recipe: Recipe) -> None:
             raise RecipeError(f"unet.training.text_rate: got {phase.text_rate}, expected 0 to 1")
         if phase.pixels is not None and (phase.pixels < step or phase.pixels % step):
             raise RecipeError(f"unet.training.pixels: got {phase.pixels}, expected a multiple of {step}")
+    words = recipe.words
+    if words and not (words.layers > 0 < words.heads <= words.width and words.width % words.heads == 0):
+        raise RecipeError(
+            f"words.width: got {words.width}, expected a multiple of heads, {words.heads}; layers above 0"
+        )
     if not len(unet.widths) == len(unet.attention) == len(unet.heads) > 0:
         raise RecipeError("unet.network: expected as many widths as entries of attention and heads, at least one")
     if any(width % heads for width, heads in zip(unet.widths, unet.heads, strict=True)):

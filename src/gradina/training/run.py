@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 
 import torch
+from filelock import FileLock, Timeout
 
+from gradina.errors import RecipeError
 from gradina.files import atomic_write
 from gradina.training.checkpoint import is_finished, load_state, save_average, save_state
 from gradina.training.loop import State, TrainStep, train
@@ -38,13 +41,35 @@ def run(recipe: Recipe, folder: Path) -> Generator[Progress]:
     """Trains what is not trained yet, and yields after each step; the same call goes on after any interruption.
 
     The folder gets, for each stage, its log, samples and `weights.safetensors` (until then `state.safetensors`), and
-    at the end `model`, in half precision, with the contrastive pair beside it. Raises RecipeError.
+    at the end `model`, in half precision, with the contrastive pair beside it. Raises RecipeError, also where another
+    process trains in the folder.
     """
     shop = Workshop(recipe, folder)
-    for name in shop.stages:
-        if not _behind(shop, name):
-            yield from _train(shop, name)
-    model = shop.model(shop.learnt(shop.new_painter, shop.phases("unet")[-1]))
+    with _alone(folder):
+        for name in shop.stages:
+            if not _behind(shop, name):
+                yield from _train(shop, name)
+        _release(shop)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """No other process trains in this folder meanwhile; the system frees it when a process ends, however it does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise RecipeError(f"{folder}: somebody trains here already; wait, or choose another --out folder") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _release(shop: Workshop) -> None:
+    """Writes the finished model, with the contrastive pair beside it and a card."""
+    model, recipe, folder = shop.model(shop.learnt(shop.new_painter, shop.phases("unet")[-1])), shop.recipe, shop.folder
     with tempfile.TemporaryDirectory() as room:
         write_pair(shop.pair, Path(room) / "clip", torch.float16)
         model = replace(model, clip=Path(room) / "clip")
@@ -87,12 +112,13 @@ def _train(shop: Workshop, name: str) -> Generator[Progress]:
 
 
 def story(shop: Workshop) -> str:
-    """How a model came about, in Markdown, for its card."""
+    """How a model came about, in Markdown, for its card; stages whose log was removed are left out."""
     recipe, rows, total = shop.recipe, [], 0.0
     for name, planned in shop.stages.items():
-        settings = planned.settings
-        lines = (shop.folder / name / "log.jsonl").read_text(encoding="utf-8").splitlines()
-        steps = [json.loads(line) for line in lines]
+        settings, log = planned.settings, shop.folder / name / "log.jsonl"
+        steps = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.exists() else []
+        if not steps:
+            continue
         minutes = median(step["seconds"] for step in steps) * settings.steps / 60
         loss = sum(step["loss"] for step in steps[-10:]) / len(steps[-10:])
         rows.append(f"| {name} | {settings.steps} | {settings.batch} | {settings.lr:g} | {loss:.4f} | {minutes:.0f} |")

@@ -12,6 +12,7 @@ from gradina.models.vae import AutoencoderKL
 from gradina.pipeline import generate, to_image
 from gradina.request import Request
 from gradina.training.data import generator
+from gradina.training.reader import Reader
 from gradina.training.workshop import Painter, Workshop
 
 SHOWN = 8
@@ -36,6 +37,14 @@ def found_by_captions(shop: Workshop, clip: nn.Module) -> Image.Image:
     captions = prompts(shop)
     nearest = clip(shop.tokenizer(captions), pixels).topk(SHOWN, dim=1).indices
     return sheet.grid([to_image(pixels[i]) for i in nearest.flatten()], columns=SHOWN, row_labels=captions)
+
+
+@torch.no_grad()
+def imagined(shop: Workshop, reader: nn.Module) -> Image.Image:
+    """The recipe's prompts as the stand-in for the U-Net sees them: what their pictures are on average."""
+    assert isinstance(reader, Reader)
+    pixels = shop.vae.decode(reader(shop.tokenizer(prompts(shop))))
+    return sheet.grid([to_image(p) for p in pixels], columns=4, labels=prompts(shop))
 
 
 def drawn(shop: Workshop, painter: nn.Module, side: int | None = None) -> Image.Image:

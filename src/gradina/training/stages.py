@@ -18,8 +18,9 @@ from gradina.models.vae import AutoencoderKL
 from gradina.training.data import Examples, generator, turned
 from gradina.training.loop import Loss, Settings
 from gradina.training.objectives import autoencoding, contrastive, denoising, naming
+from gradina.training.reader import Reader, imagining
 from gradina.training.recipes import UNetPhase, VAEPhase
-from gradina.training.samples import drawn, found_by_captions, through_latents
+from gradina.training.samples import drawn, found_by_captions, imagined, through_latents
 from gradina.training.sources import load_data
 from gradina.training.workshop import Painter, Workshop
 
@@ -128,17 +129,39 @@ def told_apart(
     return loss
 
 
+def words_stage(shop: Workshop, name: str) -> Stage:
+    """The text tower of the pair learns what its words look like, before a U-Net reads them."""
+    phase = shop.stages[name].settings
+    reader, (mean, _) = shop.build(shop.new_reader, "words"), shop.latents()
+    reader.text.load_state_dict(shop.clip.text.state_dict())
+
+    def loss(reader: nn.Module, k: int) -> Tensor:
+        assert isinstance(reader, Reader)
+        key = generator(shop.recipe.seed, name, k)
+        rows = shop.rows(key, phase.batch)
+        return imagining(reader, shop.tokenizer(worded(shop, rows, key)), mean[rows])
+
+    return Stage(reader, phase, loss, partial(imagined, shop))
+
+
+def worded(shop: Workshop, rows: Tensor, key: torch.Generator) -> list[str]:
+    """A caption for each picture, or, now and then, none: guidance needs to know what pictures are without words."""
+    texts, _ = shop.data.captions(rows, key)
+    dropped = (torch.rand(len(rows), generator=key) < shop.recipe.unet.caption_dropout).tolist()
+    return ["" if drop else text for text, drop in zip(texts, dropped, strict=True)]
+
+
 def unet_stage(shop: Workshop, name: str) -> Stage:
     """Noise is told from latents, with the caption as a hint; a later phase goes on from the one before.
 
-    The text tower is that of the contrastive pair; a phase may let it learn, too.
+    The text tower is that of the stages before; a phase may let it learn, too.
     """
     recipe, phase, before = shop.recipe.unet, shop.stages[name].settings, shop.before(name)
     assert isinstance(phase, UNetPhase)
     if before:
         painter = shop.learnt(shop.new_painter, before)
     else:
-        painter = Painter(copy.deepcopy(shop.clip.text), shop.build(shop.new_unet, "unet"))
+        painter = Painter(copy.deepcopy(shop.text), shop.build(shop.new_unet, "unet"))
     painter.unet.requires_grad_()
     painter.text.requires_grad_(phase.text_rate > 0)
     mean, std = shop.latents(phase.pixels)
@@ -148,9 +171,7 @@ def unet_stage(shop: Workshop, name: str) -> Stage:
         assert isinstance(painter, Painter)
         key = generator(shop.recipe.seed, name, k)
         rows = shop.rows(key, phase.batch)
-        texts, _ = shop.data.captions(rows, key)
-        dropped = (torch.rand(len(rows), generator=key) < recipe.caption_dropout).tolist()
-        cond = painter.text(shop.tokenizer(["" if drop else t for t, drop in zip(texts, dropped, strict=True)]))
+        cond = painter.text(shop.tokenizer(worded(shop, rows, key)))
         latents = mean[rows] + std[rows] * torch.randn(len(rows), *mean.shape[1:], generator=key)
         noise = torch.randn(latents.shape, generator=key)
         sigma = schedule.drawn(len(rows), key)
@@ -163,6 +184,7 @@ def unet_stage(shop: Workshop, name: str) -> Stage:
 STAGES: dict[str, Callable[[Workshop, str], Stage]] = {
     "vae": vae_stage,
     "clip": clip_stage,
+    "words": words_stage,
     "unet": unet_stage,
     "vision": vision_stage,
 }

@@ -23,6 +23,7 @@ from gradina.pipeline import StableDiffusion
 from gradina.training.checkpoint import load_average, read_latents, save_latents
 from gradina.training.data import Examples, generator
 from gradina.training.objectives import resized
+from gradina.training.reader import Reader
 from gradina.training.recipes import Planned, Recipe, plan
 from gradina.training.sources import load_data
 from gradina.weights.pairs import Pair
@@ -33,7 +34,8 @@ AT_ONCE = 8  # pictures: more at once would not stay near the core, and take twi
 MADE_FROM = {  # the sections of the recipe that count for a part
     "vae": ("vae",),
     "clip": ("clip",),
-    "unet": ("vae", "clip", "unet"),
+    "words": ("vae", "clip", "words"),
+    "unet": ("vae", "clip", "words", "unet"),
     "vision": ("clip", "vision"),
 }
 
@@ -81,11 +83,12 @@ class Workshop:
         """What a stage is made from, as a hash; prompts, names and later phases do not count."""
         recipe = asdict(self.recipe, dict_factory=lambda pairs: {k: v for k, v in pairs if v is not None})
         planned = self.stages[stage]
-        kept = {k: recipe[k] for k in ("seed", "data", "vocabulary", "schedule", *MADE_FROM[planned.part])}
+        sections = ("seed", "data", "vocabulary", "schedule", *MADE_FROM[planned.part])
+        kept = {name: recipe[name] for name in sections if name in recipe}
         if planned.part in ("vae", "unet"):
             phases = recipe[planned.part]["training"][: planned.phase + 1]
             kept[planned.part] = recipe[planned.part] | {"training": phases}
-        if planned.part == "unet":
+        if planned.part in ("words", "unet"):
             encoding = [phase for phase in recipe["vae"]["training"] if phase.get("only") != "decoder"]
             kept["vae"] = recipe["vae"] | {"training": encoding}
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
@@ -148,6 +151,12 @@ class Workshop:
             pair.vision = VisionTower(own.network)
         return pair
 
+    def new_reader(self) -> Reader:
+        """A text tower with a stand-in for the U-Net, for latents of whole pictures."""
+        words, (_, channels, high, wide) = self.recipe.words, self.latents()[0].shape
+        assert words is not None
+        return Reader(self.new_clip().text, (channels, high, wide), words.width, words.layers, words.heads)
+
     def new_unet(self) -> UNet:
         """A U-Net of the recipe's shape; it reads what the text tower says."""
         return UNet(replace(self.recipe.unet.network, context=self.recipe.clip.text.width))
@@ -168,6 +177,11 @@ class Workshop:
     def clip(self) -> CLIP:
         """The pair of the second stage."""
         return self.learnt(self.new_clip, "clip")
+
+    @cached_property
+    def text(self) -> TextTower:
+        """What the U-Net begins to read: the pair's text tower, taught on by the stand-in if the recipe asks for it."""
+        return self.learnt(self.new_reader, "words").text if self.recipe.words else self.clip.text
 
     @property
     def pair(self) -> Pair:
