@@ -82,7 +82,7 @@ def test_a_picture_says_how_to_draw_it_again(tiny_model: Tiny) -> None:
         assert picture.request.prompt == ("a red boat", "a red boat", "seven", "seven")[k]
         assert picture.request.images == 1
         assert picture.seed == picture.request.seed
-        assert picture.model == model.about == {"name": "tiny"}
+        assert picture.model == model.about == {"name": "tiny", "dtype": "fp32"}
         assert picture.request.resolved(model.defaults) == picture.request
         (again,) = generate(model, picture.request)
         assert grey(again.image, picture.image) <= 1
