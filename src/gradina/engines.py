@@ -98,10 +98,7 @@ class Exported:
     def _export(self, inputs: tuple[Tensor, ...], path: Path) -> None:
         openvino = import_module("openvino")
         plain = unpacked(copy.deepcopy(self.network)).float().eval()
-        floats = tuple(x.float() for x in inputs)
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")  # sizes become constants, which is what is wanted
-            graph = openvino.convert_model(plain, example_input=floats, input=[tuple(x.shape) for x in floats])
+        graph = graph_of(plain, tuple(x.float() for x in inputs))
         path.parent.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent.parent) as room:
             openvino.save_model(graph, Path(room) / "made" / path.name, compress_to_fp16=True)
@@ -111,6 +108,14 @@ class Exported:
                 if not path.is_file():
                     shutil.rmtree(path.parent, ignore_errors=True)
                     (Path(room) / "made").rename(path.parent)
+
+
+def graph_of(network: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
+    """A network as OpenVINO's graph for inputs of exactly these shapes."""
+    convert = import_module("openvino").convert_model
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # sizes become constants, which is what is wanted
+        return convert(network, example_input=inputs, input=[tuple(x.shape) for x in inputs])
 
 
 class Decoding(nn.Module):

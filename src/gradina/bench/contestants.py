@@ -13,6 +13,7 @@ import torch
 
 from gradina.bench.race import Runner
 from gradina.bench.work import SCALE, Shapes
+from gradina.engines import graph_of
 from gradina.pipeline import load
 from gradina.runtime import DTYPES
 
@@ -49,8 +50,7 @@ def openvino(dtype: str, folder: Path, shapes: Shapes, work: str) -> Runner:
     """The reference, compiled by OpenVINO for these shapes."""
     ov = import_module("openvino")
     network, inputs = _reference(torch.float32, folder, shapes, work)
-    with torch.no_grad():
-        graph = ov.convert_model(network, example_input=inputs, input=[tuple(x.shape) for x in inputs])
+    graph = graph_of(network, inputs)
     config = {
         "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[dtype],
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
