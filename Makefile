@@ -20,7 +20,6 @@ test: .venv/.installed-dev
 
 evaluate: .venv/.installed-dev
 	$(BIN)/python evaluation/digits.py
-	$(BIN)/python evaluation/emoji.py
 
 bench: .venv/.installed-dev
 	$(BIN)/gradina bench --output benchmarks/bench.json --plot benchmarks/bench.png

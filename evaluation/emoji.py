@@ -42,7 +42,7 @@ FRONT = (  # prompts of the picture that the README begins with, one picture eac
 LIMITS = """\
 It draws one of these things at a time, in the middle of a plain ground, and was shown no person, no action and no
 writing; of words that it has not learnt it makes something from their letters. Two things in one picture it has seen at
-a quarter of the area each, and draws them worse. Measured by `make evaluate`; pictures: `docs/emoji/`."""
+a quarter of the area each. Measured by `python evaluation/emoji.py`; pictures: `docs/emoji/`."""
 
 
 def measured(court: Court, pictures: int) -> tuple[Figures, dict[str, Image.Image]]:

@@ -54,7 +54,7 @@ def measured(shop: Workshop, data: Composed, things: nn.Module, styles: nn.Modul
     """A row for each snapshot."""
     icons = torch.randperm(len(data.icons), generator=generator(SEED, "hours"))[:pictures]
     prompts, _ = prompts_for(data, icons, generator(SEED, "grounds"))
-    earlier = [*shop.phases("vae"), "clip"]
+    earlier = [name for name in shop.stages if shop.stages[name].part not in ("unet", "vision")]
     before = sum(hours_of(shop, stage)[0] * shop.stages[stage].settings.steps for stage in earlier)
     rows: list[Row] = []
     for stage in shop.phases("unet"):

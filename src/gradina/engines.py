@@ -9,10 +9,8 @@ from __future__ import annotations
 import copy
 import hashlib
 import logging
-import shutil
-import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from importlib import import_module
 from importlib.metadata import version
@@ -23,7 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradina.files import cache_folder
+from gradina.errors import DiskError
+from gradina.files import atomic_folder, cache_folder
 from gradina.models.vae import AutoencoderKL
 from gradina.nn.native import own_attention
 from gradina.nn.packed import unpacked
@@ -37,17 +36,17 @@ Call = Callable[..., Tensor]
 Shapes = tuple[tuple[int, ...], ...]
 
 
-def engaged(network: nn.Module, engine: Engine, weights: Callable[[], str]) -> Call:
-    """The network as an engine computes it; `weights` names, when it is asked for, what the network was made from.
+def engaged(network: nn.Module, engine: Engine) -> Call:
+    """The network as an engine computes it, with the weights that it has when it is first asked.
 
     auto is eager, but where our own attention does not run and an export for the shapes is ready, that.
     """
     if engine == "compile":
         return torch.compile(network, options={"freezing": True})
     if engine == "openvino":
-        return Exported(network, weights)
+        return Exported(network)
     if engine == "auto" and find_spec("openvino") and own_attention(next(network.parameters()).dtype) is None:
-        exported = Exported(network, weights)
+        exported = Exported(network)
         return lambda *inputs: (exported if exported.is_ready(*inputs) else network)(*inputs)
     return network
 
@@ -55,23 +54,21 @@ def engaged(network: nn.Module, engine: Engine, weights: Callable[[], str]) -> C
 class Exported:
     """A network as OpenVINO computes it, on a CPU: tensors go in, one comes out, all with the batch in front."""
 
-    def __init__(self, network: nn.Module, weights: Callable[[], str]) -> None:
-        self.network, self._weights = network, weights
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
         self.compiled: dict[Shapes, Any] = {}
 
     def __call__(self, *inputs: Tensor) -> Tensor:
-        outputs = [self._run(part) for part in zip(*(torch.split(x, AT_ONCE) for x in inputs), strict=True)]
-        return torch.cat(outputs).to(inputs[0].dtype)
+        return torch.cat([self._run(part) for part in _parts(inputs)]).to(inputs[0].dtype)
 
     def is_ready(self, *inputs: Tensor) -> bool:
         """Whether what these inputs ask for is in the cache."""
-        parts = zip(*(torch.split(x, AT_ONCE) for x in inputs), strict=True)
-        return all(self.path(_shapes(part)).is_file() for part in parts)
+        return all(self.path(_shapes(part)).is_file() for part in _parts(inputs))
 
     @cached_property
     def weights(self) -> str:
-        """The name of what the network was made from."""
-        return self._weights()
+        """A name for the network's own weights: files would not tell in which numbers they were read, and changed."""
+        return digest(self.network)
 
     def path(self, shapes: Shapes) -> Path:
         """Where the export for inputs of such shapes is kept."""
@@ -90,24 +87,18 @@ class Exported:
         if not path.is_file():
             log.info("exports for OpenVINO what is kept for the next time: inputs of %s", _shapes(inputs))
             self._export(inputs, path)
-        bfloat = next(self.network.parameters()).dtype == torch.bfloat16
-        how = {"INFERENCE_PRECISION_HINT": "bf16" if bfloat else "f32"}
-        openvino = import_module("openvino")
-        return openvino.Core().compile_model(path, "CPU", how | {"INFERENCE_NUM_THREADS": torch.get_num_threads()})
+        return compiled(path, next(self.network.parameters()).dtype)
 
     def _export(self, inputs: tuple[Tensor, ...], path: Path) -> None:
-        openvino = import_module("openvino")
         plain = unpacked(copy.deepcopy(self.network)).float().eval()
         graph = graph_of(plain, tuple(x.float() for x in inputs))
         path.parent.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent.parent) as room:
-            openvino.save_model(graph, Path(room) / "made" / path.name, compress_to_fp16=True)
-            try:
-                (Path(room) / "made").rename(path.parent)
-            except OSError:  # somebody else was quicker
-                if not path.is_file():
-                    shutil.rmtree(path.parent, ignore_errors=True)
-                    (Path(room) / "made").rename(path.parent)
+        try:
+            with atomic_folder(path.parent) as folder:
+                import_module("openvino").save_model(graph, folder / path.name, compress_to_fp16=True)
+        except DiskError:
+            if not path.is_file():  # else somebody was quicker
+                raise
 
 
 def graph_of(network: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
@@ -116,6 +107,13 @@ def graph_of(network: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # sizes become constants, which is what is wanted
         return convert(network, example_input=inputs, input=[tuple(x.shape) for x in inputs])
+
+
+def compiled(graph: Any, dtype: torch.dtype) -> Any:
+    """A graph, or the path of one, ready to run on the CPU in such numbers with as many threads as PyTorch."""
+    hint = "bf16" if dtype == torch.bfloat16 else "f32"
+    how = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+    return import_module("openvino").Core().compile_model(graph, "CPU", how)
 
 
 class Decoding(nn.Module):
@@ -129,13 +127,17 @@ class Decoding(nn.Module):
         return self.vae.decode(latents)
 
 
-def digest(*networks: nn.Module) -> str:
-    """A name for weights that came from no file."""
-    names = hashlib.sha256()
-    for network in networks:
-        for name, value in network.state_dict().items():
-            names.update(name.encode() + value.contiguous().view(torch.uint8).numpy().tobytes())
-    return names.hexdigest()[:16]
+def digest(network: nn.Module) -> str:
+    """A name for the weights of a network."""
+    found = hashlib.sha256()
+    for name, value in network.state_dict().items():
+        found.update(f"{name} {value.dtype}".encode())
+        found.update(value.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return found.hexdigest()[:16]
+
+
+def _parts(inputs: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, ...]]:
+    return zip(*(torch.split(x, AT_ONCE) for x in inputs), strict=True)
 
 
 def _shapes(inputs: tuple[Tensor, ...]) -> Shapes:

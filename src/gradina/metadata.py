@@ -41,7 +41,7 @@ class Record:
 
     request: Request
     source: Literal["gradina", "a1111"]
-    model: dict[str, str] | None = None  # name, hash, source, dtype
+    model: dict[str, str] | None = None  # name, hash, source, dtype, engine
     notes: tuple[str, ...] = ()
     parameters: str | None = None  # the A1111 text, as the file has it
     version: str | None = None  # of the gradina that drew it

@@ -22,7 +22,7 @@ from gradina.diffusion.noise import Noise
 from gradina.diffusion.prediction import prediction_named
 from gradina.diffusion.samplers import SAMPLERS, SamplerRow, Step
 from gradina.diffusion.schedule import spaced, tail
-from gradina.engines import Call, Decoding, digest, engaged
+from gradina.engines import Call, Decoding, engaged
 from gradina.errors import RequestError
 from gradina.nn.packed import packed
 from gradina.pictures import fit, open_mask, open_picture, overlay
@@ -79,17 +79,17 @@ class StableDiffusion(Parts):
 
     @cached_property
     def _unet(self) -> Call:
-        return engaged(self.unet, self.engine, self._weights)
+        return engaged(self.unet, self.engine)
 
     @cached_property
     def _decode(self) -> Call:
-        return engaged(Decoding(self.vae), self.engine, self._weights)
-
-    def _weights(self) -> str:
-        return self.hash or digest(self.unet, self.vae)
+        return engaged(Decoding(self.vae), self.engine)
 
     def save(self, path: str | PathLike[str], dtype: torch.dtype | None = None) -> None:
-        """Writes the model as a folder in the layout of diffusers, with a card; whole or not at all."""
+        """Writes the model as a folder in the layout of diffusers, with a card; whole or not at all.
+
+        It is stored in `dtype`, or in the numbers in which it computes: those of fp32 keep all that a file had.
+        """
         from gradina.weights.folders import write_folder
 
         write_folder(self, Path(path), dtype=dtype)
@@ -307,9 +307,8 @@ def load(
 
     `variant` ("fp16") chooses among a folder's files; `prediction` (eps, v, x0) overrides what was detected; numbers
     are bf16 on a CPU that multiplies in it, fp32 on another and fp16 elsewhere, unless `dtype` (fp32, bf16, fp16) or
-    $GRADINA_DTYPE says otherwise; `engine` is one of auto,
-    eager, compile and openvino. Raises WeightsError, HubError where the hub does not answer, RequestError for a device
-    that is not there or has no such engine, MissingExtra.
+    $GRADINA_DTYPE says otherwise; `engine` is one of auto, eager, compile and openvino. Raises WeightsError, HubError
+    where the hub does not answer, RequestError for a device that is not there or has no such engine, MissingExtra.
     """
     from gradina.weights.zoo import open_source
 

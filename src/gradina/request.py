@@ -99,7 +99,7 @@ class Picture:
     image: Image.Image
     seed: int
     request: Request
-    model: dict[str, str] | None = None  # name, hash, source, dtype
+    model: dict[str, str] | None = None  # name, hash, source, dtype, engine
 
     def save(self, path: str | PathLike[str]) -> None:
         """Writes the picture; a PNG carries its request as the A1111 text and as JSON. Atomic."""

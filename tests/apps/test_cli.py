@@ -13,10 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 import gradina
-from gradina import files
+from gradina import files, pipeline
 from gradina.apps.cli import VERBS, app, main
 from gradina.pipeline import StableDiffusion
 
@@ -113,6 +115,15 @@ def test_again_computes_in_the_same_numbers(
     for name, numbers in (("b.png", "bf16"), ("c.png", "fp32")):
         assert main(["info", name]) == 0
         assert re.search(rf"^dtype +{numbers}$", capsys.readouterr().out, re.M)
+
+
+def test_what_is_pushed_is_not_rounded(model_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pushed: list[gradina.StableDiffusion] = []
+    monkeypatch.setattr(pipeline, "push", lambda model, name: pushed.append(model) or name)
+    monkeypatch.setenv("GRADINA_DTYPE", "bf16")  # as pictures are drawn where the processor has it
+    assert main(["push", model_folder, "me/mine"]) == 0
+    file = load_file(Path(model_folder) / "unet" / "diffusion_pytorch_model.safetensors")
+    assert torch.equal(pushed[0].unet.state_dict()["conv_in.weight"], file["conv_in.weight"].float())
 
 
 def test_again_of_a_picture_from_a_picture(room: Path, photo: Path, model_folder: str) -> None:

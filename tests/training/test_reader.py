@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from gradina.models.clip import TextConfig, TextTower
-from gradina.training.reader import Reader, imagining
+from gradina.training.objectives import imagining
+from gradina.training.reader import Reader
 
 
 def small(shape: tuple[int, int, int]) -> Reader:

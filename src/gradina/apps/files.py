@@ -22,7 +22,8 @@ def info(picture: o.Picture, as_json: o.Json = False) -> None:
         return
     model = record.model or {}
     named = " ".join(filter(None, (model.get("name"), model.get("hash"), model.get("source"))))
-    rows = {"source": record.source, "model": named} | ({"dtype": model["dtype"]} if "dtype" in model else {})
+    rows = {"source": record.source, "model": named}
+    rows |= {name: model[name] for name in ("dtype", "engine") if name in model}
     rows |= {k: v for k, v in json.loads(to_json(record.request)).items() if v not in (None, "")}
     for name, value in rows.items():
         shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
@@ -112,7 +113,7 @@ def push(model: o.Local, name: o.HubName) -> None:
     from gradina.pipeline import load
     from gradina.pipeline import push as pushed
 
-    typer.echo(pushed(load(model, device="cpu"), name))
+    typer.echo(pushed(load(model, device="cpu", dtype="fp32"), name))  # nothing is rounded on the way
 
 
 def _size(path: Path) -> str:

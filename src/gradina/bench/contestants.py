@@ -13,7 +13,7 @@ import torch
 
 from gradina.bench.race import Runner
 from gradina.bench.work import SCALE, Shapes
-from gradina.engines import graph_of
+from gradina.engines import compiled, graph_of
 from gradina.pipeline import load
 from gradina.runtime import DTYPES
 
@@ -48,18 +48,12 @@ def diffusers(dtype: str, folder: Path, shapes: Shapes, work: str) -> Runner:
 
 def openvino(dtype: str, folder: Path, shapes: Shapes, work: str) -> Runner:
     """The reference, compiled by OpenVINO for these shapes."""
-    ov = import_module("openvino")
     network, inputs = _reference(torch.float32, folder, shapes, work)
-    graph = graph_of(network, inputs)
-    config = {
-        "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[dtype],
-        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-    }
-    compiled = ov.Core().compile_model(graph, "CPU", config)
+    run = compiled(graph_of(network, inputs), DTYPES[dtype])
     arrays = [x.numpy() for x in inputs]
     if work == "U-Net step":
-        return lambda: _guided(torch.from_numpy(compiled(arrays)[0]))
-    return lambda: compiled(arrays)
+        return lambda: _guided(torch.from_numpy(run(arrays)[0]))
+    return lambda: run(arrays)
 
 
 class _Alone(torch.nn.Module):

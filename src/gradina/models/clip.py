@@ -101,9 +101,12 @@ class TextTower(nn.Module):
         """One embedding for each text, (b, projection), from the state at the first end-of-text token."""
         if self.projection is None:
             raise ValueError("this text tower has no projection; build it with TextConfig(projection=...)")
-        end = (ids == self.config.eos).int().argmax(dim=1)
-        ids = ids[:, : int(end.max()) + 1]  # attention looks back only: what comes later changes nothing
-        return self.projection(self(ids)[torch.arange(len(ids), device=ids.device), end])
+        end = self.ends(ids)
+        return self.projection(self(ids[:, : int(end.max()) + 1])[torch.arange(len(ids), device=ids.device), end])
+
+    def ends(self, ids: Tensor) -> Tensor:
+        """Where each text ends, (b,): attention looks back only, so what comes later changes nothing before it."""
+        return (ids == self.config.eos).int().argmax(dim=1)
 
 
 class VisionTower(nn.Module):

@@ -96,21 +96,12 @@ class Composed:
         Grounds stay what they are. (b, 3, size, size) in -1..1; with 0 degrees nothing is left to chance.
         """
         plan = {name: values[rows] for name, values in self.plan.items()}
-        two = plan["second"] >= 0
-        slack = ((1 - plan["scale"]) / 2)[:, None]
-        middles = torch.tensor([places_of(i) for i in range(len(RELATIONS))])[plan["relation"]]  # (b, 2, 2)
-        first = torch.where(two[:, None], middles[:, 0], 0.5 + plan["place"].clamp(-slack, slack))
-        scale = torch.where(two, PAIRED, plan["scale"])
         grounds = torch.tensor([GROUNDS[name] for name in GROUND_NAMES]).float() / 255
         canvas = grounds[plan["ground"]][:, :, None, None].expand(-1, -1, self.size, self.size).clone()
-        some = two.nonzero()[:, 0]
-        layers = [(torch.arange(len(rows)), plan["first"], scale, first)]
-        if len(some):
-            layers.append((some, plan["second"][some], scale[some], middles[some, 1]))
-        for where, icons, scales, places in layers:
+        for which, icons, scales, middles in layers(plan):
             icon = tinted(premultiplied(self.icons.pictures[icons]), degrees / 40, key)
-            layer = laid(icon, scales, places, degrees, key)
-            canvas[where] = canvas[where] * (1 - layer[:, 3:]) + layer[:, :3]
+            layer = laid(icon, scales, middles, degrees, key)
+            canvas[which] = canvas[which] * (1 - layer[:, 3:]) + layer[:, :3]
         mirrored = plan["mirror"][:, None, None, None]
         return 2 * torch.where(mirrored, canvas.flip(3), canvas) - 1
 
@@ -130,18 +121,12 @@ class Composed:
         return {thing: (things == thing).nonzero()[:, 0] for thing in set(things.tolist())}
 
     def _picture(self, row: int) -> Tensor:
-        plan, side = {name: values[row] for name, values in self.plan.items()}, self.size
+        plan, side = {name: values[row : row + 1] for name, values in self.plan.items()}, self.size
         ground = torch.tensor(GROUNDS[GROUND_NAMES[int(plan["ground"])]]).float()
         canvas = ground[:, None, None].expand(3, side, side).clone()
-        if plan["second"] < 0:
-            slack = (1 - plan["scale"]) / 2
-            at = 0.5 + plan["place"].clamp(-slack, slack)
-            self._put(canvas, int(plan["first"]), float(plan["scale"]), at)
-            canvas = canvas.flip(2) if plan["mirror"] else canvas
-        else:
-            for icon, middle in zip((plan["first"], plan["second"]), places_of(int(plan["relation"])), strict=True):
-                self._put(canvas, int(icon), PAIRED, torch.tensor(middle))
-        return canvas
+        for _, icon, scale, middle in layers(plan):
+            self._put(canvas, int(icon), float(scale), middle[0])
+        return canvas.flip(2) if plan["mirror"] else canvas
 
     def _put(self, canvas: Tensor, icon: int, scale: float, at: Tensor) -> None:
         """Lays an icon over the canvas, its middle at `at` (x, y) in shares of the side."""
@@ -199,6 +184,18 @@ class Composed:
     def named(self, rows: Tensor) -> Tensor:
         """The thing in each picture, (b,); -1 where there are two."""
         return self.icons.things[self.plan["first"][rows]].masked_fill(self.plan["second"][rows] >= 0, -1)
+
+
+def layers(plan: dict[str, Tensor]) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """What is laid over some planned pictures, in this order: over which of them, icons, scales, middles (x, y)."""
+    two = plan["second"] >= 0
+    slack = ((1 - plan["scale"]) / 2)[:, None]
+    middles = torch.tensor([places_of(i) for i in range(len(RELATIONS))])[plan["relation"]]  # (b, 2, 2)
+    first = torch.where(two[:, None], middles[:, 0], 0.5 + plan["place"].clamp(-slack, slack))
+    scale = torch.where(two, PAIRED, plan["scale"])
+    some = two.nonzero()[:, 0]
+    of_all = torch.arange(len(two)), plan["first"], scale, first
+    return [of_all, (some, plan["second"][some], scale[some], middles[some, 1])] if len(some) else [of_all]
 
 
 def premultiplied(pictures: Tensor) -> Tensor:

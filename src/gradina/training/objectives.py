@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from gradina.diffusion.denoiser import Denoiser
 from gradina.models.vae import AutoencoderKL
+from gradina.training.reader import Reader
 
 
 def autoencoding(
@@ -53,6 +54,11 @@ def naming(logits: Tensor, names: Tensor) -> Tensor:
     in Image-Text-Label Space" (2204.03610), equation 3.
     """
     return F.cross_entropy(logits, names, ignore_index=-1, reduction="none")
+
+
+def imagining(reader: Reader, ids: Tensor, latents: Tensor) -> Tensor:
+    """Squared error of the latents that words let expect: (b,)."""
+    return ((reader(ids) - latents) ** 2).flatten(1).mean(1)
 
 
 def denoising(denoiser: Denoiser, latents: Tensor, noise: Tensor, sigma: Tensor, cond: Tensor) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from gradina.models.clip import TextTower
 from gradina.models.unet import TransformerBlock
@@ -30,15 +29,9 @@ class Reader(nn.Module):
         self.out = nn.Linear(width, channels * (high // self.side) * (wide // self.side))
 
     def forward(self, ids: Tensor) -> Tensor:
-        end = (ids == self.text.config.eos).int().argmax(dim=1)
-        states = self.text(ids[:, : int(end.max()) + 1])  # what comes later says nothing
+        states = self.text(ids[:, : int(self.text.ends(ids).max()) + 1])
         x = self.places.expand(len(ids), -1, -1)
         for block in self.blocks:
             x = block(x, states)
         parts = self.out(self.norm(x)).view(len(ids), self.side, self.side, *self.part)
         return parts.permute(0, 3, 1, 4, 2, 5).reshape(len(ids), self.part[0], *(self.side * n for n in self.part[1:]))
-
-
-def imagining(reader: Reader, ids: Tensor, latents: Tensor) -> Tensor:
-    """Squared error of the latents that the words let expect: (b,)."""
-    return F.mse_loss(reader(ids), latents, reduction="none").flatten(1).mean(1)

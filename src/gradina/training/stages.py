@@ -17,8 +17,8 @@ from gradina.models.clip import CLIP
 from gradina.models.vae import AutoencoderKL
 from gradina.training.data import Examples, generator, turned
 from gradina.training.loop import Loss, Settings
-from gradina.training.objectives import autoencoding, contrastive, denoising, naming
-from gradina.training.reader import Reader, imagining
+from gradina.training.objectives import autoencoding, contrastive, denoising, imagining, naming
+from gradina.training.reader import Reader
 from gradina.training.recipes import UNetPhase, VAEPhase
 from gradina.training.samples import drawn, found_by_captions, imagined, through_latents
 from gradina.training.sources import load_data
