@@ -51,6 +51,7 @@ def requests(text: st.SearchStrategy[str]) -> st.SearchStrategy[Request]:
         sampler=st.sampled_from(SAMPLER_NAMES),
         schedule=st.sampled_from(SCHEDULE_NAMES),
         eta=st.none() | st.floats(0, 1),
+        reuse=st.integers(1, 1000),
         seed=st.integers(0, 2**63 - 1),
         width=st.integers(1, 512).map(lambda n: 8 * n),
         height=st.integers(1, 512).map(lambda n: 8 * n),

@@ -117,6 +117,26 @@ def test_calls_of_the_network(sampler: Any, tiny_model: Tiny) -> None:
         assert seen == [batch] * calls
 
 
+def test_reuse_asks_for_all_of_the_unet_at_every_nth_step_alone(tiny_model: Tiny) -> None:
+    """Each batch begins anew, so a picture is the same whatever it is drawn together with; 1 is exact."""
+    model, asked = tiny_model(), replace(ASKED, sampler="euler", steps=5, images=2)
+    seen: list[int] = []
+    hook = model.unet.mid.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    with_it = list(generate(model, replace(asked, reuse=2)))
+    assert seen == [4, 4, 4]
+    hook.remove()
+    alone = [picture for i in range(2) for picture in generate(model, with_it[i].request)]
+    assert max(grey(a.image, b.image) for a, b in zip(alone, with_it, strict=True)) <= 1  # rounding
+    exact = list(generate(model, asked))
+    assert 0 < grey(exact[0].image, with_it[0].image) < 128
+
+
+def test_reuse_needs_the_parts_of_the_unet(tiny_model: Tiny) -> None:
+    model = replace(tiny_model(), engine="compile")
+    with pytest.raises(RequestError, match="reuse: got 2, but compile computes the U-Net as a whole; try engine eager"):
+        generate(model, replace(ASKED, reuse=2))
+
+
 def test_guidance_in_an_interval(tiny_model: Tiny) -> None:
     model, asked = tiny_model(), replace(ASKED, sampler="euler", schedule="karras", guidance_scale=5)
     sigmas = prepare(model, resolved(model, asked)).sigmas[:-1].tolist()

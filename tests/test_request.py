@@ -49,6 +49,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"images": None}, "images: got None"),
     ({"strength": 1.1}, "strength: got 1.1, expected a number from 0 to 1"),
     ({"strength": None}, "strength: got None, expected a number"),
+    ({"reuse": 0}, "reuse: got 0, expected a whole number from 1 to 1000"),
+    ({"reuse": 1.5}, "reuse: got 1.5, expected a whole number"),
     ({"mask_image": "mask.png"}, "mask_image: got a mask without an init_image; give the picture that it masks"),
 ]
 

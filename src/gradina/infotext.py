@@ -55,6 +55,7 @@ FIELDS = (
     ("Seed",                "seed",              int),
     ("Denoising strength",  "strength",          float),
     ("Eta",                 "eta",               float),
+    ("Reuse",               "reuse",             int),
 )  # fmt: skip
 
 # Their key, or how it begins, and what is the matter with it; of several that fit, the first
@@ -278,6 +279,7 @@ def write_parameters(request: Request, model: dict[str, str] | None = None, vers
         "Eta": request.eta,
         "CFG rescale": request.guidance_rescale or None,
         "Guidance interval": " to ".join(map(str, request.guidance_interval)) if request.guidance_interval else None,
+        "Reuse": request.reuse if request.reuse > 1 else None,
         "RNG": "CPU",
         "Version": f"gradina {version}".strip(),
     }

@@ -24,6 +24,7 @@ from gradina.diffusion.samplers import SAMPLERS, SamplerRow, Step
 from gradina.diffusion.schedule import spaced, tail
 from gradina.engines import Call, Decoding, engaged
 from gradina.errors import RequestError
+from gradina.models.reuse import Reusing
 from gradina.nn.packed import packed
 from gradina.pictures import fit, open_mask, open_picture, overlay
 from gradina.request import Picture, Request
@@ -73,9 +74,15 @@ class StableDiffusion(Parts):
         """Pictures of latents (b, 4, h, w), such as those of `Step.denoised`."""
         return [to_image(self._decode(z[None].to(self.device, self.dtype))[0].float()) for z in latents]
 
-    def network(self, x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
-        """What the U-Net says: it computes in its own number type, given fp32 and giving fp32."""
-        return self._unet(x.to(self.dtype), t, cond.to(self.dtype)).float()
+    def network(self, reuse: int = 1) -> Network:
+        """The U-Net in its own number type, given fp32 and giving fp32; above 1, `reuse` makes it serve one walk only.
+
+        Raises RequestError for a `reuse` that the engine does not have.
+        """
+        if reuse > 1 and self.engine in ("compile", "openvino"):
+            raise RequestError(f"reuse: got {reuse}, but {self.engine} computes the U-Net as a whole; try engine eager")
+        unet = Reusing(self.unet, reuse) if reuse > 1 else self._unet
+        return lambda x, t, cond: unet(x.to(self.dtype), t, cond.to(self.dtype)).float()
 
     @cached_property
     def _unet(self) -> Call:
@@ -229,7 +236,7 @@ def prepare(model: StableDiffusion, request: Request) -> Plan:
     else:
         x = noised(known, n, sigmas[0])
 
-    network: Network = model.network
+    network = model.network(request.reuse)
     if reads_mask:
         network = with_channels(network, _mask_channels(model, init, mask, noise))
     denoise = _guided(model, request, network, row)

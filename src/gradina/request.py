@@ -65,6 +65,7 @@ class Request:
     init_image: ImageLike | None = None
     strength: float = 0.8  # of the noise put over init_image: 0 keeps it, 1 forgets it
     mask_image: ImageLike | None = None  # white is drawn anew, black is kept
+    reuse: int = 1  # the U-Net's inner part is computed at every so many calls; above 1 it is quicker, and not exact
 
     def __post_init__(self) -> None:
         for name in ("prompt", "guidance_interval"):
@@ -131,6 +132,7 @@ def _check(r: Request) -> None:
     if not isinstance(r.negative_prompt, str):
         raise RequestError(f"negative_prompt: got {r.negative_prompt!r}, expected a text")
     _number("images", r.images, 1, 4096, int)
+    _number("reuse", r.reuse, 1, 1000, int)
     for name, low, high, kind in (
         ("steps", 1, 1000, int), ("guidance_scale", 0, 1000, float), ("eta", 0, 1, float),
         ("seed", 0, MAX_SEED, int), ("width", 8, 8192, int), ("height", 8, 8192, int),

@@ -42,6 +42,7 @@ def generate(
     init_image: o.InitImage = None,
     strength: o.Strength = 0.8,
     mask_image: o.MaskImage = None,
+    reuse: o.Reuse = 1,
     grid: o.Grid = None,
     film: o.Film = None,
     strip: o.Strip = None,
@@ -71,6 +72,7 @@ def generate(
         init_image=init_image,
         strength=strength,
         mask_image=mask_image,
+        reuse=reuse,
     )
     axes = [axis(text) for text in grid or ()]
     check_files(request, output, film, strip)

@@ -11,7 +11,7 @@ from gradina.request import Request, choice
 
 Axis = tuple[str, list[Any]]
 NUMBERS: dict[str, Callable[[str], Any]] = {
-    "steps": int, "seed": int, "width": int, "height": int, "images": int,
+    "steps": int, "reuse": int, "seed": int, "width": int, "height": int, "images": int,
     "guidance_scale": float, "guidance_rescale": float, "eta": float, "strength": float,
 }  # fmt: skip
 

@@ -6,6 +6,7 @@ Source: Ronneberger et al. 2015; with attention to text: Rombach et al. (2112.10
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -147,13 +148,16 @@ class Up(nn.Module):
         self.grow = Upsample(out) if level > 0 else None
 
     def forward(self, x: Tensor, skips: list[Tensor], time: Tensor | None, cond: Tensor) -> Tensor:
-        for i, res in enumerate(self.res):
-            x = res(torch.cat([x, skips.pop()], dim=1), time)
-            if self.attn:
-                x = self.attn[i](x, cond)
+        for i in range(len(self.res)):
+            x = self.block(i, x, skips.pop(), time, cond)
         if self.grow is None:
             return x
         return self.grow(x, size=(skips[-1].shape[2], skips[-1].shape[3]))
+
+    def block(self, i: int, x: Tensor, skip: Tensor, time: Tensor | None, cond: Tensor) -> Tensor:
+        """One residual block and what attends behind it."""
+        x = self.res[i](torch.cat([x, skip], dim=1), time)
+        return self.attn[i](x, cond) if self.attn else x
 
 
 class UNet(nn.Module):
@@ -176,13 +180,30 @@ class UNet(nn.Module):
         self.conv_out = nn.Conv2d(c.widths[0], c.out_channels, 3, padding=1)
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
-        time = None if self.time is None else self.time(t)
-        x = self.conv_in(x)
+        x, time = self.enter(x, t)
+        return self.leave(self.inner(x, time, cond), x, time, cond)
+
+    def enter(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The first feature map (b, widths[0], h, w), and what is said of the time."""
+        return self.conv_in(x), None if self.time is None else self.time(t)
+
+    def inner(self, x: Tensor, time: Tensor | None, cond: Tensor) -> Tensor:
+        """From the first feature map to what the last block reads: nearly all of the work."""
         skips = [x]
         for down in self.down:
-            skips += down(x, time, cond)
-            x = skips[-1]
-        x = self.mid(x, time, cond)
-        for up in self.up:
-            x = up(x, skips, time, cond)
-        return activated_conv(self.norm, self.conv_out, x)
+            skips += down(skips[-1], time, cond)
+        h = self.mid(skips[-1], time, cond)
+        for up in self.up[:-1]:
+            h = up(h, skips, time, cond)
+        for i in range(self.config.blocks):
+            h = self.finest.block(i, h, skips.pop(), time, cond)
+        return h
+
+    def leave(self, h: Tensor, x: Tensor, time: Tensor | None, cond: Tensor) -> Tensor:
+        """The last block, which reads the first feature map x once more, and the way out."""
+        return activated_conv(self.norm, self.conv_out, self.finest.block(self.config.blocks, h, x, time, cond))
+
+    @property
+    def finest(self) -> Up:
+        """The end of the way up."""
+        return cast(Up, self.up[-1])

@@ -1,0 +1,65 @@
+"""Reuse: which parts of the U-Net are computed at which call, and what comes out."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from gradina.models.reuse import Reusing
+from gradina.models.unet import UNet, UNetConfig
+
+SMALL = UNetConfig(widths=(16, 32), attention=(True, False), heads=(4, 4), blocks=2, context=24, groups=8, size=8)
+
+
+@pytest.fixture
+def unet() -> UNet:
+    torch.manual_seed(0)
+    return UNet(SMALL).requires_grad_(False).eval()
+
+
+@contextmanager
+def counted(unet: UNet) -> Iterator[dict[str, int]]:
+    """How often the middle and the last block were computed."""
+    seen = {"middle": 0, "last": 0}
+    watched = {"middle": unet.mid, "last": unet.up[-1].res[-1]}
+    for name, part in watched.items():
+        part.register_forward_pre_hook(lambda *_, name=name: seen.update({name: seen[name] + 1}))
+    yield seen
+
+
+def inputs(batch: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    key = torch.Generator().manual_seed(seed)
+    t = torch.randint(1000, (batch,), generator=key)
+    return torch.randn(batch, 4, 8, 8, generator=key), t, torch.randn(batch, 5, 24, generator=key)
+
+
+def test_each_third_call_is_the_whole_unet(unet: UNet) -> None:
+    reusing = Reusing(unet, 3)
+    with counted(unet) as seen:
+        said = [reusing(*inputs(2, seed)) for seed in range(5)]
+    assert seen == {"middle": 2, "last": 5}
+    for seed, now in enumerate(said):
+        assert torch.equal(now, unet(*inputs(2, seed))) == (seed % 3 == 0)
+
+
+def test_between_whole_calls_it_still_hears_input_time_and_text(unet: UNet) -> None:
+    x, t, cond = inputs(1, 0)
+    others = [(inputs(1, 1)[0], t, cond), (x, t + 100, cond), (x, t, inputs(1, 1)[2])]
+    for other in others:
+        reusing = Reusing(unet, 2)
+        first = reusing(x, t, cond)
+        assert not torch.equal(reusing(*other), first)
+    reusing = Reusing(unet, 2)
+    assert torch.equal(reusing(x, t, cond), reusing(x, t, cond))  # the same input: the same, though half is kept
+
+
+def test_another_number_of_examples_begins_anew(unet: UNet) -> None:
+    """As where guidance begins or ends: nothing kept would fit."""
+    reusing = Reusing(unet, 4)
+    with counted(unet) as seen:
+        reusing(*inputs(2, 0))
+        one = reusing(*inputs(1, 1))
+        reusing(*inputs(1, 2))
+    assert seen["middle"] == 2
+    assert torch.equal(one, unet(*inputs(1, 1)))
