@@ -25,7 +25,7 @@ ALLOWED: dict[str, set[str]] = {
     "codec": {"pipeline", "weights", "runtime", "metrics", "models", "diffusion", "nn"},
     "similarity": {"weights", "runtime", "models", "nn"},
     "training": {"pipeline", "codec", "similarity", "weights", "runtime", "metrics", "models", "diffusion", "nn"},
-    "bench": {"pipeline", "weights", "engines", "runtime", "models", "diffusion", "nn"},
+    "bench": {"training", "pipeline", "weights", "engines", "runtime", "models", "diffusion", "nn"},
     "apps": {
         "bench",
         "training",

@@ -10,15 +10,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from gradina.apps.cli import main
-from gradina.bench import machine, measure, report, whole, work
+from gradina.bench import learning, machine, measure, report, whole, work
 from gradina.bench.contestants import contestants
 from gradina.bench.race import Times, race
 from gradina.bench.work import WORKS, Shapes, sd15, write_model
 from gradina.errors import GradinaError
 from gradina.models.clip import TextConfig
-from gradina.models.unet import UNetConfig
+from gradina.models.unet import UNet, UNetConfig
 from gradina.models.vae import VAEConfig
 from gradina.weights.families import FAMILIES
 
@@ -74,6 +75,27 @@ def test_everyone_computes_the_same(name: str, tmp_path: Path) -> None:
         expected = found["diffusers fp32"]
         assert isinstance(expected, torch.Tensor)
         assert (got.float() - expected).abs().max() <= near * expected.abs().max(), who
+
+
+def test_everyone_learns_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The losses of the first steps agree, so the steps before them did, too."""
+    monkeypatch.setattr(learning, "BATCH", 2)
+    monkeypatch.setattr(learning, "SETTINGS", replace(learning.SETTINGS, lr=1e-2))
+    write_model(TINY, tmp_path / "model")
+    told = {who: [step() for _ in range(3)] for who, step in learning.learners(tmp_path / "model").items()}
+    assert list(told) == ["gradina fp32", "diffusers fp32", "gradina bf16", "diffusers bf16"]
+    assert told["diffusers fp32"][2] < 0.98 * told["diffusers fp32"][0]
+    assert told["gradina fp32"] == pytest.approx(told["diffusers fp32"], rel=2e-3)
+    for who in ("gradina bf16", "diffusers bf16"):
+        assert told[who] == pytest.approx(told["diffusers fp32"], rel=5e-2)
+
+
+def test_steps_of_training_are_counted_there_and_twice_back() -> None:
+    one = FlopCounterMode(display=False)
+    unet, (z, _, t, cond) = UNet(TINY.family.unet), learning.batch(TINY.family.unet)
+    with one:
+        unet(z.requires_grad_(), t, cond.requires_grad_()).sum().backward()
+    assert learning.gflop(TINY.family.unet) == pytest.approx(one.get_total_flops() / 1e9, rel=0.01)
 
 
 def test_a_process_is_measured() -> None:

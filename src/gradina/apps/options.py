@@ -94,7 +94,8 @@ Out = Annotated[str | None, opt("FOLDER", "runs/NAME", "Where the run is kept; t
 
 # How long things take
 Only = Annotated[
-    str | None, opt("PARTS", "all", "Some of machine, attention, works, pictures, imports, cold; commas between.")
+    str | None,
+    opt("PARTS", "all", "Some of machine, attention, works, pictures, learning, imports, cold; commas between."),
 ]
 Rounds = Annotated[int, opt("N", True, "Turns of everyone.", least=1)]
 Size = Annotated[int, opt("PIXELS", True, "Side of the pictures.", least=64)]

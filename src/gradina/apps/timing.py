@@ -11,7 +11,7 @@ from gradina.apps import options as o
 from gradina.apps.draw import check_target
 from gradina.request import choice
 
-PARTS = ("machine", "attention", "works", "pictures", "imports", "cold")
+PARTS = ("machine", "attention", "works", "pictures", "learning", "imports", "cold")
 
 
 def bench(

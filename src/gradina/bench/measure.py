@@ -10,13 +10,14 @@ from tempfile import TemporaryDirectory
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from gradina.bench import machine, whole, work
+from gradina.bench import learning, machine, whole, work
 from gradina.bench import report as reports
 from gradina.bench.contestants import contestants
 from gradina.bench.race import race
 from gradina.bench.report import Report
 from gradina.nn.attention import attention as own
 from gradina.runtime import DTYPES
+from gradina.weights.zoo import open_source, shipped
 
 ATTENTION = ((2, 8, 4096, 40), (2, 8, 1024, 80), (2, 8, 256, 160))  # batch, heads, tokens, width: SD 1.5 at 512x512
 
@@ -47,6 +48,10 @@ def measured(parts: Sequence[str], rounds: int, size: int, say: Callable[[str], 
         if "pictures" in parts:
             say("whole pictures")
             results[f"a picture, {size}x{size}, 20 steps"] = reports.whole(whole.pictures(folder, size, 20, 1))
+    if "learning" in parts:
+        say("a step of training")
+        for name, folder in shipped().items():
+            results[f"a step of training, {name}, batch of {learning.BATCH}"] = learnt(folder, rounds, peaks)
     if "imports" in parts:
         say("imports")
         results["import"] = reports.whole(whole.imports(rounds))
@@ -60,6 +65,12 @@ def raced(folder: Path, shapes: work.Shapes, name: str, rounds: int, peaks: Peak
     """One work, by everyone."""
     runners = {who: opener(folder, shapes, name) for who, opener in contestants().items()}
     return reports.raced(race(runners, rounds), shapes.gflop[name], peaks)
+
+
+def learnt(folder: Path, rounds: int, peaks: Peaks) -> Report:
+    """A step of training, by everyone."""
+    gflop = learning.gflop(open_source(folder).unet.config)
+    return reports.raced(race(learning.learners(folder), rounds), gflop, peaks)
 
 
 def attention(rounds: int, peaks: Peaks) -> Report:
