@@ -58,6 +58,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "push": files.push,
     "train": learn.train,
     "bench": timing.bench,
+    "tune": timing.tune,
 }
 for name, verb in VERBS.items():
     app.command(name)(verb)

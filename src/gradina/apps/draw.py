@@ -51,6 +51,7 @@ def generate(
     device: o.Device = None,
     dtype: o.Dtype = None,
     engine: o.Engine = None,
+    preset: o.Preset = None,
     threads: o.Threads = None,
     quiet: o.Quiet = False,
 ) -> None:
@@ -78,6 +79,8 @@ def generate(
     check_files(request, output, film, strip)
     check_grid(axes, request, film or strip)
     opened = open_model(model, variant, prediction, device, dtype, threads, engine)
+    if preset is not None:
+        request = with_preset(opened, request, preset)
     if axes:
         draw_grid(opened, request, axes, output, quiet)
     else:
@@ -166,6 +169,15 @@ def draw(
         typer.echo(film)
     if strip:
         save_sheet(strip_of(moments), strip)
+
+
+def with_preset(model: StableDiffusion, request: Request, name: str) -> Request:
+    """The request with the settings of a preset where it leaves them open."""
+    from gradina.tuning import preset
+
+    untold = Request()
+    settings = preset(model, name).items()
+    return replace(request, **{key: value for key, value in settings if getattr(request, key) == getattr(untold, key)})
 
 
 def moment(model: StableDiffusion, plan: Plan, step: Any = None) -> Image.Image:

@@ -32,6 +32,9 @@ Device = Annotated[str | None, opt("NAME", "the fastest here", "Where to compute
 Dtype = Annotated[str | None, opt("NAME", "the quickest here", "Numbers to compute in: fp32, bf16, fp16.")]
 Engine = Annotated[str | None, opt("NAME", "auto", "What computes: auto, eager, compile, openvino.")]
 Threads = Annotated[int | None, opt("N", "one for each core", "Threads to compute with.", least=1)]
+Preset = Annotated[
+    str | None, opt("NAME", "none", "Settings that `gradina tune` found: fast, balanced, best, or 1.5s.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.", show_default="shown")]
 
 # What to draw
@@ -100,4 +103,6 @@ Only = Annotated[
 Rounds = Annotated[int, opt("N", True, "Turns of everyone.", least=1)]
 Size = Annotated[int, opt("PIXELS", True, "Side of the pictures.", least=64)]
 Figures = Annotated[str | None, opt("FILE", "none", "Write the figures as JSON.", "--output", "-o")]
+Minutes = Annotated[float, opt("N", True, "How long to try, about.", least=0)]
+TunedPrompts = Annotated[list[str] | None, typer.Argument(metavar="[PROMPT...]", help="What to draw in trying.")]
 Plot = Annotated[str | None, opt("FILE", "none", "Draw them as a .png, .svg or .pdf.")]

@@ -1,15 +1,22 @@
-"""The verb that measures how long things take here."""
+"""The verbs that measure how long things take here, and what is worth it."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from gradina.apps import options as o
-from gradina.apps.draw import check_target
-from gradina.request import choice
+from gradina.apps.draw import check_target, open_model, progress
+from gradina.request import Request, choice
+
+if TYPE_CHECKING:
+    from gradina.tuning import Trial
+
+TRIED = ("a red apple", "a cat", "a house", "a guitar", "a red car", "an owl")
 
 PARTS = ("machine", "attention", "works", "pictures", "learning", "imports", "cold")
 
@@ -41,3 +48,51 @@ def bench(
             file.write((json.dumps(report, indent=2) + "\n").encode())
     if plot is not None:
         reports.plot(report, Path(plot))
+
+
+def tune(
+    prompts: o.TunedPrompts = None,
+    model: o.Model = None,
+    minutes: o.Minutes = 5,
+    plot: o.Plot = None,
+    variant: o.Variant = None,
+    prediction: o.Prediction = None,
+    device: o.Device = None,
+    dtype: o.Dtype = None,
+    engine: o.Engine = None,
+    threads: o.Threads = None,
+    quiet: o.Quiet = False,
+) -> None:
+    """Find which settings are worth their seconds with a model on this machine; `--preset` then uses them."""
+    if plot is not None:
+        check_target("--plot", plot, (".png", ".svg", ".pdf"))
+    request = Request(prompt=tuple(prompts or TRIED), seed=0)
+    opened = open_model(model, variant, prediction, device, dtype, threads, engine)
+    from gradina import tuning
+    from gradina.bench.report import pyplot, tried
+
+    if plot is not None:
+        pyplot()
+    trials: list[Trial] = []
+    with progress(quiet) as advance:
+        for trial in tuning.tune(opened, request, 60 * minutes):
+            trials.append(trial)
+            advance("settings tried", len(trials), 0)
+    typer.echo(tuned_table(trials))
+    typer.echo(tuning.keep(opened, trials))
+    if plot is not None:
+        tried(trials, Path(plot))
+        typer.echo(plot)
+
+
+def tuned_table(trials: Sequence[Trial]) -> str:
+    """The front: seconds, dB, settings, and the presets that they are."""
+    from gradina.tuning import front, presets
+
+    named = presets(trials)
+    lines = ["seconds     dB  settings"]
+    for trial in front(trials):
+        settings = ", ".join(f"{name} {value}" for name, value in trial.settings.items())
+        names = " ".join(name for name, one in named.items() if one == trial)
+        lines.append(f"{trial.seconds:7.2f}  {trial.likeness:5.1f}  {settings}{names and f'  <- {names}'}")
+    return "\n".join(lines)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from gradina.bench.race import Times
 from gradina.bench.whole import Taken
 from gradina.errors import MissingExtra
+from gradina.tuning import Trial, front, presets
 
 Report = dict[str, Any]
 OURS = "gradina bf16"
@@ -68,10 +70,7 @@ def _cell(value: object) -> str:
 
 def plot(report: Report, path: Path) -> None:
     """Seconds of everyone, a chart for each work. Raises MissingExtra where there is no matplotlib."""
-    try:
-        import matplotlib.pyplot as plt
-    except ImportError:
-        raise MissingExtra("--plot draws with matplotlib; install it: pip install matplotlib") from None
+    plt = pyplot()
     results = {title: rows for title, rows in report["results"].items() if all("seconds" in r for r in rows.values())}
     figure, axes = plt.subplots(len(results), 1, figsize=(8, 1 + sum(0.4 + 0.3 * len(r) for r in results.values())))
     for (title, rows), one in zip(results.items(), axes if len(results) > 1 else [axes], strict=True):
@@ -85,3 +84,31 @@ def plot(report: Report, path: Path) -> None:
     figure.tight_layout()
     figure.savefig(path, dpi=100)
     plt.close(figure)
+
+
+def tried(trials: Sequence[Trial], path: Path) -> None:
+    """Likeness over seconds of all settings that were tried, with the front. Raises MissingExtra as `plot` does."""
+    plt = pyplot()
+    figure, axes = plt.subplots(figsize=(8, 5))
+    for shortcut, colour in ((False, "#9aa5b1"), (True, "#5b8db8")):
+        some = [t for t in trials if shortcut == bool({"reuse", "guidance_interval"} & set(t.settings))]
+        label = "with a shortcut" if shortcut else "exact"
+        axes.scatter([t.seconds for t in some], [t.likeness for t in some], s=14, color=colour, label=label)
+    best = front(trials)
+    axes.plot([t.seconds for t in best], [t.likeness for t in best], color="#c2571a", label="nothing beats these")
+    for name, trial in presets(trials).items():
+        axes.annotate(name, (trial.seconds, trial.likeness), xytext=(6, -12), textcoords="offset points")
+    axes.set(xscale="log", xlabel="seconds for a picture", ylabel="dB to the picture of very many steps")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.tight_layout()
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+def pyplot() -> Any:
+    """What draws charts; MissingExtra where it is not installed."""
+    try:
+        return import_module("matplotlib.pyplot")
+    except ImportError:
+        raise MissingExtra("--plot draws with matplotlib; install it: pip install matplotlib") from None
