@@ -21,7 +21,7 @@ import torch
 from gradina.errors import GradinaError, RequestError
 from gradina.files import atomic_write, cache_folder
 from gradina.metrics import psnr
-from gradina.pipeline import StableDiffusion, generate, resolved, to_pixels
+from gradina.pipeline import StableDiffusion, generate, resolved, steps, to_pixels
 from gradina.request import Request, choice
 
 Settings = Mapping[str, Any]  # fields of a Request
@@ -134,9 +134,9 @@ def _promising(model: StableDiffusion, request: Request, trials: Sequence[Trial]
             yield {"sampler": sampler, "schedule": schedule, "steps": SURVEYED}
     surveyed = sorted(front(trials), key=lambda t: -t.likeness)
     surveyed += sorted((t for t in trials if t not in surveyed), key=lambda t: -t.likeness)
-    for steps in LADDER:
+    for count in LADDER:
         for trial in surveyed[:3]:
-            yield {**trial.settings, "steps": steps}
+            yield {**trial.settings, "steps": count}
     whole = model.engine in ("compile", "openvino")  # the U-Net is
     for shortcut in (s for s in SHORTCUTS if not (whole and "reuse" in s)):
         for trial in front([t for t in trials if set(t.settings) == {"sampler", "schedule", "steps"}]):
@@ -160,9 +160,11 @@ def _tried(
 
 
 def _seconds_of_a_step(model: StableDiffusion, request: Request, clock: Callable[[], float]) -> float:
-    _drawn(model, request, {"steps": 1})  # whatever is prepared once
+    walk = steps(model, replace(request, steps=3))
+    next(walk)  # with whatever is prepared once
     start = clock()
-    _drawn(model, request, {"steps": 2})
+    for _ in walk:
+        pass
     return (clock() - start) / 2
 
 
