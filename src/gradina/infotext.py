@@ -56,6 +56,7 @@ FIELDS = (
     ("Denoising strength",  "strength",          float),
     ("Eta",                 "eta",               float),
     ("Reuse",               "reuse",             int),
+    ("Loras",               "loras",             json.loads),
 )  # fmt: skip
 
 # Their key, or how it begins, and what is the matter with it; of several that fit, the first
@@ -280,6 +281,7 @@ def write_parameters(request: Request, model: dict[str, str] | None = None, vers
         "CFG rescale": request.guidance_rescale or None,
         "Guidance interval": " to ".join(map(str, request.guidance_interval)) if request.guidance_interval else None,
         "Reuse": request.reuse if request.reuse > 1 else None,
+        "Loras": json.dumps(request.loras) if request.loras else None,
         "RNG": "CPU",
         "Version": f"gradina {version}".strip(),
     }

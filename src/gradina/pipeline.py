@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from gradina.adapters.lora import merged
 from gradina.diffusion.denoiser import Denoise, Denoiser, Network, noised, with_channels
 from gradina.diffusion.guidance import cfg, masked
 from gradina.diffusion.noise import Noise
@@ -29,6 +30,7 @@ from gradina.nn.packed import packed
 from gradina.pictures import fit, open_mask, open_picture, overlay
 from gradina.request import Picture, Request
 from gradina.runtime import DTYPES, Engine, pick_device, pick_dtype, pick_engine
+from gradina.weights.loras import read_lora
 from gradina.weights.parts import Parts
 
 AT_ONCE = 64 * 64  # places of latents that are drawn in one batch: one 512x512 picture, or many small ones
@@ -49,6 +51,26 @@ class StableDiffusion(Parts):
     def dtype(self) -> torch.dtype:
         """The type its networks compute in; latents are fp32 throughout."""
         return self.unet.conv_in.weight.dtype
+
+    def adapted(self, loras: tuple[tuple[str, float], ...]) -> StableDiffusion:
+        """This model with LoRAs, each a file with its scale, added to its weights; it stays as it is itself.
+
+        The last stack is kept for the next picture. Raises WeightsError for a file that does not fit.
+        """
+        if not loras:
+            return self
+        key = tuple((path, scale, _changed(path)) for path, scale in loras)
+        if key not in self._stacks:
+            stack = [(read_lora(path, self.unet, self.text), scale) for path, scale in loras]
+            unet = merged(self.unet, *((lora.unet, scale) for lora, scale in stack))
+            text = merged(self.text, *((lora.text, scale) for lora, scale in stack))
+            self._stacks.clear()
+            self._stacks[key] = replace(self, unet=unet, text=text)
+        return self._stacks[key]
+
+    @cached_property
+    def _stacks(self) -> dict[object, StableDiffusion]:
+        return {}
 
     @property
     def about(self) -> dict[str, str]:
@@ -100,6 +122,11 @@ class StableDiffusion(Parts):
         from gradina.weights.folders import write_folder
 
         write_folder(self, Path(path), dtype=dtype)
+
+
+def _changed(path: str) -> int:
+    """When a file was written last, in nanoseconds; 0: there is none."""
+    return Path(path).stat().st_mtime_ns if Path(path).is_file() else 0
 
 
 def to_pixels(picture: Image.Image) -> Tensor:
@@ -221,6 +248,7 @@ def prepare(model: StableDiffusion, request: Request) -> Plan:
 
     Random numbers are drawn in the order in which diffusers draws them.
     """
+    model = model.adapted(request.loras)
     row, shape = SAMPLERS[cast(str, request.sampler)], _shape(model, request)
     init, mask = _pictures(request)
     sigmas = _levels(model, request, row)

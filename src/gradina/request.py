@@ -65,6 +65,7 @@ class Request:
     init_image: ImageLike | None = None
     strength: float = 0.8  # of the noise put over init_image: 0 keeps it, 1 forgets it
     mask_image: ImageLike | None = None  # white is drawn anew, black is kept
+    loras: tuple[tuple[str, float], ...] = ()  # files of LoRAs, each with its scale
     reuse: int = 1  # the U-Net's inner part is computed at every so many calls; above 1 it is quicker, and not exact
 
     def __post_init__(self) -> None:
@@ -72,6 +73,9 @@ class Request:
             value: object = getattr(self, name)
             if isinstance(value, list):  # as JSON has it
                 object.__setattr__(self, name, tuple(value))
+        if isinstance(self.loras, list | tuple) and all(isinstance(one, list | tuple) for one in self.loras):
+            stack = (tuple(map(_plain_path, one)) for one in self.loras)
+            object.__setattr__(self, "loras", tuple(stack))
         _check(self)
 
     @property
@@ -118,6 +122,10 @@ def choice(what: str, got: str, choices: tuple[str, ...]) -> str:
     raise RequestError(f"{what}: there is no {got!r}{hint} (choices: {', '.join(choices)})")
 
 
+def _plain_path(value: Any) -> Any:
+    return str(value) if isinstance(value, PathLike) else value
+
+
 def _number(name: str, value: Any, low: float, high: float, kind: type = float) -> None:
     right_kind = isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
     if not right_kind or not low <= value <= high:  # neither NaN nor infinity lies between
@@ -161,5 +169,9 @@ def _check(r: Request) -> None:
         pair = isinstance(ends, tuple) and len(ends) == 2 and all(isinstance(end, int | float) for end in ends)
         if not pair or not 0 <= ends[0] <= ends[1]:
             raise RequestError(f"guidance_interval: got {ends!r}, expected two noise levels (sigma), lowest first")
+    for one in r.loras if isinstance(r.loras, tuple) else (r.loras,):
+        if not isinstance(one, tuple) or len(one) != 2 or not isinstance(one[0], str) or not one[0]:
+            raise RequestError(f"loras: got {one!r}, expected a file and its scale, such as ('bear.safetensors', 0.8)")
+        _number(f"loras: scale of {one[0]}", one[1], -100, 100)
     if r.mask_image is not None and r.init_image is None:
         raise RequestError("mask_image: got a mask without an init_image; give the picture that it masks")

@@ -42,6 +42,7 @@ def generate(
     init_image: o.InitImage = None,
     strength: o.Strength = 0.8,
     mask_image: o.MaskImage = None,
+    lora: o.Lora = None,
     reuse: o.Reuse = 1,
     grid: o.Grid = None,
     film: o.Film = None,
@@ -73,6 +74,7 @@ def generate(
         init_image=init_image,
         strength=strength,
         mask_image=mask_image,
+        loras=tuple(one for text in lora or () for one in parse("loras", text)),
         reuse=reuse,
     )
     axes = [axis(text) for text in grid or ()]

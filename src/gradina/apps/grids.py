@@ -24,10 +24,21 @@ def parse(name: str, text: str | None) -> Any:
         if name == "guidance_interval":
             low, high = text.split(":")
             return float(low), float(high)
+        if name == "loras":
+            return tuple(_lora(part) for part in text.split("+"))
         return NUMBERS.get(name, str)(text.strip())
     except ValueError:
         expected = "LOW:HIGH" if name == "guidance_interval" else "a number"
         raise RequestError(f"{name}: got {text!r}, expected {expected}") from None
+
+
+def _lora(text: str) -> tuple[str, float]:
+    """A file and its scale, of FILE or FILE:SCALE."""
+    path, _, scale = text.strip().rpartition(":")
+    try:
+        return (path, float(scale)) if path else (scale, 1.0)
+    except ValueError:  # the colon was the path's own
+        return text.strip(), 1.0
 
 
 def axis(text: str) -> Axis:

@@ -55,6 +55,9 @@ Height = Annotated[int | None, opt("PIXELS", OWN, "A multiple of 8.", "--height"
 Images = Annotated[int, opt("N", True, "Pictures for each prompt.", "--images", "-k")]
 InitImage = Annotated[str | None, opt("FILE", "none", "A picture to start from.", "--init-image", "-i")]
 Strength = Annotated[float, opt("X", True, "0..1: how much of the start picture may change.")]
+Lora = Annotated[
+    list[str] | None, opt("FILE[:SCALE]", "none", "A LoRA to draw with, and how much of it; give it again for more.")
+]
 Reuse = Annotated[int, opt("N", True, "Compute the U-Net's inner part at every N-th call only: quicker, not exact.")]
 MaskImage = Annotated[str | None, opt("FILE", "none", "White is drawn anew, black is kept.")]
 

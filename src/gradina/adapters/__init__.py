@@ -1,0 +1,1 @@
+"""Things put into a network and taken out again, bit-identically."""

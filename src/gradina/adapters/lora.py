@@ -1,0 +1,164 @@
+"""LoRA: what a layer has learnt on top, as the product of two thin matrices. Source: Hu et al. 2106.09685, eq. 3.
+
+    W x + (alpha / rank) · scale · up (down x)
+
+For a convolution, `down` is one of the same kernel to `rank` channels, and `up` one of 1x1.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gradina.adapters.inject import Injected, Network, inject, layer_of, multiplying, twin
+from gradina.errors import WeightsError
+from gradina.nn.packed import packed, unpacked
+
+ATTENTION = (r".*attn\.(q|k|v|out)",)  # the layers that are usually adapted: all projections of all attentions
+
+
+@dataclass(frozen=True, eq=False)
+class Thin:
+    """What one layer has learnt: down (rank, in[, kh, kw]), up (out, rank[, 1, 1]), and alpha, often the rank."""
+
+    down: Tensor
+    up: Tensor
+    alpha: float
+
+    @property
+    def rank(self) -> int:
+        """How many directions it has."""
+        return len(self.down)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """That of the weight which it is added to."""
+        return (len(self.up), *self.down.shape[1:])
+
+    def product(self) -> Tensor:
+        """What it adds to the weight, in fp32."""
+        return (self.alpha / self.rank) * (self.up.float().flatten(1) @ self.down.float().flatten(1)).view(self.shape)
+
+
+Layers = Mapping[str, Thin]  # by the names of the layers of one network
+
+
+@dataclass(frozen=True, eq=False)
+class LoRA:
+    """What the parts of a model have learnt."""
+
+    unet: Layers = field(default_factory=dict)
+    text: Layers = field(default_factory=dict)
+
+
+class Adapted(nn.Module):
+    """A layer with a LoRA beside it; `scale` may be changed at any time."""
+
+    def __init__(self, base: nn.Module, thin: Thin, scale: float = 1.0) -> None:
+        super().__init__()
+        self.base, self.alpha, self.scale = base, thin.alpha, scale
+        self.down, self.up = nn.Parameter(thin.down), nn.Parameter(thin.up)
+        plain = base
+        while isinstance(plain, Adapted):
+            plain = plain.base
+        self.conv = (plain.stride, plain.padding, plain.dilation) if isinstance(plain, nn.Conv2d) else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        down, up = self.down.to(x.dtype), self.up.to(x.dtype)
+        if self.conv is None:
+            beside = F.linear(F.linear(x, down), up)
+        else:
+            stride, padding, dilation = self.conv
+            beside = F.conv2d(F.conv2d(x, down, None, stride, padding, dilation), up)
+        said: Tensor = self.base(x)
+        return said + (self.scale * self.alpha / len(self.down)) * beside
+
+    @property
+    def weight(self) -> Tensor:
+        """That of the layer itself, which others ask for its type and place."""
+        return cast(Tensor, self.base.weight)
+
+    @property
+    def thin(self) -> Thin:
+        """What it has learnt by now."""
+        return Thin(self.down.detach(), self.up.detach(), self.alpha)
+
+
+def fresh(
+    network: nn.Module, rank: int, key: torch.Generator, targets: Iterable[str] = ATTENTION, alpha: float | None = None
+) -> dict[str, Thin]:
+    """A LoRA that changes nothing yet, for the layers whose whole names match one of the patterns `targets`.
+
+    `down` is drawn as PyTorch draws linear layers, `up` is 0. Raises WeightsError if no layer matches.
+    """
+    patterns = [re.compile(target) for target in targets]
+    found: dict[str, Thin] = {}
+    for name, layer in multiplying(network):
+        if any(pattern.fullmatch(name) for pattern in patterns):
+            out, *inner = shape_of(layer)
+            down = torch.empty(rank, *inner)
+            nn.init.kaiming_uniform_(down, a=math.sqrt(5), generator=key)
+            found[name] = Thin(down, torch.zeros(out, rank, *[1] * (len(inner) - 1)), alpha or float(rank))
+    if not found:
+        raise WeightsError(f"targets: no layer of {type(network).__name__} matches {' or '.join(targets)}")
+    return found
+
+
+def adapt(network: nn.Module, layers: Layers, scale: float = 1.0) -> Injected:
+    """Puts a LoRA beside the layers of a network, where it can learn or be scaled; several may be put on top.
+
+    Raises WeightsError where a layer is not there or has another shape.
+    """
+    return inject(network, {name: Adapted(_fitting(network, name, x), x, scale) for name, x in layers.items()})
+
+
+def merged(network: Network, *stack: tuple[Layers, float]) -> Network:
+    """A network with LoRAs, each at its scale, added to its weights; it shares all others with `network`.
+
+    That one stays as it is, to the bit. Raises WeightsError as `adapt`.
+    """
+    other = twin(network)
+    for name in dict.fromkeys(name for layers, _ in stack for name in layers):
+        added = torch.zeros(())
+        for layers, scale in stack:
+            if name in layers:
+                plain = _fitting(network, name, layers[name])
+                added = added + scale * layers[name].product()
+        if isinstance(plain, Adapted):
+            raise WeightsError(f"{name}: has a LoRA beside it already; remove that one first")
+        layer = unpacked(twin(plain))
+        assert isinstance(layer.weight, Tensor)
+        weight = (layer.weight.float() + added.to(layer.weight.device)).to(layer.weight.dtype)
+        layer.weight = nn.Parameter(weight, requires_grad=False)
+        other.set_submodule(name, packed(layer) if type(plain) is not type(layer) else layer)
+    return other
+
+
+def _fitting(network: nn.Module, name: str, thin: Thin) -> nn.Module:
+    """The layer that a LoRA is for."""
+    layer = plain = layer_of(network, name)
+    while isinstance(plain, Adapted):
+        plain = plain.base
+    if not isinstance(plain, nn.Linear | nn.Conv2d):
+        raise WeightsError(f"{name}: is {type(plain).__name__}; a LoRA goes beside linear layers and convolutions")
+    shape = shape_of(plain)
+    if thin.shape != shape or thin.up.shape[1] != thin.rank:
+        raise WeightsError(
+            f"{name}: the LoRA is for a layer of shape {'x'.join(map(str, thin.shape))}, "
+            f"this model's has {'x'.join(map(str, shape))}; take one that was made for this family"
+        )
+    return layer
+
+
+def shape_of(layer: nn.Linear | nn.Conv2d) -> tuple[int, ...]:
+    """Of its weight, packed or not."""
+    if isinstance(layer, nn.Linear):
+        return layer.out_features, layer.in_features
+    return layer.out_channels, layer.in_channels // layer.groups, *layer.kernel_size

@@ -1,0 +1,251 @@
+"""LoRA files against diffusers and peft: theirs are read, ours are loaded there, and the pictures are the same."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from peft import LoraConfig, get_peft_model_state_dict
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from gradina import Request, generate, load, pipeline
+from gradina.adapters.lora import ATTENTION, LoRA, Thin, fresh
+from gradina.apps.cli import main
+from gradina.errors import WeightsError
+from gradina.metadata import read_picture
+from gradina.pipeline import StableDiffusion
+from gradina.weights.loras import read_lora, write_lora
+
+Tiny = Callable[..., StableDiffusion]
+ASKED = Request(prompt="a red boat", seed=7, steps=3, width=64, height=64, sampler="ddim", schedule="leading")
+ALL = (r".*attn\.(q|k|v|out)", r".*proj_(in|out)", r".*conv\d?", r".*time")
+
+
+def learnt(network: nn.Module, seed: int, targets: tuple[str, ...] = ATTENTION, alpha: float = 2.0) -> dict[str, Thin]:
+    key = torch.Generator().manual_seed(seed)
+    made = fresh(network, 2, key, targets, alpha)
+    return {n: Thin(x.down, torch.randn(x.up.shape, generator=key) / 4, x.alpha) for n, x in made.items()}
+
+
+def lora_of(model: StableDiffusion, alpha: float = 2.0) -> LoRA:
+    return LoRA(unet=learnt(model.unet, 1, ALL, alpha), text=learnt(model.text, 2, ATTENTION, alpha))
+
+
+def ours(model: StableDiffusion, *loras: tuple[str, float]) -> np.ndarray[Any, Any]:
+    (picture,) = generate(model, replace(ASKED, loras=loras))
+    return np.asarray(picture.image).astype(int)
+
+
+def theirs(folder: Path, lora: Path, scale: float = 1.0) -> np.ndarray[Any, Any]:
+    pipe = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+    pipe.load_lora_weights(lora.parent, weight_name=lora.name)
+    pipe.set_adapters(pipe.get_active_adapters(), scale)
+    return drawn(pipe)
+
+
+def drawn(pipe: Any) -> np.ndarray[Any, Any]:
+    pipe.set_progress_bar_config(disable=True)
+    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(7))
+    image = pipe("a red boat", num_inference_steps=3, guidance_scale=3.0, latents=noise).images[0]
+    return np.asarray(image).astype(int)
+
+
+@pytest.fixture
+def folder(tiny_model: Tiny, tmp_path: Path) -> Path:
+    tiny_model("sd1").save(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.mark.parametrize("dialect", ["diffusers", "kohya"])
+@pytest.mark.parametrize("alpha", [2.0, 3.0])
+def test_written_and_read_it_is_the_same(tiny_model: Tiny, tmp_path: Path, dialect: Any, alpha: float) -> None:
+    model = tiny_model("sd1")
+    made = lora_of(model, alpha)
+    write_lora(made, tmp_path / "a.safetensors", model.unet, model.text, dialect)
+    read = read_lora(tmp_path / "a.safetensors", model.unet, model.text)
+    for part in ("unet", "text"):
+        one, other = getattr(made, part), getattr(read, part)
+        assert one.keys() == other.keys()
+        for name in one:
+            assert torch.equal(one[name].down, other[name].down)
+            assert torch.allclose(one[name].product(), other[name].product(), atol=1e-6)
+            if dialect == "kohya" or alpha == 2:
+                assert torch.equal(one[name].up, other[name].up)
+                assert one[name].alpha == other[name].alpha
+
+
+@pytest.mark.parametrize("dialect", ["diffusers", "kohya"])
+def test_ours_draws_the_same_in_diffusers(folder: Path, tmp_path: Path, dialect: Any) -> None:
+    model, path = load(folder), tmp_path / "ours.safetensors"
+    parts = (r".*attn\.(q|k|v|out)", r".*proj_(in|out)") if dialect == "kohya" else ALL  # theirs reads no more
+    made = LoRA(unet=learnt(model.unet, 1, parts, 3.0), text=learnt(model.text, 2, ATTENTION, 3.0))
+    write_lora(made, path, model.unet, model.text, dialect)
+    for scale in (1.0, 0.4):
+        mine = ours(model, (str(path), scale))
+        assert np.abs(mine - theirs(folder, path, scale)).max() <= 1
+        assert np.abs(mine - ours(model)).max() > 10
+
+
+def test_theirs_draws_the_same_here(folder: Path, tmp_path: Path) -> None:
+    """Made by peft, with an alpha of its own, and saved by diffusers."""
+    pipe = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+    torch.manual_seed(0)
+    how = {"r": 3, "lora_alpha": 5, "init_lora_weights": False}
+    pipe.unet.add_adapter(LoraConfig(target_modules=["to_q", "to_v", "to_out.0", "conv1", "proj_in"], **how))
+    pipe.text_encoder.add_adapter(LoraConfig(target_modules=["q_proj", "out_proj"], **how))
+    parts = {"unet_lora_layers": get_peft_model_state_dict(pipe.unet)}
+    parts["text_encoder_lora_layers"] = get_peft_model_state_dict(pipe.text_encoder)
+    configs = {"unet_lora_adapter_metadata": pipe.unet.peft_config["default"].to_dict()}
+    configs["text_encoder_lora_adapter_metadata"] = pipe.text_encoder.peft_config["default"].to_dict()
+    pipe.save_lora_weights(tmp_path, **parts, **configs)
+    path = tmp_path / "pytorch_lora_weights.safetensors"
+    model = load(folder)
+    mine = ours(model, (str(path), 1.0))
+    assert np.abs(mine - drawn(pipe)).max() <= 1
+    assert np.abs(mine - ours(model)).max() > 10
+
+
+def renamed(path: Path, target: Path, names: Callable[[str], str]) -> Path:
+    save_file({names(name): x for name, x in load_file(path).items()}, target)
+    return target
+
+
+def test_other_spellings_are_understood(tiny_model: Tiny, tmp_path: Path) -> None:
+    """Of peft, of diffusers in 2023, and of kohya's scripts for files with the original names."""
+    model = tiny_model("sd1")
+    made = LoRA(unet=learnt(model.unet, 1))
+    write_lora(made, tmp_path / "a.safetensors", model.unet, model.text)
+    expected = {name: x.product() for name, x in made.unet.items()}
+
+    def old(name: str) -> str:
+        half = "down" if "lora_A" in name else "up"
+        layer = name.split(".lora_")[0]
+        stem, _, last = layer.removesuffix(".0").rpartition(".")
+        return f"{stem}.processor.{last}_lora.{half}.weight"
+
+    ways = {
+        "peft": lambda name: "base_model.model." + name.removeprefix("unet."),
+        "default": lambda name: name.replace("lora_A.", "lora_A.default.").replace("lora_B.", "lora_B.default."),
+        "linear": lambda n: n.replace("lora_A", "lora_linear_layer.down").replace("lora_B", "lora_linear_layer.up"),
+        "processors": old,
+    }
+    for way, names in ways.items():
+        path = renamed(tmp_path / "a.safetensors", tmp_path / f"{way}.safetensors", names)
+        read = read_lora(path, model.unet, model.text).unet
+        assert read.keys() == expected.keys(), way
+        assert all(torch.allclose(x.product(), expected[name]) for name, x in read.items()), way
+    thin = made.unet["mid.attn.blocks.0.self_attn.q"]
+    head = "lora_unet_middle_block_1_transformer_blocks_0_attn1_to_q"
+    save_file({f"{head}.lora_down.weight": thin.down, f"{head}.lora_up.weight": thin.up}, tmp_path / "sgm.safetensors")
+    assert list(read_lora(tmp_path / "sgm.safetensors", model.unet, model.text).unet) == [
+        "mid.attn.blocks.0.self_attn.q"
+    ]
+
+
+def test_peft_says_alpha_beside_the_file(tiny_model: Tiny, tmp_path: Path) -> None:
+    model = tiny_model("sd1")
+    write_lora(LoRA(text=learnt(model.text, 1)), tmp_path / "a.safetensors", model.unet, model.text)
+    path = renamed(tmp_path / "a.safetensors", tmp_path / "adapter_model.safetensors", lambda n: n.partition(".")[2])
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_alpha": 16, "r": 2, "use_rslora": False}))
+    assert {x.alpha for x in read_lora(path, model.unet, model.text).text.values()} == {16.0}
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_alpha": 16, "r": 2, "use_rslora": True}))
+    with pytest.raises(WeightsError, match="was made with use_rslora, which is not read"):
+        read_lora(path, model.unet, model.text)
+
+
+def one_by_one(thin: Thin) -> tuple[torch.Tensor, torch.Tensor]:
+    return thin.down.flatten(1), thin.up.flatten(1)
+
+
+def test_a_matrix_for_a_convolution_of_one_pixel(tiny_model: Tiny, tmp_path: Path) -> None:
+    model = tiny_model("sd1")
+    (made,) = learnt(model.unet, 1, (r"mid\.attn\.proj_in",)).values()
+    down, up = one_by_one(made)
+    head, path = "unet.mid_block.attentions.0.proj_in", tmp_path / "a.safetensors"
+    save_file({f"{head}.lora_A.weight": down, f"{head}.lora_B.weight": up}, path)
+    (read,) = read_lora(path, model.unet, model.text).unet.values()
+    assert torch.equal(read.product(), made.product())
+
+
+WRONG = [
+    ({"unet.conv_in.lora_A.weight": (2, 4, 3, 3)}, "conv_in of unet has down, expected down and up"),
+    ({"unet.conv_in.hada_w1_a": (2, 2)}, "holds 'unet.conv_in.hada_w1_a', which is no plain LoRA"),
+    ({"conv_in.weight": (2, 2)}, r"holds no LoRA for this model \(its first name: conv_in.weight\)"),
+    (
+        {"unet.conv_in.lora_A.weight": (2, 4, 3, 3), "unet.conv_in.lora_B.weight": (32, 2, 1, 1), "x.alpha": ()},
+        r"1 names fit no layer of this model \(the first: x.alpha\)",
+    ),
+]
+
+
+@pytest.mark.parametrize(("tensors", "words"), WRONG)
+def test_what_cannot_be_read_is_named(tiny_model: Tiny, tmp_path: Path, tensors: Any, words: str) -> None:
+    model, path = tiny_model("sd1"), tmp_path / "a.safetensors"
+    save_file({name: torch.zeros(shape) for name, shape in tensors.items()}, path)
+    with pytest.raises(WeightsError, match=words):
+        read_lora(path, model.unet, model.text)
+
+
+def test_one_for_another_family_is_refused_before_anything_is_drawn(tiny_model: Tiny, tmp_path: Path) -> None:
+    model, path = tiny_model("sd1"), tmp_path / "a.safetensors"
+    head = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
+    save_file({f"{head}.lora_A.weight": torch.zeros(2, 99), f"{head}.lora_B.weight": torch.zeros(64, 2)}, path)
+    with pytest.raises(
+        WeightsError, match=r"cross_attn.k: the LoRA is for a layer of shape 64x99, this model's has 64x"
+    ):
+        generate(model, replace(ASKED, loras=((str(path), 1.0),)))
+
+
+def test_a_stack_is_read_once_and_the_model_stays_as_it_is(
+    tiny_model: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, path, other = tiny_model("sd1"), tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    before = ours(model)
+    write_lora(lora_of(model), path, model.unet, model.text)
+    write_lora(LoRA(text=learnt(model.text, 7)), other, model.unet, model.text, "kohya")
+    read: list[object] = []
+    monkeypatch.setattr(pipeline, "read_lora", lambda path, *parts: (read.append(path), read_lora(path, *parts))[1])
+    stack = ((str(path), 0.5), (str(other), 2.0))
+    one, again = ours(model, *stack), ours(model, *stack)
+    assert read == [str(path), str(other)]
+    assert np.array_equal(one, again)
+    assert np.abs(one - ours(model, stack[0])).max() > 3
+    assert np.abs(ours(model, (str(path), 0.0)) - before).max() == 0
+    assert np.array_equal(ours(model), before)
+    write_lora(lora_of(model, 6.0), path, model.unet, model.text)
+    os.utime(path, ns=(1, 1))
+    assert np.abs(ours(model, *stack) - one).max() > 3, "another file of that name"
+
+
+def test_from_the_command_line(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = load(folder)
+    write_lora(lora_of(model), "boat.safetensors", model.unet, model.text)
+    asked = ["a red boat", "-m", "model", "--seed", "7", "--steps", "3"]
+    assert main([*asked, "--lora", "boat.safetensors:0.5", "--lora", "boat.safetensors:0.25", "-o", "a.png"]) == 0
+    record = read_picture("a.png")
+    assert record.request.loras == (("boat.safetensors", 0.5), ("boat.safetensors", 0.25))
+    assert main(["again", "a.png", "-o", "b.png"]) == 0
+    assert main([*asked, "-o", "c.png"]) == 0
+    a, b, c = (np.asarray(Image.open(name)).astype(int) for name in ("a.png", "b.png", "c.png"))
+    assert np.array_equal(a, b)
+    assert np.abs(a - c).max() > 3
+    assert main([*asked, "--grid", "loras=boat.safetensors:0|boat.safetensors:0.5+boat.safetensors:0.25"]) == 0
+    assert main([*asked, "--lora", "nothing.safetensors"]) == 2
+    assert "nothing.safetensors: there is no such file" in capsys.readouterr().err
+    Path("a.png").unlink()
+    assert main([*asked, "--lora", "model/unet/diffusion_pytorch_model.safetensors", "-o", "a.png"]) == 2
+    assert "holds no LoRA for this model" in capsys.readouterr().err
+    assert not Path("a.png").exists()
