@@ -17,7 +17,7 @@ ALLOWED: dict[str, set[str]] = {
     "nn": set(),
     "models": {"nn"},
     "diffusion": set(),
-    "adapters": {"nn"},
+    "adapters": {"models", "nn"},
     "weights": {"adapters", "models", "diffusion", "nn"},
     "runtime": {"models", "diffusion", "nn"},
     "engines": {"runtime", "models", "nn"},

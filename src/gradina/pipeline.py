@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from gradina.adapters.lora import merged
+from gradina.adapters.textual import taught
 from gradina.diffusion.denoiser import Denoise, Denoiser, Network, noised, with_channels
 from gradina.diffusion.guidance import cfg, masked
 from gradina.diffusion.noise import Noise
@@ -30,6 +31,7 @@ from gradina.nn.packed import packed
 from gradina.pictures import fit, open_mask, open_picture, overlay
 from gradina.request import Picture, Request
 from gradina.runtime import DTYPES, Engine, pick_device, pick_dtype, pick_engine
+from gradina.weights.concepts import read_concept
 from gradina.weights.loras import read_lora
 from gradina.weights.parts import Parts
 
@@ -52,24 +54,27 @@ class StableDiffusion(Parts):
         """The type its networks compute in; latents are fp32 throughout."""
         return self.unet.conv_in.weight.dtype
 
-    def adapted(self, loras: tuple[tuple[str, float], ...]) -> StableDiffusion:
-        """This model with LoRAs, each a file with its scale, added to its weights; it stays as it is itself.
+    def adapted(self, request: Request) -> StableDiffusion:
+        """This model with the LoRAs of a request in its weights, and its concepts among its words.
 
-        The last stack is kept for the next picture. Raises WeightsError for a file that does not fit.
+        It stays as it is itself; what a request asked for last is kept for the next. Raises WeightsError for a file
+        that does not fit.
         """
-        if not loras:
+        files = (*request.concepts, *(path for path, _ in request.loras))
+        if not files:
             return self
-        key = tuple((path, scale, _changed(path)) for path, scale in loras)
-        if key not in self._stacks:
-            stack = [(read_lora(path, self.unet, self.text), scale) for path, scale in loras]
+        key = (request.concepts, request.loras, tuple(map(_changed, files)))
+        if key not in self._adapted:
+            stack = [(read_lora(path, self.unet, self.text), scale) for path, scale in request.loras]
             unet = merged(self.unet, *((lora.unet, scale) for lora, scale in stack))
             text = merged(self.text, *((lora.text, scale) for lora, scale in stack))
-            self._stacks.clear()
-            self._stacks[key] = replace(self, unet=unet, text=text)
-        return self._stacks[key]
+            tokenizer, text = taught(self.tokenizer, text, [read_concept(path) for path in request.concepts])
+            self._adapted.clear()
+            self._adapted[key] = replace(self, unet=unet, text=text, tokenizer=tokenizer)
+        return self._adapted[key]
 
     @cached_property
-    def _stacks(self) -> dict[object, StableDiffusion]:
+    def _adapted(self) -> dict[object, StableDiffusion]:
         return {}
 
     @property
@@ -173,12 +178,15 @@ def steps(model: StableDiffusion, request: Request) -> Iterator[Step]:
     Raises RequestError or PictureError at once.
     """
     whole = resolved(model, request)
+    model = model.adapted(whole)
     return walk(model, prepare(model, replace(whole, prompt=whole.prompts, images=1)))
 
 
 def plans(model: StableDiffusion, request: Request) -> Iterator[Plan]:
     """The batches in which a request is drawn; the first is prepared at once, so that errors come early."""
-    first, *rest = batches(model, resolved(model, request))
+    whole = resolved(model, request)
+    model = model.adapted(whole)
+    first, *rest = batches(model, whole)
     return chain([prepare(model, first)], (prepare(model, part) for part in rest))
 
 
@@ -248,7 +256,6 @@ def prepare(model: StableDiffusion, request: Request) -> Plan:
 
     Random numbers are drawn in the order in which diffusers draws them.
     """
-    model = model.adapted(request.loras)
     row, shape = SAMPLERS[cast(str, request.sampler)], _shape(model, request)
     init, mask = _pictures(request)
     sigmas = _levels(model, request, row)

@@ -66,6 +66,7 @@ class Request:
     strength: float = 0.8  # of the noise put over init_image: 0 keeps it, 1 forgets it
     mask_image: ImageLike | None = None  # white is drawn anew, black is kept
     loras: tuple[tuple[str, float], ...] = ()  # files of LoRAs, each with its scale
+    concepts: tuple[str, ...] = ()  # files of words that were learnt by textual inversion
     reuse: int = 1  # the U-Net's inner part is computed at every so many calls; above 1 it is quicker, and not exact
 
     def __post_init__(self) -> None:
@@ -73,6 +74,8 @@ class Request:
             value: object = getattr(self, name)
             if isinstance(value, list):  # as JSON has it
                 object.__setattr__(self, name, tuple(value))
+        if isinstance(self.concepts, list | tuple):
+            object.__setattr__(self, "concepts", tuple(map(_plain_path, self.concepts)))
         if isinstance(self.loras, list | tuple) and all(isinstance(one, list | tuple) for one in self.loras):
             stack = (tuple(map(_plain_path, one)) for one in self.loras)
             object.__setattr__(self, "loras", tuple(stack))
@@ -169,6 +172,8 @@ def _check(r: Request) -> None:
         pair = isinstance(ends, tuple) and len(ends) == 2 and all(isinstance(end, int | float) for end in ends)
         if not pair or not 0 <= ends[0] <= ends[1]:
             raise RequestError(f"guidance_interval: got {ends!r}, expected two noise levels (sigma), lowest first")
+    if not isinstance(r.concepts, tuple) or not all(isinstance(one, str) and one for one in r.concepts):
+        raise RequestError(f"concepts: got {r.concepts!r}, expected files of learnt words")
     for one in r.loras if isinstance(r.loras, tuple) else (r.loras,):
         if not isinstance(one, tuple) or len(one) != 2 or not isinstance(one[0], str) or not one[0]:
             raise RequestError(f"loras: got {one!r}, expected a file and its scale, such as ('bear.safetensors', 0.8)")

@@ -43,6 +43,7 @@ def generate(
     strength: o.Strength = 0.8,
     mask_image: o.MaskImage = None,
     lora: o.Lora = None,
+    concept: o.Concept = None,
     reuse: o.Reuse = 1,
     grid: o.Grid = None,
     film: o.Film = None,
@@ -75,6 +76,7 @@ def generate(
         strength=strength,
         mask_image=mask_image,
         loras=tuple(one for text in lora or () for one in parse("loras", text)),
+        concepts=tuple(concept or ()),
         reuse=reuse,
     )
     axes = [axis(text) for text in grid or ()]

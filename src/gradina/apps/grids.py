@@ -24,6 +24,8 @@ def parse(name: str, text: str | None) -> Any:
         if name == "guidance_interval":
             low, high = text.split(":")
             return float(low), float(high)
+        if name == "concepts":
+            return tuple(text.strip().split("+"))
         if name == "loras":
             return tuple(_lora(part) for part in text.split("+"))
         return NUMBERS.get(name, str)(text.strip())

@@ -58,6 +58,9 @@ Strength = Annotated[float, opt("X", True, "0..1: how much of the start picture 
 Lora = Annotated[
     list[str] | None, opt("FILE[:SCALE]", "none", "A LoRA to draw with, and how much of it; give it again for more.")
 ]
+Concept = Annotated[
+    list[str] | None, opt("FILE", "none", "A word that was learnt by textual inversion, to use in prompts.")
+]
 Reuse = Annotated[int, opt("N", True, "Compute the U-Net's inner part at every N-th call only: quicker, not exact.")]
 MaskImage = Annotated[str | None, opt("FILE", "none", "White is drawn anew, black is kept.")]
 

@@ -9,6 +9,7 @@ import gzip
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import count, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,8 +59,8 @@ def _engine(
     return engine
 
 
-def _learned_merges(captions: Iterable[str], count: int) -> list[Merge]:
-    """The `count` most frequent merges, or fewer where no pair of tokens occurs twice."""
+def _learned_merges(captions: Iterable[str], most: int) -> list[Merge]:
+    """The `most` most frequent merges, or fewer where no pair of tokens occurs twice."""
     # One character stands for each base token, so that ties are broken by our order and not by that of a hash table.
     character = {token: chr(0xE000 + i) for i, token in enumerate(base_tokens())}
     token = {value: key for key, value in character.items()}
@@ -69,12 +70,18 @@ def _learned_merges(captions: Iterable[str], count: int) -> list[Merge]:
         for caption in captions
         for word, _ in reader.pre_tokenizer.pre_tokenize_str(reader.normalizer.normalize_str(_valid(caption)))
     )
-    size, alphabet = len(token) + count, list(token)
+    size, alphabet = len(token) + most, list(token)
     trainer = trainers.BpeTrainer(vocab_size=size, min_frequency=2, show_progress=False, initial_alphabet=alphabet)
     learner = tokenizers.Tokenizer(models.BPE())
     learner.train_from_iterator(words, trainer)
     found = json.loads(learner.to_str())["model"]["merges"]
     return [("".join(token[c] for c in left), "".join(token[c] for c in right)) for left, right in found]
+
+
+def _tail(word: str, added: Mapping[str, int]) -> list[int]:
+    """The further tokens of a word that was added as several: those of WORD_1, WORD_2, ..., as diffusers has them."""
+    names = takewhile(added.__contains__, (f"{word}_{i}" for i in count(1)))
+    return [added[name] for name in names]
 
 
 def _valid(text: str) -> str:
@@ -176,6 +183,8 @@ class Tokenizer:
             raise ValueError(f"a context length of {length} has no room between start and end: use 3 or more")
         self.length, self.bos, self.eos, self.pad = length, bos, eos, pad
         self._engine = engine
+        added = {token.content: i for i, token in engine.get_added_tokens_decoder().items()}
+        self._more = {added[word]: tail for word in added if (tail := _tail(word, added))}
 
     @classmethod
     def clip(cls, length: int = 77, pad: int | None = None) -> Tokenizer:
@@ -236,6 +245,22 @@ class Tokenizer:
                 raise WeightsError(f"{folder}: the added token {token.content!r} cannot have id {i}; {AGAIN}")
         return cls(engine, int(length) if length < 1e6 else 77, bos, eos, pad)  # transformers writes 1e30 for "unknown"
 
+    def with_word(self, word: str, tokens: int = 1) -> Tokenizer:
+        """A tokenizer that reads one more word as so many tokens of its own: WORD, WORD_1, ... at the vocabulary's end.
+
+        Raises WeightsError for a word that is a token already, or that no prompt could hold.
+        """
+        new = [word if i == 0 else f"{word}_{i}" for i in range(tokens)]
+        known = self._engine.get_vocab(with_added_tokens=True)
+        if not word.strip() or len(word.split()) != 1 or word != _valid(word):
+            raise WeightsError(f"{word!r}: expected a word without spaces, such as <teddy>")
+        for token in new:
+            if {token, token.lower(), token.lower() + SUFFIX} & set(known):
+                raise WeightsError(f"{token!r} is a token of this model already; choose another word, such as <{word}>")
+        engine = tokenizers.Tokenizer.from_str(self._engine.to_str())
+        engine.add_tokens([AddedToken(token, single_word=token.isalnum(), normalized=True) for token in new])
+        return Tokenizer(engine, self.length, self.bos, self.eos, self.pad)
+
     def save(self, folder: str | Path) -> None:
         """Writes vocab.json, merges.txt, tokenizer_config.json and special_tokens_map.json as transformers has them."""
         folder = Path(folder)
@@ -268,7 +293,8 @@ class Tokenizer:
 
     def ids(self, text: str) -> list[int]:
         """The bare ids of a text of any length: no start, no end, no padding."""
-        return self._engine.encode(_valid(text), add_special_tokens=False).ids
+        read: list[int] = self._engine.encode(_valid(text), add_special_tokens=False).ids
+        return [i for first in read for i in (first, *self._more.get(first, ()))] if self._more else read
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids of shape (n,), in lower case with spaces between words; special tokens are left out."""

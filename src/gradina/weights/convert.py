@@ -6,10 +6,12 @@ from pathlib import Path
 
 import torch
 
+from gradina.adapters.textual import Concept
 from gradina.errors import WeightsError
+from gradina.weights.concepts import concept_of, write_concept
 from gradina.weights.folders import write_folder
 from gradina.weights.parts import Parts
-from gradina.weights.pickles import is_pickle, read_pickle
+from gradina.weights.pickles import is_pickle, read_pickle, read_vectors
 from gradina.weights.single import parts_of, write_file
 from gradina.weights.zoo import locate, open_source
 
@@ -32,10 +34,25 @@ def convert(
     target = Path(target)
     if target.suffix in PICKLES:
         raise WeightsError(f"{target}: pickles are not written; end the name in .safetensors, or name a folder")
+    learnt = _concept(source)
+    if learnt is not None and target.suffix != ".safetensors":
+        raise WeightsError(f"{target}: a learnt word is one file; end the name in .safetensors")
+    if learnt is not None:
+        write_concept(learnt, target)
+        return target
     parts = _read(source, variant, prediction)
     write = write_file if target.suffix == ".safetensors" else write_folder
     write(parts, target, dtype)
     return target
+
+
+def _concept(source: str | Path) -> Concept | None:
+    """The word that a pickle of diffusers or of A1111's web UI holds; None if it holds none."""
+    path = Path(source)
+    if path.suffix not in PICKLES or not path.is_file() or not is_pickle(path):
+        return None
+    vectors = read_vectors(path)
+    return None if vectors is None else concept_of(vectors, path)
 
 
 def _read(source: str | Path, variant: str | None, prediction: str | None) -> Parts:

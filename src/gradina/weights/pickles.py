@@ -23,6 +23,7 @@ from gradina.weights.store import Weights
 
 # Modules whose classes trainers left in published checkpoints; they are never imported, and never called.
 LEFT_BEHIND = ("pytorch_lightning.", "lightning.", "lightning_fabric.", "numpy.", "omegaconf.", "ldm.", "typing.Any")
+PARAMETERS = "torch.nn.modules.container.ParameterDict"
 ZIP, PROTOCOL = b"PK\x03\x04", b"\x80"
 
 
@@ -39,6 +40,15 @@ class LeftBehind:
         pass
 
 
+class KeptParameters(LeftBehind):
+    """Stands for a ParameterDict, in which the first embedding files kept their vectors."""
+
+    parameters: Any = None
+
+    def __setstate__(self, state: Any) -> None:
+        self.parameters = state.get("_parameters") if isinstance(state, Mapping) else None
+
+
 def is_pickle(path: str | Path) -> bool:
     """Whether a file begins as torch.save writes it, now or before 2020; a safetensors header has its brace there."""
     with open(path, "rb") as file:
@@ -52,21 +62,47 @@ def read_pickle(path: str | Path) -> Weights:
     Raises WeightsError for a pickle that is damaged, holds no tensors, or wants more than tensors need.
     """
     path = Path(path)
+    return Weights(path, _tensors(path, _content(path)))
+
+
+def read_vectors(path: str | Path) -> dict[str, Tensor] | None:
+    """The word that an embedding file of diffusers or A1111's web UI holds, and its vectors; None: it is none.
+
+    Raises WeightsError as `read_pickle`.
+    """
+    path = Path(path)
+    content = _content(path)
+    if not isinstance(content, Mapping):
+        return None
+    kept = content.get("string_to_param")
+    if isinstance(kept, KeptParameters):
+        kept = kept.parameters
+    if isinstance(kept, Mapping):
+        name, tensors = content.get("name"), list(kept.values())
+        named = {name if isinstance(name, str) and name not in ("", "*") else path.stem: x for x in tensors[:1]}
+    else:
+        named = dict(content) if len(content) == 1 else {}
+    found = {n: x.detach() for n, x in named.items() if isinstance(n, str) and isinstance(x, Tensor) and x.ndim < 3}
+    return found or None
+
+
+def _content(path: Path) -> Any:
+    """What a pickle holds, with nothing in it run."""
     wanted = _wanted(path)
-    foreign = [name for name in wanted if not name.startswith(LEFT_BEHIND)]
+    foreign = [name for name in wanted if not name.startswith(LEFT_BEHIND) and name != PARAMETERS]
     if foreign:
         raise WeightsError(_refusal(path, foreign))
+    stand_ins: list[Any] = [(KeptParameters if name == PARAMETERS else LeftBehind, name) for name in wanted]
     try:
-        with safe_globals([(LeftBehind, name) for name in wanted]), warnings.catch_warnings():
+        with safe_globals(stand_ins), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of pickle protocols; what does not work says so below
-            content = _loaded(path)
+            return _loaded(path)
     except pickle.UnpicklingError as error:
         named = re.findall(r"GLOBAL ([\w.]+)", str(error))
         why = _refusal(path, named) if named else f"{path}: is no pickle of plain tensors; nothing in it was run"
         raise WeightsError(why) from error
     except (RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise WeightsError(f"{path}: is truncated or damaged; fetch or copy it again") from error
-    return Weights(path, _tensors(path, content))
 
 
 def _loaded(path: Path) -> Any:

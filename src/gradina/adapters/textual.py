@@ -1,0 +1,47 @@
+"""Textual inversion: a new word, which is some rows of the text tower's embedding and nothing else.
+
+Source: Gal et al., "An Image is Worth One Word" (2208.01618), section 4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from gradina.adapters.inject import twin
+from gradina.errors import WeightsError
+from gradina.models.clip import TextTower
+from gradina.models.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, eq=False)
+class Concept:
+    """A word that was learnt: how it is written, and its vectors (k, width), of which each is read as a token."""
+
+    token: str
+    vectors: Tensor
+
+
+def taught(tokenizer: Tokenizer, text: TextTower, concepts: Sequence[Concept]) -> tuple[Tokenizer, TextTower]:
+    """A tokenizer and a text tower that know the concepts; all other rows are the same, and these two stay as they are.
+
+    Raises WeightsError for a word that the tokenizer has already, or vectors of another width.
+    """
+    for concept in concepts:
+        width = concept.vectors.shape[-1]
+        if width != text.config.width:
+            raise WeightsError(
+                f"{concept.token}: its vectors have {width} numbers, this model's words {text.config.width}; "
+                "take one that was made for this family"
+            )
+        tokenizer = tokenizer.with_word(concept.token, len(concept.vectors))
+    other = twin(text)
+    known = text.token.weight
+    new = [concept.vectors.to(known) for concept in concepts]
+    rows = torch.cat([known.detach()[: len(tokenizer) - sum(map(len, new))], *new])
+    other.token = nn.Embedding(*rows.shape, _weight=rows).requires_grad_(False)
+    other.config = replace(text.config, vocabulary=len(rows))
+    return tokenizer, other
