@@ -42,6 +42,6 @@ def taught(tokenizer: Tokenizer, text: TextTower, concepts: Sequence[Concept]) -
     known = text.token.weight
     new = [concept.vectors.to(known) for concept in concepts]
     rows = torch.cat([known.detach()[: len(tokenizer) - sum(map(len, new))], *new])
-    other.token = nn.Embedding(*rows.shape, _weight=rows).requires_grad_(False)
+    other.token = nn.Embedding(len(rows), rows.shape[1], _weight=rows).requires_grad_(False)
     other.config = replace(text.config, vocabulary=len(rows))
     return tokenizer, other
