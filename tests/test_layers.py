@@ -26,7 +26,7 @@ ALLOWED: dict[str, set[str]] = {
     "tuning": {"pipeline", "metrics"},
     "codec": {"pipeline", "weights", "runtime", "metrics", "models", "diffusion", "nn"},
     "similarity": {"weights", "runtime", "models", "nn"},
-    "training": {"pipeline", "codec", "similarity", "weights", "runtime", "metrics", "models", "diffusion", "nn"},
+    "training": {"adapters", "engines", "pipeline", "codec", "similarity", "weights", "runtime", "metrics", "models", "diffusion", "nn"},
     "bench": {"training", "tuning", "pipeline", "weights", "engines", "runtime", "models", "diffusion", "nn"},
     "apps": {
         "bench",

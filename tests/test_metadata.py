@@ -52,6 +52,7 @@ def requests(text: st.SearchStrategy[str]) -> st.SearchStrategy[Request]:
         schedule=st.sampled_from(SCHEDULE_NAMES),
         eta=st.none() | st.floats(0, 1),
         reuse=st.integers(1, 1000),
+        edit=st.none() | st.tuples(st.text(min_size=1), st.floats(-2, 3)),
         concepts=st.lists(st.text(min_size=1)).map(tuple),
         loras=st.lists(st.tuples(st.text(min_size=1), st.floats(-100, 100))).map(tuple),
         seed=st.integers(0, 2**63 - 1),

@@ -53,6 +53,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"loras": (("a.safetensors", "b"),)}, "loras: scale of a.safetensors: got 'b', expected a number from -100 to"),
     ({"loras": (("a.safetensors",),)}, "loras: got ('a.safetensors',), expected a file and its scale"),
     ({"loras": 3}, "loras: got 3, expected a file"),
+    ({"edit": "a.safetensors"}, "edit: got 'a.safetensors', expected a file and a share"),
+    ({"edit": ("a.safetensors", 5)}, "edit: share: got 5, expected a number from -2 to 3"),
     ({"concepts": "a.safetensors"}, "concepts: got 'a.safetensors', expected files of learnt words"),
     ({"concepts": ("a", 3)}, "concepts: got ('a', 3), expected files"),
     ({"reuse": 0}, "reuse: got 0, expected a whole number from 1 to 1000"),

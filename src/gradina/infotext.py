@@ -58,6 +58,7 @@ FIELDS = (
     ("Reuse",               "reuse",             int),
     ("Loras",               "loras",             json.loads),
     ("Concepts",            "concepts",          json.loads),
+    ("Edit",                "edit",              json.loads),
 )  # fmt: skip
 
 # Their key, or how it begins, and what is the matter with it; of several that fit, the first
@@ -283,6 +284,7 @@ def write_parameters(request: Request, model: dict[str, str] | None = None, vers
         "Guidance interval": " to ".join(map(str, request.guidance_interval)) if request.guidance_interval else None,
         "Reuse": request.reuse if request.reuse > 1 else None,
         "Loras": json.dumps(request.loras) if request.loras else None,
+        "Edit": json.dumps(request.edit) if request.edit else None,
         "Concepts": json.dumps(request.concepts) if request.concepts else None,
         "RNG": "CPU",
         "Version": f"gradina {version}".strip(),

@@ -32,6 +32,7 @@ from gradina.pictures import fit, open_mask, open_picture, overlay
 from gradina.request import Picture, Request
 from gradina.runtime import DTYPES, Engine, pick_device, pick_dtype, pick_engine
 from gradina.weights.concepts import read_concept
+from gradina.weights.edits import read_states
 from gradina.weights.loras import read_lora
 from gradina.weights.parts import Parts
 
@@ -60,12 +61,13 @@ class StableDiffusion(Parts):
         It stays as it is itself; what a request asked for last is kept for the next. Raises WeightsError for a file
         that does not fit.
         """
-        files = (*request.concepts, *(path for path, _ in request.loras))
+        loras = request.loras if request.edit is None else (*request.loras, (request.edit[0], 1.0))
+        files = (*request.concepts, *(path for path, _ in loras))
         if not files:
             return self
-        key = (request.concepts, request.loras, tuple(map(_changed, files)))
+        key = (request.concepts, loras, tuple(map(_changed, files)))
         if key not in self._adapted:
-            stack = [(read_lora(path, self.unet, self.text), scale) for path, scale in request.loras]
+            stack = [(read_lora(path, self.unet, self.text), scale) for path, scale in loras]
             unet = merged(self.unet, *((lora.unet, scale) for lora, scale in stack))
             text = merged(self.text, *((lora.text, scale) for lora, scale in stack))
             tokenizer, text = taught(self.tokenizer, text, [read_concept(path) for path in request.concepts])
@@ -305,9 +307,22 @@ def _guided(model: StableDiffusion, request: Request, network: Network, row: Sam
         raise RequestError(f"prompt: those of over {room} tokens and the others cannot share a batch; draw them apart")
     states = model.read([*prompts, request.negative_prompt])
     cond, uncond = states[:-1], states[-1:].expand(len(prompts), -1, -1)
+    if request.edit is not None:
+        cond = _edited(model, cond, *request.edit)
     denoiser = Denoiser(network, model.schedule, prediction_named(model.prediction), row.whole_t)
     scale = cast(float, request.guidance_scale)
     return cfg(denoiser, cond, uncond, scale, request.guidance_rescale, request.guidance_interval)
+
+
+def _edited(model: StableDiffusion, target: Tensor, path: str, share: float) -> Tensor:
+    """Text states between those that were fitted to a picture and those of the prompt.
+
+    Source: Kawar et al., "Imagic" (2210.09276), equation 4.
+    """
+    states = read_states(path, model.text.config.width).to(target)
+    if len(states) != target.shape[1]:
+        raise RequestError(f"edit: it was made for a prompt of {len(states)} tokens, this one takes {target.shape[1]}")
+    return torch.lerp(states.expand_as(target), target, share)
 
 
 def _mask_channels(model: StableDiffusion, init: Image.Image | None, mask: Image.Image | None, noise: Noise) -> Tensor:
@@ -344,13 +359,15 @@ def load(
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     engine: str = "auto",
+    plain: bool = False,
 ) -> StableDiffusion:
     """A model, ready to draw: a shipped one, a folder, a file, or an "owner/name" of the hub; None: the shipped one.
 
     `variant` ("fp16") chooses among a folder's files; `prediction` (eps, v, x0) overrides what was detected; numbers
     are bf16 on a CPU that multiplies in it, fp32 on another and fp16 elsewhere, unless `dtype` (fp32, bf16, fp16) or
-    $GRADINA_DTYPE says otherwise; `engine` is one of auto, eager, compile and openvino. Raises WeightsError, HubError
-    where the hub does not answer, RequestError for a device that is not there or has no such engine, MissingExtra.
+    $GRADINA_DTYPE says otherwise; `engine` is one of auto, eager, compile and openvino; `plain` leaves weights in the
+    order in which they can learn. Raises WeightsError, HubError where the hub does not answer, RequestError for a
+    device that is not there or has no such engine, MissingExtra.
     """
     from gradina.weights.zoo import open_source
 
@@ -359,7 +376,7 @@ def load(
     parts = open_source(source, variant=variant, prediction=prediction, dtype=pick_dtype(dtype, place))
     for network in (parts.text, parts.vae, parts.unet):
         network.requires_grad_(False).to(place)
-        if chosen in ("auto", "eager") or network is parts.text:
+        if not plain and (chosen in ("auto", "eager") or network is parts.text):
             packed(network)
     return StableDiffusion(**{f.name: getattr(parts, f.name) for f in fields(parts)}, engine=chosen)
 

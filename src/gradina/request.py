@@ -67,6 +67,7 @@ class Request:
     mask_image: ImageLike | None = None  # white is drawn anew, black is kept
     loras: tuple[tuple[str, float], ...] = ()  # files of LoRAs, each with its scale
     concepts: tuple[str, ...] = ()  # files of words that were learnt by textual inversion
+    edit: tuple[str, float] | None = None  # a file of `gradina imagic`, and the share of the prompt: 0 is the picture
     reuse: int = 1  # the U-Net's inner part is computed at every so many calls; above 1 it is quicker, and not exact
 
     def __post_init__(self) -> None:
@@ -74,6 +75,8 @@ class Request:
             value: object = getattr(self, name)
             if isinstance(value, list):  # as JSON has it
                 object.__setattr__(self, name, tuple(value))
+        if isinstance(self.edit, list | tuple):
+            object.__setattr__(self, "edit", tuple(map(_plain_path, self.edit)))
         if isinstance(self.concepts, list | tuple):
             object.__setattr__(self, "concepts", tuple(map(_plain_path, self.concepts)))
         if isinstance(self.loras, list | tuple) and all(isinstance(one, list | tuple) for one in self.loras):
@@ -174,6 +177,10 @@ def _check(r: Request) -> None:
             raise RequestError(f"guidance_interval: got {ends!r}, expected two noise levels (sigma), lowest first")
     if not isinstance(r.concepts, tuple) or not all(isinstance(one, str) and one for one in r.concepts):
         raise RequestError(f"concepts: got {r.concepts!r}, expected files of learnt words")
+    if r.edit is not None:
+        if not isinstance(r.edit, tuple) or len(r.edit) != 2 or not isinstance(r.edit[0], str):
+            raise RequestError(f"edit: got {r.edit!r}, expected a file and a share, such as ('bird.safetensors', 0.7)")
+        _number("edit: share", r.edit[1], -2, 3)
     for one in r.loras if isinstance(r.loras, tuple) else (r.loras,):
         if not isinstance(one, tuple) or len(one) != 2 or not isinstance(one[0], str) or not one[0]:
             raise RequestError(f"loras: got {one!r}, expected a file and its scale, such as ('bear.safetensors', 0.8)")

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from gradina.errors import WeightsError
 
@@ -58,3 +58,12 @@ def twin(network: Network) -> Network:
 def multiplying(network: nn.Module) -> Iterator[tuple[str, nn.Linear | nn.Conv2d]]:
     """The linear layers and convolutions of a network, by name."""
     return ((name, layer) for name, layer in network.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d))
+
+
+def replaced(network: Network, parameters: Mapping[str, Tensor]) -> Network:
+    """A twin that has other numbers for some parameters; the network stays as it is."""
+    other = twin(network)
+    for name, value in parameters.items():
+        parent, _, leaf = name.rpartition(".")
+        other.get_submodule(parent)._parameters[leaf] = nn.Parameter(value, requires_grad=False)
+    return other

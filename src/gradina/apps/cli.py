@@ -15,7 +15,7 @@ import typer
 import typer.core
 
 import gradina
-from gradina.apps import draw, files, find, learn, timing
+from gradina.apps import draw, files, find, learn, own, timing
 from gradina.errors import GradinaError
 
 USAGE = """Stable Diffusion, whole, in Python.
@@ -57,6 +57,10 @@ VERBS: dict[str, Callable[..., None]] = {
     "convert": files.convert,
     "push": files.push,
     "train": learn.train,
+    "finetune": own.finetune,
+    "dreambooth": own.dreambooth,
+    "invert": own.invert,
+    "imagic": own.imagic,
     "bench": timing.bench,
     "tune": timing.tune,
 }

@@ -44,6 +44,7 @@ def generate(
     mask_image: o.MaskImage = None,
     lora: o.Lora = None,
     concept: o.Concept = None,
+    edit: o.Edit = None,
     reuse: o.Reuse = 1,
     grid: o.Grid = None,
     film: o.Film = None,
@@ -77,6 +78,7 @@ def generate(
         mask_image=mask_image,
         loras=tuple(one for text in lora or () for one in parse("loras", text)),
         concepts=tuple(concept or ()),
+        edit=parse("edit", edit),
         reuse=reuse,
     )
     axes = [axis(text) for text in grid or ()]

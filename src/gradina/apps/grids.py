@@ -24,6 +24,8 @@ def parse(name: str, text: str | None) -> Any:
         if name == "guidance_interval":
             low, high = text.split(":")
             return float(low), float(high)
+        if name == "edit":
+            return _lora(text, 0.7)
         if name == "concepts":
             return tuple(text.strip().split("+"))
         if name == "loras":
@@ -34,13 +36,13 @@ def parse(name: str, text: str | None) -> Any:
         raise RequestError(f"{name}: got {text!r}, expected {expected}") from None
 
 
-def _lora(text: str) -> tuple[str, float]:
+def _lora(text: str, untold: float = 1.0) -> tuple[str, float]:
     """A file and its scale, of FILE or FILE:SCALE."""
     path, _, scale = text.strip().rpartition(":")
     try:
-        return (path, float(scale)) if path else (scale, 1.0)
+        return (path, float(scale)) if path else (scale, untold)
     except ValueError:  # the colon was the path's own
-        return text.strip(), 1.0
+        return text.strip(), untold
 
 
 def axis(text: str) -> Axis:

@@ -36,14 +36,14 @@ def train(recipe: o.Recipe, out: o.Out = None, threads: o.Threads = None, quiet:
         running = run(read, folder)
         for line in told(running):
             if not quiet:
-                _say(line)
+                said(line)
             if stopped:
                 running.close()  # keeps the state after the last whole step
-                _say("")
+                said("")
                 typer.echo(f"the same command goes on from here ({folder})")
                 raise typer.Exit(130)
     if not quiet:
-        _say("")
+        said("")
     typer.echo(folder / "model")
 
 
@@ -83,7 +83,7 @@ def asked_to_stop() -> Iterator[list[int]]:
 def preparations_said(quiet: bool) -> Iterator[None]:
     """What takes its time before a stage's first step is said when it begins."""
     log, handler = logging.getLogger("gradina.training"), logging.Handler()
-    handler.emit = lambda record: _say(record.getMessage(), always=True)  # type: ignore[method-assign]
+    handler.emit = lambda record: said(record.getMessage(), always=True)  # type: ignore[method-assign]
     before = log.level
     if not quiet:
         log.addHandler(handler)
@@ -98,7 +98,7 @@ def preparations_said(quiet: bool) -> Iterator[None]:
 _said = 0.0
 
 
-def _say(line: str, always: bool = False) -> None:
+def said(line: str, always: bool = False) -> None:
     global _said
     if sys.stderr.isatty():
         print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)

@@ -24,7 +24,8 @@ MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 def save_state(state: State, path: Path, fingerprint: str) -> None:
     """Writes weights, average, optimizer and step count; `fingerprint` says what they were learnt with."""
     tensors = {f"network.{k}": v for k, v in state.network.state_dict().items()}
-    tensors |= {f"ema.{k}": v for k, v in state.ema.state_dict().items()}
+    if state.ema is not state.network:
+        tensors |= {f"ema.{k}": v for k, v in state.ema.state_dict().items()}
     for name, parameter in state.network.named_parameters():
         for moment, value in state.optimizer.state.get(parameter, {}).items():
             tensors[f"{moment}.{name}"] = value
@@ -41,7 +42,8 @@ def load_state(state: State, path: Path, fingerprint: str) -> None:
         return
     tensors = _tensors(path)
     state.network.load_state_dict(_part(tensors, "network"))
-    state.ema.load_state_dict(_part(tensors, "ema"))
+    if state.ema is not state.network:
+        state.ema.load_state_dict(_part(tensors, "ema"))
     for name, parameter in state.network.named_parameters():
         moments: dict[str, Any] = {m: tensors[f"{m}.{name}"] for m in MOMENTS if f"{m}.{name}" in tensors}
         if moments:

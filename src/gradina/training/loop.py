@@ -83,7 +83,7 @@ class State:
             groups.setdefault((decay, (rates or {}).get(name.partition(".")[0], 1.0)), []).append(parameter)
         alike = [{"params": params, "weight_decay": decay, "rate": rate} for (decay, rate), params in groups.items()]
         optimizer = torch.optim.AdamW(alike, lr=settings.lr, betas=settings.betas, fused=True)
-        ema = copy.deepcopy(network).requires_grad_(False).eval()
+        ema = copy.deepcopy(network).requires_grad_(False).eval() if settings.ema else network
         return cls(network, optimizer, ema)
 
 
@@ -118,7 +118,8 @@ def train(state: State, loss: Loss, settings: Settings) -> Iterator[TrainStep]:
         state.optimizer.step()
         state.optimizer.zero_grad()
         state.step += 1
-        average(state.ema, state.network, min(settings.ema, state.step / (state.step + 10)))
+        if state.ema is not state.network:
+            average(state.ema, state.network, min(settings.ema, state.step / (state.step + 10)))
         yield TrainStep(state.step, total, lr, time.perf_counter() - start)
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gradina.diffusion.denoiser import Denoiser
+from gradina.diffusion.denoiser import Denoiser, snr
 from gradina.models.vae import AutoencoderKL
 from gradina.training.reader import Reader
 
@@ -68,3 +68,14 @@ def denoising(denoiser: Denoiser, latents: Tensor, noise: Tensor, sigma: Tensor,
     """
     said = denoiser.network(*denoiser.inputs(denoiser.noised(latents, noise, sigma), sigma), cond)
     return ((said - denoiser.target(latents, noise, sigma)) ** 2).flatten(1).mean(1)
+
+
+def min_snr(sigma: Tensor, gamma: float, prediction: str) -> Tensor:
+    """How much the error of each example weighs, (b,), so that no noise level drowns the others.
+
+    min(snr, gamma) over snr for noise, over snr + 1 for velocity, and as it is for the picture itself. Source: Hang et
+    al., "Efficient Diffusion Training via Min-SNR Weighting Strategy" (2303.09556), section 3.4.
+    """
+    ratio = snr(sigma)
+    most = ratio.clamp(max=gamma)
+    return {"eps": most / ratio, "v": most / (ratio + 1), "x0": most}[prediction]

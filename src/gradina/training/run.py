@@ -19,7 +19,7 @@ from gradina.files import atomic_write
 from gradina.training.checkpoint import is_finished, load_state, save_average, save_state
 from gradina.training.loop import State, TrainStep, train
 from gradina.training.recipes import Recipe
-from gradina.training.stages import stage
+from gradina.training.stages import Stage, stage
 from gradina.training.workshop import Workshop
 from gradina.weights.card import model_card
 from gradina.weights.folders import write_folder
@@ -45,7 +45,7 @@ def run(recipe: Recipe, folder: Path) -> Generator[Progress]:
     process trains in the folder.
     """
     shop = Workshop(recipe, folder)
-    with _alone(folder):
+    with alone(folder):
         for name in shop.stages:
             if not _behind(shop, name):
                 yield from _train(shop, name)
@@ -53,7 +53,7 @@ def run(recipe: Recipe, folder: Path) -> Generator[Progress]:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def alone(folder: Path) -> Iterator[None]:
     """No other process trains in this folder meanwhile; the system frees it when a process ends, however it does."""
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock")
@@ -85,30 +85,45 @@ def _behind(shop: Workshop, name: str) -> bool:
 
 
 def _train(shop: Workshop, name: str) -> Generator[Progress]:
-    mark, made = shop.mark(name), stage(shop, name)
-    state = State.begin(made.network, made.settings, made.rates)
-    load_state(state, shop.state(name), mark)
-    log = Log(shop.folder / name / "log.jsonl", state.step)
-    saved = time.monotonic()
-    for step in train(state, made.loss, made.settings):
-        last = step.step == made.settings.steps
-        if last or step.step % LOG_EVERY == 0:
-            log.write(step)
-        if last or step.step % shop.recipe.sample_every == 0:
-            with atomic_write(shop.folder / name / f"{step.step:06}.png") as file:
-                made.look(state.ema).save(file, "PNG")
-            if shop.recipe.snapshots:
-                save_average(state, shop.folder / name / f"{step.step:06}.safetensors", mark)
-        if last or time.monotonic() - saved >= shop.recipe.checkpoint_every:
-            save_state(state, shop.state(name), mark)
-            saved = time.monotonic()
-        try:
-            yield Progress(name, step, made.settings.steps)
-        except GeneratorExit:  # closed by the caller: nothing that was learnt is lost
-            save_state(state, shop.state(name), mark)
-            raise
+    recipe, mark = shop.recipe, shop.mark(name)
+    state = yield from learn(
+        stage(shop, name), shop.folder / name, mark, recipe.sample_every, recipe.checkpoint_every, recipe.snapshots
+    )
     save_average(state, shop.weights(name), mark)
     shop.state(name).unlink(missing_ok=True)
+
+
+def learn(
+    made: Stage, folder: Path, mark: str, sample_every: int, checkpoint_every: float, snapshots: bool = False
+) -> Generator[Progress, None, State]:
+    """Learns what is not learnt yet, in a folder of its own: log, samples, a state from which the same call goes on.
+
+    Where the caller closes it, or the loss is no longer a number, what was learnt until then is kept.
+    """
+    state, path = State.begin(made.network, made.settings, made.rates), folder / "state.safetensors"
+    load_state(state, path, mark)
+    log = Log(folder / "log.jsonl", state.step)
+    saved = time.monotonic()
+    try:
+        for step in train(state, made.loss, made.settings):
+            last = step.step == made.settings.steps
+            looked = last or step.step % sample_every == 0
+            check = made.check() if looked and made.check else None
+            if last or step.step % LOG_EVERY == 0 or check is not None:
+                log.write(step, check)
+            if looked:
+                with atomic_write(folder / f"{step.step:06}.png") as file:
+                    made.look(state.ema).save(file, "PNG")
+                if snapshots:
+                    save_average(state, folder / f"{step.step:06}.safetensors", mark)
+            if last or time.monotonic() - saved >= checkpoint_every:
+                save_state(state, path, mark)
+                saved = time.monotonic()
+            yield Progress(folder.name, step, made.settings.steps)
+    except (GeneratorExit, RecipeError):
+        save_state(state, path, mark)
+        raise
+    return state
 
 
 def story(shop: Workshop) -> str:
@@ -160,10 +175,11 @@ class Log:
         with atomic_write(path) as file:
             file.writelines(row.encode() for row in old if _step_of(row) <= step)
 
-    def write(self, step: TrainStep) -> None:
-        """Adds a step."""
+    def write(self, step: TrainStep, check: float | None = None) -> None:
+        """Adds a step, and the loss on what is not learnt from, if it was measured."""
+        row = asdict(step) | ({} if check is None else {"validation": check})
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(step)) + "\n")
+            file.write(json.dumps(row) + "\n")
 
 
 def _step_of(row: str) -> float:

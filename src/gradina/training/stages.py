@@ -34,6 +34,7 @@ class Stage:
     loss: Loss
     look: Callable[[nn.Module], Image.Image]
     rates: Mapping[str, float] | None = None  # shares of the learning rate, of parts that have their own
+    check: Callable[[], float] | None = None  # the loss on what is not learnt from
 
 
 def stage(shop: Workshop, name: str) -> Stage:

@@ -25,6 +25,7 @@ from gradina.weights.remap import Numbers, Table, sources
 from gradina.weights.store import open_weights, save_weights
 from gradina.weights.tables import TEXT, UNET, unet_numbers
 
+STATES = "states"  # beside the LoRA of an edit
 LoRADialect = Literal["diffusers", "kohya"]
 
 PARTS = {  # how names begin
@@ -58,13 +59,15 @@ def read_lora(path: str | PathLike[str], unet: UNet, text: TextTower) -> LoRA:
             raise WeightsError(
                 f"{path}: holds {name!r}, which is no plain LoRA ({kind.strip('_')}); those are not read"
             )
+        if name == STATES:
+            continue
         place = _place(name, spellings)
         if place is None:
             unknown.append(name)
         else:
             part, layer, half = place
             found[part, layer][half] = value
-    if not found:
+    if not found and STATES not in file.tensors:
         raise WeightsError(f"{path}: holds no LoRA for this model (its first name: {(unknown or ['none'])[0]})")
     if unknown:
         raise WeightsError(f"{path}: {len(unknown)} names fit no layer of this model (the first: {unknown[0]})")
@@ -91,6 +94,11 @@ def write_lora(
 
     diffusers and peft take alpha for the rank, unless they are told otherwise elsewhere: so there it goes into `up`.
     """
+    save_weights(named(lora, unet, text, dialect), Path(path), metadata)
+
+
+def named(lora: LoRA, unet: UNet, text: TextTower, dialect: LoRADialect = "diffusers") -> dict[str, Tensor]:
+    """What a LoRA's numbers are called in a dialect."""
     tensors: dict[str, Tensor] = {}
     names = {"unet": _layers(unet, UNET, "diffusers"), "text": _layers(text, TEXT, "transformers")}
     parts: dict[str, Layers] = {"unet": lora.unet, "text": lora.text}
@@ -104,7 +112,7 @@ def write_lora(
                 name, share = head + names[part][layer], thin.alpha / thin.rank
                 up = thin.up if share == 1 else (thin.up.float() * share).to(thin.up.dtype)
                 tensors |= {f"{name}.lora_A.weight": thin.down, f"{name}.lora_B.weight": up}
-    save_weights(tensors, Path(path), metadata)
+    return tensors
 
 
 def _alphas(path: Path, metadata: Mapping[str, str]) -> dict[str, float]:

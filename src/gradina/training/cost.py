@@ -1,0 +1,123 @@
+"""What a method will need, before it starts: parameters, and memory, counted on networks without numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from gradina.errors import RecipeError
+from gradina.pipeline import StableDiffusion
+from gradina.training.methods import Learning, Live, Owning, Recomputed
+
+ALWAYS = 420_000_000  # bytes: Python, PyTorch and what they keep
+
+
+@dataclass(frozen=True)
+class Cost:
+    """How many parameters learn, of how many; and bytes at most."""
+
+    learning: int
+    all: int
+    memory: int
+
+    def __str__(self) -> str:
+        share = 100 * self.learning / self.all
+        return f"trains {self.learning:,} parameters, {share:.2g} % of the model's; about {self.memory / 1e9:.1f} GB"
+
+
+def cost(model: StableDiffusion, learning: Learning, how: Owning, shape: tuple[int, ...]) -> Cost:
+    """What a method needs for latents of a shape (c, h, w): weights, gradients, AdamW's moments, the average, and what
+    is kept for the way back."""
+    learner = learning.learner
+    own = sum(p.numel() for p in learner.parameters())
+    fixed = distinct(p for part in (model.text, model.vae, model.unet) for p in part.parameters())
+    everything = sum(p.numel() for p in fixed.values())
+    copies = 4 if how.ema else 3  # gradient, two moments, average; the numbers themselves are counted below
+    weights = sum(p.nbytes for p in fixed.values()) + sum(p.nbytes for p in learner.parameters())
+    kept = kept_for_the_way_back(learning.live, shape, how)
+    return Cost(own, everything, ALWAYS + weights + 4 * copies * own + kept)
+
+
+def distinct(parameters: Iterable[Tensor]) -> dict[int, Tensor]:
+    """Parameters, each once however many networks share it."""
+    return {id(p): p for p in parameters}
+
+
+def kept_for_the_way_back(live: Live, shape: tuple[int, ...], how: Owning) -> int:
+    """Bytes that a forward pass for latents of a shape (c, h, w) keeps; no numbers are computed, nothing is taken.
+
+    Of layers that are recomputed only what goes in is kept, and, at one time, what the largest of them keeps inside.
+    """
+    inside: list[int] = []
+
+    def going_in(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        assert isinstance(layer, Recomputed)
+        with weighed() as kept:
+            layer.layer(*inputs)
+        inside.append(sum(x.numel() * x.element_size() for x in inputs[:1]))
+        largest.append(sum(kept.values()))
+
+    largest: list[int] = []
+    layers = [layer for layer in live.unet.modules() if isinstance(layer, Recomputed)]
+    hooks = [layer.register_forward_pre_hook(going_in) for layer in layers]
+    ids = live.tokenizer([""] * how.batch)
+    bf16 = torch.autocast("cpu", torch.bfloat16, enabled=how.precision == "bfloat16")
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True), bf16, weighed() as kept:
+            learns = any(p.requires_grad for p in live.text.parameters())
+            with torch.set_grad_enabled(learns):
+                cond = live.text(ids)
+            live.unet(torch.empty(how.batch, *shape), torch.zeros(how.batch), cond)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return sum(kept.values()) + sum(inside) + max(largest, default=0)
+
+
+@contextmanager
+def weighed() -> Iterator[dict[int, int]]:
+    """Bytes of all that is kept for the way back meanwhile, by where it lies; parameters are there anyway."""
+    kept: dict[int, int] = {}
+    held: list[Tensor] = []  # so that nothing else comes to lie in its place
+
+    def pack(x: Tensor) -> Tensor:
+        if not isinstance(x, nn.Parameter):
+            held.append(x)
+            kept[x.untyped_storage()._cdata] = x.untyped_storage().nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        yield kept
+
+
+def free_memory() -> int | None:
+    """Bytes that this machine could give; None where it does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1])
+    except (OSError, StopIteration, ValueError):
+        return None
+
+
+def refuse_too_much(needed: Cost, how: Owning, there: int | None) -> None:
+    """Raises RecipeError where the memory does not suffice, naming the settings that take less."""
+    if there is None or needed.memory <= there:
+        return
+    ways = [
+        "a LoRA instead of all weights (--rank 8)" if how.rank is None else "",
+        "no average (--ema 0)" if how.ema and how.rank is None else "",
+        "--batch 1 with --accumulate" if how.batch > 1 else "",
+        "--checkpointing" if not how.checkpointing else "",
+        "--dtype bf16" if how.precision == "float32" else "",
+        "smaller pictures (--size)",
+    ]
+    raise RecipeError(
+        f"it needs about {needed.memory / 1e9:.1f} GB of memory, and {there / 1e9:.1f} GB are free; "
+        f"what takes less: {', '.join(filter(None, ways))}"
+    )

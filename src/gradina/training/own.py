@@ -1,0 +1,98 @@
+"""A model made one's own, by a method, in a folder: with a log, samples, and the file or folder that is kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Generator, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import nn
+
+from gradina import sheet
+from gradina.errors import RecipeError
+from gradina.files import atomic_write
+from gradina.pipeline import StableDiffusion, generate
+from gradina.request import Request
+from gradina.training.loop import Loss
+from gradina.training.methods import Learner, Learning, Owning
+from gradina.training.owned import Owned
+from gradina.training.run import Progress, alone, learn
+from gradina.training.stages import Stage
+
+SEEDS = 4  # of each prompt of the samples
+CHECKS = 4  # batches whose loss is a check
+DONE = "done.json"
+
+
+def own(
+    learning: Learning,
+    how: Owning,
+    folder: Path,
+    mark: str,
+    prompts: Sequence[str],
+    sample_every: int,
+    checkpoint_every: float = 60.0,
+    unseen: Owned | None = None,
+) -> Generator[Progress, None, Path]:
+    """Learns, and yields after each step; the same call goes on after any interruption. Returns what is kept.
+
+    The loss on `unseen` pictures, with the same noise each time, goes into the log beside each sample.
+    Raises RecipeError where the folder belongs to something else, or the loss is no longer a number: what was learnt
+    until then is kept.
+    """
+    with alone(folder):
+        kept = finished(folder, mark)
+        if kept is not None:
+            return kept
+        check = None
+        if unseen is not None and learning.on is not None:
+            check = partial(checked, learning.learner, learning.on(unseen), how)
+        made = Stage(learning.learner, how, learning.loss, partial(drawn, learning, prompts), learning.rates, check)
+        state_file = folder / "state.safetensors"
+        try:
+            state = yield from learn(made, folder, mark, sample_every, checkpoint_every)
+        except RecipeError as error:
+            raise RecipeError(f"{error}; what was learnt until then is kept in {state_file}") from error
+        assert isinstance(state.ema, Learner)
+        kept = learning.keep(state.ema, folder)
+        with atomic_write(folder / DONE) as file:
+            file.write(json.dumps({"mark": mark, "kept": kept.name}).encode())
+        state_file.unlink(missing_ok=True)
+        return kept
+
+
+def finished(folder: Path, mark: str) -> Path | None:
+    """What an earlier call has made here; None if it has not yet. RecipeError if it was made from something else."""
+    path = folder / DONE
+    if not path.is_file():
+        return None
+    told = json.loads(path.read_text(encoding="utf-8"))
+    if told["mark"] != mark:
+        raise RecipeError(f"{folder}: holds what was made with other pictures or settings; choose another --out folder")
+    return folder / told["kept"]
+
+
+def mark_of(method: str, model: StableDiffusion, how: Owning, *made_from: object) -> str:
+    """A name for all that decides what is learnt."""
+    said = json.dumps([method, model.hash or model.name, asdict(how), *made_from], sort_keys=True, default=str)
+    return hashlib.sha256(said.encode()).hexdigest()[:16]
+
+
+def drawn(learning: Learning, prompts: Sequence[str], learner: nn.Module) -> Image.Image:
+    """The prompts, a few seeds each, at the model's defaults."""
+    assert isinstance(learner, Learner)
+    model = learning.model(learner)
+    request = Request(prompt=tuple(prompts), images=SEEDS, seed=0)
+    return sheet.grid([p.image for p in generate(model, request)], columns=SEEDS, row_labels=tuple(prompts))
+
+
+@torch.no_grad()
+def checked(learner: Learner, loss: Loss, how: Owning) -> float:
+    """The loss of some batches that are the same each time."""
+    with torch.autocast("cpu", torch.bfloat16, enabled=how.precision == "bfloat16"):
+        return float(torch.cat([loss(learner, -1 - k).float() for k in range(CHECKS)]).mean())
