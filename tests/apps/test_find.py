@@ -10,9 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import transformers
 from PIL import Image
 
-from gradina import similarity
+from gradina import captioning, similarity
 from gradina.apps import embeddings
 from gradina.apps.cli import main
 from gradina.pipeline import StableDiffusion
@@ -294,3 +296,64 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     assert last.startswith("gradina: ")
     assert len(notes) == ("unreadable" in arguments)
     assert sorted(p.relative_to(room) for p in room.rglob("*")) == before
+
+
+def test_captions_are_written_beside_pictures_that_have_none(room: Path, pair_folder: str, capsys: Capture) -> None:
+    Path("photos/b.txt").write_text("mine")
+    assert main(["caption", "photos", "--write", "-m", pair_folder]) == 0
+    assert lines(capsys) == ["photos/a.txt", "photos/more/c.txt", "photos/more/d.txt"]
+    assert Path("photos/a.txt").read_text().startswith("a red square")
+    assert Path("photos/b.txt").read_text() == "mine"
+    assert main(["caption", "photos", "--write", "-m", pair_folder]) == 0
+    assert lines(capsys) == []
+
+
+@pytest.fixture(scope="session")
+def tiny_blip(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A captioning model with random weights and a few words, as a folder."""
+    words = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        "[DEC]",
+        *["a", "red", "green", "blue", "square", "on", "white"],
+    ]
+    folder = tmp_path_factory.mktemp("blip")
+    (folder / "vocab.txt").write_text("\n".join(words))
+    text = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    special = {"vocab_size": len(words), "bos_token_id": 5, "sep_token_id": 3, "eos_token_id": 3, "pad_token_id": 0}
+    vision = {**text, "image_size": 32, "patch_size": 16}
+    config = transformers.BlipConfig(text_config={**text, **special, "encoder_hidden_size": 16}, vision_config=vision)
+    torch.manual_seed(0)
+    transformers.BlipForConditionalGeneration(config).save_pretrained(folder)
+    transformers.BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(
+        json.dumps({"image_processor_type": "BlipImageProcessor", "size": {"height": 32, "width": 32}})
+    )
+    return str(folder)
+
+
+def test_a_captioning_model_says_sentences(room: Path, tiny_blip: str, capsys: Capture) -> None:
+    Path("photos/more/broken.png").write_bytes(b"no picture")
+    assert main(["caption", "photos", "--by", tiny_blip, "--json", "-q"]) == 0
+    said = capsys.readouterr()
+    rows = json.loads(said.out)
+    assert [row["picture"] for row in rows] == [
+        "photos/a.png",
+        "photos/b.jpg",
+        "photos/more/c.webp",
+        "photos/more/d.PNG",
+    ]
+    assert all(isinstance(row["captions"][0]["text"], str) for row in rows)
+    assert "broken.png is no picture" in said.err
+    assert main(["caption", "photos/a.png", "--by", tiny_blip, "-q"]) == 0
+    assert main(["caption", "photos", "--by", "nowhere/nothing", "-q"]) == 2
+    assert "nowhere/nothing: cannot be used for captions" in capsys.readouterr().err
+
+
+def test_without_transformers_the_extra_is_named(room: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(captioning, "find_spec", lambda name: None)
+    assert main(["caption", "photos/a.png", "--by", "blip"]) == 2
+    assert "captioning models are an extra; install it with: pip install 'gradina[caption]'" in capsys.readouterr().err

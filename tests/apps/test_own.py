@@ -60,7 +60,7 @@ def test_finetune(room: Path, capsys: Said) -> None:
     assert f"trains {learnt:,} parameters" in said.err
     assert "3 steps of 4 pictures" in said.err
     assert sorted(p.name for p in Path("run").iterdir()) == [
-        ".lock", "000002.png", "000003.png", "done.json", "log.jsonl", "lora.safetensors",
+        ".lock", "000002.png", "000003.png", "done.json", "log.jsonl", "lora.safetensors", "samples", "samples.png",
     ]  # fmt: skip
     assert grey(drawn("a.png"), drawn("b.png", "--lora", "run/lora.safetensors")) > 3
     assert main(asked) == 0

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from gradina.apps import options as o
-from gradina.apps.draw import check_target, progress, save_sheet
+from gradina.apps.draw import check_target, progress, save_sheet, say
 from gradina.apps.embeddings import embedded, remembered
 from gradina.errors import PictureError, RequestError
 
@@ -28,6 +28,8 @@ def caption(
     pictures: o.Pictures,
     best: o.Best = 5,
     phrases: o.Phrases = None,
+    by: o.By = "clip",
+    write: o.Write = False,
     model: o.PairModel = None,
     as_json: o.AsJson = False,
     device: o.Device = None,
@@ -35,16 +37,24 @@ def caption(
     threads: o.Threads = None,
     quiet: o.Quiet = False,
 ) -> None:
-    """Say what pictures show."""
+    """Say what pictures show, and write it down for training."""
     given = None if phrases is None else read_phrases(phrases)
     files = [path for name in pictures for path in (files_in(name) if Path(name).is_dir() else [admitted(name)])]
-    pair = opened_pair(model, device, dtype, threads)
-    check_phrases(pair, given)
-    with progress(quiet) as advance:
-        found = dict(embedded(pair, list(dict.fromkeys(files)), advance, needed={Path(name) for name in pictures}))
-    if not found:
+    files = [path for path in dict.fromkeys(files) if not (write and path.with_suffix(".txt").exists())]
+    if by == "clip":
+        pair = opened_pair(model, device, dtype, threads)
+        check_phrases(pair, given)
+        with progress(quiet) as advance:
+            found = dict(embedded(pair, files, advance, needed={Path(name) for name in pictures}))
+        rows = described(pair, found, given, best) if found else []
+    else:
+        with progress(quiet) as advance:
+            rows = sentences(files, by, device, threads, advance)
+    if not rows and not write:
         raise PictureError(f"{', '.join(pictures)}: has no picture that can be read")
-    rows = described(pair, found, given, best)
+    if write:
+        written(rows)
+        return
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
         return
@@ -52,7 +62,8 @@ def caption(
         if len(files) > 1:
             typer.echo(shown(row["picture"]))
         for each in row["captions"]:
-            typer.echo(f"{100 * each['probability']:5.1f} %  {each['text']}")
+            sure = f"{100 * each['probability']:5.1f} %  " if "probability" in each else ""
+            typer.echo(f"{sure}{each['text']}")
 
 
 def search(
@@ -82,6 +93,38 @@ def search(
         typer.echo(f"{score:6.3f}  {shown(path)}")
     if sheet is not None:
         save_sheet(sheet_of(hits, asked), sheet)
+
+
+def sentences(
+    files: Sequence[Path], by: str, device: str | None, threads: int | None, advance: Callable[[str, int, int], None]
+) -> list[dict[str, Any]]:
+    """What a captioning model says of each picture, as JSON has it; a picture that cannot be read is left out."""
+    from gradina.captioning import BLIP, captioner
+    from gradina.pictures import LARGEST, open_picture
+    from gradina.runtime import pick_device, use_threads
+
+    use_threads(threads)
+    say_of, rows = captioner(BLIP if by == "blip" else by, pick_device(device)), []
+    for i, path in enumerate(files):
+        advance("captions", i, len(files))
+        try:
+            image = open_picture(path, "picture", LARGEST)
+        except PictureError as error:
+            say(str(error))
+            continue
+        rows.append({"picture": str(path), "captions": [{"text": say_of(image)}]})
+    return rows
+
+
+def written(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes the best caption of each picture beside it, and says where."""
+    from gradina.files import atomic_write
+
+    for row in rows:
+        path = Path(row["picture"]).with_suffix(".txt")
+        with atomic_write(path) as file:
+            file.write((row["captions"][0]["text"] + "\n").encode())
+        typer.echo(shown(path))
 
 
 def opened_pair(name: str | None, device: str | None, dtype: str | None, threads: int | None) -> Pair:

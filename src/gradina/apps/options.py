@@ -98,6 +98,12 @@ Words = Annotated[list[str], arg("WORDS...", "What the picture shows.")]
 PairModel = Annotated[str | None, opt("MODEL", "a shipped one", WITH_TOWER, "--model", "-m")]
 Phrases = Annotated[str | None, opt("FILE", "the model's own", "Texts to choose from, one per line.")]
 Best = Annotated[int, opt("N", True, "How many to print.", "--best", "-b", least=1)]
+By = Annotated[
+    str, opt("NAME", True, "clip: the best phrases by our CLIP; blip, or any captioning model: sentences (an extra).")
+]
+Write = Annotated[
+    bool, typer.Option("--write", help="Write a .txt beside each picture that has none.", show_default="print")
+]
 Sheet = Annotated[str | None, opt("FILE", "none", "Also write what is found as one labelled picture.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.", show_default="as text")]
 

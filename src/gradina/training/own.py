@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Generator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from torch import nn
 from gradina import sheet
 from gradina.errors import RecipeError
 from gradina.files import atomic_write
+from gradina.pictures import open_picture
 from gradina.pipeline import StableDiffusion, generate
 from gradina.request import Request
 from gradina.training.loop import Loss
@@ -52,17 +53,27 @@ def own(
         check = None
         if unseen is not None and learning.on is not None:
             check = partial(checked, learning.learner, learning.on(unseen), how)
-        made = Stage(learning.learner, how, learning.loss, partial(drawn, learning, prompts), learning.rates, check)
-        state_file = folder / "state.safetensors"
+        samples = Samples(learning, tuple(prompts), folder)
+        made = Stage(learning.learner, how, learning.loss, samples.look, learning.rates, check)
+        running = learn(made, folder, mark, sample_every, checkpoint_every)
         try:
-            state = yield from learn(made, folder, mark, sample_every, checkpoint_every)
+            while True:
+                progress = next(running)
+                samples.keep(progress.step.step)
+                yield progress
+        except StopIteration as end:
+            state = end.value
         except RecipeError as error:
-            raise RecipeError(f"{error}; what was learnt until then is kept in {state_file}") from error
+            kept_in = folder / "state.safetensors"
+            raise RecipeError(f"{error}; what was learnt until then is kept in {kept_in}") from error
+        finally:
+            running.close()
         assert isinstance(state.ema, Learner)
         kept = learning.keep(state.ema, folder)
         with atomic_write(folder / DONE) as file:
             file.write(json.dumps({"mark": mark, "kept": kept.name}).encode())
-        state_file.unlink(missing_ok=True)
+        samples.by_step()
+        (folder / "state.safetensors").unlink(missing_ok=True)
         return kept
 
 
@@ -83,12 +94,41 @@ def mark_of(method: str, model: StableDiffusion, how: Owning, *made_from: object
     return hashlib.sha256(said.encode()).hexdigest()[:16]
 
 
-def drawn(learning: Learning, prompts: Sequence[str], learner: nn.Module) -> Image.Image:
-    """The prompts, a few seeds each, at the model's defaults."""
-    assert isinstance(learner, Learner)
-    model = learning.model(learner)
-    request = Request(prompt=tuple(prompts), images=SEEDS, seed=0)
-    return sheet.grid([p.image for p in generate(model, request)], columns=SEEDS, row_labels=tuple(prompts))
+@dataclass
+class Samples:
+    """What some prompts look like on the way: a sheet at each look, and in the end one over all steps."""
+
+    learning: Learning
+    prompts: tuple[str, ...]
+    folder: Path
+    new: list[Image.Image] = field(default_factory=list)  # the first picture of each prompt, not kept yet
+
+    def look(self, learner: nn.Module) -> Image.Image:
+        """The prompts, a few seeds each, at the model's defaults."""
+        assert isinstance(learner, Learner)
+        request = Request(prompt=self.prompts, images=SEEDS, seed=0)
+        images = [picture.image for picture in generate(self.learning.model(learner), request)]
+        self.new = images[::SEEDS]
+        return sheet.grid(images, columns=SEEDS, row_labels=self.prompts)
+
+    def keep(self, step: int) -> None:
+        """Writes what was just drawn, if anything, for the sheet over all steps."""
+        for i, image in enumerate(self.new):
+            path = self.folder / "samples" / f"{step:06}-{i}.png"
+            path.parent.mkdir(exist_ok=True)
+            with atomic_write(path) as file:
+                image.save(file, "PNG")
+        self.new = []
+
+    def by_step(self) -> None:
+        """Writes `samples.png`: a row for each prompt, a column for each step at which it was drawn."""
+        steps = sorted({path.name.partition("-")[0] for path in (self.folder / "samples").glob("*.png")})
+        rows = [[self.folder / "samples" / f"{step}-{i}.png" for step in steps] for i in range(len(self.prompts))]
+        images = [open_picture(path) for row in rows for path in row]
+        labels = [f"step {int(step)}" for step in steps]
+        with atomic_write(self.folder / "samples.png") as file:
+            whole = sheet.grid(images, columns=len(steps), column_labels=labels, row_labels=self.prompts)
+            whole.save(file, "PNG")
 
 
 @torch.no_grad()

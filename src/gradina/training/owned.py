@@ -26,7 +26,7 @@ from gradina.engines import digest
 from gradina.errors import PictureError, RecipeError
 from gradina.files import cache_folder
 from gradina.models.vae import AutoencoderKL
-from gradina.pictures import SUFFIXES, open_picture
+from gradina.pictures import SUFFIXES, open_picture, pictures_in
 from gradina.pipeline import StableDiffusion, to_pixels
 from gradina.training.checkpoint import read_latents, save_latents
 from gradina.training.data import generator
@@ -112,7 +112,7 @@ def read_folder(source: str | Path, caption: str | None = None) -> list[Captione
         return _sharded([source], caption)
     if not source.is_dir():
         raise RecipeError(f"{source}: there is no such folder of pictures")
-    pictures = sorted(p for p in source.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+    pictures = pictures_in(source)
     shards = sorted(source.glob("*.tar"))
     if not pictures and shards:
         return _sharded(shards, caption)
