@@ -22,6 +22,7 @@ ALLOWED: dict[str, set[str]] = {
     "runtime": {"models", "diffusion", "nn"},
     "engines": {"runtime", "models", "nn"},
     "metrics": set(),
+    "foundations": set(),
     "pipeline": {"adapters", "weights", "engines", "runtime", "models", "diffusion", "nn"},
     "captioning": set(),
     "tuning": {"pipeline", "metrics"},

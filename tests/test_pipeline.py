@@ -277,3 +277,31 @@ def test_half_precision_gives_a_close_picture(tiny_model: Tiny, tmp_path: Path, 
         assert np.abs(levels(close.image) - levels(exact.image)).mean() < 4
     *_, step = steps(model, ASKED)
     assert step.x.dtype == step.denoised.dtype == torch.float32
+
+
+# Little memory
+
+
+def test_in_little_memory_pictures_are_the_same(tiny_model: Tiny, tmp_path: Path) -> None:
+    tiny_model().save(tmp_path / "tiny")
+    for dtype in ("fp32", "bf16"):
+        whole, lean = (load(tmp_path / "tiny", dtype=dtype, low_memory=low) for low in (False, True))
+        assert lean.dtype == whole.dtype
+        assert lean.about == whole.about
+        init = Image.linear_gradient("L").convert("RGB").resize((64, 64))
+        for asked in (ASKED, replace(ASKED, reuse=2, images=2), replace(ASKED, init_image=init)):
+            pictures = zip(generate(whole, asked), generate(lean, asked), strict=True)
+            assert max(grey(a.image, b.image) for a, b in pictures) <= 1
+
+
+def test_in_little_memory_one_network_is_awake_at_a_time(tiny_model: Tiny, tmp_path: Path) -> None:
+    tiny_model().save(tmp_path / "tiny")
+    model = load(tmp_path / "tiny", dtype="bf16", low_memory=True)
+    for step in steps(model, replace(ASKED, steps=2)):
+        assert model._awake["asleep"] is model.unet
+        denoised = step.denoised
+    model.decode(denoised)
+    assert model._awake["asleep"] is model.vae
+    assert model.unet.conv_in.weight.dtype == torch.float32, "as in the file"
+    with pytest.raises(RequestError, match="low_memory: is for the CPU and engine eager, not for cpu and compile"):
+        load(tmp_path / "tiny", engine="compile", low_memory=True)

@@ -14,8 +14,10 @@ from typing import cast
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
+from gradina.adapters.inject import Network as Part
+from gradina.adapters.inject import replaced
 from gradina.adapters.lora import merged
 from gradina.adapters.textual import taught
 from gradina.diffusion.denoiser import Denoise, Denoiser, Network, noised, with_channels
@@ -34,7 +36,9 @@ from gradina.runtime import DTYPES, Engine, pick_device, pick_dtype, pick_engine
 from gradina.weights.concepts import read_concept
 from gradina.weights.edits import read_states
 from gradina.weights.loras import read_lora
+from gradina.weights.mapped import Mapped
 from gradina.weights.parts import Parts
+from gradina.weights.store import in_type
 
 AT_ONCE = 64 * 64  # places of latents that are drawn in one batch: one 512x512 picture, or many small ones
 
@@ -44,6 +48,7 @@ class StableDiffusion(Parts):
     """A model, ready to draw: tokenizer, text tower, autoencoder, U-Net, schedule."""
 
     engine: Engine = "eager"  # how U-Net and decoder are computed
+    lean: torch.dtype | None = None  # low memory: networks stay in their files, and wake one at a time, in this type
 
     @property
     def device(self) -> torch.device:
@@ -53,7 +58,7 @@ class StableDiffusion(Parts):
     @property
     def dtype(self) -> torch.dtype:
         """The type its networks compute in; latents are fp32 throughout."""
-        return self.unet.conv_in.weight.dtype
+        return self.lean or self.unet.conv_in.weight.dtype
 
     def adapted(self, request: Request) -> StableDiffusion:
         """This model with the LoRAs of a request in its weights, and its concepts among its words.
@@ -90,13 +95,13 @@ class StableDiffusion(Parts):
     def read(self, texts: Sequence[str]) -> Tensor:
         """Text states of prompts (b, n, width); a long prompt is read in chunks and makes all as long as itself."""
         ids = self.tokenizer.chunks(texts).to(self.device)
-        return self.text(ids.flatten(0, 1)).reshape(len(texts), -1, self.text.config.width)
+        return self.awake(self.text)(ids.flatten(0, 1)).reshape(len(texts), -1, self.text.config.width)
 
     @torch.no_grad()
     def encode(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
         """Latents (b, 4, h/8, w/8) of pixels (b, 3, h, w) in -1..1: the mean, or a sample if unit noise is given."""
         given = None if noise is None else noise.to(self.device, self.dtype)
-        return self.vae.encode(pixels.to(self.device, self.dtype), given).float()
+        return self.awake(self.vae).encode(pixels.to(self.device, self.dtype), given).float()
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> list[Image.Image]:
@@ -110,15 +115,32 @@ class StableDiffusion(Parts):
         """
         if reuse > 1 and self.engine in ("compile", "openvino"):
             raise RequestError(f"reuse: got {reuse}, but {self.engine} computes the U-Net as a whole; try engine eager")
-        unet = Reusing(self.unet, reuse) if reuse > 1 else self._unet
+        unet = Reusing(self.awake(self.unet), reuse) if reuse > 1 else self._unet
         return lambda x, t, cond: unet(x.to(self.dtype), t, cond.to(self.dtype)).float()
+
+    def awake(self, network: Part) -> Part:
+        """One of the networks, ready to compute; in little memory, the one that was awake before goes to sleep."""
+        if self.lean is None:
+            return network
+        if self._awake.get("asleep") is not network:
+            self._awake.clear()
+            self._awake.update(asleep=network, awake=packed(converted(network, self.lean, self.files)))
+        return cast(Part, self._awake["awake"])
+
+    @cached_property
+    def _awake(self) -> dict[str, nn.Module]:
+        return {}
 
     @cached_property
     def _unet(self) -> Call:
+        if self.lean is not None:
+            return lambda *inputs: self.awake(self.unet)(*inputs)
         return engaged(self.unet, self.engine)
 
     @cached_property
     def _decode(self) -> Call:
+        if self.lean is not None:
+            return lambda z: self.awake(self.vae).decode(z)
         return engaged(Decoding(self.vae), self.engine)
 
     def save(self, path: str | PathLike[str], dtype: torch.dtype | None = None) -> None:
@@ -129,6 +151,14 @@ class StableDiffusion(Parts):
         from gradina.weights.folders import write_folder
 
         write_folder(self, Path(path), dtype=dtype)
+
+
+def converted(network: Part, dtype: torch.dtype, files: Sequence[Path]) -> Part:
+    """A twin with its numbers in a type; of what was mapped of the files, nothing stays in memory."""
+    mapped, numbers = Mapped(*files), {}
+    for name, x in network.named_parameters():
+        numbers[name] = in_type(x.detach(), dtype, mapped)
+    return replaced(network, numbers)
 
 
 def _changed(path: str) -> int:
@@ -360,20 +390,27 @@ def load(
     dtype: str | torch.dtype | None = None,
     engine: str = "auto",
     plain: bool = False,
+    low_memory: bool = False,
 ) -> StableDiffusion:
     """A model, ready to draw: a shipped one, a folder, a file, or an "owner/name" of the hub; None: the shipped one.
 
     `variant` ("fp16") chooses among a folder's files; `prediction` (eps, v, x0) overrides what was detected; numbers
     are bf16 on a CPU that multiplies in it, fp32 on another and fp16 elsewhere, unless `dtype` (fp32, bf16, fp16) or
     $GRADINA_DTYPE says otherwise; `engine` is one of auto, eager, compile and openvino; `plain` leaves weights in the
-    order in which they can learn. Raises WeightsError, HubError where the hub does not answer, RequestError for a
-    device that is not there or has no such engine, MissingExtra.
+    order in which they can learn; with `low_memory` one network at a time is in memory. Raises WeightsError, HubError
+    where the hub does not answer, RequestError for a device that is not there or has no such engine, MissingExtra.
     """
     from gradina.weights.zoo import open_source
 
     place = pick_device(device)
     chosen = pick_engine(engine, place)
-    parts = open_source(source, variant=variant, prediction=prediction, dtype=pick_dtype(dtype, place))
+    numbers = pick_dtype(dtype, place)
+    if low_memory:
+        if place.type != "cpu" or chosen in ("compile", "openvino"):
+            raise RequestError(f"low_memory: is for the CPU and engine eager, not for {place} and {chosen}")
+        parts = open_source(source, variant=variant, prediction=prediction)
+        return StableDiffusion(**{f.name: getattr(parts, f.name) for f in fields(parts)}, engine=chosen, lean=numbers)
+    parts = open_source(source, variant=variant, prediction=prediction, dtype=numbers)
     for network in (parts.text, parts.vae, parts.unet):
         network.requires_grad_(False).to(place)
         if not plain and (chosen in ("auto", "eager") or network is parts.text):

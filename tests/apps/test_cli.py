@@ -288,6 +288,7 @@ WRONG = [
     (["x", "-m", "nowhere"], "nowhere"),
     (["x", "-m", "text.txt"], "text.txt"),
     (["x", "--device", "none"], "device: none cannot be used here"),
+    (["x", "--low-memory", "--engine", "compile"], "low_memory: is for the CPU and engine eager"),
     (["x", "--reuse", "0"], "reuse: got 0, expected a whole number from 1"),
     (["x", "--dtype", "fp8"], "dtype: there is no 'fp8' (choices: fp32, bf16, fp16)"),
     (["x", "--samplr", "euler"], "No such option: --samplr"),

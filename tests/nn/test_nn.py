@@ -8,7 +8,8 @@ from diffusers.models.embeddings import get_timestep_embedding
 from torch import nn
 from torch.nn import functional as F
 
-from gradina.nn.attention import Attention, attention, plain
+from gradina.nn import attention as attention_module
+from gradina.nn.attention import Attention, Blockwise, attention, plain
 from gradina.nn.conv import Downsample, ResBlock, Upsample
 from gradina.nn.embed import TimeMLP, sinusoidal
 
@@ -114,3 +115,47 @@ def test_time_embedding_is_that_of_diffusers():
     mlp = TimeMLP(32, 64)
     assert torch.allclose(mlp(t), mlp.proj_out(F.silu(mlp.proj_in(theirs))), atol=1e-6)
     assert mlp.half()(t).dtype == torch.float16
+
+
+BLOCKS = [(1, 2, 300, 300, 16), (2, 1, 1000, 77, 40), (2, 3, 77, 1000, 8), (1, 8, 513, 511, 20)]
+
+
+@pytest.mark.parametrize("shape", BLOCKS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_blockwise_learns_as_the_equation(
+    shape: tuple[int, ...], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Forward and all gradients, with several blocks that do not divide the rows evenly."""
+    monkeypatch.setattr(attention_module, "AT_ONCE", 100 * shape[3])
+    b, heads, n, m, d = shape
+    key = torch.Generator().manual_seed(0)
+    exact = [torch.randn(b, heads, rows, d, generator=key, dtype=torch.float64) for rows in (n, m, m)]
+    slope = torch.randn(b, heads, n, d, generator=key, dtype=torch.float64)
+    found = []
+    for way, kind in ((plain, torch.float64), (Blockwise.apply, dtype)):
+        inputs = [x.to(kind).clone().requires_grad_() for x in exact]
+        out = way(*inputs)
+        out.backward(slope.to(kind))
+        found.append([out.detach(), *(x.grad for x in inputs)])
+    for expected, got in zip(*found, strict=True):
+        assert got is not None
+        assert got.dtype == dtype
+        error = (got.double() - expected).abs().max() / expected.abs().max()
+        assert error < (1e-12 if dtype == torch.float64 else 0.03)
+
+
+def test_long_attention_learns_blockwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    monkeypatch.setattr(Blockwise, "apply", lambda q, k, v: (seen.append(q.shape[-2]), plain(q, k, v))[1])
+    for n, dtype, causal in (
+        (300, torch.bfloat16, False),
+        (200, torch.bfloat16, False),
+        (300, torch.bfloat16, True),
+        (300, torch.float32, False),
+        (200, torch.float32, False),
+    ):
+        q = torch.randn(1, 2, n, 16, dtype=dtype, requires_grad=True)
+        attention(q, q, q, causal)
+    with torch.no_grad():
+        attention(*(torch.randn(3, 1, 2, 300, 16).bfloat16()))
+    assert seen == [300, 300]

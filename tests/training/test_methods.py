@@ -4,6 +4,9 @@ keeps draws elsewhere as it does here."""
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +20,9 @@ from PIL import Image
 from gradina import Request, generate, load
 from gradina.errors import RecipeError, WeightsError
 from gradina.pipeline import StableDiffusion
-from gradina.training.methods import Learning, Owning, class_pictures, dreambooth, finetuning, inversion
+from gradina.training.checkpoint import steps_done
+from gradina.training.learner import Owning
+from gradina.training.methods import Learning, class_pictures, dreambooth, finetuning, inversion
 from gradina.training.own import checked, finished, mark_of, own
 from gradina.training.owned import Crop, Owned, encoded, read_folder
 from gradina.weights.concepts import read_concept
@@ -222,3 +227,58 @@ def test_the_loss_on_unseen_pictures_is_logged(tiny_model: Tiny, pictures: Path,
     rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [3, 6]
     assert all(row["validation"] > 0 for row in rows)
+
+
+def test_texts_are_read_once_and_kept(tiny_model: Tiny, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("sd1")
+    owned = data(model, pictures)
+    first = finetuning(model, owned, HOW)
+    assert set(first.live.known) == {"", "a red boat", "a blue boat"}
+    again = finetuning(model, owned, HOW)
+    monkeypatch.setattr(again.live, "_read", None)
+    assert torch.equal(again.loss(again.learner, 0), first.loss(first.learner, 0))
+    read = model.text(model.tokenizer(["a red boat"]))[0]
+    assert torch.equal(again.live.known["a red boat"], read)
+
+
+CHILD = """
+import sys
+from pathlib import Path
+sys.path[:0] = sys.argv[1:2]
+import test_methods as t
+import torch
+from gradina.pipeline import load
+torch.set_num_threads(1)
+model, how = load(sys.argv[2], dtype="fp32"), t.replace(t.HOW, steps=30)
+learning = t.METHODS[sys.argv[5]](model, t.data(model, Path(sys.argv[3])), how)
+list(t.own(learning, how, Path(sys.argv[4]), "mark", ["a boat"], sample_every=1000, checkpoint_every=0))
+"""
+
+
+@pytest.mark.parametrize("name", ["lora, text", "full", "dreambooth", "inversion"])
+def test_killed_at_any_moment_it_goes_on_to_the_same_bits(
+    name: str, tiny_model: Tiny, pictures: Path, tmp_path: Path
+) -> None:
+    """kill -9, twice; what lies on disk is whole each time."""
+    tiny_model("sd1").save(tmp_path / "model")
+
+    def command(folder: str) -> list[str]:
+        here = Path(__file__).parent
+        given = (here, tmp_path / "model", pictures, tmp_path / folder, name)
+        return [sys.executable, "-c", CHILD, *map(str, given)]
+
+    whole = subprocess.Popen(command("whole"))
+    for least in (4, 12):
+        process = subprocess.Popen(command("parts"))
+        while steps_done(tmp_path / "parts" / "state.safetensors", "mark") < least:
+            assert process.poll() is None
+            time.sleep(0.005)
+        process.kill()
+        process.wait()
+        assert least <= steps_done(tmp_path / "parts" / "state.safetensors", "mark") < 30
+    subprocess.run(command("parts"), check=True)
+    assert whole.wait() == 0
+    files = [p for p in (tmp_path / "whole").rglob("*.safetensors") if p.is_file()]
+    assert files
+    for file in files:
+        assert file.read_bytes() == (tmp_path / "parts" / file.relative_to(tmp_path / "whole")).read_bytes(), file

@@ -3,6 +3,8 @@
 import json
 import os
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from gradina.errors import DiskError, WeightsError
+from gradina.weights.mapped import Mapped
 from gradina.weights.store import find_weights, model_hash, open_weights, save_weights
 
 SMALL = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(4, dtype=torch.float16), "c": torch.tensor(3)}
@@ -128,3 +131,30 @@ def test_the_hash_is_that_of_the_whole_file(tmp_path):
     path.write_bytes(b"abc")
     assert model_hash([path]) == "ba7816bf8f"  # SHA-256 of abc, FIPS 180-4
     assert model_hash([path, path]) != model_hash([path])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux says which pages are a file's")
+def test_what_is_converted_is_not_in_memory_twice(tmp_path: Path) -> None:
+    """In a process of its own: the pages of the file are given back as they are copied, and can be read again."""
+    save_weights({f"layer.{i}": torch.ones(4_000_000) * i for i in range(10)}, tmp_path / "a.safetensors")
+    script = """
+import resource, sys
+import torch
+from gradina.weights.mapped import Mapped
+from gradina.weights.store import in_type, open_weights
+base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+weights = open_weights(sys.argv[1])
+mapped = Mapped(*weights.files)
+halves = {name: in_type(x, torch.bfloat16, mapped) for name, x in weights.tensors.items()}
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base)
+assert all((weights.tensors[f"layer.{i}"] == i).all() and (halves[f"layer.{i}"] == i).all() for i in range(10))
+"""
+    done = subprocess.run([sys.executable, "-c", script, tmp_path / "a.safetensors"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 80_000 + 40_000  # KB: 80 MB of halves and some, where 160 more are read
+
+
+def test_pages_of_nothing_mapped_are_left_alone() -> None:
+    x = torch.ones(1_000_000)
+    Mapped(Path("nowhere")).give_back(x)
+    assert (x == 1).all()

@@ -54,6 +54,7 @@ def generate(
     device: o.Device = None,
     dtype: o.Dtype = None,
     engine: o.Engine = None,
+    low_memory: o.LowMemory = False,
     preset: o.Preset = None,
     threads: o.Threads = None,
     quiet: o.Quiet = False,
@@ -84,7 +85,7 @@ def generate(
     axes = [axis(text) for text in grid or ()]
     check_files(request, output, film, strip)
     check_grid(axes, request, film or strip)
-    opened = open_model(model, variant, prediction, device, dtype, threads, engine)
+    opened = open_model(model, variant, prediction, device, dtype, threads, engine, low_memory)
     if preset is not None:
         request = with_preset(opened, request, preset)
     if axes:
@@ -102,6 +103,7 @@ def again(
     device: o.Device = None,
     dtype: o.Dtype = None,
     engine: o.Engine = None,
+    low_memory: o.LowMemory = False,
     threads: o.Threads = None,
     quiet: o.Quiet = False,
 ) -> None:
@@ -116,7 +118,8 @@ def again(
     was = record.model or {}
     name, numbers = model or was.get("source") or was.get("name"), dtype or was.get("dtype")
     try:
-        opened = open_model(name, variant, prediction, device, numbers, threads, engine or was.get("engine"))
+        engine = engine or was.get("engine")
+        opened = open_model(name, variant, prediction, device, numbers, threads, engine, low_memory)
     except WeightsError as error:
         if model:
             raise
@@ -139,13 +142,22 @@ def open_model(
     dtype: str | None,
     threads: int | None,
     engine: str | None = None,
+    low_memory: bool = False,
 ) -> StableDiffusion:
     """The model that the options name."""
     from gradina.pipeline import load
     from gradina.runtime import use_threads
 
     use_threads(threads)
-    return load(name, variant=variant, prediction=prediction, device=device, dtype=dtype, engine=engine or "auto")
+    return load(
+        name,
+        variant=variant,
+        prediction=prediction,
+        device=device,
+        dtype=dtype,
+        engine=engine or "auto",
+        low_memory=low_memory,
+    )
 
 
 def draw(

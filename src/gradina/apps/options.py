@@ -31,6 +31,10 @@ Prediction = Annotated[str | None, opt("NAME", "as detected", "What the U-Net sa
 Device = Annotated[str | None, opt("NAME", "the fastest here", "Where to compute: cpu, cuda, mps.")]
 Dtype = Annotated[str | None, opt("NAME", "the quickest here", "Numbers to compute in: fp32, bf16, fp16.")]
 Engine = Annotated[str | None, opt("NAME", "auto", "What computes: auto, eager, compile, openvino.")]
+LowMemory = Annotated[
+    bool,
+    typer.Option("--low-memory", help="Keep one network at a time in memory.", show_default="all"),
+]
 Threads = Annotated[int | None, opt("N", "one for each core", "Threads to compute with.", least=1)]
 Preset = Annotated[
     str | None, opt("NAME", "none", "Settings that `gradina tune` found: fast, balanced, best, or 1.5s.")

@@ -17,7 +17,8 @@ from gradina.errors import RecipeError
 
 if TYPE_CHECKING:
     from gradina.pipeline import StableDiffusion
-    from gradina.training.methods import Learning, Owning
+    from gradina.training.learner import Owning
+    from gradina.training.methods import Learning
     from gradina.training.owned import Captioned, Crop, Owned
     from gradina.training.run import Progress
 
@@ -221,6 +222,7 @@ class Shop:
         from gradina.pipeline import load
         from gradina.runtime import pick_device, pick_dtype, use_threads
         from gradina.training import methods
+        from gradina.training.learner import Owning
 
         use_threads(given["threads"])
         self.method, self.given, self.out = method, given, Path(given["out"])
@@ -228,7 +230,7 @@ class Shop:
         if numbers == "float16":
             raise RecipeError("dtype: fp16 does not learn; take bf16 or fp32")
         full = bool(given.get("full"))
-        names = set(methods.Owning.__dataclass_fields__)
+        names = set(Owning.__dataclass_fields__)
         told = {name: value for name, value in given.items() if name in names}
         self.how: Owning = methods.settings(
             method, **{**told, "rank": None if full else given.get("rank", 8), "precision": numbers}
@@ -265,7 +267,8 @@ class Shop:
         from gradina.training.cost import cost, free_memory, refuse_too_much
         from gradina.training.own import mark_of, own
 
-        needed = cost(self.model, learning, self.how, data.largest)
+        self.model = learning.live.model
+        needed = cost(learning, self.how, data.largest)
         typer.echo(f"{needed}; {self.how.steps} steps of {self.how.batch * self.how.accumulate} pictures", err=True)
         refuse_too_much(needed, self.how, free_memory())
         if self.given["dry_run"]:

@@ -76,17 +76,16 @@ def load_average(network: Network, path: Path) -> Network:
     return network.eval().requires_grad_(False)
 
 
-def save_latents(path: Path, fingerprint: str, mean: Tensor, std: Tensor) -> None:
-    """Keeps what an encoder says of every picture; `fingerprint` says which encoder, of which pictures."""
-    _save(path, {"mean": mean, "std": std}, fingerprint=fingerprint)
+def keep(path: Path, fingerprint: str, **tensors: Tensor) -> None:
+    """Keeps what can be computed again; `fingerprint` says from what."""
+    _save(path, tensors, fingerprint=fingerprint)
 
 
-def read_latents(path: Path, fingerprint: str) -> tuple[Tensor, Tensor] | None:
-    """Mean and standard deviation as `save_latents` kept them; None if there is no such file of this encoder."""
+def kept(path: Path, fingerprint: str) -> dict[str, Tensor] | None:
+    """What `keep` wrote; None if there is no such file, or it was computed from something else."""
     if not path.exists() or _about(path).get("fingerprint") != fingerprint:
         return None
-    kept = _tensors(path)
-    return kept["mean"], kept["std"]
+    return _tensors(path)
 
 
 def _save(path: Path, tensors: dict[str, Tensor], **about: object) -> None:

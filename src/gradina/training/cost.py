@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from gradina.errors import RecipeError
-from gradina.pipeline import StableDiffusion
-from gradina.training.methods import Learning, Live, Owning, Recomputed
+from gradina.training.learner import Live, Owning, Recomputed
+from gradina.training.methods import Learning
 
 ALWAYS = 420_000_000  # bytes: Python, PyTorch and what they keep
 
@@ -31,22 +31,18 @@ class Cost:
         return f"trains {self.learning:,} parameters, {share:.2g} % of the model's; about {self.memory / 1e9:.1f} GB"
 
 
-def cost(model: StableDiffusion, learning: Learning, how: Owning, shape: tuple[int, ...]) -> Cost:
+def cost(learning: Learning, how: Owning, shape: tuple[int, ...]) -> Cost:
     """What a method needs for latents of a shape (c, h, w): weights, gradients, AdamW's moments, the average, and what
     is kept for the way back."""
-    learner = learning.learner
-    own = sum(p.numel() for p in learner.parameters())
-    fixed = distinct(p for part in (model.text, model.vae, model.unet) for p in part.parameters())
-    everything = sum(p.numel() for p in fixed.values())
-    copies = 4 if how.ema else 3  # gradient, two moments, average; the numbers themselves are counted below
-    weights = sum(p.nbytes for p in fixed.values()) + sum(p.nbytes for p in learner.parameters())
+    model, own = learning.live.model, list(learning.learner.parameters())
+    parts = [model.text, model.vae, model.unet]
+    there = {
+        p.untyped_storage().data_ptr(): p.nbytes for p in (*own, *(p for part in parts for p in part.parameters()))
+    }
+    more = 4 if how.ema else 3  # numbers for each that learns: gradient, two moments, average
+    numbers, everything = sum(p.numel() for p in own), sum(p.numel() for part in parts for p in part.parameters())
     kept = kept_for_the_way_back(learning.live, shape, how)
-    return Cost(own, everything, ALWAYS + weights + 4 * copies * own + kept)
-
-
-def distinct(parameters: Iterable[Tensor]) -> dict[int, Tensor]:
-    """Parameters, each once however many networks share it."""
-    return {id(p): p for p in parameters}
+    return Cost(numbers, everything, ALWAYS + sum(there.values()) + 4 * more * numbers + kept)
 
 
 def kept_for_the_way_back(live: Live, shape: tuple[int, ...], how: Owning) -> int:

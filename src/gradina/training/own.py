@@ -19,8 +19,9 @@ from gradina.files import atomic_write
 from gradina.pictures import open_picture
 from gradina.pipeline import StableDiffusion, generate
 from gradina.request import Request
+from gradina.training.learner import Learner, Owning
 from gradina.training.loop import Loss
-from gradina.training.methods import Learner, Learning, Owning
+from gradina.training.methods import Learning
 from gradina.training.owned import Owned
 from gradina.training.run import Progress, alone, learn
 from gradina.training.stages import Stage

@@ -28,7 +28,7 @@ from gradina.files import cache_folder
 from gradina.models.vae import AutoencoderKL
 from gradina.pictures import SUFFIXES, open_picture, pictures_in
 from gradina.pipeline import StableDiffusion, to_pixels
-from gradina.training.checkpoint import read_latents, save_latents
+from gradina.training.checkpoint import keep, kept
 from gradina.training.data import generator
 
 log = logging.getLogger(__name__)
@@ -277,14 +277,13 @@ def encoded(model: StableDiffusion, pictures: Sequence[Captioned], crop: Crop, p
         of_these = [mark for mark, (_, its) in zip(marks, opened.values(), strict=True) if its == shape]
         name = hashlib.sha256(repr((encoder, shape, crop, seed, of_these)).encode()).hexdigest()[:24]
         path = cache_folder() / "latents" / f"{name}.safetensors"
-        kept = read_latents(path, name)
-        if kept is None:
+        said = kept(path, name)
+        if said is None:
             shown = [crops_of(image, shape, crop, generator(seed, "crop", one.name)) for one, image in rows]
-            kept = _encode(model.vae, shown)
-            save_latents(path, name, *kept)
-        mean, std = kept
-        means.append(mean * model.vae.config.scale)
-        stds.append(std * model.vae.config.scale)
+            said = _encode(model.vae, shown)
+            keep(path, name, **said)
+        means.append(said["mean"] * model.vae.config.scale)
+        stds.append(said["std"] * model.vae.config.scale)
         captions.append(tuple(one.caption for one, _ in rows))
     return Owned(tuple(means), tuple(stds), tuple(captions))
 
@@ -298,7 +297,7 @@ def crops_of(image: Image.Image, shape: tuple[int, int], crop: Crop, key: torch.
 
 
 @torch.no_grad()
-def _encode(vae: AutoencoderKL, pictures: Sequence[Sequence[Image.Image]]) -> tuple[Tensor, Tensor]:
+def _encode(vae: AutoencoderKL, pictures: Sequence[Sequence[Image.Image]]) -> dict[str, Tensor]:
     log.info("encodes %d pictures", sum(map(len, pictures)))
     like = vae.quant.weight
     means, stds = [], []
@@ -306,4 +305,5 @@ def _encode(vae: AutoencoderKL, pictures: Sequence[Sequence[Image.Image]]) -> tu
         said = [vae.posterior(to_pixels(crop)[None].to(like.device, like.dtype)) for crop in crops]
         means.append(torch.cat([p.mean.float().cpu() for p in said]))
         stds.append(torch.cat([torch.exp(0.5 * p.logvar.float()).cpu() for p in said]))
-    return torch.stack(means), torch.stack(stds)
+    found = {"mean": torch.stack(means), "std": torch.stack(stds)}
+    return {name: x.contiguous() for name, x in found.items()}  # as they will be read the next time, to the last bit

@@ -20,7 +20,7 @@ from gradina.models.tokenizer import Tokenizer
 from gradina.models.unet import UNet
 from gradina.models.vae import AutoencoderKL
 from gradina.pipeline import StableDiffusion
-from gradina.training.checkpoint import load_average, read_latents, save_latents
+from gradina.training.checkpoint import keep, kept, load_average
 from gradina.training.data import Examples, generator
 from gradina.training.objectives import resized
 from gradina.training.reader import Reader
@@ -200,9 +200,9 @@ class Workshop:
         path = self.folder / f"latents{'' if side is None else f'-{side}'}.safetensors"
         learning = zip(self.phases("vae"), self.recipe.vae.training, strict=True)
         last = [name for name, phase in learning if phase.only != "decoder"][-1]  # what decides the latents
-        kept = read_latents(path, self.mark(last))
-        if kept is not None:
-            return kept
+        there = kept(path, self.mark(last))
+        if there is not None:
+            return there["mean"], there["std"]
         log.info("encodes %d pictures", len(self.data))
         batches = torch.split(torch.arange(len(self.data)), AT_ONCE)
         half = self.stages[last].settings.precision == "bfloat16"
@@ -210,7 +210,7 @@ class Workshop:
             parts = [vae.posterior(smaller(self.data.pixels(rows), side)) for rows in batches]
         mean = torch.cat([p.mean.float() for p in parts])
         std = torch.cat([torch.exp(0.5 * p.logvar.float()) for p in parts])
-        save_latents(path, self.mark(last), mean, std)
+        keep(path, self.mark(last), mean=mean, std=std)
         return mean, std
 
     def model(self, painter: Painter) -> StableDiffusion:

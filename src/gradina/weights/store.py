@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from gradina.errors import WeightsError
 from gradina.files import atomic_path
+from gradina.weights.mapped import Mapped
 from gradina.weights.remap import Source, read, unclaimed
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -133,8 +134,19 @@ def build(
         if x.shape != wanted[name].shape:
             got, expected = tuple(x.shape), tuple(wanted[name].shape)
             raise WeightsError(f"{weights.path}: {sources[name].name} has shape {got}, expected {expected}")
-    built.load_state_dict(tensors if dtype is None else {k: x.to(dtype) for k, x in tensors.items()}, assign=True)
+    if dtype is not None:
+        mapped = Mapped(*weights.files)
+        tensors = {name: in_type(x, dtype, mapped) for name, x in tensors.items()}
+    built.load_state_dict(tensors, assign=True)
     return built.eval()
+
+
+def in_type(x: Tensor, dtype: torch.dtype, mapped: Mapped) -> Tensor:
+    """The same numbers in a type; where that makes a copy, what was mapped is given back."""
+    converted = x.to(dtype)
+    if converted is not x and x.is_contiguous():
+        mapped.give_back(x)
+    return converted
 
 
 def model_hash(files: Iterable[Path]) -> str:
