@@ -5,7 +5,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 INPUTS := pyproject.toml constraints.txt
 
-.PHONY: demo test evaluate bench clean
+.PHONY: demo test evaluate bench lessons clean
 
 demo: .venv/.installed
 	@mkdir -p out
@@ -24,6 +24,12 @@ evaluate: .venv/.installed-dev
 bench: .venv/.installed-dev
 	$(BIN)/gradina bench --output benchmarks/bench.json --plot benchmarks/bench.png
 
+lessons: .venv/.installed-lessons
+	@for each in lessons/[0-9]*.py; do name=$$(basename $$each .py); echo "executes $$each"; \
+		$(BIN)/jupytext --quiet --to ipynb --execute --output out/lessons/$$name.ipynb $$each && \
+		$(BIN)/jupyter nbconvert --log-level ERROR --to markdown --output-dir docs/lessons out/lessons/$$name.ipynb \
+		|| exit 1; done
+
 .venv/.python:
 	$(PYTHON) -m venv .venv
 	@touch $@
@@ -35,6 +41,10 @@ bench: .venv/.installed-dev
 .venv/.installed-dev: .venv/.python $(INPUTS)
 	$(PIP) --editable '.[dev]'
 	@touch .venv/.installed $@
+
+.venv/.installed-lessons: .venv/.installed-dev
+	$(PIP) --editable '.[lessons]'
+	@touch $@
 
 clean:
 	rm -rf .venv out

@@ -103,7 +103,9 @@ class Tensor:
         a, b = self.values, other.values
 
         def back(slope: Numbers) -> Sequence[Numbers]:
-            return _product(slope, _turned(b, k, m), n, m, k), _product(_turned(a, n, k), slope, k, n, m)
+            of_a = _product(slope, _turned(b, k, m), n, m, k) if self.learns else []
+            of_b = _product(_turned(a, n, k), slope, k, n, m) if other.learns else []
+            return of_a, of_b
 
         return _made(_product(a, b, n, k, m), (n, m), (self, other), back)
 

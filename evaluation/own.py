@@ -1,0 +1,198 @@
+"""What do the methods make of a thing that the shipped model has never seen? Each is taught it, and judged.
+
+    python evaluation/own.py [--model emoji] [--quick]
+
+The thing: nesting dolls, in one style, on plain grounds; six pictures to learn from, and others to compare with. For
+each method: likeness to those others (cosine of CLIP's image embeddings; beside it, what the untrained model draws),
+obedience (the share of pictures on the ground that the prompt asks for), drift (how far pictures of other things have
+moved from what the untrained model draws with the same seeds, in dB), seconds of training. Prints a table, and writes
+`evaluation/own.json` and the pictures of `docs/own/`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from judges import ground_of
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+import gradina
+from gradina import sheet
+from gradina.metrics import psnr
+from gradina.pipeline import StableDiffusion, generate, to_image, to_pixels
+from gradina.similarity import embed_pixels, open_pair
+from gradina.training import methods
+from gradina.training.composed import GROUND_NAMES, Composed
+from gradina.training.data import npm_package
+from gradina.training.icons import rendered, vocabulary
+from gradina.training.learner import Owning
+from gradina.training.own import own
+from gradina.training.owned import Captioned, Crop, Owned, encoded
+from gradina.training.recipes import read_recipe
+
+ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs" / "own"
+PACKAGE, STYLE, THING, CLASS = "@iconify-json/fluent-emoji@1.2.7", "fluent-emoji", "nesting-dolls", "a toy"
+SHOWN, OTHERS = 6, 24  # pictures to learn from, and to compare with
+SEEDS = 4
+UNRELATED = ("a red apple", "a penguin on a pink background", "a house in twemoji style", "an owl", "a rocket", "a cat")
+GROUNDS_ASKED = ("pink", "blue", "green", "yellow")
+LEARNING = {"batch": 4, "warmup": 0, "decay": 0.5, "caption_dropout": 0.0}
+
+
+@dataclass(frozen=True)
+class Taught:
+    """A method at its end: the model, what the thing is called there, seconds, and its sheet of samples."""
+
+    model: StableDiffusion
+    name: str
+    seconds: float
+    samples: Image.Image | None = None
+
+
+def dolls(size: int) -> Composed:
+    """Pictures of the thing on plain grounds, a little larger or smaller, somewhere near the middle."""
+    words, sets = vocabulary([THING]), {STYLE: npm_package(PACKAGE)}
+    return Composed(rendered([THING], sets, size, held=False), words, (STYLE,), SHOWN + OTHERS, 0.0, seed=5)
+
+
+def captioned(data: Composed, folder: Path) -> list[Captioned]:
+    """The pictures to learn from, as files with captions."""
+    found = []
+    for row in range(SHOWN):
+        ground = GROUND_NAMES[int(data.plan["ground"][row])]
+        path = folder / f"{row}.png"
+        to_image(data.pixels(torch.tensor([row]))[0]).save(path)
+        found.append(Captioned(path, f"nesting dolls on a {ground} background"))
+    return found
+
+
+def ran(learning: methods.Learning, how: Owning, folder: Path, prompts: Sequence[str]) -> float:
+    """Lets a method learn, and says how many seconds it took."""
+    start = time.monotonic()
+    for _ in own(learning, how, folder, "mark", prompts, sample_every=max(1, how.steps // 5)):
+        pass
+    return time.monotonic() - start
+
+
+def methods_of(steps: float, room: Path) -> dict[str, Callable[[StableDiffusion, Sequence[Captioned]], Taught]]:
+    """The methods, with settings for a model of this size; `steps` is a share of those that they are meant to take."""
+
+    def data(model: StableDiffusion, pictures: Sequence[Captioned], caption: str | None = None) -> Owned:
+        worded = pictures if caption is None else [replace(one, caption=caption) for one in pictures]
+        return encoded(model, worded, Crop(), model.defaults.width * model.defaults.height)
+
+    def how(method: str, count: int, lr: float, **more: Any) -> Owning:
+        return methods.settings(method, **LEARNING, steps=max(2, round(steps * count)), lr=lr, **more)
+
+    def finetuned(rank: int | None) -> Callable[[StableDiffusion, Sequence[Captioned]], Taught]:
+        def teach(model: StableDiffusion, pictures: Sequence[Captioned]) -> Taught:
+            told = how("finetune", 400, 1e-3 if rank else 1e-4, rank=rank, text_rate=0.3)
+            learning = methods.finetuning(model, data(model, pictures), told)
+            seconds = ran(learning, told, room / f"finetune-{rank}", ["nesting dolls"])
+            return Taught(learning.model(learning.learner), "nesting dolls", seconds)
+
+        return teach
+
+    def inverted(model: StableDiffusion, pictures: Sequence[Captioned]) -> Taught:
+        told = how("inversion", 800, 1e-2, vectors=2)
+        learning = methods.inversion(model, data(model, pictures), "<dolls>", "toy", told)
+        prompts = ("<dolls>", "<dolls> on a pink background", "a <dolls> and a cat")
+        seconds = ran(learning, told, room / "invert", prompts)
+        with Image.open(room / "invert" / "samples.png") as image:
+            return Taught(learning.model(learning.learner), "<dolls>", seconds, image.copy())
+
+    def boothed(prior: bool) -> Callable[[StableDiffusion, Sequence[Captioned]], Taught]:
+        def teach(model: StableDiffusion, pictures: Sequence[Captioned]) -> Taught:
+            told = how("dreambooth", 300, 1e-3, text_rate=0.3)
+            others = None
+            if prior:
+                drawn = methods.class_pictures(model, CLASS, 24, room / "class")
+                others = data(model, [Captioned(path, CLASS) for path in drawn])
+            learning = methods.dreambooth(model, data(model, pictures, "a sks toy"), others, told)
+            seconds = ran(learning, told, room / f"dreambooth-{prior}", ["a sks toy"])
+            return Taught(learning.model(learning.learner), "a sks toy", seconds)
+
+        return teach
+
+    return {
+        "untrained": lambda model, _: Taught(model, "nesting dolls", 0.0),
+        "LoRA": finetuned(8),
+        "all weights": finetuned(None),
+        "textual inversion": inverted,
+        "DreamBooth, no prior": boothed(False),
+        "DreamBooth": boothed(True),
+    }
+
+
+def drawn(model: StableDiffusion, prompts: Sequence[str], seed: int = 0) -> Tensor:
+    """Pictures of prompts, (n, 3, h, w) in -1..1."""
+    request = gradina.Request(prompt=tuple(prompts), images=SEEDS, seed=seed)
+    return torch.stack([to_pixels(picture.image) for picture in generate(model, request)])
+
+
+def likeness(one: Tensor, other: Tensor) -> float:
+    """Mean cosine of all pairs of embeddings."""
+    return float((F.normalize(one, dim=1) @ F.normalize(other, dim=1).T).mean())
+
+
+def main() -> None:
+    """Measures, prints and writes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="emoji", help="a shipped model or a folder (default: emoji)")
+    parser.add_argument("--quick", action="store_true", help="a tenth of the steps, and write nothing")
+    options = parser.parse_args()
+    model, pair = gradina.load(options.model, dtype="fp32"), open_pair(options.model)
+    size = read_recipe(ROOT / "recipes" / "emoji.toml").data.icons
+    assert size is not None
+    data = dolls(size.size)
+    others = embed_pixels(pair, data.pixels(torch.arange(SHOWN, SHOWN + OTHERS)))
+    before = drawn(model, UNRELATED)
+    rows: dict[str, dict[str, float]] = {}
+    columns: list[Tensor] = []
+    with tempfile.TemporaryDirectory() as name:
+        room = Path(name)
+        pictures = captioned(data, room)
+        itself = likeness(embed_pixels(pair, data.pixels(torch.arange(SHOWN))), others)
+        for method, teach in methods_of(0.1 if options.quick else 1.0, room).items():
+            taught = teach(model, pictures)
+            prompts = [f"{taught.name} on a {ground} background" for ground in GROUNDS_ASKED]
+            asked = torch.tensor([GROUND_NAMES.index(g) for g in GROUNDS_ASKED for _ in range(SEEDS)])
+            plain, placed, after = (drawn(taught.model, p) for p in ([taught.name], prompts, UNRELATED))
+            moved = [psnr(a, b, 2) for a, b in zip(after, before, strict=True)]
+            rows[method] = {
+                "likeness": round(likeness(embed_pixels(pair, torch.cat([plain, placed])), others), 3),
+                "obedience": round(float((ground_of(placed) == asked).float().mean()), 3),
+                "other things, dB": round(sum(min(x, 99.0) for x in moved) / len(moved), 1),
+                "seconds": round(taught.seconds),
+            }
+            print(method, rows[method], flush=True)
+            columns.append(torch.cat([plain[:2], placed[::SEEDS], after[::SEEDS][:4]]))
+            if taught.samples is not None and not options.quick:
+                PAGE.mkdir(parents=True, exist_ok=True)
+                taught.samples.save(PAGE / "inversion.png")
+    figures = {"the real pictures among themselves": {"likeness": round(itself, 3)}, **rows, "torch": torch.__version__}
+    print(json.dumps(figures, indent=2))
+    if options.quick:
+        return
+    (ROOT / "evaluation" / "own.json").write_text(json.dumps(figures, indent=2) + "\n")
+    whole = torch.cat([data.pixels(torch.arange(SHOWN)), *columns])
+    count = len(columns[0])
+    shown = [to_image(p) for p in whole]
+    blank = [Image.new("RGB", shown[0].size, "white")] * (count - SHOWN)
+    page = sheet.grid([*shown[:SHOWN], *blank, *shown[SHOWN:]], columns=count, row_labels=("the pictures", *rows))
+    page.save(PAGE / "methods.png")
+
+
+if __name__ == "__main__":
+    main()
