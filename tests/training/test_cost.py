@@ -14,7 +14,7 @@ from gradina.errors import RecipeError
 from gradina.pipeline import StableDiffusion
 from gradina.training.cost import ALWAYS, Cost, cost, free_memory, kept_for_the_way_back, refuse_too_much, weighed
 from gradina.training.learner import Owning
-from gradina.training.methods import finetuning, inversion
+from gradina.training.methods import dreambooth, finetuning, inversion
 from gradina.training.owned import Crop, Owned, encoded, read_folder
 
 Tiny = Callable[..., StableDiffusion]
@@ -64,6 +64,14 @@ def test_parameters_are_counted_once(tiny_model: Tiny, owned: Owned) -> None:
     assert all_of_it.memory - without.memory == 4 * unet
     kept = kept_for_the_way_back(finetuning(model, owned, full).live, owned.largest, full)
     assert without.memory == ALWAYS + 4 * everything + 3 * 4 * unet + kept
+
+
+def test_pictures_of_the_class_are_another_pass(tiny_model: Tiny, owned: Owned) -> None:
+    one, two = (
+        cost(dreambooth(tiny_model("sd1"), owned, others, HOW), HOW, owned.largest).memory for others in (None, owned)
+    )
+    kept = kept_for_the_way_back(finetuning(tiny_model("sd1"), owned, HOW).live, owned.largest, HOW)
+    assert two - one == kept
 
 
 def test_what_does_not_fit_is_refused_with_what_would() -> None:

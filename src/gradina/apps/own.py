@@ -111,7 +111,8 @@ def dreambooth(
         if class_ and not dry_run:
             drawn = methods.class_pictures(shop.model, class_, class_pictures, Path(out) / "class")
             others = [Captioned(path, class_) for path in drawn]
-        data, shown = shop.data(pictures), shop.data(others) if others else None
+        data = shop.data(pictures)
+        shown = shop.data(others) if others else data if class_ else None  # a dry run draws none
         learning = methods.dreambooth(shop.model, data, shown, shop.how)
         prompts = prompt or [instance, *([class_] if class_ else [])]
         shop.learn(learning, data, [*pictures, *others], prompts)

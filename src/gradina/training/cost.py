@@ -36,12 +36,11 @@ def cost(learning: Learning, how: Owning, shape: tuple[int, ...]) -> Cost:
     is kept for the way back."""
     model, own = learning.live.model, list(learning.learner.parameters())
     parts = [model.text, model.vae, model.unet]
-    there = {
-        p.untyped_storage().data_ptr(): p.nbytes for p in (*own, *(p for part in parts for p in part.parameters()))
-    }
+    held = [*own, *(p for part in parts for p in part.parameters())]
+    there = {p.untyped_storage().data_ptr(): p.nbytes for p in held}
     more = 4 if how.ema else 3  # numbers for each that learns: gradient, two moments, average
     numbers, everything = sum(p.numel() for p in own), sum(p.numel() for part in parts for p in part.parameters())
-    kept = kept_for_the_way_back(learning.live, shape, how)
+    kept = learning.passes * kept_for_the_way_back(learning.live, shape, how)
     return Cost(numbers, everything, ALWAYS + sum(there.values()) + 4 * more * numbers + kept)
 
 
@@ -93,12 +92,17 @@ def weighed() -> Iterator[dict[int, int]]:
 
 
 def free_memory() -> int | None:
-    """Bytes that this machine could give; None where it does not say."""
+    """Bytes that this process has or could have; None where the system does not say."""
     try:
-        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
-        return 1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1])
+        free = _kilobytes("/proc/meminfo", "MemAvailable") + _kilobytes("/proc/self/status", "VmRSS")
     except (OSError, StopIteration, ValueError):
         return None
+    return 1024 * free
+
+
+def _kilobytes(file: str, name: str) -> int:
+    lines = Path(file).read_text(encoding="utf-8").splitlines()
+    return int(next(line for line in lines if line.startswith(name)).split()[1])
 
 
 def refuse_too_much(needed: Cost, how: Owning, there: int | None) -> None:

@@ -72,6 +72,7 @@ class Learning:
     keep: Callable[[Learner, Path], Path]
     rates: Mapping[str, float] = field(default_factory=dict)
     on: Callable[[Owned], Loss] | None = None  # the same loss on other pictures, with all captions read
+    passes: int = 1  # through the U-Net, before the way back
 
 
 def finetuning(model: StableDiffusion, data: Owned, how: Owning) -> Learning:
@@ -109,7 +110,8 @@ def dreambooth(model: StableDiffusion, data: Owned, others: Owned | None, how: O
         latents, captions = others.batch(how.batch, key)
         return own + how.prior * told(live, latents, live.cond(captions), how, key)
 
-    return Learning(learner, loss, live, kept.model, kept.keep, {"text": how.text_rate})
+    passes = 1 if others is None else 2
+    return Learning(learner, loss, live, kept.model, kept.keep, {"text": how.text_rate}, passes=passes)
 
 
 def inversion(

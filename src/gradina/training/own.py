@@ -123,9 +123,10 @@ class Samples:
 
     def by_step(self) -> None:
         """Writes `samples.png`: a row for each prompt, a column for each step at which it was drawn."""
-        steps = sorted({path.name.partition("-")[0] for path in (self.folder / "samples").glob("*.png")})
-        rows = [[self.folder / "samples" / f"{step}-{i}.png" for step in steps] for i in range(len(self.prompts))]
-        images = [open_picture(path) for row in rows for path in row]
+        room, count = self.folder / "samples", range(len(self.prompts))
+        steps = sorted({path.name.partition("-")[0] for path in room.glob("*.png")})
+        steps = [step for step in steps if all((room / f"{step}-{i}.png").exists() for i in count)]
+        images = [open_picture(room / f"{step}-{i}.png") for i in count for step in steps]
         labels = [f"step {int(step)}" for step in steps]
         with atomic_write(self.folder / "samples.png") as file:
             whole = sheet.grid(images, columns=len(steps), column_labels=labels, row_labels=self.prompts)
