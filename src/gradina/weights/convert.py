@@ -16,6 +16,7 @@ from gradina.weights.single import parts_of, write_file
 from gradina.weights.zoo import locate, open_source
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
+WORDS = (".pt", ".bin")  # pickles that may hold a learnt word
 
 
 def convert(
@@ -49,7 +50,7 @@ def convert(
 def _concept(source: str | Path) -> Concept | None:
     """The word that a pickle of diffusers or of A1111's web UI holds; None if it holds none."""
     path = Path(source)
-    if path.suffix not in PICKLES or not path.is_file() or not is_pickle(path):
+    if path.suffix not in WORDS or not path.is_file() or not is_pickle(path):
         return None
     vectors = read_vectors(path)
     return None if vectors is None else concept_of(vectors, path)
