@@ -22,6 +22,7 @@ from gradina.training.loop import Settings
 from gradina.training.recipes import DataRecipe, IconsRecipe, Recipe, VisionRecipe, read_recipe
 from gradina.training.run import run
 from gradina.training.sources import load_data
+from gradina.training.stages import stage as stage_of
 from gradina.training.workshop import Workshop
 
 THINGS = ("red-apple, apple", "owl", "teddy-bear, toy", "umbrella", "key", "unicorn")
@@ -291,3 +292,24 @@ def test_without_resvg_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setitem(sys.modules, "resvg_py", None)
     with pytest.raises(MissingExtra, match=r"pip install 'gradina\[train\]'"):
         render("<svg/>", 8)
+
+
+def test_a_phase_of_the_unet_may_put_things_elsewhere(of_icons: Callable[..., Recipe], tmp_path: Path) -> None:
+    """The same things in the same order, on the same grounds, and so with the same words; larger, and in the middle."""
+    recipe = of_icons()
+    (phase,) = recipe.unet.training
+    again = replace(phase, smallest=0.98, places=0.0)
+    recipe = replace(recipe, unet=replace(recipe.unet, training=(phase, again)))
+    list(run(recipe, tmp_path / "run"))
+    shop = Workshop(recipe, tmp_path / "run")
+    wide, steady = shop.latents()[0], shop.latents(None, {"smallest": 0.98, "places": 0.0})[0]
+    assert wide.shape == steady.shape
+    assert (tmp_path / "run" / "latents-smallest-0.98-places-0.safetensors").is_file()
+    icons = len(shop.data.icons)  # type: ignore[attr-defined]
+    plan = shop.data.plan  # type: ignore[attr-defined]
+    same = [row for row in range(0, len(wide), icons) if plan["ground"][row] == 0 and plan["second"][row] < 0]
+    assert len(same) > 1
+    assert steady[same].var(0).mean() < 0.01 * wide[same].var(0).mean()
+    stages = [stage_of(shop, name) for name in ("unet", "unet-2")]
+    losses = [made.loss(stages[0].network, 0).mean().item() for made in stages]
+    assert losses[0] != losses[1]

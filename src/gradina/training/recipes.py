@@ -114,6 +114,8 @@ class UNetPhase(Settings):
 
     pixels: int | None = None  # side of the pictures; None: as they are
     text_rate: float = 0.0  # share of the learning rate at which the text tower learns, too
+    smallest: float | None = None  # of composed pictures: side of a thing alone; None: as in the data
+    places: float | None = None  # and how far from the middle, as a share of the side
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,6 +215,8 @@ def check(recipe: Recipe) -> None:
     for phase in recipe.unet.training:
         if not 0 <= phase.text_rate <= 1:
             raise RecipeError(f"unet.training.text_rate: got {phase.text_rate}, expected 0 to 1")
+        if (phase.smallest, phase.places) != (None, None) and recipe.data.icons is None:
+            raise RecipeError("unet.training.smallest, places: are for pictures that are composed of icons")
         if phase.pixels is not None and (phase.pixels < step or phase.pixels % step):
             raise RecipeError(f"unet.training.pixels: got {phase.pixels}, expected a multiple of {step}")
     words = recipe.words

@@ -165,7 +165,8 @@ def unet_stage(shop: Workshop, name: str) -> Stage:
         painter = Painter(copy.deepcopy(shop.text), shop.build(shop.new_unet, "unet"))
     painter.unet.requires_grad_()
     painter.text.requires_grad_(phase.text_rate > 0)
-    mean, std = shop.latents(phase.pixels)
+    placed = {"smallest": phase.smallest, "places": phase.places}
+    mean, std = shop.latents(phase.pixels, {name: value for name, value in placed.items() if value is not None})
     schedule, prediction = shop.schedule, prediction_named(recipe.prediction)
 
     def loss(painter: nn.Module, k: int) -> Tensor:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from gradina.models.unet import UNet
 from gradina.models.vae import AutoencoderKL
 from gradina.pipeline import StableDiffusion
 from gradina.training.checkpoint import keep, kept, load_average
+from gradina.training.composed import Composed
 from gradina.training.data import Examples, generator
 from gradina.training.objectives import resized
 from gradina.training.reader import Reader
@@ -169,7 +170,7 @@ class Workshop:
     def vae(self) -> AutoencoderKL:
         """The autoencoder of the first stage, its scale set so that latents have a standard deviation of 1."""
         vae = self.learnt(self.new_vae, self.phases("vae")[-1])
-        mean, _ = self._latents(vae, None)
+        mean, _ = self._latents(vae)
         vae.config = replace(vae.config, scale=round(1 / mean.std().item(), 5))
         return vae
 
@@ -190,24 +191,34 @@ class Workshop:
         clip = self.learnt(self.new_pair, last)
         return Pair(clip=clip, tokenizer=self.tokenizer, phrases=self.data.phrases(), name=self.recipe.name)
 
-    def latents(self, side: int | None = None) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of the latents of every picture, each (n, c, h, w), of pictures `side` wide."""
-        mean, std = self._latents(self.vae, side)
+    def latents(self, side: int | None = None, placed: Mapping[str, Any] | None = None) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the latents of every picture, each (n, c, h, w), of pictures `side` wide.
+
+        `placed` says how large and where things are in pictures that are composed, if otherwise than in the data.
+        """
+        mean, std = self._latents(self.vae, side, placed or {})
         return mean * self.vae.config.scale, std * self.vae.config.scale
 
-    def _latents(self, vae: AutoencoderKL, side: int | None) -> tuple[Tensor, Tensor]:
+    def _latents(
+        self, vae: AutoencoderKL, side: int | None = None, placed: Mapping[str, Any] | None = None
+    ) -> tuple[Tensor, Tensor]:
         """The same as the encoder says it, kept in a file."""
-        path = self.folder / f"latents{'' if side is None else f'-{side}'}.safetensors"
+        named = [str(side)] * (side is not None) + [f"{name}-{value:g}" for name, value in (placed or {}).items()]
+        path = self.folder / f"{'-'.join(['latents', *named])}.safetensors"
+        data = self.data
+        if placed:
+            assert isinstance(data, Composed)
+            data = replace(data, **placed)  # the same things in the same order, on the same grounds
         learning = zip(self.phases("vae"), self.recipe.vae.training, strict=True)
         last = [name for name, phase in learning if phase.only != "decoder"][-1]  # what decides the latents
         there = kept(path, self.mark(last))
         if there is not None:
             return there["mean"], there["std"]
-        log.info("encodes %d pictures", len(self.data))
-        batches = torch.split(torch.arange(len(self.data)), AT_ONCE)
+        log.info("encodes %d pictures", len(data))
+        batches = torch.split(torch.arange(len(data)), AT_ONCE)
         half = self.stages[last].settings.precision == "bfloat16"
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=half):
-            parts = [vae.posterior(smaller(self.data.pixels(rows), side)) for rows in batches]
+            parts = [vae.posterior(smaller(data.pixels(rows), side)) for rows in batches]
         mean = torch.cat([p.mean.float() for p in parts])
         std = torch.cat([torch.exp(0.5 * p.logvar.float()) for p in parts])
         keep(path, self.mark(last), mean=mean, std=std)
