@@ -27,6 +27,7 @@ from gradina.models.vae import AutoencoderKL
 from gradina.nn.native import own_attention
 from gradina.nn.packed import unpacked
 from gradina.runtime import Engine
+from gradina.weights.store import digest
 
 AT_ONCE = 2  # examples that go through an exported network together: with a guided picture's two, two shapes are all
 
@@ -125,15 +126,6 @@ class Decoding(nn.Module):
 
     def forward(self, latents: Tensor) -> Tensor:
         return self.vae.decode(latents)
-
-
-def digest(network: nn.Module) -> str:
-    """A name for the weights of a network."""
-    found = hashlib.sha256()
-    for name, value in network.state_dict().items():
-        found.update(f"{name} {value.dtype}".encode())
-        found.update(value.contiguous().reshape(-1).view(torch.uint8).numpy())
-    return found.hexdigest()[:16]
 
 
 def _parts(inputs: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, ...]]:

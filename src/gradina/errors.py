@@ -6,6 +6,7 @@ GradinaError
 ├── WeightsError     a checkpoint that is truncated, of another family, or lacking keys
 │   └── HubError     a model that could not be fetched from, or pushed to, the hub
 ├── RecipeError      a training recipe or its data that cannot be used
+│   └── Diverged         training whose loss is no longer a number
 ├── DiskError        a file or folder that cannot be written: no room, no permission, no such place
 └── MissingExtra     an optional package that is not installed
 """
@@ -35,6 +36,10 @@ class HubError(WeightsError):
 
 class RecipeError(GradinaError, ValueError):
     """A training recipe, or its data, that cannot be used."""
+
+
+class Diverged(RecipeError):
+    """Training whose loss is no longer a number; the weights are those of the last good step."""
 
 
 class DiskError(GradinaError, OSError):

@@ -70,8 +70,8 @@ NOT_HONOURED = (
     ("Variation seed",      "the noise of a second seed is not mixed in"),
     ("Seed resize from",    "noise is drawn at the size of the picture"),
     ("Face restoration",    "faces are left as they are drawn"),
-    ("Lora hashes",         "LoRA weights are not part of a request"),
-    ("TI hashes",           "textual inversions are not part of a request"),
+    ("Lora hashes",         "this names no file; give it as a LoRA of the request"),
+    ("TI hashes",           "this names no file; give it as a concept of the request"),
     ("Hypernet",            "hypernetworks are not supported"),
     ("ControlNet",          "ControlNet is not supported"),
     ("AddNet",              "additional networks are not supported"),
@@ -214,7 +214,7 @@ def _not_honoured(pairs: Mapping[str, str]) -> list[str]:
 def _syntax(text: str) -> list[str]:
     """What the web UI would read in a prompt beyond its words."""
     notes = [
-        f"prompt: {_short(network[0])} is left out: added networks are not part of a request"
+        f"prompt: {_short(network[0])} is left out: it names no file; give a LoRA's to the request itself"
         for network in _NETWORK.finditer(text)
     ]
     if re.search(r"(?<!\\)[()\[\]]", text):

@@ -14,10 +14,9 @@ from typing import cast
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from gradina.adapters.inject import Network as Part
-from gradina.adapters.inject import replaced
 from gradina.adapters.lora import merged
 from gradina.adapters.textual import taught
 from gradina.diffusion.denoiser import Denoise, Denoiser, Network, noised, with_channels
@@ -28,6 +27,7 @@ from gradina.diffusion.samplers import SAMPLERS, SamplerRow, Step
 from gradina.diffusion.schedule import spaced, tail
 from gradina.engines import Call, Decoding, engaged
 from gradina.errors import RequestError
+from gradina.lean import Lean
 from gradina.models.reuse import Reusing
 from gradina.nn.packed import packed
 from gradina.pictures import fit, open_mask, open_picture, overlay
@@ -36,9 +36,7 @@ from gradina.runtime import DTYPES, Engine, pick_device, pick_dtype, pick_engine
 from gradina.weights.concepts import read_concept
 from gradina.weights.edits import read_states
 from gradina.weights.loras import read_lora
-from gradina.weights.mapped import Mapped
 from gradina.weights.parts import Parts
-from gradina.weights.store import in_type
 
 AT_ONCE = 64 * 64  # places of latents that are drawn in one batch: one 512x512 picture, or many small ones
 
@@ -48,7 +46,7 @@ class StableDiffusion(Parts):
     """A model, ready to draw: tokenizer, text tower, autoencoder, U-Net, schedule."""
 
     engine: Engine = "eager"  # how U-Net and decoder are computed
-    lean: torch.dtype | None = None  # low memory: networks stay in their files, and wake one at a time, in this type
+    lean: Lean | None = None  # in little memory: what takes the networks out of their files, one at a time
 
     @property
     def device(self) -> torch.device:
@@ -58,7 +56,7 @@ class StableDiffusion(Parts):
     @property
     def dtype(self) -> torch.dtype:
         """The type its networks compute in; latents are fp32 throughout."""
-        return self.lean or self.unet.conv_in.weight.dtype
+        return self.lean.dtype if self.lean else self.unet.conv_in.weight.dtype
 
     def adapted(self, request: Request) -> StableDiffusion:
         """This model with the LoRAs of a request in its weights, and its concepts among its words.
@@ -119,17 +117,8 @@ class StableDiffusion(Parts):
         return lambda x, t, cond: unet(x.to(self.dtype), t, cond.to(self.dtype)).float()
 
     def awake(self, network: Part) -> Part:
-        """One of the networks, ready to compute; in little memory, the one that was awake before goes to sleep."""
-        if self.lean is None:
-            return network
-        if self._awake.get("asleep") is not network:
-            self._awake.clear()
-            self._awake.update(asleep=network, awake=packed(converted(network, self.lean, self.files)))
-        return cast(Part, self._awake["awake"])
-
-    @cached_property
-    def _awake(self) -> dict[str, nn.Module]:
-        return {}
+        """One of the networks, ready to compute."""
+        return network if self.lean is None else self.lean(network)
 
     @cached_property
     def _unet(self) -> Call:
@@ -151,14 +140,6 @@ class StableDiffusion(Parts):
         from gradina.weights.folders import write_folder
 
         write_folder(self, Path(path), dtype=dtype)
-
-
-def converted(network: Part, dtype: torch.dtype, files: Sequence[Path]) -> Part:
-    """A twin with its numbers in a type; of what was mapped of the files, nothing stays in memory."""
-    mapped, numbers = Mapped(*files), {}
-    for name, x in network.named_parameters():
-        numbers[name] = in_type(x.detach(), dtype, mapped)
-    return replaced(network, numbers)
 
 
 def _changed(path: str) -> int:
@@ -409,7 +390,8 @@ def load(
         if place.type != "cpu" or chosen in ("compile", "openvino"):
             raise RequestError(f"low_memory: is for the CPU and engine eager, not for {place} and {chosen}")
         parts = open_source(source, variant=variant, prediction=prediction)
-        return StableDiffusion(**{f.name: getattr(parts, f.name) for f in fields(parts)}, engine=chosen, lean=numbers)
+        lean = Lean(numbers, parts.files)
+        return StableDiffusion(**{f.name: getattr(parts, f.name) for f in fields(parts)}, engine=chosen, lean=lean)
     parts = open_source(source, variant=variant, prediction=prediction, dtype=numbers)
     for network in (parts.text, parts.vae, parts.unet):
         network.requires_grad_(False).to(place)

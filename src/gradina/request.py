@@ -71,17 +71,8 @@ class Request:
     reuse: int = 1  # the U-Net's inner part is computed at every so many calls; above 1 it is quicker, and not exact
 
     def __post_init__(self) -> None:
-        for name in ("prompt", "guidance_interval"):
-            value: object = getattr(self, name)
-            if isinstance(value, list):  # as JSON has it
-                object.__setattr__(self, name, tuple(value))
-        if isinstance(self.edit, list | tuple):
-            object.__setattr__(self, "edit", tuple(map(_plain_path, self.edit)))
-        if isinstance(self.concepts, list | tuple):
-            object.__setattr__(self, "concepts", tuple(map(_plain_path, self.concepts)))
-        if isinstance(self.loras, list | tuple) and all(isinstance(one, list | tuple) for one in self.loras):
-            stack = (tuple(map(_plain_path, one)) for one in self.loras)
-            object.__setattr__(self, "loras", tuple(stack))
+        for name in ("prompt", "guidance_interval", "loras", "concepts", "edit"):
+            object.__setattr__(self, name, _frozen(getattr(self, name)))
         _check(self)
 
     @property
@@ -128,7 +119,10 @@ def choice(what: str, got: str, choices: tuple[str, ...]) -> str:
     raise RequestError(f"{what}: there is no {got!r}{hint} (choices: {', '.join(choices)})")
 
 
-def _plain_path(value: Any) -> Any:
+def _frozen(value: Any) -> Any:
+    """Lists, as JSON has them, as tuples, and paths as text."""
+    if isinstance(value, list | tuple):
+        return tuple(map(_frozen, value))
     return str(value) if isinstance(value, PathLike) else value
 
 

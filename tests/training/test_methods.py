@@ -204,6 +204,7 @@ def test_a_loss_that_is_no_number_keeps_what_was_learnt(tiny_model: Tiny, pictur
     ):
         list(running)
     assert calls[-1] == 4
+    assert (tmp_path / "run" / "lora.safetensors").is_file()
     good = finetuning(tiny_model("sd1"), data(model, pictures), HOW)
     kept = ran(good, HOW, tmp_path / "run")
     assert kept is not None, "the state is whole, and goes on"

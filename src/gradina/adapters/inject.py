@@ -61,9 +61,10 @@ def multiplying(network: nn.Module) -> Iterator[tuple[str, nn.Linear | nn.Conv2d
 
 
 def replaced(network: Network, parameters: Mapping[str, Tensor]) -> Network:
-    """A twin that has other numbers for some parameters; the network stays as it is."""
+    """A twin that has other numbers, fixed, or other parameters, for some of its own; the network stays as it is."""
     other = twin(network)
     for name, value in parameters.items():
         parent, _, leaf = name.rpartition(".")
-        other.get_submodule(parent)._parameters[leaf] = nn.Parameter(value, requires_grad=False)
+        given = value if isinstance(value, nn.Parameter) else nn.Parameter(value, requires_grad=False)
+        other.get_submodule(parent)._parameters[leaf] = given
     return other

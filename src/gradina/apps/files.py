@@ -24,7 +24,7 @@ def info(picture: o.Picture, as_json: o.Json = False) -> None:
     named = " ".join(filter(None, (model.get("name"), model.get("hash"), model.get("source"))))
     rows = {"source": record.source, "model": named}
     rows |= {name: model[name] for name in ("dtype", "engine") if name in model}
-    rows |= {k: v for k, v in json.loads(to_json(record.request)).items() if v not in (None, "")}
+    rows |= {k: v for k, v in json.loads(to_json(record.request)).items() if v not in (None, "", [])}
     for name, value in rows.items():
         shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         typer.echo(f"{name:18} {shown if len(shown) < 2000 else shown[:200] + ' ...'}")

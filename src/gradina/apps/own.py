@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from gradina.apps import options as o
 from gradina.apps.draw import say
 from gradina.apps.learn import asked_to_stop, preparations_said, said, told
 from gradina.errors import RecipeError
+from gradina.request import Request
 
 if TYPE_CHECKING:
     from gradina.pipeline import StableDiffusion
@@ -198,19 +199,20 @@ def imagic(
         edit = shop.learn(methods.onto(shop.model, data, states, shop.how), data, pictures, [prompt])
         if edit is not None:
             base = Path(edit).parent / "model"
-            typer.echo(_over_etas(base if base.is_dir() else model, prompt, edit, seed, Path(out), size))
+            high, wide = (shop.model.vae.config.factor * n for n in data.largest[1:])
+            request = Request(prompt=prompt, seed=seed, width=wide, height=high)
+            typer.echo(_over_etas(base if base.is_dir() else model, request, edit, Path(out)))
 
 
-def _over_etas(model: Path | str | None, prompt: str, edit: Path, seed: int, out: Path, size: int | None) -> Path:
+def _over_etas(model: Path | str | None, request: Request, edit: Path, out: Path) -> Path:
     """The edit at several shares of the prompt, side by side, as a file."""
     from gradina import sheet
     from gradina.files import atomic_write
     from gradina.pipeline import generate, load
-    from gradina.request import Request
 
     opened = load(model)
-    asked = [Request(prompt=prompt, seed=seed, edit=(str(edit), eta), width=size, height=size) for eta in ETAS]
-    images = [picture.image for request in asked for picture in generate(opened, request)]
+    asked = (replace(request, edit=(str(edit), eta)) for eta in ETAS)
+    images = [picture.image for one in asked for picture in generate(opened, one)]
     with atomic_write(out / "strip.png") as file:
         sheet.strip(images, [f"{eta:g}" for eta in ETAS]).save(file, "PNG")
     return out / "strip.png"

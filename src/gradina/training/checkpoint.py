@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -76,16 +76,16 @@ def load_average(network: Network, path: Path) -> Network:
     return network.eval().requires_grad_(False)
 
 
-def keep(path: Path, fingerprint: str, **tensors: Tensor) -> None:
-    """Keeps what can be computed again; `fingerprint` says from what."""
-    _save(path, tensors, fingerprint=fingerprint)
+def once(path: Path, fingerprint: str, make: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """What `make` computes, or what it did before if the file says that it was from the same; as it is read, each time.
 
-
-def kept(path: Path, fingerprint: str) -> dict[str, Tensor] | None:
-    """What `keep` wrote; None if there is no such file, or it was computed from something else."""
-    if not path.exists() or _about(path).get("fingerprint") != fingerprint:
-        return None
-    return _tensors(path)
+    Raises RecipeError if there is a file that cannot be read.
+    """
+    if path.exists() and _about(path).get("fingerprint") == fingerprint:
+        return _tensors(path)
+    made = {name: x.contiguous() for name, x in make().items()}
+    _save(path, made, fingerprint=fingerprint)
+    return made
 
 
 def _save(path: Path, tensors: dict[str, Tensor], **about: object) -> None:

@@ -20,18 +20,18 @@ from gradina.adapters.inject import inject, replaced, twin
 from gradina.adapters.lora import ATTENTION, Adapted, LoRA, Thin, adapt, fresh, merged
 from gradina.diffusion.denoiser import Denoiser
 from gradina.diffusion.prediction import prediction_named
-from gradina.engines import digest
 from gradina.files import cache_folder
 from gradina.models.clip import TextTower
 from gradina.models.unet import SpatialTransformer, UNet
 from gradina.nn.conv import ResBlock
 from gradina.nn.packed import unpacked
 from gradina.pipeline import StableDiffusion
-from gradina.training.checkpoint import keep, kept
+from gradina.training.checkpoint import once
 from gradina.training.data import generator
 from gradina.training.loop import Settings
 from gradina.training.objectives import denoising, min_snr
 from gradina.weights.loras import write_lora
+from gradina.weights.store import digest
 
 HALVES = ("down", "up")
 READ_AT_ONCE = 32  # texts
@@ -129,10 +129,7 @@ class Live:
             return
         name = hashlib.sha256(repr((digest(self.text), list(texts))).encode()).hexdigest()[:24]
         path = cache_folder() / "texts" / f"{name}.safetensors"
-        there = kept(path, name)
-        if there is None:
-            there = {"states": self._read(texts).contiguous()}
-            keep(path, name, **there)
+        there = once(path, name, lambda: {"states": self._read(texts)})
         self.known |= dict(zip(texts, there["states"], strict=True))
 
     @torch.no_grad()
@@ -198,11 +195,8 @@ def ready(model: StableDiffusion, how: Owning) -> tuple[Live, Learner, Kept]:
         if part == "text" and not how.text_rate:
             continue
         if how.rank is None:
-            values = {name: nn.Parameter(p.detach().float().clone()) for name, p in network.named_parameters()}
-            for name, value in values.items():
-                parent, _, leaf = name.rpartition(".")
-                network.get_submodule(parent)._parameters[leaf] = value
-            parts[part] = values
+            parts[part] = {name: nn.Parameter(p.detach().float().clone()) for name, p in network.named_parameters()}
+            networks[part] = replaced(network, parts[part])
         else:
             layers = fresh(network, how.rank, generator(how.seed, part), how.targets, how.alpha)
             beside = cast(Mapping[str, Adapted], adapt(network, layers).layers)

@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from gradina.errors import RecipeError
+from gradina.errors import Diverged, RecipeError
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ Loss = Callable[[nn.Module, int], Tensor]  # (network, key of the batch) -> one 
 def train(state: State, loss: Loss, settings: Settings) -> Iterator[TrainStep]:
     """Takes the remaining steps. `loss(network, k)` draws its own batch k, so a run can be continued anywhere.
 
-    Raises RecipeError when the loss is no longer a number; the weights are then those of the last good step.
+    Raises Diverged when the loss is no longer a number; the weights are then those of the last good step.
     """
     state.network.train()
     parameters = [p for p in state.network.parameters() if p.requires_grad]
@@ -112,9 +112,7 @@ def train(state: State, loss: Loss, settings: Settings) -> Iterator[TrainStep]:
         for what, value in (("loss", total), ("gradient", slope)):
             if not math.isfinite(value):
                 state.optimizer.zero_grad()
-                raise RecipeError(
-                    f"the {what} is {value} at step {state.step + 1}; try a lower lr than {settings.lr:g}"
-                )
+                raise Diverged(f"the {what} is {value} at step {state.step + 1}; try a lower lr than {settings.lr:g}")
         state.optimizer.step()
         state.optimizer.zero_grad()
         state.step += 1

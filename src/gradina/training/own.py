@@ -14,7 +14,7 @@ from PIL import Image
 from torch import nn
 
 from gradina import sheet
-from gradina.errors import RecipeError
+from gradina.errors import Diverged, RecipeError
 from gradina.files import atomic_write
 from gradina.pictures import open_picture
 from gradina.pipeline import StableDiffusion, generate
@@ -44,8 +44,8 @@ def own(
     """Learns, and yields after each step; the same call goes on after any interruption. Returns what is kept.
 
     The loss on `unseen` pictures, with the same noise each time, goes into the log beside each sample.
-    Raises RecipeError where the folder belongs to something else, or the loss is no longer a number: what was learnt
-    until then is kept.
+    Raises RecipeError where the folder belongs to something else, Diverged where the loss is no longer a number: what
+    was learnt until then is kept.
     """
     with alone(folder):
         kept = finished(folder, mark)
@@ -64,9 +64,9 @@ def own(
                 yield progress
         except StopIteration as end:
             state = end.value
-        except RecipeError as error:
-            kept_in = folder / "state.safetensors"
-            raise RecipeError(f"{error}; what was learnt until then is kept in {kept_in}") from error
+        except Diverged as error:
+            kept = learning.keep(learning.learner, folder)
+            raise Diverged(f"{error}; what was learnt until then is kept: {kept}") from error
         finally:
             running.close()
         assert isinstance(state.ema, Learner)

@@ -16,20 +16,21 @@ import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from gradina.engines import digest
 from gradina.errors import PictureError, RecipeError
 from gradina.files import cache_folder
 from gradina.models.vae import AutoencoderKL
 from gradina.pictures import SUFFIXES, open_picture, pictures_in
 from gradina.pipeline import StableDiffusion, to_pixels
-from gradina.training.checkpoint import keep, kept
+from gradina.training.checkpoint import once
 from gradina.training.data import generator
+from gradina.weights.store import digest
 
 log = logging.getLogger(__name__)
 
@@ -277,11 +278,7 @@ def encoded(model: StableDiffusion, pictures: Sequence[Captioned], crop: Crop, p
         of_these = [mark for mark, (_, its) in zip(marks, opened.values(), strict=True) if its == shape]
         name = hashlib.sha256(repr((encoder, shape, crop, seed, of_these)).encode()).hexdigest()[:24]
         path = cache_folder() / "latents" / f"{name}.safetensors"
-        said = kept(path, name)
-        if said is None:
-            shown = [crops_of(image, shape, crop, generator(seed, "crop", one.name)) for one, image in rows]
-            said = _encode(model.vae, shown)
-            keep(path, name, **said)
+        said = once(path, name, partial(_encode, model.vae, rows, shape, crop, seed))
         means.append(said["mean"] * model.vae.config.scale)
         stds.append(said["std"] * model.vae.config.scale)
         captions.append(tuple(one.caption for one, _ in rows))
@@ -297,13 +294,14 @@ def crops_of(image: Image.Image, shape: tuple[int, int], crop: Crop, key: torch.
 
 
 @torch.no_grad()
-def _encode(vae: AutoencoderKL, pictures: Sequence[Sequence[Image.Image]]) -> dict[str, Tensor]:
-    log.info("encodes %d pictures", sum(map(len, pictures)))
-    like = vae.quant.weight
-    means, stds = [], []
-    for crops in pictures:
-        said = [vae.posterior(to_pixels(crop)[None].to(like.device, like.dtype)) for crop in crops]
+def _encode(
+    vae: AutoencoderKL, rows: Sequence[tuple[Captioned, Image.Image]], shape: tuple[int, int], crop: Crop, seed: int
+) -> dict[str, Tensor]:
+    log.info("encodes %d pictures", len(rows))
+    like, means, stds = vae.quant.weight, [], []
+    for one, image in rows:
+        crops = crops_of(image, shape, crop, generator(seed, "crop", one.name))
+        said = [vae.posterior(to_pixels(part)[None].to(like.device, like.dtype)) for part in crops]
         means.append(torch.cat([p.mean.float().cpu() for p in said]))
         stds.append(torch.cat([torch.exp(0.5 * p.logvar.float()).cpu() for p in said]))
-    found = {"mean": torch.stack(means), "std": torch.stack(stds)}
-    return {name: x.contiguous() for name, x in found.items()}  # as they will be read the next time, to the last bit
+    return {"mean": torch.stack(means), "std": torch.stack(stds)}

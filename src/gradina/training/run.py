@@ -14,7 +14,7 @@ from statistics import median
 import torch
 from filelock import FileLock, Timeout
 
-from gradina.errors import RecipeError
+from gradina.errors import Diverged, RecipeError
 from gradina.files import atomic_write
 from gradina.training.checkpoint import is_finished, load_state, save_average, save_state
 from gradina.training.loop import State, TrainStep, train
@@ -120,7 +120,7 @@ def learn(
                 save_state(state, path, mark)
                 saved = time.monotonic()
             yield Progress(folder.name, step, made.settings.steps)
-    except (GeneratorExit, RecipeError):
+    except (GeneratorExit, Diverged):
         save_state(state, path, mark)
         raise
     return state

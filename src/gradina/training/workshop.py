@@ -20,7 +20,7 @@ from gradina.models.tokenizer import Tokenizer
 from gradina.models.unet import UNet
 from gradina.models.vae import AutoencoderKL
 from gradina.pipeline import StableDiffusion
-from gradina.training.checkpoint import keep, kept, load_average
+from gradina.training.checkpoint import load_average, once
 from gradina.training.composed import Composed
 from gradina.training.data import Examples, generator
 from gradina.training.objectives import resized
@@ -211,18 +211,9 @@ class Workshop:
             data = replace(data, **placed)  # the same things in the same order, on the same grounds
         learning = zip(self.phases("vae"), self.recipe.vae.training, strict=True)
         last = [name for name, phase in learning if phase.only != "decoder"][-1]  # what decides the latents
-        there = kept(path, self.mark(last))
-        if there is not None:
-            return there["mean"], there["std"]
-        log.info("encodes %d pictures", len(data))
-        batches = torch.split(torch.arange(len(data)), AT_ONCE)
         half = self.stages[last].settings.precision == "bfloat16"
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=half):
-            parts = [vae.posterior(smaller(data.pixels(rows), side)) for rows in batches]
-        mean = torch.cat([p.mean.float() for p in parts])
-        std = torch.cat([torch.exp(0.5 * p.logvar.float()) for p in parts])
-        keep(path, self.mark(last), mean=mean, std=std)
-        return mean, std
+        said = once(path, self.mark(last), lambda: encoded(vae, data, side, half))
+        return said["mean"], said["std"]
 
     def model(self, painter: Painter) -> StableDiffusion:
         """The whole model around what draws."""
@@ -236,6 +227,17 @@ class Workshop:
             defaults=self.recipe.defaults,
             name=self.recipe.name,
         )
+
+
+@torch.no_grad()
+def encoded(vae: AutoencoderKL, data: Examples, side: int | None, half: bool) -> dict[str, Tensor]:
+    """What an encoder says of every picture: mean and deviation."""
+    log.info("encodes %d pictures", len(data))
+    batches = torch.split(torch.arange(len(data)), AT_ONCE)
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        parts = [vae.posterior(smaller(data.pixels(rows), side)) for rows in batches]
+    std = torch.cat([torch.exp(0.5 * p.logvar.float()) for p in parts])
+    return {"mean": torch.cat([p.mean.float() for p in parts]), "std": std}
 
 
 def smaller(pixels: Tensor, side: int | None) -> Tensor:

@@ -163,6 +163,15 @@ def model_hash(files: Iterable[Path]) -> str:
     return digest.hexdigest()[:10]
 
 
+def digest(network: nn.Module) -> str:
+    """A name for the weights of a network."""
+    found = hashlib.sha256()
+    for name, value in network.state_dict().items():
+        found.update(f"{name} {value.dtype}".encode())
+        found.update(value.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return found.hexdigest()[:16]
+
+
 def _sort_metadata(path: Path) -> None:
     """The safetensors package writes metadata in a new order each time; sorted, a model has one hash."""
     with open(path, "r+b") as file:
