@@ -25,7 +25,8 @@ bench: .venv/.installed-dev
 	$(BIN)/gradina bench --output benchmarks/bench.json --plot benchmarks/bench.png
 
 lessons: .venv/.installed-lessons
-	@for each in lessons/[0-9]*.py; do name=$$(basename $$each .py); echo "executes $$each"; \
+	@export PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONPATH="$(CURDIR)/lessons"; mkdir -p out/lessons docs/lessons; \
+	for each in lessons/[0-9]*.py; do name=$$(basename $$each .py); echo "executes $$each"; \
 		$(BIN)/jupytext --quiet --to ipynb --execute --output out/lessons/$$name.ipynb $$each && \
 		$(BIN)/jupyter nbconvert --log-level ERROR --to markdown --output-dir docs/lessons out/lessons/$$name.ipynb \
 		|| exit 1; done

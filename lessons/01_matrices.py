@@ -4,6 +4,10 @@
 #     text_representation:
 #       extension: .py
 #       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
 # ---
 
 # %% [markdown]
@@ -15,13 +19,16 @@
 # ## Chance from arithmetic
 #
 # A computer cannot throw dice. It can compute a sequence that nobody who does not know its beginning tells from dice:
-# multiply, and keep the remainder. Three such small generators, added up, repeat only after seven million million
-# numbers (Wichmann and Hill, 1982). The beginning is called the seed; the same seed gives the same numbers, and that is
-# why a seed sent to somebody else gives them the same picture.
+# multiply, and keep the remainder. Three such small generators, added up, take very long until they repeat (Wichmann and
+# Hill, 1982). The beginning is called the seed; the same seed gives the same numbers, and that is why a seed sent to
+# somebody else gives them the same picture.
 
 # %%
-from gradina.foundations.chance import Random
+import math
 
+from gradina.foundations.chance import MODULI, Random
+
+print(f"repeats after {math.lcm(*(modulus - 1 for modulus in MODULI)):,} numbers")
 print([round(Random(1024).uniform(), 4) for _ in range(3)], "the same seed, three times")
 random = Random(1024)
 print([round(random.uniform(), 4) for _ in range(3)], "one generator, three times")
@@ -65,9 +72,9 @@ print(inspect.getsource(matrix.by_index))
 # 1. **by index**: for each multiplication, Python looks up four things by their number.
 # 2. **by rows**: rows and columns are walked along together, so that nothing is looked up twice.
 # 3. **by library**: the inner loop is done by the standard library, which is written in C.
-# 4. **numpy**: the numbers lie side by side in memory as the processor has them, instead of being Python objects each.
-# 5. **torch**: the same, and it divides the work so that what is used again is still in the processor's cache; it uses
-#    all cores, and instructions that do sixteen multiplications at once.
+# 4. **numpy**: the numbers lie side by side in memory as the processor has them, instead of being Python objects each;
+#    all cores work on them, with instructions that do several multiplications at once.
+# 5. **torch**: the same with numbers of 32 bits instead of Python's 64, of which twice as many are done at once.
 
 # %%
 import time
@@ -75,7 +82,7 @@ import time
 import numpy as np
 import torch
 
-side = whole(160, 64)
+side = whole(256, 64)
 a, b = ([[random.normal() for _ in range(side)] for _ in range(side)] for _ in range(2))
 array_a, array_b = np.array(a), np.array(b)
 tensor_a, tensor_b = torch.tensor(a), torch.tensor(b)
@@ -109,7 +116,7 @@ for name, each in taken.items():
         f"{1000 * each:9.3f} ms  {flops / each / 1e9:8.3f} GFLOP/s",
         f"{slowest / each:9.1f} times the first",
     )
-    print(f"{name:10}  {speed}, {factor}", "" if before is None else f", {before / each:6.1f} times the rung below")
+    print(f"{name:10}  {speed}, {factor}", "" if before is None else f"{before / each:7.1f} times the rung below")
     before = each
 
 # %% [markdown]
@@ -118,7 +125,9 @@ for name, each in taken.items():
 # %%
 expected = np.array(ladder["by index"]())
 for name, way in ladder.items():
-    print(f"{name:10}  largest difference {np.abs(np.array(way()) - expected).max():.1e}")
+    product = way()
+    numbers = np.array(product if isinstance(product, list) else product.tolist())
+    print(f"{name:10}  largest difference {np.abs(numbers - expected).max():.1e}")
 
 # %%
 figure, axes = plt.subplots(figsize=(8, 2.8))
@@ -130,9 +139,19 @@ axes.set_xlim(right=20 * max(speeds))
 plt.show()
 
 # %% [markdown]
+# And a picture? So many operations ask one guided step of Stable Diffusion 1.5 at 512x512, and so long each rung would
+# take for it, if it kept its speed:
+
+# %%
+from gradina.bench.work import sd15
+
+step = sd15().gflop["U-Net step"]
+print(f"{step:,.0f} GFLOP")
+for name, speed in zip(taken, speeds, strict=True):
+    print(f"{name:10}  {step / speed:12,.0f} s")
+
+# %% [markdown]
 # ## What to try next
 #
 # * Change `side`. The rungs move: numpy and torch need large matrices to be at their best, pure Python does not care.
 # * `matrix.by_library` turns the columns of `b` into rows first. What happens without it, and why?
-# * A picture of 512x512 pixels takes about 1.6 million million such operations for one step of Stable Diffusion. How
-#   long would each rung need?

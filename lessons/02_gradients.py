@@ -4,6 +4,10 @@
 #     text_representation:
 #       extension: .py
 #       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
 # ---
 
 # %% [markdown]
@@ -21,7 +25,12 @@ from gradina.foundations.tensor import Tensor
 x = Tensor([1.0, -2.0, 0.5], learns=True)
 
 
+calls = 0
+
+
 def error(x):
+    global calls
+    calls += 1
     return (x * x * 3.0).sum() + x.exp().mean()
 
 
@@ -30,15 +39,16 @@ for i in range(3):
     moved = list(x.values)
     moved[i] += step
     tried.append((error(Tensor(moved)).item() - error(x).item()) / step)
-print("by trying:", [round(g, 4) for g in tried], f"({3 + 3} times computed)")
+print("by trying:", [round(g, 4) for g in tried], f"({calls} times computed)")
 
 # %% [markdown]
 # Or each operation remembers what it was made of, and knows its own small part of the answer. Going back from the end,
 # each hands the answer on to what it came from: the chain rule, and all gradients in one walk.
 
 # %%
+calls = 0
 error(x).backward()
-print("by walking back:", [round(g, 4) for g in x.grad], "(once)")
+print("by walking back:", [round(g, 4) for g in x.grad], f"({calls} time computed)")
 
 # %% [markdown]
 # The whole of it stands on six operations. Addition, multiplication and a function of each number are a line each;
