@@ -19,9 +19,9 @@
 # ## Chance from arithmetic
 #
 # A computer cannot throw dice. It can compute a sequence that nobody who does not know its beginning tells from dice:
-# multiply, and keep the remainder. Three such small generators, added up, take very long until they repeat (Wichmann and
-# Hill, 1982). The beginning is called the seed; the same seed gives the same numbers, and that is why a seed sent to
-# somebody else gives them the same picture.
+# multiply, and keep the remainder. Three such small generators, added up, take very long until they repeat (Wichmann
+# and Hill, 1982). The beginning is called the seed; the same seed gives the same numbers, and that is why a seed sent
+# to somebody else gives them the same picture.
 
 # %%
 import math
