@@ -24,7 +24,7 @@ from gradina.errors import DiskError, PictureError, RequestError
 from gradina.infotext import SAMPLERS, SCHEDULES, model_of, read_parameters, write_parameters
 from gradina.metadata import from_json, read_picture, save_picture, to_json
 from gradina.pictures import SAVED, open_mask, open_picture, texts
-from gradina.request import SAMPLER_NAMES, SCHEDULE_NAMES, Defaults, Picture, Request
+from gradina.request import RATES_NAMES, SAMPLER_NAMES, SCHEDULE_NAMES, Defaults, Picture, Request
 
 QUICK = settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
@@ -51,6 +51,7 @@ def requests(text: st.SearchStrategy[str]) -> st.SearchStrategy[Request]:
         sampler=st.sampled_from(SAMPLER_NAMES),
         schedule=st.sampled_from(SCHEDULE_NAMES),
         eta=st.none() | st.floats(0, 1),
+        rates=st.none() | st.sampled_from(RATES_NAMES),
         reuse=st.integers(1, 1000),
         edit=st.none() | st.tuples(st.text(min_size=1), st.floats(-2, 3)),
         concepts=st.lists(st.text(min_size=1)).map(tuple),

@@ -64,5 +64,5 @@ def test_the_tree_is_the_tree() -> None:
 def test_the_choices_are_the_choices() -> None:
     from gradina.request import SAMPLER_NAMES, SCHEDULE_NAMES
 
-    assert f"Samplers: {', '.join(SAMPLER_NAMES)}." in README
+    assert f"Samplers: {', '.join(SAMPLER_NAMES)}." in README.replace("\n", " ")
     assert f"Schedules: {', '.join(SCHEDULE_NAMES)}." in README

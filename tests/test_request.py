@@ -23,6 +23,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"steps": 0}, "steps: got 0, expected a whole number from 1 to 1000"),
     ({"steps": 1001}, "steps: got 1001"),
     ({"steps": 20.0}, "steps: got 20.0, expected a whole number"),
+    ({"rates": "cosinus"}, "rates: there is no 'cosinus'; did you mean 'cosine'? (choices: levels, constant"),
     ({"steps": True}, "steps: got True, expected a whole number"),
     ({"steps": "20"}, "steps: got '20', expected a whole number"),
     ({"guidance_scale": -1}, "guidance_scale: got -1, expected a number from 0 to 1000"),

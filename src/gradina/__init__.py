@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gradina.diffusion.samplers import Step
+    from gradina.diffusion.step import Step
     from gradina.errors import GradinaError
     from gradina.pipeline import StableDiffusion, generate, load, push, steps
     from gradina.request import Picture, Request
@@ -25,7 +25,7 @@ _HOME = {
     "Picture": "gradina.request",
     "Request": "gradina.request",
     "StableDiffusion": "gradina.pipeline",
-    "Step": "gradina.diffusion.samplers",
+    "Step": "gradina.diffusion.step",
     "generate": "gradina.pipeline",
     "load": "gradina.pipeline",
     "push": "gradina.pipeline",

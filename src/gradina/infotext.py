@@ -31,6 +31,10 @@ SAMPLERS = (
     ("DPM++ 2M SDE",    "dpmpp_2m_sde",    "linspace",          "exponential"),
     ("DPM++ SDE",       "dpmpp_sde",       "linspace",          "karras"),
     ("UniPC",           "unipc",           "linspace",          "linspace"),
+    ("SGD",             "sgd",             "linspace",          "linspace"),  # from here on names are ours
+    ("Momentum",        "momentum",        "linspace",          "linspace"),
+    ("Nesterov",        "nesterov",        "linspace",          "linspace"),
+    ("Adam",            "adam",            "linspace",          "linspace"),
 )  # fmt: skip
 
 # Their name            ours; of two rows with one of ours, the first is written
@@ -55,6 +59,7 @@ FIELDS = (
     ("Seed",                "seed",              int),
     ("Denoising strength",  "strength",          float),
     ("Eta",                 "eta",               float),
+    ("Rates",               "rates",             str),
     ("Reuse",               "reuse",             int),
     ("Loras",               "loras",             json.loads),
     ("Concepts",            "concepts",          json.loads),
@@ -280,6 +285,7 @@ def write_parameters(request: Request, model: dict[str, str] | None = None, vers
         "Model": (model or {}).get("name"),
         "Denoising strength": request.strength if request.init_image is not None else None,
         "Eta": request.eta,
+        "Rates": request.rates,
         "CFG rescale": request.guidance_rescale or None,
         "Guidance interval": " to ".join(map(str, request.guidance_interval)) if request.guidance_interval else None,
         "Reuse": request.reuse if request.reuse > 1 else None,

@@ -23,8 +23,9 @@ from gradina.diffusion.denoiser import Denoise, Denoiser, Network, noised, with_
 from gradina.diffusion.guidance import cfg, masked
 from gradina.diffusion.noise import Noise
 from gradina.diffusion.prediction import prediction_named
-from gradina.diffusion.samplers import SAMPLERS, SamplerRow, Step
+from gradina.diffusion.samplers import SAMPLERS, SamplerRow
 from gradina.diffusion.schedule import spaced, tail
+from gradina.diffusion.step import Step
 from gradina.engines import Call, Decoding, engaged
 from gradina.errors import RequestError
 from gradina.lean import Lean
@@ -207,7 +208,7 @@ def plans(model: StableDiffusion, request: Request) -> Iterator[Plan]:
 def walk(model: StableDiffusion, plan: Plan) -> Iterator[Step]:
     """The walk from noise to latents, step by step."""
     row = SAMPLERS[cast(str, plan.request.sampler)]
-    given = {"eta": plan.request.eta, "prediction": prediction_named(model.prediction)}
+    given = {"eta": plan.request.eta, "rates": plan.request.rates, "prediction": prediction_named(model.prediction)}
     options = {k: v for k, v in given.items() if k in row.options and v is not None}
     yield from row.run(plan.denoise, plan.x, plan.sigmas, plan.noise, **options)
 

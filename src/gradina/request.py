@@ -20,11 +20,13 @@ if TYPE_CHECKING:
 
 SamplerName = Literal[
     "ddpm", "ddim", "pndm", "lms", "euler", "euler_ancestral", "heun",
-    "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_sde", "unipc",
+    "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_sde", "unipc", "sgd", "momentum", "nesterov", "adam",
 ]  # fmt: skip
 ScheduleName = Literal["leading", "linspace", "trailing", "karras", "exponential", "sgm_uniform", "beta", "ays"]
+RatesName = Literal["levels", "constant", "proportional", "cosine"]
 SAMPLER_NAMES: tuple[str, ...] = get_args(SamplerName)
 SCHEDULE_NAMES: tuple[str, ...] = get_args(ScheduleName)
+RATES_NAMES: tuple[str, ...] = get_args(RatesName)
 
 MAX_PIXELS = 16_800_000  # of a picture, read or drawn
 MAX_SEED = 2**63 - 1
@@ -58,6 +60,7 @@ class Request:
     sampler: SamplerName | None = None
     schedule: ScheduleName | None = None
     eta: float | None = None  # noise put back by a stochastic sampler; None: the sampler's own
+    rates: RatesName | None = None  # how far an optimizer among the samplers goes each time; None: levels
     seed: int | None = None  # of the first picture; the next ones take seed + 1, ...; None: a new one each time
     width: int | None = None  # pixels
     height: int | None = None  # pixels
@@ -164,6 +167,8 @@ def _check(r: Request) -> None:
         choice("sampler", r.sampler, SAMPLER_NAMES)
     if r.schedule is not None:
         choice("schedule", r.schedule, SCHEDULE_NAMES)
+    if r.rates is not None:
+        choice("rates", r.rates, RATES_NAMES)
     if r.guidance_interval is not None:
         ends = r.guidance_interval
         pair = isinstance(ends, tuple) and len(ends) == 2 and all(isinstance(end, int | float) for end in ends)

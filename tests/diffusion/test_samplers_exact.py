@@ -74,7 +74,7 @@ def test_multistep_weights_are_exact_for_cubics() -> None:
         assert got == pytest.approx((to ** (power + 1) - knots[0] ** (power + 1)) / (power + 1), rel=1e-12)
 
 
-@pytest.mark.parametrize("name", SAMPLER_NAMES)
+@pytest.mark.parametrize("name", sorted(set(SAMPLER_NAMES) - {"adam"}))  # which follows no flow
 def test_pictures_have_the_mean_and_the_variance_of_the_data(name: str) -> None:
     model, row, noise = sd_schedule(), SAMPLERS[name], Noise(range(100, 116), (1, 64, 64))
     steps = 40 if name == "dpmpp_sde" else 400  # a Brownian path costs more; DDPM at 400 steps is 1 % short

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gradina.request import SAMPLER_NAMES, SCHEDULE_NAMES
+from gradina.request import RATES_NAMES, SAMPLER_NAMES, SCHEDULE_NAMES
 
 
 def arg(metavar: str, text: str) -> Any:
@@ -53,6 +53,7 @@ Interval = Annotated[str | None, opt("LOW:HIGH", "all", "Noise levels (sigma) at
 Sampler = Annotated[str | None, opt("NAME", OWN, f"One of {', '.join(SAMPLER_NAMES)}.")]
 Schedule = Annotated[str | None, opt("NAME", OWN, f"One of {', '.join(SCHEDULE_NAMES)}.")]
 Eta = Annotated[float | None, opt("X", "the sampler's own", "0..1: noise put back by ddim and stochastic samplers.")]
+Rates = Annotated[str | None, opt("NAME", "levels", f"Of sgd, momentum, nesterov, adam: {', '.join(RATES_NAMES)}.")]
 Seed = Annotated[int | None, opt("N", "a new one", "Of the first picture; the next ones take N + 1, ...")]
 Width = Annotated[int | None, opt("PIXELS", OWN, "A multiple of 8.", "--width", "-W")]
 Height = Annotated[int | None, opt("PIXELS", OWN, "A multiple of 8.", "--height", "-H")]

@@ -1,13 +1,13 @@
 """The solvers: walks from noise to a picture, by denoising at falling noise levels; and the table SAMPLERS.
 
-In the coordinates x = x0 + sigma * n the probability flow is dx/dsigma = (x - denoised) / sigma, and one step, `_walk`,
-serves most methods: they differ in the guess that they walk towards, and in how much fresh noise they take.
+One step, `walked`, serves most methods: they differ in the guess that they walk towards, and in how much fresh noise
+they take.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -15,35 +15,11 @@ import torch
 from torch import Tensor
 
 from gradina.diffusion.denoiser import Denoise
+from gradina.diffusion.descent import adam, momentum, nesterov, sgd
 from gradina.diffusion.noise import Noise
 from gradina.diffusion.prediction import PREDICTIONS, Prediction
 from gradina.diffusion.schedule import Final
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One step of a run: its number from 0, the noise level and the state after it, and the guess made on the way."""
-
-    i: int
-    sigma: float
-    x: Tensor  # (b, c, h, w)
-    denoised: Tensor  # (b, c, h, w)
-
-
-# (denoise, x, sigmas, noise, **options) -> Steps; x (b, c, h, w) stands at sigmas[0], sigmas (n + 1,) fall; n steps.
-Sampler = Callable[..., Iterator[Step]]
-
-
-def _walk(x: Tensor, guess: Tensor, sigma: Tensor, to: Tensor, up: Tensor | None = None) -> Tensor:
-    """x moved from noise level sigma to `to`, straight towards the guess; of that level, `up` is left to new noise."""
-    down = to if up is None else (to**2 - up**2).sqrt()
-    return guess + down / sigma * (x - guess)
-
-
-def _fresh(sigma: Tensor, to: Tensor, eta: float) -> Tensor:
-    """The standard deviation of the new noise in a step from sigma to `to` (DDIM, eq. 16; at eta 1 that of DDPM)."""
-    return eta * to * (1 - (to / sigma) ** 2).sqrt()
-
+from gradina.diffusion.step import Sampler, Step, fresh, walked
 
 Past = list[tuple[Tensor, Tensor]]  # (sigma, denoised) of this step and of the ones before it, newest first
 
@@ -61,7 +37,7 @@ def euler(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator
     """Karras et al. 2206.00364, algorithm 1 without its second half: Euler's method."""
     for i, (sigma, to) in enumerate(pairwise(sigmas)):
         denoised = denoise(x, sigma)
-        x = _walk(x, denoised, sigma, to)
+        x = walked(x, denoised, sigma, to)
         yield Step(i, float(to), x, denoised)
 
 
@@ -69,8 +45,8 @@ def ddim(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, eta: float =
     """Song et al. 2010.02502, DDIM, eq. 12: in these coordinates it is Euler's method; eta puts noise back (eq. 16)."""
     for i, (sigma, to) in enumerate(pairwise(sigmas)):
         denoised = denoise(x, sigma)
-        up = _fresh(sigma, to, eta)
-        x = _walk(x, denoised, sigma, to, up)
+        up = fresh(sigma, to, eta)
+        x = walked(x, denoised, sigma, to, up)
         if up > 0:
             x = x + up * noise()
         yield Step(i, float(to), x, denoised)
@@ -136,9 +112,9 @@ def pndm(
         outputs = [prediction.output(x, sigma, denoised), *outputs[:3]]
         output = sum((w * o for w, o in zip(ADAMS[len(outputs) - 1], outputs, strict=True)), torch.zeros_like(x))
         if i == 0 and len(sigmas) > 2:
-            probe = _walk(x, denoised, sigma, to)
+            probe = walked(x, denoised, sigma, to)
             output = (output + prediction.output(probe, to, denoise(probe, to))) / 2
-        x = _walk(x, prediction.denoised(x, sigma, output), sigma, to)
+        x = walked(x, prediction.denoised(x, sigma, output), sigma, to)
         yield Step(i, float(to), x, denoised)
 
 
@@ -148,7 +124,7 @@ def dpmpp_2m(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Itera
     for i, (sigma, to) in enumerate(pairwise(sigmas)):
         denoised = denoise(x, sigma)
         past = [(sigma, denoised), *past[:1]]
-        x = _walk(x, _extrapolated(past, to), sigma, to)
+        x = walked(x, _extrapolated(past, to), sigma, to)
         yield Step(i, float(to), x, denoised)
 
 
@@ -158,8 +134,8 @@ def dpmpp_2m_sde(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, eta:
     for i, (sigma, to) in enumerate(pairwise(sigmas)):
         denoised = denoise(x, sigma)
         past = [(sigma, denoised), *past[:1]]
-        up = _fresh(sigma, to, eta)
-        x = _walk(x, _extrapolated(past, to), sigma, to, up)
+        up = fresh(sigma, to, eta)
+        x = walked(x, _extrapolated(past, to), sigma, to, up)
         if up > 0:
             x = x + up * noise()
         yield Step(i, float(to), x, denoised)
@@ -171,11 +147,11 @@ def dpmpp_sde(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, eta: fl
         guess = denoised = denoise(x, sigma)
         if to > 0:
             middle = (sigma * to).sqrt()
-            up = _fresh(sigma, middle, eta)
-            probe = _walk(x, denoised, sigma, middle, up)
+            up = fresh(sigma, middle, eta)
+            probe = walked(x, denoised, sigma, middle, up)
             guess = denoise(probe + up * noise.between(sigma, middle) if up > 0 else probe, middle)
-        up = _fresh(sigma, to, eta)
-        x = _walk(x, guess, sigma, to, up)
+        up = fresh(sigma, to, eta)
+        x = walked(x, guess, sigma, to, up)
         if up > 0:
             x = x + up * noise.between(sigma, to)
         yield Step(i, float(to), x, denoised)
@@ -188,9 +164,9 @@ def unipc(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator
     for i, (sigma, to) in enumerate(pairwise(sigmas)):
         denoised = denoise(x, sigma)
         if past:
-            x = _walk(start, _corrected(past, sigma, denoised), past[0][0], sigma)
+            x = walked(start, _corrected(past, sigma, denoised), past[0][0], sigma)
         past = [(sigma, denoised), *past[:1]]
-        start, x = x, _walk(x, _extrapolated(past, to), sigma, to)
+        start, x = x, walked(x, _extrapolated(past, to), sigma, to)
         yield Step(i, float(to), x, denoised)
 
 
@@ -217,7 +193,7 @@ class SamplerRow:
     schedule: str  # its usual spacing
     final: Final  # how its levels end; see `spaced`
     whole_t: bool  # asks the network at whole time steps only, and starts from unit noise in variance-preserving units
-    options: tuple[str, ...] = ()  # what `run` takes by name: eta, prediction
+    options: tuple[str, ...] = ()  # what `run` takes by name: eta, prediction, rates
 
     def start(self, schedule: str, sigma: float) -> float:
         """What the unit noise of a picture from nothing is multiplied with at the first level, as in diffusers."""
@@ -237,4 +213,8 @@ SAMPLERS: dict[str, SamplerRow] = {
     "dpmpp_2m_sde":    SamplerRow(dpmpp_2m_sde,    "karras",   "replace", True,  ("eta",)),
     "dpmpp_sde":       SamplerRow(dpmpp_sde,       "karras",   "zero",    False, ("eta",)),
     "unipc":           SamplerRow(unipc,           "linspace", "replace", True),
+    "sgd":             SamplerRow(sgd,             "linspace", "zero",    False, ("eta", "rates")),
+    "momentum":        SamplerRow(momentum,        "linspace", "zero",    False, ("eta", "rates")),
+    "nesterov":        SamplerRow(nesterov,        "linspace", "zero",    False, ("eta", "rates")),
+    "adam":            SamplerRow(adam,            "linspace", "zero",    False, ("eta", "rates")),
 }  # fmt: skip

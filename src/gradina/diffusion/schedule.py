@@ -65,9 +65,14 @@ class Schedule:
         low = t.floor().long().clamp(max=len(self.sigmas) - 2)
         return torch.lerp(self.sigmas[low], self.sigmas[low + 1], t - low)
 
-    def drawn(self, count: int, generator: torch.Generator) -> Tensor:
-        """Noise levels (count,) of time steps drawn evenly from the trained ones; the generator is on the CPU."""
-        return self.sigmas[torch.randint(len(self.sigmas), (count,), generator=generator)]
+    def drawn(self, count: int, generator: torch.Generator, shift: float = 1.0) -> Tensor:
+        """Noise levels (count,) of time steps drawn evenly from the trained ones; the generator is on the CPU.
+
+        With a `shift` above 1 they are so many times as high, at most the highest. Source: Esser et al. (2403.03206),
+        equation 23: the same in terms of sigma.
+        """
+        sigmas = self.sigmas[torch.randint(len(self.sigmas), (count,), generator=generator)]
+        return (shift * sigmas).clamp(self.sigmas[0], self.sigmas[-1])
 
     def to_config(self, prediction: str = "eps") -> dict[str, Any]:
         """diffusers' scheduler_config.json for this schedule and prediction; `schedule_from_config` reads it back."""

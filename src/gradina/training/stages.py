@@ -176,7 +176,7 @@ def unet_stage(shop: Workshop, name: str) -> Stage:
         cond = painter.text(shop.tokenizer(worded(shop, rows, key)))
         latents = mean[rows] + std[rows] * torch.randn(len(rows), *mean.shape[1:], generator=key)
         noise = torch.randn(latents.shape, generator=key)
-        sigma = schedule.drawn(len(rows), key)
+        sigma = schedule.drawn(len(rows), key, phase.shift or 1.0)
         return denoising(Denoiser(painter.unet, schedule, prediction), latents, noise, sigma, cond)
 
     look = partial(drawn, shop, side=phase.pixels)
