@@ -1,0 +1,80 @@
+"""The digit function behind HTTP: `POST /digit/probability` and `POST /digit/gradient`, each with a picture as JSON.
+
+{"picture": [[0.0, ...], ...]}: 28 rows of 28 numbers from 0 (black) to 1 (white). What is none gets 422 and a sentence.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import uvicorn
+from digit import Digit, checked, gradient, gradient_by_trying, probability
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+
+
+class Asked(BaseModel):
+    """A picture, as rows of numbers."""
+
+    picture: list[list[float]]
+    by_trying: bool = False  # the gradient: one pixel at a time
+
+
+def service(digit: Digit) -> FastAPI:
+    """The two endpoints around a digit function."""
+    app, exact = FastAPI(title="The digit function"), Digit().double().eval()
+    exact.load_state_dict(digit.state_dict())
+
+    def read(asked: Asked) -> torch.Tensor:
+        widths = sorted({len(row) for row in asked.picture})
+        if len(widths) > 1:
+            raise ValueError(f"got rows of {' and '.join(map(str, widths))} numbers, expected 28 rows of 28")
+        return checked(torch.tensor(asked.picture, dtype=torch.float64)[None])
+
+    @app.post("/digit/probability")
+    def say(asked: Asked) -> dict[str, float]:
+        """How probable it is that the picture is a digit."""
+        return {"probability": probability(exact, read(asked)).item()}
+
+    @app.post("/digit/gradient")
+    def lead(asked: Asked) -> dict[str, list[list[float]] | int]:
+        """How much each pixel would raise its logarithm, and how many calls of the function that took."""
+        (picture,) = read(asked)
+        if asked.by_trying:
+            slopes, calls = gradient_by_trying(exact, picture)
+        else:
+            slopes, calls = gradient(exact, picture[None])[0], 1
+        return {"gradient": slopes.tolist(), "calls": calls}
+
+    @app.exception_handler(ValueError)
+    def refuse(_: Request, error: ValueError) -> JSONResponse:
+        return JSONResponse({"error": f"picture: {error}"}, status_code=422)
+
+    @app.exception_handler(RequestValidationError)
+    def misread(_: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"][1:]) or "the body"
+        return JSONResponse({"error": f"{where}: {first['msg']}; expected 28 rows of 28 numbers"}, status_code=422)
+
+    return app
+
+
+@contextmanager
+def served(app: FastAPI) -> Iterator[str]:
+    """The address of a server in this process, as long as it is needed."""
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started and thread.is_alive():
+        time.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()

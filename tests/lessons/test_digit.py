@@ -1,0 +1,121 @@
+"""The digit function of the third lesson, its gradient in both ways, and its endpoints."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+import pytest
+import torch
+from digit import Digit, ascent, gradient, gradient_by_trying, learnt, noisy, probability
+from service import served, service
+from torch import Tensor
+
+PICTURE = torch.rand(28, 28, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+@pytest.fixture(scope="module")
+def digit() -> Digit:
+    torch.manual_seed(0)
+    return Digit().double().requires_grad_(False)
+
+
+def test_both_gradients_are_one(digit: Digit) -> None:
+    tried, calls = gradient_by_trying(digit, PICTURE)
+    walked = gradient(digit, PICTURE[None])[0]
+    assert calls == 785
+    assert (tried - walked).abs().max() < 1e-3 * walked.abs().max()
+
+
+def test_uphill_is_up(digit: Digit) -> None:
+    start = PICTURE[None]
+    above = ascent(digit, start, 5)
+    assert probability(digit, above) > probability(digit, start)
+    assert 0 <= above.min() <= above.max() <= 1
+    assert (ascent(digit, start, 1, most=0.01) - start).abs().max() <= 0.01 + 1e-12
+
+
+def test_it_learns_what_a_digit_is() -> None:
+    """Of a data set of one stroke; the same seed gives the same function."""
+    strokes = torch.zeros(50, 28, 28)
+    strokes[:, 4:24, 13:16] = 1
+    digit = learnt(strokes, steps=80, deceived=False)
+    assert probability(digit, strokes[:1]) > 0.7
+    assert probability(digit, torch.rand(1, 28, 28, generator=torch.Generator().manual_seed(5))) < 0.3
+    short, again = learnt(strokes, steps=2), learnt(strokes, steps=2)
+    assert all(torch.equal(a, b) for a, b in zip(short.parameters(), again.parameters(), strict=True))
+    key = torch.Generator().manual_seed(0)
+    mixed, left = noisy(strokes, key)
+    assert torch.equal(mixed[:, 10, 14] >= left, torch.ones(50, dtype=torch.bool))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (torch.zeros(28, 28), r"shape \(28, 28\), expected \(n, 28, 28\)"),
+        (torch.zeros(1, 32, 32), r"shape \(1, 32, 32\), expected"),
+        (torch.zeros(0, 28, 28), r"shape \(0, 28, 28\), expected"),
+        (torch.zeros(1, 28, 28, dtype=torch.uint8), "got torch.uint8 numbers, expected floating point"),
+        (torch.full((1, 28, 28), 1.5), "got numbers from 1.5 to 1.5, expected 0"),
+        (torch.full((1, 28, 28), float("nan")), "got numbers from nan to nan, expected 0"),
+    ],
+)
+def test_pictures_that_are_none(wrong: Tensor, words: str, digit: Digit) -> None:
+    for function in (probability, gradient):
+        with pytest.raises(ValueError, match=words):
+            function(digit, wrong)
+
+
+# Over HTTP
+
+
+@pytest.fixture(scope="module")
+def address(digit: Digit) -> Iterator[str]:
+    with served(service(digit)) as address:
+        yield address
+
+
+def ask(address: str, body: Any) -> Any:
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    with urlopen(Request(address, data, {"Content-Type": "application/json"})) as answer:
+        return json.load(answer)
+
+
+def test_the_endpoints_say_what_the_function_says(address: str, digit: Digit) -> None:
+    body = {"picture": PICTURE.tolist()}
+    said = ask(f"{address}/digit/probability", body)
+    assert said == {"probability": pytest.approx(probability(digit, PICTURE[None]).item(), rel=1e-12)}
+    walked, tried = (ask(f"{address}/digit/gradient", {**body, "by_trying": trying}) for trying in (False, True))
+    assert (walked["calls"], tried["calls"]) == (1, 785)
+    expected = gradient(digit, PICTURE[None])[0]
+    torch.testing.assert_close(torch.tensor(walked["gradient"], dtype=torch.float64), expected)
+    torch.testing.assert_close(
+        torch.tensor(tried["gradient"], dtype=torch.float64), expected, rtol=1e-3, atol=1e-3 * expected.abs().max()
+    )
+
+
+@pytest.mark.parametrize("name", ["probability", "gradient"])
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({"picture": [[0.5] * 28] * 27}, "picture: got pictures of shape (1, 27, 28), expected (n, 28, 28)"),
+        ({"picture": [[0.5] * 28, [0.5]]}, "picture: got rows of 1 and 28 numbers, expected 28 rows of 28"),
+        ({"picture": []}, "picture: got pictures of shape (1, 0), expected"),
+        ({"picture": [[7.0] * 28] * 28}, "picture: got numbers from 7 to 7, expected 0 (black) to 1 (white)"),
+        ({"picture": [["white"] * 28] * 28}, "picture.0.0: "),
+        ({"picture": "7"}, "picture: "),
+        ({}, "picture: "),
+        (b"{", ""),
+    ],
+)
+def test_what_is_no_picture_is_refused_in_a_sentence(name: str, body: Any, words: str, address: str) -> None:
+    with pytest.raises(HTTPError) as refused:
+        ask(f"{address}/digit/{name}", body)
+    assert 400 <= refused.value.code < 500
+    error = json.load(refused.value)["error"]
+    assert error.startswith(words)
+    assert error
+    assert "\n" not in error
