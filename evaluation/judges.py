@@ -7,6 +7,8 @@ No judge has seen an icon that is held out, in that style.
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 from dataclasses import replace
 from itertools import pairwise
 
@@ -14,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gradina.files import cache_folder
+from gradina.training.checkpoint import once
 from gradina.training.composed import GROUND_NAMES, GROUNDS, Composed
 from gradina.training.data import generator, npm_package, turned
 from gradina.training.icons import icon_set, rendered, vocabulary
@@ -59,10 +63,20 @@ def seen(judge: nn.Module, pixels: Tensor) -> Tensor:
 
 
 def taught(made: nn.Module, data: Composed, kinds: Tensor, steps: int) -> nn.Module:
-    """A classifier after so many steps over pictures that are turned and tinted anew each time.
+    """A classifier after so many steps over pictures that are turned and tinted anew each time; kept for the next time.
 
     `kinds` (icons,) says what there is to see in a picture of each icon.
     """
+    key = hashlib.sha256(repr((made, steps, BATCH, SEED, torch.__version__, inspect.getsource(learnt))).encode())
+    for part in (data.icons.pictures, kinds, *data.plan.values()):
+        key.update(part.numpy().tobytes())
+    path = cache_folder() / "judges" / f"{key.hexdigest()[:16]}.safetensors"
+    made.load_state_dict(once(path, key.hexdigest(), lambda: learnt(made, data, kinds, steps).state_dict()))
+    return made.eval()
+
+
+def learnt(made: nn.Module, data: Composed, kinds: Tensor, steps: int) -> nn.Module:
+    """The same, not kept."""
     optimizer = torch.optim.AdamW(made.parameters(), 2e-3, weight_decay=0.05)
     fall = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
     made.train()
@@ -76,7 +90,7 @@ def taught(made: nn.Module, data: Composed, kinds: Tensor, steps: int) -> nn.Mod
         optimizer.step()
         optimizer.zero_grad()
         fall.step()
-    return made.eval()
+    return made
 
 
 def judge_of_things(data: Composed, steps: int = 3000) -> nn.Module:

@@ -1,0 +1,217 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 4. A network that says the noise
+#
+# Lesson 3 taught a function at great cost, only to follow its gradient. Yet we know where that gradient has to lead: a
+# noisy digit is a digit, plus noise, and it was we who added the noise. So let the network say the noise itself. The
+# error is the mean square of what it gets wrong; there is no race, and nobody is deceived.
+
+# %%
+import time
+
+import matplotlib.pyplot as plt
+import torch
+from handwriting import digits, recogniser, share_read
+from lesson import whole
+
+from gradina.diffusion.schedule import sd_schedule
+
+pictures, kinds = digits("train", whole(60_000, 2_000))
+clean = 2 * pictures - 1  # black is -1, white is 1
+schedule = sd_schedule()
+key = torch.Generator().manual_seed(0)
+amounts = torch.tensor([0.0, 0.3, 1.0, 3.0, 10.0])
+noise = torch.randn(5, 1, 28, 28, generator=key)
+_, places = plt.subplots(1, 5, figsize=(9, 2))
+for picture, amount, place in zip(clean[7] + amounts.view(-1, 1, 1, 1) * noise, amounts, places, strict=True):
+    place.imshow(picture[0].numpy(), cmap="gray")
+    place.set_title(f"noise times {amount:g}", fontsize=9)
+    place.axis("off")
+plt.show()
+
+# %% [markdown]
+# How much noise? Very little up to very much, and everything between. The original papers draw a number t from 1 to
+# 1000 and look up the amount, sigma, on a curve that they call the schedule. One may as well speak of sigma itself.
+
+# %%
+figure, axes = plt.subplots(figsize=(8, 2.6))
+axes.semilogy(range(1, 1001), schedule.sigmas.numpy(), color="#c2571a")
+axes.set(xlabel="t", ylabel="sigma", title=f"from {schedule.sigmas[0]:.3f} to {schedule.sigmas[-1]:.1f}")
+plt.show()
+
+# %% [markdown]
+# ## The U-Net
+#
+# The network is Stable Diffusion's U-Net, only smaller: it looks at the picture at 28, 14 and 7 places a side.
+# What text is to Stable Diffusion is here one row of ten numbers: a 1 for the digit that the picture shows. One time in
+# ten the row is empty, so that the network also knows what digits are in general.
+#
+# Does it need that row? And does it have to be told how much noise there is? The lecturer of the course that this
+# follows doubts it: a glance at the picture shows how noisy it is. So four networks: with and without the digit, with
+# and without t.
+
+# %%
+from gradina.diffusion.denoiser import Denoiser
+from gradina.diffusion.prediction import PREDICTIONS
+from gradina.models.unet import UNet, UNetConfig
+from gradina.training.data import generator
+from gradina.training.loop import Settings, State, train
+from gradina.training.objectives import denoising
+
+settings = Settings(steps=whole(1200, 6), batch=48, lr=1e-3, ema=0.99, precision="bfloat16")
+
+
+def rows_of(kinds, told):
+    return told * torch.nn.functional.one_hot(kinds, 10).float()[:, None]  # (n, 1, 10); told: 1 or 0, of all or each
+
+
+def learn(data, told, time, widths):
+    torch.manual_seed(0)
+    channels, side = data.shape[1], data.shape[2]
+    shape = UNetConfig(
+        channels=channels, out_channels=channels, widths=widths, attention=(False,) + (True,) * (len(widths) - 1),
+        heads=(4,) * len(widths), blocks=1, groups=8, context=10, time=time, size=side,
+    )  # fmt: skip
+
+    def loss(network, k):
+        key = generator("lesson 4", k)  # the same pictures, noise and amounts for each of the networks
+        rows = torch.randint(len(data), (settings.batch,), generator=key)
+        cond = rows_of(kinds[rows], told * (torch.rand(settings.batch, 1, 1, generator=key) > 0.1))
+        sigma = schedule.drawn(settings.batch, key)
+        noise = torch.randn(data[rows].shape, generator=key)
+        return denoising(Denoiser(network, schedule, PREDICTIONS["eps"]), data[rows], noise, sigma, cond)
+
+    state = State.begin(UNet(shape), settings)
+    losses = [step.loss for step in train(state, loss, settings)]
+    return state.ema, sum(losses[-200:]) / len(losses[-200:])
+
+
+start, networks, errors = time.perf_counter(), {}, {}
+for told, timed in ((True, True), (True, False), (False, True), (False, False)):
+    networks[told, timed], errors[told, timed] = learn(clean, told, timed, (24, 48, 64))
+size = sum(p.numel() for p in networks[True, True].parameters())
+print(f"four networks of {size:,} numbers, {settings.steps} batches of {settings.batch} each: "
+      f"{(time.perf_counter() - start) / 60:.1f} minutes")  # fmt: skip
+
+# %% [markdown]
+# ## From nothing but noise
+#
+# The naive way first, as in lesson 3: from pure noise, take away a part of the noise that the network says, and again,
+# and again. A network that is not told how noisy its input is can be used just so.
+
+# %%
+from gradina.diffusion.noise import Noise
+
+asked = torch.arange(10)
+naive = Denoiser(networks[True, False].float(), schedule, PREDICTIONS["eps"])
+x = schedule.sigmas[-1].float() * Noise(range(10), (1, 28, 28))()
+steps, share, kept = whole(40, 4), 0.2, []
+with torch.no_grad():
+    for i in range(steps):
+        sigma = schedule.sigmas[-1] * (1 - share) ** i  # what is left, if the network is right
+        guess = naive(x, sigma.clamp(min=schedule.sigmas[0]), rows_of(asked, True))
+        x = x - share * (x - guess)
+        if i in (0, steps // 4, steps // 2, steps - 1):
+            kept.append((i + 1, x / (1 + sigma**2).sqrt().float()))
+
+
+def show(rows, labels):
+    _, places = plt.subplots(len(rows), 10, figsize=(9, 0.95 * len(rows)), squeeze=False)
+    for along, label, pictures in zip(places, labels, rows, strict=True):
+        for picture, place in zip(pictures, along, strict=True):
+            place.imshow(picture[0].numpy(), cmap="gray")
+            place.set(xticks=[], yticks=[])
+        along[0].set_ylabel(label, rotation=0, ha="right", va="center")
+    plt.show()
+
+
+show([pictures for _, pictures in kept], [f"after {i} steps" for i, _ in kept])
+
+# %% [markdown]
+# The lessons to come are about how to do this well: how large each part should be, and what to do with those before.
+# Here we take a sampler that is known to be good, and compare the four networks with it. A recogniser that none of them
+# knows says how many of the digits that we ask for can be read; networks that cannot be asked for a digit are judged by
+# how sure the recogniser is of what it sees.
+
+# %%
+from gradina.diffusion.guidance import cfg
+from gradina.diffusion.samplers import SAMPLERS
+from gradina.diffusion.schedule import spaced
+
+reading = recogniser(pictures, kinds, whole(1000, 30))
+unseen, unseen_kinds = digits("held out", whole(10_000, 500))
+print(f"the recogniser reads {100 * share_read(reading, unseen, unseen_kinds):.1f} % of unseen digits")
+
+
+def draw(network, wanted, told, shape=(1, 28, 28), scale=2.0):
+    row = SAMPLERS["dpmpp_2m"]
+    sigmas = spaced(schedule, "karras", 20)
+    noise = Noise(range(len(wanted)), shape)
+    denoiser = Denoiser(network.float().eval(), schedule, PREDICTIONS["eps"])
+    cond = rows_of(wanted, told)
+    denoise = cfg(denoiser, cond, torch.zeros_like(cond), scale if told else 1.0)
+    with torch.no_grad():
+        *_, last = row.run(denoise, sigmas[0].float() * noise(), sigmas, noise)
+    return last.x
+
+
+wanted = torch.arange(whole(300, 20)) % 10
+drawn, table = {}, []
+for (told, timed), network in networks.items():
+    drawn[told, timed] = draw(network, wanted, told)
+    shown = drawn[told, timed].clamp(-1, 1) / 2 + 0.5
+    sure = reading(shown).softmax(1).max(1).values.mean().item()
+    read = f"{100 * share_read(reading, shown, wanted):.1f} %" if told else "was not asked"
+    table.append((("yes" if told else "no"), ("yes" if timed else "no"), errors[told, timed], read, sure))
+print("told the digit  told t   error   read as asked   recogniser's certainty")
+for told, timed, error, read, sure in table:
+    print(f"{told:>14}  {timed:>6}  {error:.4f}  {read:>14}  {sure:>22.3f}")
+
+# %%
+labels = [f"{'digit' if told else '-'}, {'t' if timed else '-'}" for told, timed in drawn]
+show([pictures[:10] for pictures in drawn.values()], labels)
+
+# %% [markdown]
+# ## The same with latents
+#
+# Nothing of this asks for pixels. The autoencoder of the shipped digits model makes 4x4x4 numbers of a picture (see
+# lesson 5), and a U-Net of the same kind learns to say the noise in those.
+
+# %%
+import gradina
+
+model = gradina.load("digits", dtype="fp32")
+padded = torch.nn.functional.pad(clean, (2, 2, 2, 2), value=-1.0).expand(-1, 3, -1, -1)
+with torch.no_grad():
+    latents = torch.cat([model.vae.posterior(part).mean for part in padded.split(500)]) * model.vae.config.scale
+start = time.perf_counter()
+network, error = learn(latents, True, True, (64, 96))
+taken = time.perf_counter() - start
+with torch.no_grad():
+    shown = model.vae.decode(draw(network, wanted, True, tuple(latents.shape[1:])))[:, :1, 2:30, 2:30]
+read = share_read(reading, shown.clamp(-1, 1) / 2 + 0.5, wanted)
+print(f"latents: error {error:.4f}, {100 * read:.1f} % read as asked, {taken / 60:.1f} minutes")
+show([shown[:10]], ["latents"])
+
+# %% [markdown]
+# The errors of the two cannot be compared: noise is easier to tell from pixels, of which neighbours are much alike,
+# than from latents, in which all that can be left out has been. What can be compared is what one sees, and how long it
+# took.
+#
+# ## What to try next
+#
+# * Draw with the guidance `scale` at 0, 1, 4 and 10. Which digits change most?
+# * A network that is not told t has to find out for itself. Give it little noise and much, and plot how large the noise
+#   is that it says.
+# * Ask for half a 3 and half an 8: the row need not be a 1 among zeros.
