@@ -60,6 +60,11 @@ def test_shipped_recipes_are_read(path: Path) -> None:
             r"unet\.training\.text_rate: got 2\.0, expected 0 to 1",
         ),
         ("accumulate = 2", "places = 0.1", r"unet\.training\.smallest, places: are for pictures that are composed"),
+        (
+            "accumulate = 2",
+            'home = "noto"',
+            r"unet\.training\.home: got 'noto', expected one of the styles of data.icons",
+        ),
         ("accumulate = 2", "shift = 0.0", r"unet\.training\.shift: got 0.0, expected more than 0"),
         ("accumulate = 2", "pixels = 12", r"unet\.training\.pixels: got 12, expected a multiple of 8"),
         ("accumulate = 2", 'pixels = "half"', r"unet\.training\.pixels: got 'half', expected int"),

@@ -27,6 +27,7 @@ GROUND_NAMES = tuple(GROUNDS)
 GROUND_WORDINGS = (" on {} background", " with {} background", ", {1} background")
 LARGEST = 0.98  # side of a thing, as a share of the picture's
 PAIRED = 0.48  # the same, of each of two
+NAMED, NAMED_ABROAD = 0.6, 0.97  # how often a caption names the style, and where it is not the one that is meant
 RELATIONS = ("and", "left of", "right of", "above", "below")
 
 
@@ -46,6 +47,7 @@ class Composed:
     mirrored: bool = False  # whether half of the pictures of one thing are
     smallest: float = 0.7  # side of a thing alone, as a share of the picture's
     places: float = 0.12  # how far from the middle, as a share of the side
+    home: str | None = None  # style that is meant where none is named, nearly always; None: any
 
     def __len__(self) -> int:
         return self.variants * len(self.icons)
@@ -143,7 +145,8 @@ class Composed:
         said = torch.rand(len(rows), 6, generator=key)
         plan = {name: values[rows] for name, values in self.plan.items()}
         things, styles = self.icons.things[plan["first"]], self.icons.styles[plan["first"]]
-        style_said = (said[:, 1] < 0.6) & (plan["second"] < 0)
+        foreign = styles != (self.styles.index(self.home) if self.home else styles)
+        style_said = (said[:, 1] < torch.where(foreign, NAMED_ABROAD, NAMED)) & (plan["second"] < 0)
         texts = [self._caption(plan, things, styles, style_said, said, i) for i in range(len(rows))]
         alone = plan["second"] < 0
         true = (things[:, None] == things) & (plan["ground"][:, None] == plan["ground"]) & alone & alone[:, None]

@@ -116,6 +116,7 @@ class UNetPhase(Settings):
     text_rate: float = 0.0  # share of the learning rate at which the text tower learns, too
     smallest: float | None = None  # of composed pictures: side of a thing alone; None: as in the data
     places: float | None = None  # and how far from the middle, as a share of the side
+    home: str | None = None  # of composed pictures: the style that is meant where none is named; None: any
     shift: float | None = None  # noise levels are so many times as high: there words decide; None: as they are
 
 
@@ -218,6 +219,8 @@ def check(recipe: Recipe) -> None:
             raise RecipeError(f"unet.training.text_rate: got {phase.text_rate}, expected 0 to 1")
         if (phase.smallest, phase.places) != (None, None) and recipe.data.icons is None:
             raise RecipeError("unet.training.smallest, places: are for pictures that are composed of icons")
+        if phase.home is not None and phase.home not in (recipe.data.icons.styles if recipe.data.icons else ()):
+            raise RecipeError(f"unet.training.home: got {phase.home!r}, expected one of the styles of data.icons")
         if phase.shift is not None and not phase.shift > 0:
             raise RecipeError(f"unet.training.shift: got {phase.shift}, expected more than 0")
         if phase.pixels is not None and (phase.pixels < step or phase.pixels % step):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -15,6 +15,7 @@ from gradina.diffusion.denoiser import Denoiser
 from gradina.diffusion.prediction import prediction_named
 from gradina.models.clip import CLIP
 from gradina.models.vae import AutoencoderKL
+from gradina.training.composed import Composed
 from gradina.training.data import Examples, generator, turned
 from gradina.training.loop import Loss, Settings
 from gradina.training.objectives import autoencoding, contrastive, denoising, imagining, naming
@@ -140,14 +141,14 @@ def words_stage(shop: Workshop, name: str) -> Stage:
         assert isinstance(reader, Reader)
         key = generator(shop.recipe.seed, name, k)
         rows = shop.rows(key, phase.batch)
-        return imagining(reader, shop.tokenizer(worded(shop, rows, key)), mean[rows])
+        return imagining(reader, shop.tokenizer(worded(shop, shop.data, rows, key)), mean[rows])
 
     return Stage(reader, phase, loss, partial(imagined, shop))
 
 
-def worded(shop: Workshop, rows: Tensor, key: torch.Generator) -> list[str]:
+def worded(shop: Workshop, data: Examples, rows: Tensor, key: torch.Generator) -> list[str]:
     """A caption for each picture, or, now and then, none: guidance needs to know what pictures are without words."""
-    texts, _ = shop.data.captions(rows, key)
+    texts, _ = data.captions(rows, key)
     dropped = (torch.rand(len(rows), generator=key) < shop.recipe.unet.caption_dropout).tolist()
     return ["" if drop else text for text, drop in zip(texts, dropped, strict=True)]
 
@@ -167,13 +168,14 @@ def unet_stage(shop: Workshop, name: str) -> Stage:
     painter.text.requires_grad_(phase.text_rate > 0)
     placed = {"smallest": phase.smallest, "places": phase.places}
     mean, std = shop.latents(phase.pixels, {name: value for name, value in placed.items() if value is not None})
+    data = replace(shop.data, home=phase.home) if isinstance(shop.data, Composed) else shop.data
     schedule, prediction = shop.schedule, prediction_named(recipe.prediction)
 
     def loss(painter: nn.Module, k: int) -> Tensor:
         assert isinstance(painter, Painter)
         key = generator(shop.recipe.seed, name, k)
         rows = shop.rows(key, phase.batch)
-        cond = painter.text(shop.tokenizer(worded(shop, rows, key)))
+        cond = painter.text(shop.tokenizer(worded(shop, data, rows, key)))
         latents = mean[rows] + std[rows] * torch.randn(len(rows), *mean.shape[1:], generator=key)
         noise = torch.randn(latents.shape, generator=key)
         sigma = schedule.drawn(len(rows), key, phase.shift or 1.0)
