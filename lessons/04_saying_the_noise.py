@@ -108,13 +108,14 @@ print(f"four networks of {size:,} numbers, {settings.steps} batches of {settings
 # ## From nothing but noise
 #
 # The naive way first, as in lesson 3: from pure noise, take away a part of the noise that the network says, and again,
-# and again. A network that is not told how noisy its input is can be used just so.
+# and again. Of how noisy the picture still is we keep count ourselves, and only to scale it: a network gets all its
+# inputs equally large. This one is told nothing else.
 
 # %%
 from gradina.diffusion.noise import Noise
 
 asked = torch.arange(10)
-naive = Denoiser(networks[True, False].float(), schedule, PREDICTIONS["eps"])
+naive = Denoiser(networks[True, False], schedule, PREDICTIONS["eps"])
 x = schedule.sigmas[-1].float() * Noise(range(10), (1, 28, 28))()
 steps, share, kept = whole(40, 4), 0.2, []
 with torch.no_grad():
@@ -158,7 +159,7 @@ def draw(network, wanted, told, shape=(1, 28, 28), scale=2.0):
     row = SAMPLERS["dpmpp_2m"]
     sigmas = spaced(schedule, "karras", 20)
     noise = Noise(range(len(wanted)), shape)
-    denoiser = Denoiser(network.float().eval(), schedule, PREDICTIONS["eps"])
+    denoiser = Denoiser(network, schedule, PREDICTIONS["eps"])
     cond = rows_of(wanted, told)
     denoise = cfg(denoiser, cond, torch.zeros_like(cond), scale if told else 1.0)
     with torch.no_grad():

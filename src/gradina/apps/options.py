@@ -52,7 +52,9 @@ Rescale = Annotated[float, opt("X", True, "0..1: how much of the contrast that g
 Interval = Annotated[str | None, opt("LOW:HIGH", "all", "Noise levels (sigma) at which guidance acts.")]
 Sampler = Annotated[str | None, opt("NAME", OWN, f"One of {', '.join(SAMPLER_NAMES)}.")]
 Schedule = Annotated[str | None, opt("NAME", OWN, f"One of {', '.join(SCHEDULE_NAMES)}.")]
-Eta = Annotated[float | None, opt("X", "the sampler's own", "0..1: noise put back by ddim and stochastic samplers.")]
+Eta = Annotated[
+    float | None, opt("X", "the sampler's own", "0..1: noise put back, by ddim, stochastic samplers, optimizers.")
+]
 Rates = Annotated[str | None, opt("NAME", "levels", f"Of sgd, momentum, nesterov, adam: {', '.join(RATES_NAMES)}.")]
 Seed = Annotated[int | None, opt("N", "a new one", "Of the first picture; the next ones take N + 1, ...")]
 Width = Annotated[int | None, opt("PIXELS", OWN, "A multiple of 8.", "--width", "-W")]
