@@ -27,7 +27,7 @@ from lesson import whole
 
 from gradina.diffusion.schedule import sd_schedule
 
-pictures, kinds = digits("train", whole(60_000, 2_000))
+pictures, kinds = digits("train", whole(60_000, 500))
 clean = 2 * pictures - 1  # black is -1, white is 1
 schedule = sd_schedule()
 key = torch.Generator().manual_seed(0)
@@ -69,7 +69,7 @@ from gradina.training.data import generator
 from gradina.training.loop import Settings, State, train
 from gradina.training.objectives import denoising
 
-settings = Settings(steps=whole(1200, 6), batch=48, lr=1e-3, ema=0.99, precision="bfloat16")
+settings = Settings(steps=whole(1200, 3), batch=whole(48, 8), lr=1e-3, ema=0.99, precision="bfloat16")
 
 
 def rows_of(kinds, told):
@@ -150,14 +150,14 @@ from gradina.diffusion.guidance import cfg
 from gradina.diffusion.samplers import SAMPLERS
 from gradina.diffusion.schedule import spaced
 
-reading = recogniser(pictures, kinds, whole(1000, 30))
-unseen, unseen_kinds = digits("held out", whole(10_000, 500))
+reading = recogniser(pictures, kinds, whole(1000, 10))
+unseen, unseen_kinds = digits("held out", whole(10_000, 200))
 print(f"the recogniser reads {100 * share_read(reading, unseen, unseen_kinds):.1f} % of unseen digits")
 
 
 def draw(network, wanted, told, shape=(1, 28, 28), scale=2.0):
     row = SAMPLERS["dpmpp_2m"]
-    sigmas = spaced(schedule, "karras", 20)
+    sigmas = spaced(schedule, "karras", whole(20, 4))
     noise = Noise(range(len(wanted)), shape)
     denoiser = Denoiser(network, schedule, PREDICTIONS["eps"])
     cond = rows_of(wanted, told)
@@ -167,7 +167,7 @@ def draw(network, wanted, told, shape=(1, 28, 28), scale=2.0):
     return last.x
 
 
-wanted = torch.arange(whole(300, 20)) % 10
+wanted = torch.arange(whole(300, 10)) % 10
 drawn, table = {}, []
 for (told, timed), network in networks.items():
     drawn[told, timed] = draw(network, wanted, told)
