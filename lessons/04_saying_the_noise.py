@@ -22,7 +22,7 @@ import time
 
 import matplotlib.pyplot as plt
 import torch
-from handwriting import digits, recogniser, share_read
+from handwriting import digits, drawn, recogniser, rows_of, share_read, show
 from lesson import whole
 
 from gradina.diffusion.schedule import sd_schedule
@@ -72,10 +72,6 @@ from gradina.training.objectives import denoising
 settings = Settings(steps=whole(1200, 3), batch=whole(48, 8), lr=1e-3, ema=0.99, precision="bfloat16")
 
 
-def rows_of(kinds, told):
-    return told * torch.nn.functional.one_hot(kinds, 10).float()[:, None]  # (n, 1, 10); told: 1 or 0, of all or each
-
-
 def learn(data, told, time, widths):
     torch.manual_seed(0)
     channels, side = data.shape[1], data.shape[2]
@@ -87,7 +83,7 @@ def learn(data, told, time, widths):
     def loss(network, k):
         key = generator("lesson 4", k)  # the same pictures, noise and amounts for each of the networks
         rows = torch.randint(len(data), (settings.batch,), generator=key)
-        cond = rows_of(kinds[rows], told * (torch.rand(settings.batch, 1, 1, generator=key) > 0.1))
+        cond = rows_of(kinds[rows], told & (torch.rand(settings.batch, 1, 1, generator=key) > 0.1))
         sigma = schedule.drawn(settings.batch, key)
         noise = torch.randn(data[rows].shape, generator=key)
         return denoising(Denoiser(network, schedule, PREDICTIONS["eps"]), data[rows], noise, sigma, cond)
@@ -127,16 +123,6 @@ with torch.no_grad():
             kept.append((i + 1, x / (1 + sigma**2).sqrt().float()))
 
 
-def show(rows, labels):
-    _, places = plt.subplots(len(rows), 10, figsize=(9, 0.95 * len(rows)), squeeze=False)
-    for along, label, pictures in zip(places, labels, rows, strict=True):
-        for picture, place in zip(pictures, along, strict=True):
-            place.imshow(picture[0].numpy(), cmap="gray")
-            place.set(xticks=[], yticks=[])
-        along[0].set_ylabel(label, rotation=0, ha="right", va="center")
-    plt.show()
-
-
 show([pictures for _, pictures in kept], [f"after {i} steps" for i, _ in kept])
 
 # %% [markdown]
@@ -146,32 +132,16 @@ show([pictures for _, pictures in kept], [f"after {i} steps" for i, _ in kept])
 # how sure the recogniser is of what it sees.
 
 # %%
-from gradina.diffusion.guidance import cfg
-from gradina.diffusion.samplers import SAMPLERS
-from gradina.diffusion.schedule import spaced
-
 reading = recogniser(pictures, kinds, whole(1000, 10))
 unseen, unseen_kinds = digits("held out", whole(10_000, 200))
 print(f"the recogniser reads {100 * share_read(reading, unseen, unseen_kinds):.1f} % of unseen digits")
 
 
-def draw(network, wanted, told, shape=(1, 28, 28), scale=2.0):
-    row = SAMPLERS["dpmpp_2m"]
-    sigmas = spaced(schedule, "karras", whole(20, 4))
-    noise = Noise(range(len(wanted)), shape)
-    denoiser = Denoiser(network, schedule, PREDICTIONS["eps"])
-    cond = rows_of(wanted, told)
-    denoise = cfg(denoiser, cond, torch.zeros_like(cond), scale if told else 1.0)
-    with torch.no_grad():
-        *_, last = row.run(denoise, sigmas[0].float() * noise(), sigmas, noise)
-    return last.x
-
-
-wanted = torch.arange(whole(300, 10)) % 10
-drawn, table = {}, []
+wanted, steps = torch.arange(whole(300, 10)) % 10, whole(20, 4)
+found, table = {}, []
 for (told, timed), network in networks.items():
-    drawn[told, timed] = draw(network, wanted, told)
-    shown = drawn[told, timed].clamp(-1, 1) / 2 + 0.5
+    denoiser = Denoiser(network, schedule, PREDICTIONS["eps"])
+    shown = found[told, timed] = drawn(denoiser, wanted, steps, scale=2.0 if told else 0.0).clamp(-1, 1) / 2 + 0.5
     sure = reading(shown).softmax(1).max(1).values.mean().item()
     read = f"{100 * share_read(reading, shown, wanted):.1f} %" if told else "was not asked"
     table.append((("yes" if told else "no"), ("yes" if timed else "no"), errors[told, timed], read, sure))
@@ -180,8 +150,8 @@ for told, timed, error, read, sure in table:
     print(f"{told:>14}  {timed:>6}  {error:.4f}  {read:>14}  {sure:>22.3f}")
 
 # %%
-labels = [f"{'digit' if told else '-'}, {'t' if timed else '-'}" for told, timed in drawn]
-show([pictures[:10] for pictures in drawn.values()], labels)
+labels = [f"{'digit' if told else '-'}, {'t' if timed else '-'}" for told, timed in found]
+show([pictures[:10] for pictures in found.values()], labels)
 
 # %% [markdown]
 # ## The same with latents
@@ -200,7 +170,8 @@ start = time.perf_counter()
 network, error = learn(latents, True, True, (64, 96))
 taken = time.perf_counter() - start
 with torch.no_grad():
-    shown = model.vae.decode(draw(network, wanted, True, tuple(latents.shape[1:])))[:, :1, 2:30, 2:30]
+    z = drawn(Denoiser(network, schedule, PREDICTIONS["eps"]), wanted, steps, latents.shape[1:])
+    shown = model.vae.decode(z)[:, :1, 2:30, 2:30]
 read = share_read(reading, shown.clamp(-1, 1) / 2 + 0.5, wanted)
 print(f"latents: error {error:.4f}, {100 * read:.1f} % read as asked, {taken / 60:.1f} minutes")
 show([shown[:10]], ["latents"])
@@ -212,7 +183,7 @@ show([shown[:10]], ["latents"])
 #
 # ## What to try next
 #
-# * Draw with the guidance `scale` at 0, 1, 4 and 10. Which digits change most?
+# * Draw with the guidance `scale` at 0.5, 1, 4 and 10. Which digits change most?
 # * A network that is not told t has to find out for itself. Give it little noise and much, and plot how large the noise
 #   is that it says.
 # * Ask for half a 3 and half an 8: the row need not be a 1 among zeros.

