@@ -23,7 +23,8 @@ import gradina
 from gradina import sheet
 from gradina.pipeline import to_image
 from gradina.training.composed import RELATIONS, Composed
-from gradina.training.recipes import read_recipe
+from gradina.training.data import Split
+from gradina.training.recipes import Recipe, read_recipe
 from gradina.training.sources import load_data
 from gradina.weights.zoo import shipped
 
@@ -45,8 +46,15 @@ writing; of words that it has not learnt it makes something from their letters. 
 a quarter of the area each. Measured by `python evaluation/emoji.py`; pictures: `docs/emoji/`."""
 
 
-def measured(court: Court, pictures: int) -> tuple[Figures, dict[str, Image.Image]]:
-    """Everything, and a picture for each part of it."""
+def composed(recipe: Recipe, split: Split) -> Composed:
+    """A part of the recipe's data, which is of things in styles."""
+    data = load_data(recipe, split)
+    assert isinstance(data, Composed)
+    return data
+
+
+def measured(court: Court, whole: Recipe, pictures: int) -> tuple[Figures, dict[str, Image.Image]]:
+    """Everything, and a picture for each part of it; the contrastive pair is asked about all things that it knows."""
     few = max(8, pictures // 10)
     trained, shown = trials.of_trained_pairs(court, pictures)
     held, held_sheet = trials.of_held_out_pairs(court)
@@ -62,7 +70,7 @@ def measured(court: Court, pictures: int) -> tuple[Figures, dict[str, Image.Imag
         "seeds": seeds,
         **negative,
         "autoencoder": trials.of_autoencoder(court),
-        "CLIP": trials.of_clip(court),
+        "CLIP": trials.of_clip(court.model, composed(whole, "train"), composed(whole, "held out")),
         **two,
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
@@ -81,7 +89,7 @@ def measured(court: Court, pictures: int) -> tuple[Figures, dict[str, Image.Imag
 def told(figures: Figures) -> str:
     """The table of what was measured, in Markdown."""
     judges, trained, held = (figures[name] for name in ("judges", "trained pairs", "held-out pairs"))
-    vae, clip = figures["autoencoder"], list(figures["CLIP"].values())
+    vae, (knows, *clip, _) = figures["autoencoder"], figures["CLIP"].values()
     two = [figures["two things"][relation]["each, where it should be"] for relation in RELATIONS]
 
     def percent(*values: float) -> str:
@@ -99,7 +107,7 @@ def told(figures: Figures) -> str:
         ),
         f"thing at guidance scale {', '.join(scales)}": percent(*scales.values()),
         "autoencoder, held-out renders": f"{vae['PSNR on held-out renders, dB']:.1f} dB",
-        "CLIP: from held-out renders to captions, and back": percent(clip[0], clip[1]),
+        f"CLIP, among {knows} things: from held-out renders to captions, and back": percent(*clip),
         "two things: each where the words say": percent(sum(two) / len(two)),
         "the judges, on renders new to them: thing, style, ground": percent(
             judges["thing"], judges["style"], judges["ground"]
@@ -122,11 +130,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="teach the judges for a minute only, and write nothing")
     options = parser.parse_args()
 
-    recipe, model = read_recipe(ROOT / "recipes" / "emoji.toml"), gradina.load(options.model)
-    trained, pairs, held = (load_data(recipe, split) for split in ("train", "pairs", "held out"))
-    assert isinstance(trained, Composed)
-    assert isinstance(pairs, Composed)
-    assert isinstance(held, Composed)
+    whole, model = read_recipe(ROOT / "recipes" / "emoji.toml"), gradina.load(options.model)
+    recipe = whole.drawn
+    trained, pairs, held = (composed(recipe, split) for split in ("train", "pairs", "held out"))
     share_of_steps = 0.1 if options.quick else 1.0
     court = Court(
         model=model,
@@ -136,7 +142,7 @@ def main() -> None:
         things=judge_of_things(pairs, round(3000 * share_of_steps)),
         styles=judge_of_styles(recipe, round(1500 * share_of_steps)),
     )
-    figures, sheets = measured(court, options.pictures)
+    figures, sheets = measured(court, whole, options.pictures)
     print(json.dumps(figures, indent=2))
     if options.model == "emoji" and not options.quick:
         (ROOT / "evaluation" / "emoji.json").write_text(json.dumps(figures, indent=2) + "\n")

@@ -109,10 +109,10 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=200, help="for each snapshot (default: 200)")
     options = parser.parse_args()
     recipe = read_recipe(ROOT / "recipes" / "emoji.toml")
-    shop, pairs = Workshop(recipe, options.run), load_data(recipe, "pairs")
-    assert isinstance(shop.data, Composed)
+    shop, data, pairs = Workshop(recipe, options.run), load_data(recipe.drawn), load_data(recipe.drawn, "pairs")
+    assert isinstance(data, Composed)
     assert isinstance(pairs, Composed)
-    data = replace(shop.data, scenes=0.0)
+    data = replace(data, scenes=0.0)
     rows = measured(shop, data, judge_of_things(pairs), judge_of_styles(recipe), options.pictures)
     found = {"pictures": options.pictures, "torch": torch.__version__, "snapshots": rows}
     (ROOT / "evaluation" / "emoji-hours.json").write_text(json.dumps(found, indent=2) + "\n")

@@ -19,7 +19,7 @@ from gradina.metrics import psnr
 from gradina.pipeline import StableDiffusion, to_image, to_pixels
 from gradina.training.composed import GROUND_NAMES, RELATIONS, Composed, places_of
 from gradina.training.data import generator
-from gradina.training.icons import with_article
+from gradina.training.icons import Icons, with_article
 from gradina.training.recipes import Recipe
 
 SCALES = (1.0, 3.0, 7.5, 14.0)
@@ -210,18 +210,16 @@ def of_autoencoder(court: Court) -> Figures:
     return {"PSNR on held-out renders, dB": sum(each) / len(each), "worst": min(each), "pictures": len(each)}
 
 
-def of_clip(court: Court) -> Figures:
-    """Held-out renders find their caption among the whole vocabulary, and captions their render."""
-    pair = similarity.open_pair(court.model)
-    held, words = court.held, court.trained.words
+def of_clip(model: StableDiffusion, trained: Composed, held: Composed) -> Figures:
+    """Held-out renders find their caption among all that the pair knows, and captions their render."""
+    pair = similarity.open_pair(model)
+    held, words = replace(held, variants=5, scenes=0.0), trained.words
     pictures = similarity.embed_pictures(pair, [to_image(p) for p in held.pixels(all_of(held))])
     texts = similarity.embed_texts(pair, [calls[0] for calls in words.calls])
     right = (pictures @ texts.T).argmax(1) == held.icons.things[held.plan["first"]]
-    everything = every_icon_once(court)
-    icons, renders = (
-        everything.icons,
-        similarity.embed_pictures(pair, [to_image(p) for p in everything.pixels(all_of(everything))]),
-    )
+    everything = every_icon_once(trained, held)
+    icons = everything.icons
+    renders = similarity.embed_pictures(pair, [to_image(p) for p in everything.pixels(all_of(everything))])
     back = []
     for thing, style in zip(held.icons.things.tolist(), held.icons.styles.tolist(), strict=True):
         of_style = icons.styles == style
@@ -229,20 +227,17 @@ def of_clip(court: Court) -> Figures:
         best = (renders[of_style] @ query).argmax()
         back.append(int(icons.things[of_style][best]) == thing)
     return {
+        "things": len(words.names),
         "caption of a held-out render, among all things": share(right),
         "held-out render of a caption, among all things of its style": sum(back) / len(back),
         "renders": len(held),
     }
 
 
-def every_icon_once(court: Court) -> Composed:
+def every_icon_once(trained: Composed, held: Composed) -> Composed:
     """One picture of each icon, trained and held out, on white."""
-    icons = court.trained.icons
-    both = replace(
-        icons,
-        **{name: torch.cat([getattr(icons, name), getattr(court.held.icons, name)]) for name in vars(icons)},
-    )
-    made = replace(court.trained, icons=both, variants=1, scenes=0.0)
+    both = {name: torch.cat([getattr(trained.icons, name), getattr(held.icons, name)]) for name in vars(held.icons)}
+    made = replace(trained, icons=Icons(**both), variants=1, scenes=0.0)
     made.plan["ground"].zero_()
     return made
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from gradina.errors import MissingExtra, RecipeError
 from gradina.models.clip import VisionConfig
@@ -313,6 +314,35 @@ def test_a_phase_of_the_unet_may_put_things_elsewhere(of_icons: Callable[..., Re
     stages = [stage_of(shop, name) for name in ("unet", "unet-2")]
     losses = [made.loss(stages[0].network, 0).mean().item() for made in stages]
     assert losses[0] != losses[1]
+
+
+def test_a_phase_of_the_unet_may_show_the_first_of_the_things_alone(
+    of_icons: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are what the model draws in the end: its card names no others, though it has words for all."""
+    recipe = of_icons(scenes=0.5)
+    (phase,) = recipe.unet.training
+    assert recipe.drawn == recipe
+    recipe = replace(recipe, unet=replace(recipe.unet, training=(phase, replace(phase, things=2))))
+    data, drawn = load_data(recipe), load_data(recipe.drawn)
+    assert isinstance(data, Composed)
+    assert isinstance(drawn, Composed)
+    assert (len(data.words.names), drawn.words.names) == (6, ("red-apple", "owl"))
+    shown = data.showing(2)
+    things = data.icons.things[torch.stack([data.plan["first"], data.plan["second"]])]
+    alone = data.plan["second"] < 0
+    assert ((things[0] < 2) & (alone | (things[1] < 2))).nonzero()[:, 0].tolist() == shown.tolist()
+    assert 0 < len(shown) < len(data) / 3
+
+    list(run(recipe, tmp_path / "run"))
+    asked: list[Tensor] = []
+    made = stage_of(Workshop(recipe, tmp_path / "run"), "unet-2")
+    monkeypatch.setattr(Composed, "captions", lambda data, rows, key: (asked.append(rows), ([""] * len(rows), rows))[1])
+    for k in range(20):
+        made.loss(made.network, k)
+    assert set(torch.cat(asked).tolist()) <= set(shown.tolist())
+    card = (tmp_path / "run" / "model" / "README.md").read_text()
+    assert "It has words for 2 things: a red apple, an owl." in card
 
 
 def test_a_style_may_be_meant_where_none_is_named(made: Callable[..., Composed]) -> None:

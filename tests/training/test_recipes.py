@@ -66,6 +66,7 @@ def test_shipped_recipes_are_read(path: Path) -> None:
             r"unet\.training\.home: got 'noto', expected one of the styles of data.icons",
         ),
         ("accumulate = 2", "shift = 0.0", r"unet\.training\.shift: got 0.0, expected more than 0"),
+        ("accumulate = 2", "things = 1", r"unet\.training\.things: got 1, expected 1 to 0, those of data.icons"),
         ("accumulate = 2", "pixels = 12", r"unet\.training\.pixels: got 12, expected a multiple of 8"),
         ("accumulate = 2", 'pixels = "half"', r"unet\.training\.pixels: got 'half', expected int"),
         ("steps = 3", "steps = 4000", "steps: got 4000, expected a whole number from 1 to 1000"),

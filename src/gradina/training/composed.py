@@ -116,6 +116,11 @@ class Composed:
         other = (chance[2] * self.variants).long() * len(self.icons) + icon
         return torch.stack([one, other], dim=1).flatten()[:count]
 
+    def showing(self, things: int) -> Tensor:
+        """The rows that show nothing but the first so many of the things."""
+        first, second = (self.icons.things[self.plan[name]] < things for name in ("first", "second"))
+        return (first & (second | (self.plan["second"] < 0))).nonzero()[:, 0]
+
     @cached_property
     def _kin(self) -> dict[int, Tensor]:
         """The icons of each thing."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -118,6 +118,7 @@ class UNetPhase(Settings):
     places: float | None = None  # and how far from the middle, as a share of the side
     home: str | None = None  # of composed pictures: the style that is meant where none is named; None: any
     shift: float | None = None  # noise levels are so many times as high: there words decide; None: as they are
+    things: int | None = None  # of composed pictures: those that show the first so many of the things; None: all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +152,14 @@ class Recipe:
     sample_every: int = 1000  # steps between sample grids
     snapshots: bool = False  # whether averaged weights are kept beside every sample grid
     checkpoint_every: float = 60.0  # seconds between checkpoints
+
+    @property
+    def drawn(self) -> Recipe:
+        """The same with no more things than its U-Net draws in the end."""
+        icons, things = self.data.icons, self.unet.training[-1].things
+        if icons is None or things is None:
+            return self
+        return replace(self, data=replace(self.data, icons=replace(icons, count=things)))
 
 
 @dataclass(frozen=True)
@@ -221,6 +230,9 @@ def check(recipe: Recipe) -> None:
             raise RecipeError("unet.training.smallest, places: are for pictures that are composed of icons")
         if phase.home is not None and phase.home not in (recipe.data.icons.styles if recipe.data.icons else ()):
             raise RecipeError(f"unet.training.home: got {phase.home!r}, expected one of the styles of data.icons")
+        most = recipe.data.icons.count if recipe.data.icons else 0
+        if phase.things is not None and not 1 <= phase.things <= most:
+            raise RecipeError(f"unet.training.things: got {phase.things}, expected 1 to {most}, those of data.icons")
         if phase.shift is not None and not phase.shift > 0:
             raise RecipeError(f"unet.training.shift: got {phase.shift}, expected more than 0")
         if phase.pixels is not None and (phase.pixels < step or phase.pixels % step):

@@ -152,14 +152,15 @@ def story(shop: Workshop) -> str:
             "",
             f"Together {total / 60:.1f} hours on {torch.get_num_threads()} threads (the median step, times the steps).",
             "",
-            words(shop.data.phrases()),
+            words(shop.data.phrases(), recipe.unet.training[-1].things),
         )
     )
 
 
-def words(phrases: tuple[tuple[str, ...], ...]) -> str:
-    """What prompts can be made of, in Markdown: the names of all that is shown, and their continuations."""
+def words(phrases: tuple[tuple[str, ...], ...], things: int | None) -> str:
+    """What prompts can be made of, in Markdown: the names of the first so many things, and their continuations."""
     names, *more = phrases
+    names = names[:things]
     rows = [f"It has words for {len(names)} things: {', '.join(names)}."]
     rows += ["Each may go on " + " or ".join(filter(None, each)) + "." for each in more]
     return "\n\n".join(rows)

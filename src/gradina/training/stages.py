@@ -168,13 +168,16 @@ def unet_stage(shop: Workshop, name: str) -> Stage:
     painter.text.requires_grad_(phase.text_rate > 0)
     placed = {"smallest": phase.smallest, "places": phase.places}
     mean, std = shop.latents(phase.pixels, {name: value for name, value in placed.items() if value is not None})
-    data = replace(shop.data, home=phase.home) if isinstance(shop.data, Composed) else shop.data
+    data, shown = shop.data, torch.arange(len(shop.data))
+    if isinstance(data, Composed):
+        data = replace(data, home=phase.home)
+        shown = data.showing(phase.things) if phase.things else shown
     schedule, prediction = shop.schedule, prediction_named(recipe.prediction)
 
     def loss(painter: nn.Module, k: int) -> Tensor:
         assert isinstance(painter, Painter)
         key = generator(shop.recipe.seed, name, k)
-        rows = shop.rows(key, phase.batch)
+        rows = shown[torch.randint(len(shown), (phase.batch,), generator=key)]
         cond = painter.text(shop.tokenizer(worded(shop, data, rows, key)))
         latents = mean[rows] + std[rows] * torch.randn(len(rows), *mean.shape[1:], generator=key)
         noise = torch.randn(latents.shape, generator=key)
