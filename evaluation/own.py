@@ -1,12 +1,13 @@
 """What do the methods make of a thing that the shipped model has never seen? Each is taught it, and judged.
 
     python evaluation/own.py [--model emoji] [--quick]
+    python evaluation/own.py --pictures FOLDER
 
 The thing: nesting dolls, in one style, on plain grounds; six pictures to learn from, and others to compare with. For
 each method: likeness to those others (cosine of CLIP's image embeddings; beside it, what the untrained model draws),
 obedience (the share of pictures on the ground that the prompt asks for), drift (how far pictures of other things have
 moved from what the untrained model draws with the same seeds, in dB), seconds of training. Prints a table, and writes
-`evaluation/own.json` and the pictures of `docs/own/`.
+`evaluation/own.json` and the pictures of `docs/own/`. Or it writes the six pictures into a folder, to try things with.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from gradina.similarity import embed_pixels, open_pair
 from gradina.training import methods
 from gradina.training.composed import GROUND_NAMES, Composed
 from gradina.training.data import npm_package
-from gradina.training.icons import rendered, vocabulary
+from gradina.training.icons import rendered, vocabulary, with_article
 from gradina.training.learner import Owning
 from gradina.training.own import own
 from gradina.training.owned import Captioned, Crop, Owned, encoded
@@ -67,13 +68,14 @@ def dolls(size: int) -> Composed:
 
 
 def captioned(data: Composed, folder: Path) -> list[Captioned]:
-    """The pictures to learn from, as files with captions."""
+    """The pictures to learn from, as files with captions, which are also their names."""
     found = []
     for row in range(SHOWN):
         ground = GROUND_NAMES[int(data.plan["ground"][row])]
-        path = folder / f"{row}.png"
+        caption = f"nesting dolls on {with_article(ground)} background"
+        path = folder / f"{caption} ({row}).png"
         to_image(data.pixels(torch.tensor([row]))[0]).save(path)
-        found.append(Captioned(path, f"nesting dolls on a {ground} background"))
+        found.append(Captioned(path, caption))
     return found
 
 
@@ -151,11 +153,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="emoji", help="a shipped model or a folder (default: emoji)")
     parser.add_argument("--quick", action="store_true", help="a tenth of the steps, and write nothing")
+    parser.add_argument("--pictures", type=Path, metavar="FOLDER", help="write the pictures to learn from, and stop")
     options = parser.parse_args()
-    model, pair = gradina.load(options.model, dtype="fp32"), open_pair(options.model)
     size = read_recipe(ROOT / "recipes" / "emoji.toml").data.icons
     assert size is not None
     data = dolls(size.size)
+    if options.pictures:
+        options.pictures.mkdir(parents=True, exist_ok=True)
+        captioned(data, options.pictures)
+        return
+    model, pair = gradina.load(options.model, dtype="fp32"), open_pair(options.model)
     others = embed_pixels(pair, data.pixels(torch.arange(SHOWN, SHOWN + OTHERS)))
     before = drawn(model, UNRELATED)
     rows: dict[str, dict[str, float]] = {}
