@@ -9,8 +9,8 @@ INPUTS := pyproject.toml constraints.txt
 
 demo: .venv/.installed
 	@mkdir -p out
-	@$(BIN)/gradina "a handwritten seven" --seed 1024 --output out/seven.png --quiet > /dev/null
-	@echo "Your picture: $(CURDIR)/out/seven.png"
+	@$(BIN)/gradina "a teddy bear on a pink background" --seed 1024 --output out/bear.png --quiet > /dev/null
+	@echo "Your picture: $(CURDIR)/out/bear.png"
 
 test: .venv/.installed-dev
 	$(BIN)/ruff format --check --quiet .
@@ -20,6 +20,7 @@ test: .venv/.installed-dev
 
 evaluate: .venv/.installed-dev
 	$(BIN)/python evaluation/digits.py
+	$(BIN)/python evaluation/emoji.py
 
 bench: .venv/.installed-dev
 	$(BIN)/gradina bench --output benchmarks/bench.json --plot benchmarks/bench.png

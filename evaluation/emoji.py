@@ -63,6 +63,7 @@ def measured(court: Court, whole: Recipe, pictures: int) -> tuple[Figures, dict[
     negative, negative_sheet = trials.of_negative_prompts(court, few)
     two, two_sheet = trials.of_two_things(court, few)
     figures = {
+        "things": len(court.trained.words.names),
         "judges": trials.of_judges(court),
         "trained pairs": trained,
         "held-out pairs": held,

@@ -2,7 +2,7 @@
 
 import gradina
 model = gradina.load()
-for picture in gradina.generate(model, gradina.Request(prompt="a handwritten seven", images=4)):
+for picture in gradina.generate(model, gradina.Request(prompt="a teddy bear", images=4)):
     picture.save(f"{picture.seed}.png")
 """
 

@@ -179,13 +179,15 @@ def test_names_in_their_order(tiny, same, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "assets").mkdir()
     assert zoo.shipped() == {}
-    with pytest.raises(WeightsError, match=r"no model 'digits'.*not shipped \(there is: nothing\)"):
+    with pytest.raises(WeightsError, match=r"no model 'emoji'.*not shipped \(there is: nothing\)"):
         zoo.locate()
     write_folder(tiny(), tmp_path / "assets" / "digits")
     write_folder(tiny("sd2"), tmp_path / "assets" / "other")
     assert list(zoo.shipped()) == ["digits", "other"]
     assert zoo.locate() == zoo.shipped()["digits"]
     assert zoo.open_source().name == "digits"
+    write_folder(tiny(), tmp_path / "assets" / "emoji")
+    assert zoo.open_source().name == "emoji"
     assert zoo.open_source("other").prediction == "v"
     write_folder(tiny("inpainting"), tmp_path / "other")  # what is here goes before what is shipped
     assert zoo.open_source("other").unet.config.channels == 9

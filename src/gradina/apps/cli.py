@@ -1,4 +1,4 @@
-"""The command line: `gradina "a handwritten seven" -o seven.png`, and a verb for everything else.
+"""The command line: `gradina "a teddy bear" -o bear.png`, and a verb for everything else.
 
 Heavy modules are imported by the verb that needs them, so that --help and mistakes are answered at once.
 """

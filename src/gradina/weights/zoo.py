@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from gradina.weights.parts import Parts
 
 ASSETS = Path(__file__).parents[1] / "assets"
-DEFAULT = "digits"  # the shipped model that load() takes
+DEFAULT = "emoji"  # the shipped model that load() takes
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(/[\w./-]+\.safetensors)?")
 
 

@@ -1,0 +1,148 @@
+"""The model that load() takes: of Stable Diffusion's anatomy, the same in diffusers, as good as its card says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import gradina
+from gradina.apps.cli import main
+from gradina.pipeline import StableDiffusion
+from gradina.similarity import open_pair
+from gradina.training.recipes import Recipe, read_recipe
+from gradina.weights.zoo import shipped
+
+ROOT = Path(__file__).parents[1]
+FOLDER = shipped()["emoji"]
+FIGURES = json.loads((ROOT / "evaluation" / "emoji.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def model() -> StableDiffusion:
+    return gradina.load()
+
+
+@pytest.fixture(scope="module")
+def recipe() -> Recipe:
+    return read_recipe(ROOT / "recipes" / "emoji.toml")
+
+
+def size_of(folder: Path) -> int:
+    return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+
+
+def test_it_is_the_default_and_small(model: StableDiffusion) -> None:
+    assert model.name == "emoji"
+    assert {"text_encoder", "tokenizer", "unet", "vae", "scheduler", "clip"} <= {p.name for p in FOLDER.iterdir()}
+    assert size_of(FOLDER / "clip") <= 15_000_000
+    assert size_of(FOLDER) - size_of(FOLDER / "clip") <= 60_000_000
+
+
+def test_its_recipe_is_the_one_in_the_tree(model: StableDiffusion, recipe: Recipe) -> None:
+    assert model.defaults == recipe.defaults
+    assert model.prediction == recipe.unet.prediction
+    assert model.unet.config.widths == recipe.unet.network.widths
+    assert model.vae.config.widths == recipe.vae.network.widths
+    pixels = recipe.defaults.width * recipe.defaults.height * 3
+    latents = pixels / model.vae.config.factor**2 / 3 * model.vae.config.latent_channels
+    assert pixels / latents == 48
+
+
+def test_the_card_says_what_was_measured(recipe: Recipe) -> None:
+    card = (FOLDER / "README.md").read_text()
+    trained = FIGURES["trained pairs"]
+    assert trained["pictures"] == 500
+    for name in ("thing", "style", "ground"):
+        assert f"{100 * trained[name]:.1f} %" in card
+    assert "recipes/emoji.toml" in card
+    assert recipe.data.icons is not None
+    assert f"{FIGURES['things']} things: a red apple, a dog face" in card
+    assert recipe.drawn.data.icons is not None
+    assert FIGURES["things"] == recipe.drawn.data.icons.count >= 150
+    for package in recipe.data.packages:
+        assert package in card
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("sampler", "scheduler"), [("ddim", "DDIMScheduler"), ("dpmpp_2m", "DPMSolverMultistepScheduler")]
+)
+def test_diffusers_draws_the_same_pictures(model: StableDiffusion, sampler: str, scheduler: str) -> None:
+    import diffusers
+
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(FOLDER, dtype=torch.float32)
+    pipe.scheduler = getattr(diffusers, scheduler).from_config(pipe.scheduler.config)
+    pipe.set_progress_bar_config(disable=True)
+    prompts = ("a teddy bear on a pink background", "an owl in noto style")
+    theirs = pipe(
+        list(prompts),
+        num_inference_steps=model.defaults.steps,
+        guidance_scale=model.defaults.guidance_scale,
+        generator=[torch.Generator().manual_seed(s) for s in (1024, 1025)],
+        output_type="np",
+    ).images
+    ours = [p.image for p in gradina.generate(model, gradina.Request(prompt=prompts, seed=1024, sampler=sampler))]
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.size == (128, 128)
+        assert np.abs(np.array(a).astype(int) - np.round(255 * b)).max() <= 1
+
+
+def test_its_prompts_are_its_own_words(model: StableDiffusion, recipe: Recipe) -> None:
+    pair = open_pair("emoji")
+    names, styles, grounds = pair.phrases
+    assert recipe.data.icons is not None
+    assert (len(names), len(styles), len(grounds)) == (recipe.data.icons.count, 5, 12)
+    longest = f"{max(names, key=len)} in fluent-emoji-flat style on an orange background"
+    assert len(model.tokenizer.ids(longest)) <= model.tokenizer.length
+
+
+def test_grounds_are_those_that_were_asked_for(model: StableDiffusion) -> None:
+    colours = {"red": (220, 38, 38), "blue": (48, 104, 230), "yellow": (250, 214, 50), "black": (16, 16, 16)}
+    prompts = tuple(f"a key on a {name} background" for name in colours)
+    drawn = gradina.generate(model, gradina.Request(prompt=(*prompts, "a key"), seed=5, steps=12))
+    for picture, colour in zip(drawn, (*colours.values(), (255, 255, 255)), strict=True):
+        rim = np.asarray(picture.image).astype(int)[:2].reshape(-1, 3)
+        assert np.abs(np.median(rim, axis=0) - colour).max() < 40
+
+
+def test_different_seeds_give_different_pictures(model: StableDiffusion) -> None:
+    request = gradina.Request(prompt="a rocket", seed=1, images=4, steps=12)
+    drawn = [np.array(p.image).astype(int) for p in gradina.generate(model, request)]
+    assert all(np.abs(a - b).mean() > 2 for i, a in enumerate(drawn) for b in drawn[:i])
+
+
+def test_the_command_line_draws_captions_and_finds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    Path("pictures").mkdir()
+    assert main(["a red apple on a white background", "--seed", "3", "-o", "pictures/apple.png", "--quiet"]) == 0
+    assert main(["a crown on a blue background", "--seed", "3", "-o", "pictures/crown.png", "--quiet"]) == 0
+    capsys.readouterr()
+    assert main(["caption", "pictures/crown.png", "--quiet"]) == 0
+    assert "on a blue background" in capsys.readouterr().out
+    assert main(["search", "pictures", "a picture on a blue background", "--quiet"]) == 0
+    assert "crown.png" in capsys.readouterr().out.splitlines()[0]
+
+
+def test_the_example_of_the_contract_works_as_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = gradina.load()
+    # fmt: off
+    request = gradina.Request(prompt="a teddy bear on a pink background", negative_prompt="", steps=20,
+                              guidance_scale=3.0, sampler="ddim", schedule="trailing", seed=1024,
+                              width=128, height=128, images=4)
+    # fmt: on
+    for picture in gradina.generate(model, request):
+        picture.save(f"{picture.seed}.png")
+    seen = []
+    for step in gradina.steps(model, request):
+        seen.append((step.i, step.sigma, tuple(step.x.shape)))
+        assert len(model.decode(step.denoised)) == 4
+    assert [i for i, *_ in seen] == list(range(20))
+    assert [sigma for _, sigma, _ in seen] == sorted((sigma for _, sigma, _ in seen), reverse=True)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [f"{s}.png" for s in range(1024, 1028)]
