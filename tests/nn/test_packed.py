@@ -24,6 +24,12 @@ def given(dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return torch.randn(2, 5, 8, 6, generator=torch.Generator().manual_seed(1)).to(dtype)
 
 
+@pytest.fixture(autouse=True)
+def small_ones_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Convolutions are packed from 0 weights on."""
+    monkeypatch.setattr("gradina.nn.packed.LARGE", 0)
+
+
 @pytest.mark.parametrize(("dtype", "near"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
 def test_they_compute_the_same(dtype: torch.dtype, near: float) -> None:
     plain, x = network(dtype), given(dtype)
@@ -76,6 +82,12 @@ def test_gradients_go_through() -> None:
     expected, x.grad = x.grad, None
     packed(plain)(x).square().sum().backward()
     torch.testing.assert_close(x.grad, expected)
+
+
+def test_small_convolutions_stay_plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gradina.nn.packed.LARGE", 4 * 4 * 9)
+    some = nn.Sequential(nn.Conv2d(4, 4, 3), nn.Conv2d(4, 3, 3), nn.Linear(2, 2)).requires_grad_(False)
+    assert [type(m) for m in packed(some)] == [PackedConv2d, nn.Conv2d, PackedLinear]
 
 
 def test_what_learns_or_cannot_be_packed_stays_plain() -> None:

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 Network = TypeVar("Network", bound=nn.Module)
 
+LARGE = 2**21  # weights of a convolution: smaller ones gain little, and at some sizes of maps take fifty times as long
 NOTHING_FUSED: tuple[str, list[float], str] = ("none", [], "")  # with what the product is followed
 
 
@@ -66,11 +67,11 @@ class PackedConv2d(_Packed, nn.Conv2d):
 
 
 def packed(network: Network) -> Network:
-    """The network itself, its linear layers and convolutions packed where that can be: fixed weights, on a CPU."""
+    """The network itself, its linear layers and large convolutions packed if they can be: fixed weights, on a CPU."""
     for layer in network.modules():
-        plain = type(layer) is nn.Linear or (type(layer) is nn.Conv2d and layer.padding_mode == "zeros")
+        large = type(layer) is nn.Conv2d and layer.padding_mode == "zeros" and layer.weight.numel() >= LARGE
         if (
-            plain
+            (type(layer) is nn.Linear or large)
             and not layer.weight.requires_grad
             and layer.weight.device.type == "cpu"
             and _works(layer.weight.dtype)
