@@ -73,6 +73,9 @@ for name, other in (("moved", moved), ("rubbed out", rubbed)):
 show([torch.cat([picture, moved, rubbed]) / 2 + 0.5], [""])
 
 # %% [markdown]
+# To the pixels, the digit that has only moved is further off than the one that lacks a stroke. To the later layers it
+# is the other way round, as it is to us.
+#
 # ## Three losses
 
 # %%
