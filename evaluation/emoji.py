@@ -17,15 +17,13 @@ import trials
 from cards import put_section
 from judges import judge_of_styles, judge_of_things
 from PIL import Image
-from trials import Court, Figures
+from trials import Court, Figures, data_of
 
 import gradina
 from gradina import sheet
 from gradina.pipeline import to_image
-from gradina.training.composed import RELATIONS, Composed
-from gradina.training.data import Split
+from gradina.training.composed import RELATIONS
 from gradina.training.recipes import Recipe, read_recipe
-from gradina.training.sources import load_data
 from gradina.weights.zoo import shipped
 
 ROOT = Path(__file__).parent.parent
@@ -46,13 +44,6 @@ writing; of words that it has not learnt it makes something from their letters. 
 a quarter of the area each. Measured by `python evaluation/emoji.py`; pictures: `docs/emoji/`."""
 
 
-def composed(recipe: Recipe, split: Split) -> Composed:
-    """A part of the recipe's data, which is of things in styles."""
-    data = load_data(recipe, split)
-    assert isinstance(data, Composed)
-    return data
-
-
 def measured(court: Court, whole: Recipe, pictures: int) -> tuple[Figures, dict[str, Image.Image]]:
     """Everything, and a picture for each part of it; the contrastive pair is asked about all things that it knows."""
     few = max(8, pictures // 10)
@@ -71,7 +62,7 @@ def measured(court: Court, whole: Recipe, pictures: int) -> tuple[Figures, dict[
         "seeds": seeds,
         **negative,
         "autoencoder": trials.of_autoencoder(court),
-        "CLIP": trials.of_clip(court.model, composed(whole, "train"), composed(whole, "held out")),
+        "CLIP": trials.of_clip(court.model, data_of(whole, "train"), data_of(whole, "held out")),
         **two,
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
@@ -133,7 +124,7 @@ def main() -> None:
 
     whole, model = read_recipe(ROOT / "recipes" / "emoji.toml"), gradina.load(options.model)
     recipe = whole.drawn
-    trained, pairs, held = (composed(recipe, split) for split in ("train", "pairs", "held out"))
+    trained, pairs, held = (data_of(recipe, split) for split in ("train", "pairs", "held out"))
     share_of_steps = 0.1 if options.quick else 1.0
     court = Court(
         model=model,

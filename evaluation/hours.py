@@ -18,7 +18,7 @@ import torch
 from judges import SEED, judge_of_styles, judge_of_things, seen
 from torch import Tensor, nn
 from torch.nn import functional as F
-from trials import prompts_for, share
+from trials import data_of, prompts_for, share
 
 import gradina
 from gradina.pipeline import to_pixels
@@ -26,7 +26,6 @@ from gradina.training.checkpoint import load_average
 from gradina.training.composed import Composed
 from gradina.training.data import generator
 from gradina.training.recipes import read_recipe
-from gradina.training.sources import load_data
 from gradina.training.workshop import Workshop
 
 ROOT = Path(__file__).parent.parent
@@ -109,10 +108,8 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=200, help="for each snapshot (default: 200)")
     options = parser.parse_args()
     recipe = read_recipe(ROOT / "recipes" / "emoji.toml")
-    shop, data, pairs = Workshop(recipe, options.run), load_data(recipe.drawn), load_data(recipe.drawn, "pairs")
-    assert isinstance(data, Composed)
-    assert isinstance(pairs, Composed)
-    data = replace(data, scenes=0.0)
+    shop, pairs = Workshop(recipe, options.run), data_of(recipe.drawn, "pairs")
+    data = replace(data_of(recipe.drawn, "train"), scenes=0.0)
     rows = measured(shop, data, judge_of_things(pairs), judge_of_styles(recipe), options.pictures)
     found = {"pictures": options.pictures, "torch": torch.__version__, "snapshots": rows}
     (ROOT / "evaluation" / "emoji-hours.json").write_text(json.dumps(found, indent=2) + "\n")

@@ -18,9 +18,10 @@ from gradina import sheet, similarity
 from gradina.metrics import psnr
 from gradina.pipeline import StableDiffusion, to_image, to_pixels
 from gradina.training.composed import GROUND_NAMES, RELATIONS, Composed, places_of
-from gradina.training.data import generator
+from gradina.training.data import Split, generator
 from gradina.training.icons import Icons, with_article
 from gradina.training.recipes import Recipe
+from gradina.training.sources import load_data
 
 SCALES = (1.0, 3.0, 7.5, 14.0)
 NEAR = 0.52  # of the side: what is cut out around each of two things
@@ -47,6 +48,13 @@ class Court:
         """One picture for each prompt, as pixels (n, 3, h, w)."""
         request = gradina.Request(prompt=tuple(prompts), seed=seed, **fields)
         return torch.stack([to_pixels(picture.image) for picture in gradina.generate(self.model, request)])
+
+
+def data_of(recipe: Recipe, split: Split) -> Composed:
+    """A part of the recipe's data, which is of things in styles."""
+    data = load_data(recipe, split)
+    assert isinstance(data, Composed)
+    return data
 
 
 def prompts_for(data: Composed, icons: Tensor, key: torch.Generator) -> tuple[list[str], Tensor]:

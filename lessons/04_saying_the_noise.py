@@ -22,8 +22,8 @@ import time
 
 import matplotlib.pyplot as plt
 import torch
-from handwriting import digits, drawn, recogniser, rows_of, share_read, show
-from lesson import whole
+from handwriting import digits, drawn, recogniser, rows_of, share_read
+from lesson import show, whole
 
 from gradina.diffusion.schedule import sd_schedule
 

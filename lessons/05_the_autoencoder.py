@@ -24,10 +24,11 @@
 import matplotlib.pyplot as plt
 import torch
 from icons import unseen
-from lesson import whole
+from lesson import show, whole
 
 import gradina
 from gradina.metrics import psnr
+from gradina.pipeline import to_image, to_pixels
 
 model = gradina.load("emoji", dtype="fp32", plain=True)
 pictures, names = unseen(whole(40, 6))
@@ -36,21 +37,12 @@ with torch.no_grad():
     back = model.vae.decode(latents).clamp(-1, 1)
 
 
-def show(rows, labels):
-    across = len(rows[0])
-    _, places = plt.subplots(len(rows), across, figsize=(9, 9 / across * len(rows) * 1.04), squeeze=False)
-    for along, label, some in zip(places, labels, rows, strict=True):
-        for picture, place in zip(some, along, strict=True):
-            place.imshow((picture / 2 + 0.5).clamp(0, 1).permute(1, 2, 0).numpy())
-            place.set(xticks=[], yticks=[])
-            place.set_frame_on(False)
-        along[0].set_ylabel(label, rotation=0, ha="right", va="center")
-    plt.tight_layout(pad=0.3)
-    plt.show()
+def show_all(rows, labels):
+    show([map(to_image, row) for row in rows], labels)
 
 
 kept = min(8, len(pictures))
-show([pictures[:kept], back[:kept]], ["picture", "and back"])
+show_all([pictures[:kept], back[:kept]], ["picture", "and back"])
 print(", ".join(names[:kept]))
 before, after = pictures[0].numel(), latents[0].numel()
 print(f"numbers: {before:,} become {after:,}, {before / after:.0f} times fewer")
@@ -107,8 +99,6 @@ import zlib
 import numpy as np
 from matplotlib.ticker import StrMethodFormatter
 from PIL import Image
-
-from gradina.pipeline import to_image, to_pixels
 
 
 def nearness(some, others):
@@ -185,7 +175,7 @@ for way, tried in ways.items():
     nearest = min(range(len(tried)), key=lambda i: abs(points[way][i][1] - wanted))
     rows.append(tried[nearest][1][1][:kept])
     labels.append(f"{way.partition(',')[0]}\n{points[way][nearest][1]:,.0f} bytes\n{points[way][nearest][2]:.1f} dB")
-show(rows, labels)
+show_all(rows, labels)
 
 # %% [markdown]
 # One thing has been left out of this account: whoever unpacks a JPEG needs a program of some hundred kilobytes, and has
@@ -207,7 +197,7 @@ print(f"a JPEG of {reached:.1f} dB takes {saved:,.0f} bytes more: worth it from 
 
 # %%
 lost = 3 * (pictures - back)
-show([pictures[:kept], lost[:kept]], ["picture", "lost, x 3"])
+show_all([pictures[:kept], lost[:kept]], ["picture", "lost, x 3"])
 decibels = torch.tensor([psnr(a, b, 2.0) for a, b in zip(pictures, back, strict=True)])
 worst, best = int(decibels.argmin()), int(decibels.argmax())
 print(f"best: {names[best]}, {decibels[best]:.1f} dB; worst: {names[worst]}, {decibels[worst]:.1f} dB")
@@ -259,7 +249,7 @@ shares = torch.linspace(0, 1, 7).view(-1, 1, 1, 1)
 with torch.no_grad():
     between = model.vae.decode(torch.lerp(latents[a : a + 1], latents[b : b + 1], shares))
     spread = (model.vae.posterior(pictures[:kept]).logvar / 2).exp().mean()
-show([torch.lerp(pictures[a : a + 1], pictures[b : b + 1], shares), between], ["pixels", "latents"])
+show_all([torch.lerp(pictures[a : a + 1], pictures[b : b + 1], shares), between], ["pixels", "latents"])
 print(f"the width of a point, where the latents of all pictures have 1: {spread * model.vae.config.scale:.3f}")
 
 # %% [markdown]

@@ -28,7 +28,7 @@ from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import torch
-from lesson import whole
+from lesson import show, whole
 
 import gradina
 from gradina.pipeline import to_pixels
@@ -97,19 +97,6 @@ axes.set(xlabel="steps", ylabel="distance, grey levels", xticks=COUNTS, xticklab
 axes.minorticks_off()
 axes.legend(fontsize=8)
 plt.show()
-
-
-def show(rows, labels):
-    across = len(rows[0])
-    _, places = plt.subplots(len(rows), across, figsize=(9, 9.2 / across * len(rows)), squeeze=False)
-    for along, label, pictures in zip(places, labels, rows, strict=True):
-        for picture, place in zip(pictures, along, strict=True):
-            place.imshow(picture)
-            place.set(xticks=[], yticks=[])
-            place.set_frame_on(False)
-        along[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8)
-    plt.show()
-
 
 few = COUNTS[1]
 show([goal_pictures[:10], *[shown[sampler, few][:10] for sampler in SAMPLERS]], [f"{many} steps", *SAMPLERS])

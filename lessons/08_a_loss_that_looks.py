@@ -26,8 +26,8 @@
 import time
 
 import torch
-from handwriting import digits, drawn, recogniser, rows_of, share_read, show
-from lesson import whole
+from handwriting import digits, drawn, recogniser, rows_of, share_read
+from lesson import show, whole
 
 from gradina.diffusion.denoiser import Denoiser
 from gradina.diffusion.prediction import PREDICTIONS

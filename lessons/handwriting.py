@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import matplotlib.pyplot as plt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -90,15 +89,3 @@ def drawn(
     denoise = cfg(denoiser, rows_of(wanted), rows_of(wanted, False), scale)
     *_, last = SAMPLERS["dpmpp_2m"].run(denoise, sigmas[0].float() * noise(), sigmas, noise)
     return last.x
-
-
-def show(rows: Sequence[Tensor], labels: Sequence[str]) -> None:
-    """Rows of grey pictures (n, 1, h, w), each behind its label."""
-    across = len(rows[0])
-    _, places = plt.subplots(len(rows), across, figsize=(9, 9.5 * len(rows) / across), squeeze=False)
-    for along, label, pictures in zip(places, labels, rows, strict=True):
-        for picture, place in zip(pictures, along, strict=True):
-            place.imshow(picture[0].numpy(), cmap="gray")
-            place.set(xticks=[], yticks=[])
-        along[0].set_ylabel(label, rotation=0, ha="right", va="center")
-    plt.show()

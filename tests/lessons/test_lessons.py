@@ -17,7 +17,8 @@ LESSONS = sorted((ROOT / "lessons").glob("[0-9]*.py"))
 
 @pytest.mark.parametrize("lesson", LESSONS, ids=lambda path: path.stem)
 def test_it_runs(lesson: Path, tmp_path: Path) -> None:
-    environment = {**os.environ, "LESSON": "short", "MPLBACKEND": "agg", "PYTHONPATH": str(lesson.parent)}
+    here = {"LESSON": "short", "MPLBACKEND": "agg", "PYTHONPATH": str(lesson.parent)}
+    environment = {**os.environ, **here, "OMP_NUM_THREADS": "1"}  # as all tests: others run beside it
     start = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-W", "ignore::UserWarning", lesson],
