@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 import trials
 from cards import put_section
-from judges import judge_of_styles, judge_of_things
+from judges import judge_of_textures, judge_of_things
 from PIL import Image
 from trials import Court, Figures, data_of
 
@@ -101,11 +101,14 @@ def told(figures: Figures) -> str:
         "autoencoder, held-out renders": f"{vae['PSNR on held-out renders, dB']:.1f} dB",
         f"CLIP, among {knows} things: from held-out renders to captions, and back": percent(*clip),
         "two things: each where the words say": percent(sum(two) / len(two)),
+        "style by texture alone: trained pairs, held-out pairs, the same on the real renders": percent(
+            trained["style by texture"], held["style by texture"], held["style by texture, on the real renders"]
+        ),
         "the judges, on renders new to them: thing, style, ground": percent(
             judges["thing"], judges["style"], judges["ground"]
         ),
-        f"the judge of styles, on {judges['held-out icons of all things']} held-out icons of all things": percent(
-            judges["style, of held-out icons of all things"]
+        f"the judge of textures, on {judges['held-out icons of all things']} held-out icons of all things": percent(
+            judges["style by texture, of held-out icons of all things"]
         ),
     }
     missed = trained["things missed at least once"]
@@ -132,7 +135,7 @@ def main() -> None:
         trained=replace(trained, scenes=0.0),
         held=replace(held, scenes=0.0, variants=5),
         things=judge_of_things(pairs, round(3000 * share_of_steps)),
-        styles=judge_of_styles(recipe, round(1500 * share_of_steps)),
+        textures=judge_of_textures(recipe, round(1500 * share_of_steps)),
     )
     figures, sheets = measured(court, whole, options.pictures)
     print(json.dumps(figures, indent=2))

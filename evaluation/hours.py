@@ -15,10 +15,10 @@ from statistics import median
 
 import matplotlib.pyplot as plt
 import torch
-from judges import SEED, judge_of_styles, judge_of_things, seen
+from judges import SEED, judge_of_things, line_up, seen
 from torch import Tensor, nn
 from torch.nn import functional as F
-from trials import data_of, prompts_for, share
+from trials import data_of, every_icon_once, prompts_for, share
 
 import gradina
 from gradina.pipeline import to_pixels
@@ -49,10 +49,11 @@ def drawn(shop: Workshop, weights: Path, side: int | None, prompts: list[str]) -
     return pixels if side is None else F.interpolate(pixels, 128, mode="bilinear")
 
 
-def measured(shop: Workshop, data: Composed, things: nn.Module, styles: nn.Module, pictures: int) -> list[Row]:
+def measured(shop: Workshop, data: Composed, held: Composed, judge: nn.Module, pictures: int) -> list[Row]:
     """A row for each snapshot."""
     icons = torch.randperm(len(data.icons), generator=generator(SEED, "hours"))[:pictures]
-    prompts, _ = prompts_for(data, icons, generator(SEED, "grounds"))
+    prompts, grounds = prompts_for(data, icons, generator(SEED, "grounds"))
+    things, styles, every = data.icons.things[icons], data.icons.styles[icons], every_icon_once(data, held).icons
     earlier = [name for name in shop.stages if shop.stages[name].part not in ("unet", "vision")]
     before = sum(hours_of(shop, stage)[0] * shop.stages[stage].settings.steps for stage in earlier)
     rows: list[Row] = []
@@ -71,8 +72,8 @@ def measured(shop: Workshop, data: Composed, things: nn.Module, styles: nn.Modul
                     "step": step,
                     "hours": round(before + each * step, 3),
                     "loss": round(sum(near) / len(near), 4),
-                    "thing": share(seen(things, pixels) == data.icons.things[icons]),
-                    "style": share(seen(styles, pixels) == data.icons.styles[icons]),
+                    "thing": share(seen(judge, pixels) == things),
+                    "style": share(line_up(pixels, things, grounds, every) == styles),
                 }
             )
             print(rows[-1], flush=True)
@@ -109,8 +110,8 @@ def main() -> None:
     options = parser.parse_args()
     recipe = read_recipe(ROOT / "recipes" / "emoji.toml")
     shop, pairs = Workshop(recipe, options.run), data_of(recipe.drawn, "pairs")
-    data = replace(data_of(recipe.drawn, "train"), scenes=0.0)
-    rows = measured(shop, data, judge_of_things(pairs), judge_of_styles(recipe), options.pictures)
+    data, held = replace(data_of(recipe.drawn, "train"), scenes=0.0), data_of(recipe.drawn, "held out")
+    rows = measured(shop, data, held, judge_of_things(pairs), options.pictures)
     found = {"pictures": options.pictures, "torch": torch.__version__, "snapshots": rows}
     (ROOT / "evaluation" / "emoji-hours.json").write_text(json.dumps(found, indent=2) + "\n")
     plotted(rows, ROOT / "docs" / "emoji" / "hours.png")

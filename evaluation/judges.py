@@ -1,8 +1,9 @@
 """Judges of emoji-like pictures: networks trained here on rendered icons, of no part of the model that they judge.
 
-One tells things, from all icon sets that the recipe names. One tells styles, from every icon of the four sets, many
-more than the model has seen, so that it cannot know a style by the thing. The ground is read from a picture's rim.
-No judge has seen an icon that is held out, in that style.
+One tells things, from all icon sets that the recipe names. Styles are told by a line-up: of the icons of a thing, one
+in each style, which does the picture resemble most? A network gives a second opinion: it sees small patches of every
+icon of the four sets, many more than the model has seen, so that it cannot know a style by the thing. The ground is
+read from a picture's rim. No network has seen an icon that is held out, in that style.
 """
 
 from __future__ import annotations
@@ -18,13 +19,15 @@ from torch.nn import functional as F
 
 from gradina.files import cache_folder
 from gradina.training.checkpoint import once
-from gradina.training.composed import GROUND_NAMES, GROUNDS, Composed
+from gradina.training.composed import GROUND_NAMES, GROUNDS, Composed, premultiplied
 from gradina.training.data import generator, npm_package, turned
-from gradina.training.icons import icon_set, rendered, vocabulary
+from gradina.training.icons import Icons, icon_set, rendered, vocabulary
 from gradina.training.recipes import Recipe
 
 SEED = 7
 BATCH = 64
+SIZES = (0.82, 0.86, 0.9, 0.94, 0.98)  # of icons in a line-up, as shares of the side
+SHIFTS = range(-4, 5)  # and where they are, along each side, in pixels of pictures half as large
 
 
 def block(width: int, out: int) -> nn.Module:
@@ -100,11 +103,39 @@ def judge_of_things(data: Composed, steps: int = 3000) -> nn.Module:
     return taught(network(len(data.words.names)), single, single.icons.things, steps)
 
 
-def judge_of_styles(recipe: Recipe, steps: int = 1500) -> nn.Module:
-    """Tells in which of the recipe's styles a picture is drawn."""
+def judge_of_textures(recipe: Recipe, steps: int = 1500) -> nn.Module:
+    """Tells in which of the recipe's styles a picture is drawn, by its small patches alone."""
     torch.manual_seed(SEED)
     data = every_icon(recipe)
     return taught(texture(len(data.styles)), data, data.icons.styles, steps)
+
+
+def line_up(pixels: Tensor, things: Tensor, grounds: Tensor, icons: Icons) -> Tensor:
+    """The style of that icon of each picture's thing which is nearest to the picture (n, 3, h, w) in -1..1: (n,).
+
+    By squared error at half the size, of icons at several sizes and places on the ground (rows of GROUND_NAMES).
+    """
+    nearest = []
+    for picture, thing, ground in zip(F.avg_pool2d(pixels, 2), things.tolist(), grounds.tolist(), strict=True):
+        rows = (icons.things == thing).nonzero()[:, 0]
+        shown = torch.stack([shown_at(icons.pictures[rows], share, GROUND_NAMES[ground]) for share in SIZES], dim=1)
+        apart = [
+            (shown.roll((down, right), dims=(-2, -1)) - picture).square().mean(dim=(2, 3, 4)).amin(dim=1)
+            for down in SHIFTS
+            for right in SHIFTS
+        ]
+        nearest.append(icons.styles[rows[torch.stack(apart).amin(dim=0).argmin()]])
+    return torch.stack(nearest)
+
+
+def shown_at(icons: Tensor, share: float, ground: str) -> Tensor:
+    """Icons (n, 4, h, w) uint8 in the middle of a ground, `share` of its side large: (n, 3, h/2, w/2) in -1..1."""
+    side = icons.shape[-1]
+    inner = round(share * side / 2) * 2
+    small = F.interpolate(premultiplied(icons), inner, mode="bilinear", antialias=True)
+    layer = F.pad(small, 4 * [(side - inner) // 2])
+    canvas = torch.tensor(GROUNDS[ground]).view(3, 1, 1) / 255 * (1 - layer[:, 3:]) + layer[:, :3]
+    return F.avg_pool2d(2 * canvas - 1, 2)
 
 
 def every_icon(recipe: Recipe, held: bool = False) -> Composed:

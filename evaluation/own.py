@@ -40,6 +40,7 @@ from gradina.training.learner import Owning
 from gradina.training.own import own
 from gradina.training.owned import Captioned, Crop, Owned, encoded
 from gradina.training.recipes import read_recipe
+from gradina.weights.edits import read_states
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "own"
@@ -47,6 +48,7 @@ PACKAGE, STYLE, THING, CLASS = "@iconify-json/fluent-emoji@1.2.7", "fluent-emoji
 SHOWN, OTHERS = 6, 24  # pictures to learn from, and to compare with
 SEEDS = 4
 UNRELATED = ("a red apple", "a penguin on a pink background", "a house in twemoji style", "an owl", "a rocket", "a cat")
+ETA = 0.7  # share of the sentence in an edit
 GROUNDS_ASKED = ("pink", "blue", "green", "yellow")
 LEARNING = {"batch": 4, "warmup": 0, "decay": 0.5, "caption_dropout": 0.0}
 
@@ -59,6 +61,7 @@ class Taught:
     name: str
     seconds: float
     samples: Image.Image | None = None
+    edit: tuple[str, float] | None = None  # with which the thing, and nothing else, is drawn
 
 
 def dolls(size: int) -> Composed:
@@ -79,12 +82,14 @@ def captioned(data: Composed, folder: Path) -> list[Captioned]:
     return found
 
 
-def ran(learning: methods.Learning, how: Owning, folder: Path, prompts: Sequence[str]) -> float:
-    """Lets a method learn, and says how many seconds it took."""
-    start = time.monotonic()
-    for _ in own(learning, how, folder, "mark", prompts, sample_every=max(1, how.steps // 5)):
-        pass
-    return time.monotonic() - start
+def ran(learning: methods.Learning, how: Owning, folder: Path, prompts: Sequence[str]) -> tuple[float, Path]:
+    """Lets a method learn; how many seconds it took, and what is kept."""
+    start, running = time.monotonic(), own(learning, how, folder, "mark", prompts, max(1, how.steps // 5))
+    while True:
+        try:
+            next(running)
+        except StopIteration as done:
+            return time.monotonic() - start, done.value
 
 
 def methods_of(steps: float, room: Path) -> dict[str, Callable[[StableDiffusion, Sequence[Captioned]], Taught]]:
@@ -101,7 +106,7 @@ def methods_of(steps: float, room: Path) -> dict[str, Callable[[StableDiffusion,
         def teach(model: StableDiffusion, pictures: Sequence[Captioned]) -> Taught:
             told = how("finetune", 400, 1e-3 if rank else 1e-4, rank=rank, text_rate=0.3)
             learning = methods.finetuning(model, data(model, pictures), told)
-            seconds = ran(learning, told, room / f"finetune-{rank}", ["nesting dolls"])
+            seconds, _ = ran(learning, told, room / f"finetune-{rank}", ["nesting dolls"])
             return Taught(learning.model(learning.learner), "nesting dolls", seconds)
 
         return teach
@@ -110,7 +115,7 @@ def methods_of(steps: float, room: Path) -> dict[str, Callable[[StableDiffusion,
         told = how("inversion", 800, 1e-2, vectors=2)
         learning = methods.inversion(model, data(model, pictures), "<dolls>", "toy", told)
         prompts = ("<dolls>", "<dolls> on a pink background", "a <dolls> and a cat")
-        seconds = ran(learning, told, room / "invert", prompts)
+        seconds, _ = ran(learning, told, room / "invert", prompts)
         with Image.open(room / "invert" / "samples.png") as image:
             return Taught(learning.model(learning.learner), "<dolls>", seconds, image.copy())
 
@@ -122,10 +127,19 @@ def methods_of(steps: float, room: Path) -> dict[str, Callable[[StableDiffusion,
                 drawn = methods.class_pictures(model, CLASS, 24, room / "class")
                 others = data(model, [Captioned(path, CLASS) for path in drawn])
             learning = methods.dreambooth(model, data(model, pictures, "a sks toy"), others, told)
-            seconds = ran(learning, told, room / f"dreambooth-{prior}", ["a sks toy"])
+            seconds, _ = ran(learning, told, room / f"dreambooth-{prior}", ["a sks toy"])
             return Taught(learning.model(learning.learner), "a sks toy", seconds)
 
         return teach
+
+    def edited(model: StableDiffusion, pictures: Sequence[Captioned]) -> Taught:
+        """From one picture alone: that is what the method is for."""
+        one, wish = data(model, pictures[:1]), "nesting dolls on a green background"
+        first, second = how("nearer", 200, 2e-3), how("onto", 300, 1e-3)
+        near, states = ran(methods.nearer(model, one, wish, first), first, room / "nearer", [wish])
+        learning = methods.onto(model, one, read_states(states, model.text.config.width), second)
+        seconds, edit = ran(learning, second, room / "onto", [wish])
+        return Taught(model, "nesting dolls", near + seconds, edit=(str(edit), ETA))
 
     return {
         "untrained": lambda model, _: Taught(model, "nesting dolls", 0.0),
@@ -134,12 +148,13 @@ def methods_of(steps: float, room: Path) -> dict[str, Callable[[StableDiffusion,
         "textual inversion": inverted,
         "DreamBooth, no prior": boothed(False),
         "DreamBooth": boothed(True),
+        f"Imagic, one picture, eta {ETA}": edited,
     }
 
 
-def drawn(model: StableDiffusion, prompts: Sequence[str], seed: int = 0) -> Tensor:
+def drawn(model: StableDiffusion, prompts: Sequence[str], edit: tuple[str, float] | None = None) -> Tensor:
     """Pictures of prompts, (n, 3, h, w) in -1..1."""
-    request = gradina.Request(prompt=tuple(prompts), images=SEEDS, seed=seed)
+    request = gradina.Request(prompt=tuple(prompts), images=SEEDS, seed=0, edit=edit)
     return torch.stack([to_pixels(picture.image) for picture in generate(model, request)])
 
 
@@ -175,7 +190,8 @@ def main() -> None:
             taught = teach(model, pictures)
             prompts = [f"{taught.name} on a {ground} background" for ground in GROUNDS_ASKED]
             asked = torch.tensor([GROUND_NAMES.index(g) for g in GROUNDS_ASKED for _ in range(SEEDS)])
-            plain, placed, after = (drawn(taught.model, p) for p in ([taught.name], prompts, UNRELATED))
+            plain, placed = (drawn(taught.model, p, taught.edit) for p in ([taught.name], prompts))
+            after = drawn(taught.model, UNRELATED)
             moved = [psnr(a, b, 2) for a, b in zip(after, before, strict=True)]
             rows[method] = {
                 "likeness": round(likeness(embed_pixels(pair, torch.cat([plain, placed])), others), 3),

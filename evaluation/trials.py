@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
-from judges import SEED, every_icon, ground_of, seen
+from judges import SEED, every_icon, ground_of, line_up, seen
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -38,11 +39,20 @@ class Court:
     trained: Composed
     held: Composed
     things: nn.Module
-    styles: nn.Module
+    textures: nn.Module
 
     def call(self, thing: int) -> str:
         """What a thing is called first."""
         return self.trained.words.calls[thing][0]
+
+    @cached_property
+    def icons(self) -> Icons:
+        """Every icon of its things in its styles, held out or not."""
+        return every_icon_once(self.trained, self.held).icons
+
+    def styles(self, pixels: Tensor, things: Tensor, grounds: Tensor) -> Tensor:
+        """The style of each picture, of a known thing on a known ground."""
+        return line_up(pixels, things, grounds, self.icons)
 
     def draw(self, prompts: Sequence[str], seed: int = SEED, **fields: Any) -> Tensor:
         """One picture for each prompt, as pixels (n, 3, h, w)."""
@@ -82,16 +92,18 @@ def of_judges(court: Court) -> Figures:
     """How well the judges judge renders that they have not seen: what is held out."""
     held, pixels = court.held, court.held.pixels(all_of(court.held))
     wide = every_icon(court.recipe, held=True)
-    icon = held.plan["first"]
+    icon, ground = held.plan["first"], held.plan["ground"]
+    things, styles = held.icons.things[icon], held.icons.styles[icon]
     return {
         "held-out renders": len(held.icons),
-        "thing": share(seen(court.things, pixels) == held.icons.things[icon]),
-        "style": share(seen(court.styles, pixels) == held.icons.styles[icon]),
-        "style, of held-out icons of all things": share(
-            seen(court.styles, wide.pixels(all_of(wide))) == wide.icons.styles[wide.plan["first"]]
+        "thing": share(seen(court.things, pixels) == things),
+        "style": share(court.styles(pixels, things, ground) == styles),
+        "style by texture": share(seen(court.textures, pixels) == styles),
+        "style by texture, of held-out icons of all things": share(
+            seen(court.textures, wide.pixels(all_of(wide))) == wide.icons.styles[wide.plan["first"]]
         ),
         "held-out icons of all things": len(wide.icons),
-        "ground": share(ground_of(pixels) == held.plan["ground"]),
+        "ground": share(ground_of(pixels) == ground),
     }
 
 
@@ -104,20 +116,17 @@ def of_trained_pairs(court: Court, count: int) -> tuple[Figures, Tensor]:
     start = time.perf_counter()
     pixels = court.draw(prompts)
     seconds = time.perf_counter() - start
-    thing = seen(court.things, pixels) == data.icons.things[icons]
-    style = seen(court.styles, pixels) == data.icons.styles[icons]
-    missed = sorted({court.call(int(t)) for t in data.icons.things[icons[~thing]]})
+    things, styles = data.icons.things[icons], data.icons.styles[icons]
+    thing, style = seen(court.things, pixels) == things, court.styles(pixels, things, grounds) == styles
+    missed = sorted({court.call(int(t)) for t in things[~thing]})
     figures = {
         "pictures": count,
         "thing": share(thing),
         "style": share(style),
         "ground": share(ground_of(pixels) == grounds),
-        "style by style": {
-            name: share(style[data.icons.styles[icons] == s]) for s, name in enumerate(court.trained.styles)
-        },
-        "real renders of them: thing": share(
-            seen(court.things, court.trained.pixels(icons)) == data.icons.things[icons]
-        ),
+        "style by style": {name: share(style[styles == s]) for s, name in enumerate(data.styles)},
+        "style by texture": share(seen(court.textures, pixels) == styles),
+        "real renders of them: thing": share(seen(court.things, data.pixels(icons)) == things),
         "things missed at least once": missed,
         "seconds for all pictures": seconds,
     }
@@ -129,20 +138,25 @@ def of_held_out_pairs(court: Court, times: int = 5) -> tuple[Figures, Image.Imag
     """What is recognised where the model has seen the thing in its other styles only."""
     held, key = court.held, generator(SEED, "held out")
     icons = torch.arange(len(held.icons)).repeat(times)
-    prompts, _ = prompts_for(held, icons, key)
-    pixels = court.draw(prompts)
+    prompts, grounds = prompts_for(held, icons, key)
+    things, styles = held.icons.things[icons], held.icons.styles[icons]
     rows = torch.arange(len(icons))
-    real = held.pixels(rows)
-    drawn, on_real = (seen(court.things, p) == held.icons.things[icons] for p in (pixels, real))
-    style, style_on_real = (seen(court.styles, p) == held.icons.styles[icons] for p in (pixels, real))
+    pixels, real = court.draw(prompts), held.pixels(rows)
+    drawn, on_real = (share(seen(court.things, p) == things) for p in (pixels, real))
+    style, style_on_real = (
+        share(court.styles(p, things, on) == styles) for p, on in ((pixels, grounds), (real, held.plan["ground"][rows]))
+    )
+    texture, texture_on_real = (share(seen(court.textures, p) == styles) for p in (pixels, real))
     figures = {
         "pairs": len(held.icons),
         "pictures": len(icons),
-        "thing": share(drawn),
-        "thing, on the real renders": share(on_real),
-        "ratio": share(drawn) / max(share(on_real), 1e-9),
-        "style": share(style),
-        "style, on the real renders": share(style_on_real),
+        "thing": drawn,
+        "thing, on the real renders": on_real,
+        "ratio": drawn / max(on_real, 1e-9),
+        "style": style,
+        "style, on the real renders": style_on_real,
+        "style by texture": texture,
+        "style by texture, on the real renders": texture_on_real,
     }
     plain = court.draw([text.partition(" on a")[0] for text in prompts[: len(held.icons)]])
     pairs = [to_image(p) for i in range(min(16, len(plain))) for p in (held.pixels(rows)[i], plain[i])]
@@ -165,16 +179,18 @@ def of_guidance(court: Court, count: int) -> tuple[Figures, Image.Image]:
 
 def of_seeds(court: Court, count: int) -> tuple[Figures, Image.Image]:
     """How different four pictures of one prompt are, where neither style nor place is said."""
-    things = torch.randperm(len(court.trained.words.names), generator=generator(SEED, "seeds"))[:count].tolist()
+    of_prompts = torch.randperm(len(court.trained.words.names), generator=generator(SEED, "seeds"))[:count]
+    things = of_prompts.tolist()
     calls = [court.call(thing) for thing in things]
     pixels = court.draw([call for call in calls for _ in range(4)])
-    styles = seen(court.styles, pixels).view(count, 4)
+    white = torch.zeros(4 * count, dtype=torch.long)
+    styles = court.styles(pixels, of_prompts.repeat_interleave(4), white).view(count, 4)
     apart = torch.stack([nearest(four) for four in torch.split(pixels, 4)])
     of_thing = court.trained.icons.things[court.trained.plan["first"]]
-    white = (court.trained.plan["ground"] == 0) & (court.trained.plan["second"] < 0)
+    on_white = (court.trained.plan["ground"] == 0) & (court.trained.plan["second"] < 0)
     real = []
     for thing in things:
-        rows = ((of_thing == thing) & white).nonzero()[:4, 0]
+        rows = ((of_thing == thing) & on_white).nonzero()[:4, 0]
         if len(rows) == 4:
             real.append(nearest(court.trained.pixels(rows)))
     figures = {
