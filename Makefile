@@ -5,7 +5,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 INPUTS := pyproject.toml constraints.txt
 
-.PHONY: demo test evaluate bench lessons clean
+.PHONY: demo test evaluate bench guides lessons clean
 
 demo: .venv/.installed
 	@mkdir -p out
@@ -24,6 +24,11 @@ evaluate: .venv/.installed-dev
 
 bench: .venv/.installed-dev
 	$(BIN)/gradina bench --output benchmarks/bench.json --plot benchmarks/bench.png
+
+guides: .venv/.installed
+	@export PATH="$(CURDIR)/$(BIN):$$PATH"; cd docs/guides && mkdir -p pictures && rm -rf runs; \
+	for each in README lora finetune inversion dreambooth imagic; do echo "does as $$each.md says"; \
+		awk '/^```/ {on = /^```sh/; next} on' $$each.md | sh -e || exit 1; done
 
 lessons: .venv/.installed-lessons
 	@export PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONPATH="$(CURDIR)/lessons"; mkdir -p out/lessons docs/lessons; \

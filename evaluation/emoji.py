@@ -2,7 +2,7 @@
 
     python evaluation/emoji.py [--model emoji] [--pictures 500] [--quick]
 
-Prints a table, writes `evaluation/emoji.json`, the pictures of `docs/emoji/` and the figures on the model's card.
+Prints a table, writes `evaluation/emoji.json`, the pictures of `docs/emoji/` and the figures on its page and its card.
 """
 
 from __future__ import annotations
@@ -143,6 +143,7 @@ def main() -> None:
         (ROOT / "evaluation" / "emoji.json").write_text(json.dumps(figures, indent=2) + "\n")
         for name, picture in sheets.items():
             picture.save(PAGE / f"{name}.png")
+        put_section(ROOT / "docs" / "emoji.md", "## The figures", told(figures), "## What it draws")
         put_section(shipped()["emoji"] / "README.md", "## How good it is", told(figures), "## Use")
     else:
         for name, picture in sheets.items():

@@ -138,7 +138,7 @@ def story(shop: Workshop) -> str:
         loss = sum(step["loss"] for step in steps[-10:]) / len(steps[-10:])
         rows.append(f"| {name} | {settings.steps} | {settings.batch} | {settings.lr:g} | {loss:.4f} | {minutes:.0f} |")
         total += minutes
-    packages = ", ".join(recipe.data.packages)
+    packages = ", ".join(shop.wider.data.packages)
     origin = f"{recipe.data.source} (npm: {packages})" if packages else recipe.data.source
     return "\n".join(
         (
