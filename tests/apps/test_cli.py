@@ -352,3 +352,12 @@ def test_a_huge_picture_is_refused(room: Path, capsys: pytest.CaptureFixture[str
     Image.new("L", (5000, 4000)).save("huge.png")
     assert main(["x", "-i", "huge.png"]) == 2
     assert "5000 x 4000 pixels, 20.0 megapixels (at most 16.8)" in capsys.readouterr().err
+
+
+def test_a_grid_names_files_by_their_names_alone() -> None:
+    from gradina.apps.grids import axis, cell_label
+
+    name, values = axis("loras=some/where/bear.safetensors:0.5|bear.safetensors:1")
+    assert [cell_label(name, value) for value in values] == ["bear 0.5", "bear 1"]
+    assert cell_label("guidance_scale", 7.5) == "guidance_scale 7.5"
+    assert cell_label("sampler", "ddim") == "sampler ddim"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import typer
 
 from gradina.apps import options as o
-from gradina.apps.grids import Axis, axis, cells, check_grid, parse
+from gradina.apps.grids import Axis, axis, cell_label, cells, check_grid, parse
 from gradina.errors import RequestError, WeightsError
 from gradina.request import Defaults, Picture, Request, choice
 
@@ -227,10 +227,7 @@ def draw_grid(model: StableDiffusion, request: Request, axes: list[Axis], output
         for i, cell in enumerate(changes):
             advance("grid", i, len(changes))
             images += [picture.image for picture in pictures_of(model, replace(request, **cell))]
-    label = [
-        [f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for value in values]
-        for name, values in axes
-    ]
+    label = [[cell_label(name, value) for value in values] for name, values in axes]
     drawn = sheet.grid(
         images,
         columns=len(axes[0][1]),

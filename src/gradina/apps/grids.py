@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 from gradina.errors import RequestError
@@ -68,6 +69,13 @@ def check_grid(axes: list[Axis], request: Request, moving: str | None) -> None:
         raise RequestError("--grid: a film or a strip shows one picture; leave one of the two out")
     for cell in cells(axes):
         replace(request, **cell)
+
+
+def cell_label(name: str, value: Any) -> str:
+    """What stands beside a value: files by their names alone."""
+    if name == "loras":
+        return "\n".join(f"{Path(file).stem} {scale:g}" for file, scale in value)
+    return f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
 
 
 def cells(axes: list[Axis]) -> Iterator[dict[str, Any]]:
