@@ -18,7 +18,7 @@ import torch
 from judges import SEED, judge_of_things, line_up, seen
 from torch import Tensor, nn
 from torch.nn import functional as F
-from trials import data_of, every_icon_once, prompts_for, share
+from trials import all_icons, data_of, prompts_for, share
 
 import gradina
 from gradina.pipeline import to_pixels
@@ -53,7 +53,7 @@ def measured(shop: Workshop, data: Composed, held: Composed, judge: nn.Module, p
     """A row for each snapshot."""
     icons = torch.randperm(len(data.icons), generator=generator(SEED, "hours"))[:pictures]
     prompts, grounds = prompts_for(data, icons, generator(SEED, "grounds"))
-    things, styles, every = data.icons.things[icons], data.icons.styles[icons], every_icon_once(data, held).icons
+    things, styles, every = data.icons.things[icons], data.icons.styles[icons], all_icons(data, held)
     earlier = [name for name in shop.stages if shop.stages[name].part not in ("unet", "vision")]
     before = sum(hours_of(shop, stage)[0] * shop.stages[stage].settings.steps for stage in earlier)
     rows: list[Row] = []

@@ -1,6 +1,6 @@
 """Judges of emoji-like pictures: networks trained here on rendered icons, of no part of the model that they judge.
 
-One tells things, from all icon sets that the recipe names. Styles are told by a line-up: of the icons of a thing, one
+One tells things, from the icon sets of the recipe's data. Styles are told by a line-up: of the icons of a thing, one
 in each style, which does the picture resemble most? A network gives a second opinion: it sees small patches of every
 icon of the four sets, many more than the model has seen, so that it cannot know a style by the thing. The ground is
 read from a picture's rim. No network has seen an icon that is held out, in that style.

@@ -48,11 +48,16 @@ class Court:
     @cached_property
     def icons(self) -> Icons:
         """Every icon of its things in its styles, held out or not."""
-        return every_icon_once(self.trained, self.held).icons
+        return all_icons(self.trained, self.held)
 
     def styles(self, pixels: Tensor, things: Tensor, grounds: Tensor) -> Tensor:
         """The style of each picture, of a known thing on a known ground."""
         return line_up(pixels, things, grounds, self.icons)
+
+    def through_latents(self, pixels: Tensor) -> Tensor:
+        """Pixels (n, 3, h, w) as the model's autoencoder gives them back."""
+        parts = torch.split(pixels, 32)
+        return torch.stack([to_pixels(image) for part in parts for image in self.model.decode(self.model.encode(part))])
 
     def draw(self, prompts: Sequence[str], seed: int = SEED, **fields: Any) -> Tensor:
         """One picture for each prompt, as pixels (n, 3, h, w)."""
@@ -94,11 +99,14 @@ def of_judges(court: Court) -> Figures:
     wide = every_icon(court.recipe, held=True)
     icon, ground = held.plan["first"], held.plan["ground"]
     things, styles = held.icons.things[icon], held.icons.styles[icon]
+    back = court.through_latents(pixels)
     return {
         "held-out renders": len(held.icons),
         "thing": share(seen(court.things, pixels) == things),
         "style": share(court.styles(pixels, things, ground) == styles),
+        "style, through the autoencoder": share(court.styles(back, things, ground) == styles),
         "style by texture": share(seen(court.textures, pixels) == styles),
+        "style by texture, through the autoencoder": share(seen(court.textures, back) == styles),
         "style by texture, of held-out icons of all things": share(
             seen(court.textures, wide.pixels(all_of(wide))) == wide.icons.styles[wide.plan["first"]]
         ),
@@ -227,10 +235,7 @@ def of_negative_prompts(court: Court, count: int) -> tuple[Figures, Image.Image]
 def of_autoencoder(court: Court) -> Figures:
     """How much of held-out renders comes back through the latents, in dB."""
     pixels = court.held.pixels(all_of(court.held))
-    back = [
-        to_pixels(image) for part in torch.split(pixels, 32) for image in court.model.decode(court.model.encode(part))
-    ]
-    each = [psnr(a, b, 2.0) for a, b in zip(pixels, back, strict=True)]
+    each = [psnr(a, b, 2.0) for a, b in zip(pixels, court.through_latents(pixels), strict=True)]
     return {"PSNR on held-out renders, dB": sum(each) / len(each), "worst": min(each), "pictures": len(each)}
 
 
@@ -258,10 +263,16 @@ def of_clip(model: StableDiffusion, trained: Composed, held: Composed) -> Figure
     }
 
 
+def all_icons(trained: Composed, held: Composed) -> Icons:
+    """The icons of both."""
+    return Icons(
+        **{name: torch.cat([getattr(part.icons, name) for part in (trained, held)]) for name in vars(held.icons)}
+    )
+
+
 def every_icon_once(trained: Composed, held: Composed) -> Composed:
     """One picture of each icon, trained and held out, on white."""
-    both = {name: torch.cat([getattr(trained.icons, name), getattr(held.icons, name)]) for name in vars(held.icons)}
-    made = replace(trained, icons=Icons(**both), variants=1, scenes=0.0)
+    made = replace(trained, icons=all_icons(trained, held), variants=1, scenes=0.0)
     made.plan["ground"].zero_()
     return made
 

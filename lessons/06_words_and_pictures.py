@@ -163,7 +163,7 @@ plt.show()
 # %% [markdown]
 # ## A pair that knows more words
 #
-# With the shipped model comes a pair that has learnt from icons: 320 things, in six styles, on grounds of eleven
+# With the shipped model comes a pair that has learnt from icons: 320 things, in ten styles, on grounds of eleven
 # colours. The same matrix, with untrained towers of the same shape beside it:
 
 # %%

@@ -63,7 +63,8 @@ def test_the_card_says_what_was_measured(recipe: Recipe) -> None:
     assert f"{FIGURES['things']} things: a red apple, a dog face" in card
     assert recipe.drawn.data.icons is not None
     assert FIGURES["things"] == recipe.drawn.data.icons.count >= 150
-    for package in recipe.data.packages:
+    assert recipe.vision is not None
+    for package in (*recipe.data.packages, *recipe.vision.packages):
         assert package in card
 
 
