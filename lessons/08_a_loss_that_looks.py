@@ -81,7 +81,7 @@ show([torch.cat([picture, moved, rubbed]) / 2 + 0.5], [""])
 # %%
 clean = 2 * pictures - 1
 schedule = sd_schedule()
-settings = Settings(steps=whole(1200, 3), batch=whole(48, 8), lr=1e-3, ema=0.99, precision="bfloat16")
+settings = Settings(steps=whole(800, 3), batch=whole(24, 8), lr=1e-3, ema=0.99, precision="bfloat16")
 SHAPE = UNetConfig(
     channels=1, out_channels=1, widths=(24, 48, 64), attention=(False, True, True), heads=(4, 4, 4), blocks=1,
     groups=8, context=10, size=28,

@@ -120,7 +120,7 @@ def test_presets_are_kept_for_model_and_numbers(room: Path, tiny_model: Tiny) ->
 
 def test_from_the_command_line(room: Path, tiny_model: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
     tiny_model().save("tiny")
-    assert main(["tune", "a boat", "-m", "tiny", "--minutes", "0.1", "--plot", "front.png"]) == 0
+    assert main(["tune", "a boat", "-m", "tiny", "--minutes", "0.4", "--plot", "front.png"]) == 0
     said = capsys.readouterr().out
     assert said.startswith("seconds     dB  settings\n")
     assert "<- fast" in said or "fast balanced" in said
