@@ -13,10 +13,11 @@ from torch.nn import functional as F
 
 from gradina.nn import native
 from gradina.nn.attention import attention
-from gradina.nn.native import own_attention
+from gradina.nn.native import AMX, BF16, COMMON, KERNELS, Kernel, compiled, kernel, own_attention
 
 TIMES = {torch.float32: 4.0, torch.bfloat16: 1.5}  # the error of PyTorch's way
-DTYPES = tuple(TIMES)
+WAYS = {"tiles": KERNELS[0], "pairs": KERNELS[1], "float": KERNELS[3]}
+ways = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 SHAPES = (  # batch, heads, queries, keys, width of a head
     (1, 1, 1, 1, 8), (1, 1, 1, 4096, 64), (2, 3, 77, 77, 64), (1, 2, 49, 16, 40), (1, 2, 130, 257, 33),
     (2, 2, 256, 256, 160), (1, 2, 100, 333, 80), (1, 1, 95, 513, 512), (3, 1, 48, 511, 1), (1, 8, 1024, 77, 80),
@@ -26,16 +27,39 @@ SHAPES = (  # batch, heads, queries, keys, width of a head
 
 @pytest.fixture(autouse=True)
 def fresh() -> Iterator[None]:
-    own_attention.cache_clear()
+    compiled.cache_clear()
     yield
-    own_attention.cache_clear()
+    compiled.cache_clear()
 
 
-def own(dtype: torch.dtype) -> native.Attend:
-    found = own_attention(dtype)
+def own(way: Kernel) -> native.Attend:
+    found = compiled(way) if way.needs in native._processor() else None
     if found is None:
-        pytest.skip("needs a C compiler and a processor with AVX-512")
+        pytest.skip(f"needs a C compiler and a processor with {way.needs}")
     return found
+
+
+def test_each_way_is_compiled_in_its_own() -> None:
+    assert [way.flags for way in WAYS.values()] == [AMX, BF16, COMMON]
+    assert [way.dtype for way in WAYS.values()] == [torch.bfloat16, torch.bfloat16, torch.float32]
+
+
+@pytest.mark.parametrize(
+    ("flags", "chosen"),
+    [("avx2", [None, None]), ("avx512f", [None, 3]), ("avx512f avx512_bf16", [1, 3]),
+     ("avx512f avx512_bf16 amx_bf16", [0, 2])],
+)  # fmt: skip
+def test_the_processor_decides(flags: str, chosen: list[int | None], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "_processor", lambda: frozenset(flags.split()))
+    rows = [None if row is None else KERNELS[row] for row in chosen]
+    assert [kernel(torch.bfloat16), kernel(torch.float32)] == rows
+    assert kernel(torch.float16) is None
+
+
+def test_what_is_short_or_wide_is_left_to_pytorch() -> None:
+    row = Kernel(torch.float32, "", (), work=64 * 64 * 8, queries=64, width=16)
+    for n, m, d, suited in ((64, 64, 8, True), (63, 99, 8, False), (64, 63, 8, False), (64, 64, 17, False)):
+        assert row.suits(torch.empty(1, 2, n, d), torch.empty(1, 2, m, d)) == suited, (n, m, d)
 
 
 def given(shape: tuple[int, ...], dtype: torch.dtype, scale: float = 1.0) -> tuple[Tensor, ...]:
@@ -51,22 +75,23 @@ def error(got: Tensor, q: Tensor, k: Tensor, v: Tensor) -> float:
     return (got.double() - exact).square().mean().sqrt().item()
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@ways
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("scale", [1.0, 8.0])
-def test_it_is_as_exact_as_pytorch(shape: tuple[int, ...], dtype: torch.dtype, scale: float) -> None:
+def test_it_is_as_exact_as_pytorch(shape: tuple[int, ...], way: Kernel, scale: float) -> None:
+    dtype = way.dtype
     q, k, v = given(shape, dtype, scale)
-    got = own(dtype)(q, k, v)
+    got = own(way)(q, k, v)
     assert got.shape == q.shape
     assert got.dtype == dtype
     theirs = error(F.scaled_dot_product_attention(q, k, v), q, k, v)
     assert error(got, q, k, v) <= TIMES[dtype] * theirs + torch.finfo(dtype).eps * scale / 2
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_any_layout_will_do(dtype: torch.dtype) -> None:
-    q, k, v = given((2, 3, 50, 70, 24), dtype)
-    attend = own(dtype)
+@ways
+def test_any_layout_will_do(way: Kernel) -> None:
+    q, k, v = given((2, 3, 50, 70, 24), way.dtype)
+    attend = own(way)
     expected = attend(q, k, v)
     assert torch.equal(attend(q.contiguous(), k.contiguous(), v.contiguous()), expected)
     assert torch.equal(attend(q.mT.contiguous().mT, k, v.mT.contiguous().mT), expected)
@@ -74,10 +99,10 @@ def test_any_layout_will_do(dtype: torch.dtype) -> None:
     assert torch.equal(attend(q, one, v), attend(q, one.contiguous(), v))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_threads_and_batches_do_not_matter(dtype: torch.dtype) -> None:
-    q, k, v = given((2, 2, 300, 300, 40), dtype)
-    attend, threads = own(dtype), torch.get_num_threads()
+@ways
+def test_threads_and_batches_do_not_matter(way: Kernel) -> None:
+    q, k, v = given((2, 2, 300, 300, 40), way.dtype)
+    attend, threads = own(way), torch.get_num_threads()
     try:
         torch.set_num_threads(1)
         alone = attend(q, k, v)
@@ -88,17 +113,20 @@ def test_threads_and_batches_do_not_matter(dtype: torch.dtype) -> None:
     assert torch.equal(attend(q[1:], k[1:], v[1:]), alone[1:])
 
 
-def test_numbers_that_are_none_stay_so() -> None:
-    q, k, v = given((1, 1, 64, 64, 16), torch.float32)
+@ways
+def test_numbers_that_are_none_stay_so(way: Kernel) -> None:
+    q, k, v = given((1, 1, 64, 64, 16), way.dtype)
     v[0, 0, 3, 5] = float("nan")
-    got = own(torch.float32)(q, k, v)
+    got = own(way)(q, k, v)
     assert got[0, 0, :, 5].isnan().all()
     assert not got[0, 0, :, :5].isnan().any()
 
 
 def test_long_sequences_take_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-    monkeypatch.setattr("gradina.nn.attention.own_attention", lambda dtype: asked.append(dtype))
+    asked: list[torch.dtype] = []
+    row = Kernel(torch.float32, "", (), work=2**22, queries=1, width=256)
+    monkeypatch.setattr("gradina.nn.attention.kernel", lambda dtype: row)
+    monkeypatch.setattr("gradina.nn.attention.compiled", lambda row: asked.append(row.dtype))
     long, short = given((1, 1, 1024, 1024, 40), torch.float32), given((1, 1, 64, 64, 40), torch.float32)
     with torch.no_grad():
         attention(*short)
@@ -112,12 +140,12 @@ def test_long_sequences_take_it(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_it_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    own(torch.float32)
+    own(WAYS["float"])
     monkeypatch.setenv("GRADINA_CACHE", str(tmp_path))
-    own_attention.cache_clear()
+    compiled.cache_clear()
     assert own_attention(torch.float32) is not None
     assert [p.suffix for p in (tmp_path / "native").iterdir()] == [".so"]
-    own_attention.cache_clear()
+    compiled.cache_clear()
     monkeypatch.setattr(subprocess, "run", None)
     assert own_attention(torch.float32) is not None
 

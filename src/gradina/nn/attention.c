@@ -1,7 +1,7 @@
 /* softmax(q k' / sqrt(d)) v for CPUs with AVX-512, without ever writing all scores to memory.
 
-   Compiled once for float, and once, with -DBF16, for bfloat16 where the processor multiplies pairs of them. Keys and
-   values are packed once for each head. Then every thread takes tiles of queries and goes over the keys tile by tile
+   Compiled for float, with -DBF16 for bfloat16 where the processor multiplies pairs of them, and with -DAMX besides where
+   it multiplies whole tiles of them. Keys and values are packed once for each head. Then every thread takes tiles of queries and goes over the keys tile by tile
    with a running maximum and sum for each query (Dao, "FlashAttention-2", 2023, algorithm 1); the scores of a tile stay
    in the caches nearest to the core. */
 
@@ -10,6 +10,11 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#ifdef AMX
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 typedef int64_t i64;
 
@@ -19,6 +24,8 @@ typedef uint32_t unit; /* what is multiplied at once: two numbers, one behind th
 enum { IN_UNIT = 2 };
 #define MULTIPLY_ADD(sum, one, row) _mm512_dpbf16_ps(sum, (__m512bh)_mm512_set1_epi32((int)(one)), (__m512bh)(row))
 #define LOAD(from) _mm512_loadu_si512(from)
+#define STORE(to, mask, x) _mm512_mask_storeu_epi32(to, mask, x)
+#define SCATTER(to, mask, apart, x) _mm512_mask_i32scatter_epi32(to, mask, apart, x, 4)
 typedef __m512i units;
 #else
 typedef float number;
@@ -26,10 +33,18 @@ typedef float unit;
 enum { IN_UNIT = 1 };
 #define MULTIPLY_ADD(sum, one, row) _mm512_fmadd_ps(_mm512_set1_ps(one), row, sum)
 #define LOAD(from) _mm512_loadu_ps(from)
+#define STORE(to, mask, x) _mm512_mask_storeu_ps(to, mask, x)
+#define SCATTER(to, mask, apart, x) _mm512_mask_i32scatter_ps(to, mask, apart, x, 4)
 typedef __m512 units;
 #endif
 
-enum { LANES = 16, QUERIES = 48, KEYS = 256, WIDEST = 512 }; /* WIDEST: native.py knows it, too */
+enum { LANES = 16, KEYS = 256, WIDEST = 512 };
+/* a head is filled up with zeros to a multiple of STEP numbers, and the keys to one of TOGETHER */
+#ifdef AMX
+enum { QUERIES = 32, STEP = 16 * IN_UNIT, TOGETHER = STEP };
+#else
+enum { QUERIES = 48, STEP = IN_UNIT, TOGETHER = LANES };
+#endif
 
 typedef struct {
     const number *at;
@@ -41,25 +56,34 @@ static inline const number *row_of(const View *x, i64 b, i64 h, i64 n)
     return x->at + b * x->batch + h * x->head + n * x->token;
 }
 
-static inline unit unit_of(const number *row, i64 i, i64 count, i64 step)
+static inline i64 up(i64 n, i64 step) { return (n + step - 1) / step * step; }
+
+static inline __mmask16 first(i64 n) { return (__mmask16)(n >= LANES ? 0xffff : (1 << (n > 0 ? n : 0)) - 1); }
+
+/* a vector of the units that begin here; `left` numbers of them are there, the others are 0 */
+static inline units units_of(const number *from, i64 left)
 {
 #ifdef BF16
-    return (unit)(i < count ? row[i * step] : 0) | (unit)(i + 1 < count ? row[(i + 1) * step] : 0) << 16;
+    __mmask32 there = left >= 2 * LANES ? 0xffffffff : (1u << (left > 0 ? left : 0)) - 1;
+    return _mm512_maskz_loadu_epi16(there, from);
 #else
-    return i < count ? row[i * step] : 0;
+    return _mm512_maskz_loadu_ps(first(left), from);
 #endif
 }
-
-static inline i64 up(i64 n, i64 step) { return (n + step - 1) / step * step; }
 
 /* keys (m, d) -> [sixteen keys at a time][units of d][key] */
 static void pack_keys(const View *k, i64 b, i64 h, i64 m, i64 d, unit *out)
 {
-    i64 deep = up(d, IN_UNIT) / IN_UNIT;
-    for (i64 n = 0; n < up(m, LANES); n++) {
+    const __m512i apart = _mm512_mullo_epi32(_mm512_set1_epi32(LANES), _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7,
+                                                                                        6, 5, 4, 3, 2, 1, 0));
+    i64 deep = up(d, STEP) / IN_UNIT;
+    for (i64 n = 0; n < up(m, TOGETHER); n++) {
         unit *to = out + n / LANES * LANES * deep + n % LANES;
         const number *row = row_of(k, b, h, n < m ? n : 0);
-        for (i64 i = 0; i < deep; i++) to[i * LANES] = unit_of(row, i * IN_UNIT, n < m ? d : 0, 1);
+        for (i64 i = 0; i < deep; i += LANES) {
+            units some = units_of(row + i * IN_UNIT, n < m ? d - i * IN_UNIT : 0);
+            SCATTER(to + i * LANES, first(deep - i), apart, some);
+        }
     }
 }
 
@@ -67,15 +91,88 @@ static void pack_keys(const View *k, i64 b, i64 h, i64 m, i64 d, unit *out)
 static void pack_values(const View *v, i64 b, i64 h, i64 m, i64 d, unit *out)
 {
     i64 wide = up(d, LANES);
-    for (i64 n = 0; n < up(m, LANES); n += IN_UNIT) {
+    for (i64 n = 0; n < up(m, TOGETHER); n += IN_UNIT) {
         unit *to = out + n / IN_UNIT * wide;
-        const number *row = row_of(v, b, h, n < m ? n : 0);
-        for (i64 i = 0; i < wide; i++) to[i] = unit_of(row + (i < d ? i : 0), 0, i < d ? m - n : 0, v->token);
+        for (i64 i = 0; i < wide; i += LANES) {
+#ifdef BF16
+            __mmask16 there[2] = {first(n < m ? d - i : 0), first(n + 1 < m ? d - i : 0)};
+            __m256i low = _mm256_maskz_loadu_epi16(there[0], row_of(v, b, h, n) + i);
+            __m256i high = _mm256_maskz_loadu_epi16(there[1], row_of(v, b, h, n + 1) + i);
+            __m512i behind = _mm512_slli_epi32(_mm512_cvtepu16_epi32(high), 16);
+            _mm512_storeu_si512(to + i, _mm512_or_si512(_mm512_cvtepu16_epi32(low), behind));
+#else
+            _mm512_storeu_ps(to + i, units_of(row_of(v, b, h, n) + i, n < m ? d - i : 0));
+#endif
+        }
     }
 }
 
-/* out[r][column] (+)= sum over p of a[r][p] b[p][column], for ROWS rows and WIDE vectors of columns: `down` units lie
-   between one p and the next, `across` between one vector of columns and the next */
+/* out[r][column] (+)= sum over p of a[r][p] b[p][column]: `down` units lie between one p and the next, `across` between
+   one vector of columns and the next */
+#ifdef AMX
+
+static void set_tiles(void)
+{
+    struct { uint8_t palette, start, unused[14]; uint16_t bytes[16]; uint8_t rows[16]; } shape = {.palette = 1};
+    for (int i = 0; i < 8; i++) shape.bytes[i] = 64, shape.rows[i] = 16;
+    _tile_loadconfig(&shape);
+}
+
+#define BARRIER __asm__ volatile("" ::: "memory") /* compilers do not know that tiles are loaded and stored */
+
+/* two tiles of rows by one or two of columns: tiles 0 to 3 are sums, 4 and 5 of a, 6 and 7 of b */
+static inline __attribute__((always_inline)) void tiles(const unit *a, i64 lda, const unit *b, i64 down, i64 across,
+                                                        i64 deep, int both, float *out, i64 ldo, int adds)
+{
+    const i64 of_a = lda * (i64)sizeof(unit), of_b = down * (i64)sizeof(unit), of_out = ldo * (i64)sizeof(float);
+    float *low = out + LANES * ldo;
+    if (adds) {
+        _tile_loadd(0, out, of_out);
+        _tile_loadd(1, low, of_out);
+    } else {
+        _tile_zero(0);
+        _tile_zero(1);
+    }
+    if (both && adds) {
+        _tile_loadd(2, out + LANES, of_out);
+        _tile_loadd(3, low + LANES, of_out);
+    } else if (both) {
+        _tile_zero(2);
+        _tile_zero(3);
+    }
+    for (i64 p = 0; p < deep; p += LANES) {
+        _tile_loadd(4, a + p, of_a);
+        _tile_loadd(6, b + p * down, of_b);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_loadd(5, a + LANES * lda + p, of_a);
+        _tile_dpbf16ps(1, 5, 6);
+        if (both) {
+            _tile_loadd(7, b + p * down + across, of_b);
+            _tile_dpbf16ps(2, 4, 7);
+            _tile_dpbf16ps(3, 5, 7);
+        }
+    }
+    _tile_stored(0, out, of_out);
+    _tile_stored(1, low, of_out);
+    if (both) {
+        _tile_stored(2, out + LANES, of_out);
+        _tile_stored(3, low + LANES, of_out);
+    }
+}
+
+static void product(const unit *a, i64 lda, const unit *b, i64 down, i64 across, i64 deep, i64 vectors, float *out,
+                    i64 ldo, int adds)
+{
+    i64 c = 0;
+    BARRIER;
+    for (; c + 1 < vectors; c += 2) tiles(a, lda, b + c * across, down, across, deep, 1, out + c * LANES, ldo, adds);
+    if (c < vectors) tiles(a, lda, b + c * across, down, across, deep, 0, out + c * LANES, ldo, adds);
+    BARRIER;
+}
+
+#else
+
+/* ... for ROWS rows and WIDE vectors of columns at a time */
 #define PRODUCT(ROWS, WIDE)                                                                                       \
     static inline __attribute__((always_inline)) void product_##WIDE(const unit *a, i64 lda, const unit *b,       \
                                                                      i64 down, i64 across, i64 deep, float *out,  \
@@ -118,15 +215,19 @@ static inline __attribute__((always_inline)) void product(const unit *a, i64 lda
     }
 }
 
-/* 2^x for x <= 0, to 2e-7 of it */
+#endif
+
+/* 2^x for x <= 0, to 2e-7 of it; to 8e-5, where it is rounded to bfloat16 */
 static inline __attribute__((always_inline)) __m512 power_of_two(__m512 x)
 {
-    x = _mm512_max_ps(x, _mm512_set1_ps(-126.0f));
-    __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    __m512 rest = _mm512_sub_ps(x, whole), y = _mm512_set1_ps(1.32647273e-3f);
-    const float to[] = {9.67151279e-3f, 5.55073374e-2f, 2.40222421e-1f, 6.93146978e-1f, 1.0f};
-    for (int i = 0; i < 5; i++) y = _mm512_fmadd_ps(y, rest, _mm512_set1_ps(to[i]));
-    return _mm512_scalef_ps(y, whole);
+#ifdef BF16
+    const float to[] = {7.80244235e-2f, 2.26067297e-1f, 6.95833492e-1f, 9.99925221e-1f};
+#else
+    const float to[] = {1.87757554e-03f, 8.98934284e-03f, 5.58263157e-02f, 2.40153618e-01f, 6.93153073e-01f, 9.99999925e-01f};
+#endif
+    __m512 rest = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC), y = _mm512_set1_ps(to[0]);
+    for (unsigned i = 1; i < sizeof to / sizeof *to; i++) y = _mm512_fmadd_ps(y, rest, _mm512_set1_ps(to[i]));
+    return _mm512_scalef_ps(y, x);
 }
 
 /* scores -> shares of one query over a tile of keys; `most` and `total` are its running maximum and sum, `sum` fades */
@@ -159,7 +260,7 @@ static inline __attribute__((always_inline)) void share(const float *score, i64 
 static void attend(const unit *keys, const unit *values, const View *q, i64 b, i64 h, i64 from, i64 rows, i64 m, i64 d,
                    float scale, number *out, i64 out_token)
 {
-    i64 deep = up(d, IN_UNIT) / IN_UNIT, wide = up(d, LANES);
+    i64 deep = up(d, STEP) / IN_UNIT, wide = up(d, LANES);
     unit query[QUERIES * WIDEST / IN_UNIT] __attribute__((aligned(64)));
     unit shares[QUERIES * KEYS / IN_UNIT] __attribute__((aligned(64)));
     float score[QUERIES * KEYS] __attribute__((aligned(64)));
@@ -168,11 +269,12 @@ static void attend(const unit *keys, const unit *values, const View *q, i64 b, i
     for (i64 r = 0; r < QUERIES; r++) {
         const number *row = row_of(q, b, h, from + (r < rows ? r : 0));
         most[r] = -INFINITY, total[r] = 0;
-        for (i64 i = 0; i < deep; i++) query[r * deep + i] = unit_of(row, i * IN_UNIT, d, 1);
+        for (i64 i = 0; i < deep; i += LANES)
+            STORE(query + r * deep + i, first(deep - i), units_of(row + i * IN_UNIT, d - i * IN_UNIT));
     }
     memset(sum, 0, sizeof(float) * QUERIES * wide);
     for (i64 key = 0; key < m; key += KEYS) {
-        i64 here = m - key < KEYS ? m - key : KEYS, vectors = up(here, LANES) / LANES;
+        i64 here = m - key < KEYS ? m - key : KEYS, vectors = up(here, TOGETHER) / LANES;
         product(query, deep, keys + key * deep, LANES, deep * LANES, deep, vectors, score, KEYS, 0);
         for (i64 r = 0; r < QUERIES; r++) {
             for (i64 i = here; i < vectors * LANES; i++) score[r * KEYS + i] = -INFINITY; /* behind the last key */
@@ -185,7 +287,7 @@ static void attend(const unit *keys, const unit *values, const View *q, i64 b, i
     for (i64 r = 0; r < rows; r++)
         for (i64 i = 0; i < d; i += LANES) {
             __m512 x = _mm512_mul_ps(_mm512_loadu_ps(sum + r * wide + i), _mm512_set1_ps(1 / total[r]));
-            __mmask16 some = (__mmask16)(d - i >= LANES ? 0xffff : (1 << (d - i)) - 1);
+            __mmask16 some = first(d - i);
 #ifdef BF16
             _mm256_mask_storeu_epi16(out + r * out_token + i, some, (__m256i)_mm512_cvtneps_pbh(x));
 #else
@@ -200,13 +302,17 @@ int attention(const number *q, const i64 *qs, const number *k, const i64 *ks, co
               i64 batch, i64 heads, i64 n, i64 m, i64 d)
 {
     View Q = {q, qs[0], qs[1], qs[2]}, K = {k, ks[0], ks[1], ks[2]}, V = {v, vs[0], vs[1], vs[2]};
-    i64 of_keys = up(m, LANES) * up(d, IN_UNIT) / IN_UNIT, of_both = up(of_keys + up(m, LANES) / IN_UNIT * up(d, LANES), 16);
+    i64 of_keys = up(m, TOGETHER) * up(d, STEP) / IN_UNIT;
+    i64 of_both = up(of_keys + up(m, TOGETHER) / IN_UNIT * up(d, LANES), 16);
     i64 tiles = (n + QUERIES - 1) / QUERIES;
     float scale = (float)(1.4426950408889634 / sqrt((double)d)); /* powers are of two instead of e */
     unit *packed = aligned_alloc(64, sizeof(unit) * (size_t)(of_both * batch * heads));
     if (!packed) return 1;
 #pragma omp parallel
     {
+#ifdef AMX
+        set_tiles();
+#endif
 #pragma omp for schedule(static)
         for (i64 i = 0; i < batch * heads; i++) {
             pack_keys(&K, i / heads, i % heads, m, d, packed + i * of_both);
@@ -219,6 +325,9 @@ int attention(const number *q, const i64 *qs, const number *k, const i64 *ks, co
             attend(at, at + of_keys, &Q, b, h, from, n - from < QUERIES ? n - from : QUERIES, m, d, scale,
                    out + ((b * n + from) * heads + h) * d, heads * d);
         }
+#ifdef AMX
+        _tile_release();
+#endif
     }
     free(packed);
     return 0;
@@ -229,6 +338,11 @@ int usable(void)
 {
 #ifdef BF16
     if (!__builtin_cpu_supports("avx512bf16")) return 0;
+#endif
+#ifdef AMX
+    unsigned a, b, c, d = 0; /* the processor has to multiply tiles, and the system to keep them for us */
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || ~d & (1 << 22 | 1 << 24)) return 0;
+    if (syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* their contents */)) return 0;
 #endif
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
 }

@@ -8,11 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gradina.nn.native import WIDEST, own_attention
+from gradina.nn.native import Attend, compiled, kernel
 
 SHORT = 256 * 256  # scores for each head: up to here, learning in bf16 on a CPU, plain products are the quickest way
 AT_ONCE = 2**21  # scores that are computed at once on the way back, where there are more
-LONG = 2**22  # multiplications for each head: from here on, drawing on a CPU, our own is
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> Tensor:
@@ -26,18 +25,19 @@ def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> Tensor:
             return plain(q, k, v, causal)
         if not short and not causal:
             return cast(Tensor, Blockwise.apply(q, k, v))  # type: ignore[no-untyped-call]
-    if _is_long(q, k) and not causal and (own := own_attention(q.dtype)):
+    if not causal and (own := _own(q, k)):
         return own(q, k, v)
     return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
 
 
-def _is_long(q: Tensor, k: Tensor) -> bool:
-    """Whether our own way is worth while, and open: on a CPU, without gradients, in no compiler and no tracer."""
+def _own(q: Tensor, k: Tensor) -> Attend | None:
+    """Our own way, where it is the quickest, and open: on a CPU, without gradients, in no compiler and no tracer."""
     if q.device.type != "cpu" or torch.is_grad_enabled():
-        return False
+        return None
     if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
-        return False
-    return q.shape[-1] <= WIDEST and q.shape[-2] * k.shape[-2] * q.shape[-1] >= LONG
+        return None
+    own = kernel(q.dtype)
+    return compiled(own) if own and own.suits(q, k) else None
 
 
 def plain(q: Tensor, k: Tensor, v: Tensor, is_causal: bool = False) -> Tensor:

@@ -1,4 +1,7 @@
-"""Attention in C: compiled once, where there are a C compiler and a processor with AVX-512, and kept in the cache."""
+"""Attention in C: compiled once, where there are a C compiler and a processor with AVX-512, and kept in the cache.
+
+How it is compiled, and for which shapes it is used, depends on the processor: see KERNELS, and benchmarks/attention.py.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from shutil import which
@@ -20,31 +24,74 @@ from gradina.files import atomic_write, cache_folder
 
 SOURCE = Path(__file__).with_name("attention.c")
 COMMON = ("-O3", "-std=gnu11", "-fPIC", "-fopenmp", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq")
-FLAGS = {torch.float32: COMMON, torch.bfloat16: (*COMMON, "-DBF16", "-mavx512bf16")}
-WIDEST = 512  # of a head
+BF16 = (*COMMON, "-DBF16", "-mavx512bf16")
+AMX = (*BF16, "-DAMX", "-mamx-tile", "-mamx-bf16")
 
 log = logging.getLogger(__name__)
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-@cache
-def own_attention(dtype: torch.dtype) -> Attend | None:
-    """softmax(q kᵀ / √d) v for tensors of that type on a CPU, without gradients; None where it cannot be had.
+@dataclass(frozen=True)
+class Kernel:
+    """One way to compile it, and where that is quicker than PyTorch's."""
 
-    q is (b, heads, n, d), k and v are (b, heads, m, d) with d up to 512. GRADINA_NATIVE=0 in the environment switches
-    it off.
-    """
-    if dtype not in FLAGS or os.environ.get("GRADINA_NATIVE") == "0":
+    dtype: torch.dtype
+    needs: str  # of the processor, as /proc/cpuinfo has it
+    flags: tuple[str, ...]
+    work: int  # multiplications of a head: as many at least
+    queries: int  # as many at least
+    width: int  # of a head, at most
+
+    def suits(self, q: Tensor, k: Tensor) -> bool:
+        """Whether it is the quickest for q (b, heads, n, d) and k (b, heads, m, d)."""
+        n, d = q.shape[-2:]
+        return n >= self.queries and d <= self.width and n * k.shape[-2] * d >= self.work
+
+
+KERNELS = (  # for each type the first that the processor has; those of a processor with tiles are Intel's
+    Kernel(torch.bfloat16, "amx_bf16",    AMX,    work=2**22, queries=1,    width=256),
+    Kernel(torch.bfloat16, "avx512_bf16", BF16,   work=2**22, queries=1,    width=512),
+    Kernel(torch.float32,  "amx_bf16",    COMMON, work=2**22, queries=1024, width=256),
+    Kernel(torch.float32,  "avx512f",     COMMON, work=2**22, queries=1,    width=512),
+)  # fmt: skip
+
+
+def kernel(dtype: torch.dtype) -> Kernel | None:
+    """The one for numbers of that type on this processor. GRADINA_NATIVE=0 in the environment switches it off."""
+    if os.environ.get("GRADINA_NATIVE") == "0":
         return None
-    if not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
-        return None
+    return next((row for row in KERNELS if row.dtype == dtype and row.needs in _processor()), None)
+
+
+@cache
+def _processor() -> frozenset[str]:
+    """What this processor can do, in Linux's words; nothing elsewhere."""
     try:
-        library = ctypes.CDLL(str(_compiled(FLAGS[dtype])))
+        lines = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return frozenset()
+    return frozenset(next((line for line in lines if line.startswith("flags")), "").split())
+
+
+@cache
+def compiled(kernel: Kernel) -> Attend | None:
+    """softmax(q kᵀ / √d) v for tensors on a CPU, without gradients; None where it cannot be had.
+
+    q is (b, heads, n, d), k and v are (b, heads, m, d), with d up to 512.
+    """
+    try:
+        library = ctypes.CDLL(str(_compiled(kernel.flags)))
     except (OSError, subprocess.SubprocessError) as error:
         log.info("attention is PyTorch's: our own cannot be compiled or loaded here (%s)", error)
         return None
     return _attend(library) if library.usable() else None
+
+
+def own_attention(dtype: torch.dtype) -> Attend | None:
+    """The quickest on this processor, for what it `suits`; None where there is none."""
+    own = kernel(dtype)
+    return own and compiled(own)
 
 
 def _attend(library: ctypes.CDLL) -> Attend:
