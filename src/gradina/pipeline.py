@@ -30,6 +30,7 @@ from gradina.engines import Call, Decoding, engaged
 from gradina.errors import RequestError
 from gradina.lean import Lean
 from gradina.models.reuse import Reusing
+from gradina.nn.memory import keep_freed
 from gradina.nn.packed import packed
 from gradina.pictures import fit, open_mask, open_picture, overlay
 from gradina.request import Picture, Request
@@ -387,6 +388,8 @@ def load(
     place = pick_device(device)
     chosen = pick_engine(engine, place)
     numbers = pick_dtype(dtype, place)
+    if place.type == "cpu" and not low_memory:
+        keep_freed()
     if low_memory:
         if place.type != "cpu" or chosen in ("compile", "openvino"):
             raise RequestError(f"low_memory: is for the CPU and engine eager, not for {place} and {chosen}")

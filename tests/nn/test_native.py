@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from gradina.nn import native
 from gradina.nn.attention import attention
-from gradina.nn.native import AMX, BF16, COMMON, KERNELS, Kernel, compiled, kernel, own_attention
+from gradina.nn.native import AMX, BF16, COMMON, KERNELS, Kernel, compiled, kernel, own_attention, own_gate
 
 TIMES = {torch.float32: 4.0, torch.bfloat16: 1.5}  # the error of PyTorch's way
 WAYS = {"tiles": KERNELS[0], "pairs": KERNELS[1], "float": KERNELS[3]}
@@ -27,9 +27,14 @@ SHAPES = (  # batch, heads, queries, keys, width of a head
 
 @pytest.fixture(autouse=True)
 def fresh() -> Iterator[None]:
-    compiled.cache_clear()
+    forget()
     yield
+    forget()
+
+
+def forget() -> None:
     compiled.cache_clear()
+    native._library.cache_clear()
 
 
 def own(way: Kernel) -> native.Attend:
@@ -142,10 +147,10 @@ def test_long_sequences_take_it(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_it_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own(WAYS["float"])
     monkeypatch.setenv("GRADINA_CACHE", str(tmp_path))
-    compiled.cache_clear()
+    forget()
     assert own_attention(torch.float32) is not None
     assert [p.suffix for p in (tmp_path / "native").iterdir()] == [".so"]
-    compiled.cache_clear()
+    forget()
     monkeypatch.setattr(subprocess, "run", None)
     assert own_attention(torch.float32) is not None
 
@@ -167,3 +172,32 @@ def test_it_can_be_switched_off_and_knows_its_types(monkeypatch: pytest.MonkeyPa
     assert own_attention(torch.float16) is None
     monkeypatch.setenv("GRADINA_NATIVE", "0")
     assert own_attention(torch.float32) is None
+    assert own_gate(torch.bfloat16) is None
+
+
+@pytest.mark.parametrize("shape", [(1, 2), (3, 5, 2 * 33), (2048, 2 * 64), (2, 7, 11, 2 * 16), (0, 8)])
+@torch.no_grad()
+def test_gates_are_pytorchs_to_rounding(shape: tuple[int, ...]) -> None:
+    own = own_gate(torch.bfloat16)
+    if own is None:
+        pytest.skip("needs a C compiler and a processor with AVX-512 for bf16")
+    both = (3 * torch.randn(shape, generator=torch.Generator().manual_seed(0))).bfloat16()
+    h, gate = both.double().chunk(2, dim=-1)
+    expected = h * F.gelu(gate)
+    for given in (both, both.mT.contiguous().mT):
+        got = own(given)
+        assert got.dtype == torch.bfloat16
+        assert got.shape == expected.shape
+        assert ((got - expected).abs() <= expected.abs() / 256 + 1e-5 * h.abs() + 1e-30).all()
+
+
+def test_gates_far_out_and_of_no_numbers() -> None:
+    own = own_gate(torch.bfloat16)
+    if own is None:
+        pytest.skip("needs a C compiler and a processor with AVX-512 for bf16")
+    gate = torch.tensor([-1e30, -100.0, -5.0, 0.0, 5.0, 100.0, float("nan"), float("inf")]).bfloat16()
+    got = own(torch.cat([torch.ones(8).bfloat16(), gate]))
+    assert got[:3].tolist() == [0, 0, 0]
+    assert got[3:6].tolist() == [0, 5, 100]
+    assert got[6].isnan()
+    assert got[7].isinf()

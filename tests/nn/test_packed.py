@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from gradina.nn.packed import PackedConv2d, PackedLinear, packed, unpacked
+from gradina.nn.packed import PackedConv2d, PackedLinear, packed, plus, unpacked
 
 
 def network(dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -41,6 +41,40 @@ def test_they_compute_the_same(dtype: torch.dtype, near: float) -> None:
     torch.testing.assert_close(fast(x), expected, rtol=near, atol=near)
     for memory in (torch.channels_last, torch.contiguous_format):
         torch.testing.assert_close(fast(x.contiguous(memory_format=memory)), expected, rtol=near, atol=near)
+
+
+@pytest.mark.parametrize(("dtype", "near"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+@torch.no_grad()
+def test_what_is_added_is_added_at_once(dtype: torch.dtype, near: float) -> None:
+    for layer, x, beside in (
+        (nn.Linear(12, 7), torch.randn(2, 9, 12), torch.randn(2, 9, 7)),
+        (nn.Linear(12, 7, bias=False), torch.randn(4, 12), torch.randn(7, 4).T),
+        (nn.Conv2d(5, 6, 3, padding=1), torch.randn(2, 5, 8, 6), torch.randn(2, 6, 8, 6)),
+        (nn.Conv2d(5, 6, 1), torch.randn(2, 5, 8, 6).to(memory_format=torch.channels_last), torch.randn(2, 6, 8, 6)),
+    ):
+        layer, x, beside = layer.to(dtype).requires_grad_(False), x.to(dtype), beside.to(dtype)
+        expected, kept = layer(x) + beside, beside.clone()
+        torch.testing.assert_close(plus(layer, x, beside), expected, rtol=near, atol=near)
+        fast = packed(nn.Sequential(layer))[0]
+        assert isinstance(fast, PackedLinear | PackedConv2d)
+        torch.testing.assert_close(plus(fast, x, beside), expected, rtol=near, atol=near)
+        assert torch.equal(beside, kept), "what is beside stays as it is"
+        with torch.enable_grad():
+            torch.testing.assert_close(plus(fast, x, beside), expected, rtol=near, atol=near)
+        assert plus(fast, x, beside.double()).dtype == torch.float64
+
+
+def test_beside_a_packed_convolution_all_have_their_channels_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, x = network(), given()
+    monkeypatch.setattr("gradina.nn.packed.LARGE", 24 * 24 * 9)
+    mixed = packed(copy.deepcopy(plain))
+    small, large = mixed[0], mixed[2]
+    assert (type(small), type(large)) == (nn.Conv2d, PackedConv2d)
+    assert small(x).is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(mixed(x), plain(x), rtol=1e-5, atol=1e-5)
+    assert all(torch.equal(value, plain.state_dict()[name]) for name, value in mixed.state_dict().items())
+    monkeypatch.setattr("gradina.nn.packed.LARGE", 2**30)
+    assert packed(copy.deepcopy(plain))[0](x).is_contiguous(), "else nothing changes"
 
 
 def test_saved_they_are_plain() -> None:

@@ -10,11 +10,13 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from gradina.nn.attention import Attention
 from gradina.nn.conv import Downsample, ResBlock, Upsample
 from gradina.nn.embed import TimeMLP
+from gradina.nn.gate import gated
+from gradina.nn.memory import added, by_rows
+from gradina.nn.packed import plus
 from gradina.nn.strips import activated_conv
 
 
@@ -37,16 +39,18 @@ class UNetConfig:
 
 
 class GEGLU(nn.Module):
-    """A gated feed-forward layer, (b, n, width) -> (b, n, width). Source: Shazeer, 2002.05202, equation 6."""
+    """A gated feed-forward layer beside a skip, (b, n, width) -> (b, n, width). Source: Shazeer, 2002.05202, eq. 6."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.proj_in = nn.Linear(width, 8 * width)
         self.proj_out = nn.Linear(4 * width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        h, gate = self.proj_in(x).chunk(2, dim=2)
-        return self.proj_out(h * F.gelu(gate))
+    def forward(self, h: Tensor, x: Tensor) -> Tensor:
+        return by_rows(self._layer, h, x)
+
+    def _layer(self, h: Tensor, x: Tensor) -> Tensor:
+        return plus(self.proj_out, gated(self.proj_in(h)), x)
 
 
 class TransformerBlock(nn.Module):
@@ -62,9 +66,9 @@ class TransformerBlock(nn.Module):
         self.ff = GEGLU(width)
 
     def forward(self, x: Tensor, cond: Tensor) -> Tensor:
-        x = x + self.self_attn(self.norm1(x))
-        x = x + self.cross_attn(self.norm2(x), cond)
-        return x + self.ff(self.norm3(x))
+        x = self.self_attn(self.norm1(x), beside=x)
+        x = self.cross_attn(self.norm2(x), cond, beside=x)
+        return self.ff(self.norm3(x), x)
 
 
 class SpatialTransformer(nn.Module):
@@ -83,8 +87,7 @@ class SpatialTransformer(nn.Module):
         h = self.proj_in(_tokens(h)) if self.linear else _tokens(self.proj_in(h))
         for block in self.blocks:
             h = block(h, cond)
-        h = _places(self.proj_out(h), x) if self.linear else self.proj_out(_places(h, x))
-        return x + h
+        return added(_places(self.proj_out(h), x), x) if self.linear else plus(self.proj_out, _places(h, x), x)
 
 
 def _tokens(x: Tensor) -> Tensor:

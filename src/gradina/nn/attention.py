@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gradina.nn.memory import drawing
 from gradina.nn.native import Attend, compiled, kernel
+from gradina.nn.packed import plus
 
 SHORT = 256 * 256  # scores for each head: up to here, learning in bf16 on a CPU, plain products are the quickest way
 AT_ONCE = 2**21  # scores that are computed at once on the way back, where there are more
@@ -31,12 +33,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> Tensor:
 
 
 def _own(q: Tensor, k: Tensor) -> Attend | None:
-    """Our own way, where it is the quickest, and open: on a CPU, without gradients, in no compiler and no tracer."""
-    if q.device.type != "cpu" or torch.is_grad_enabled():
-        return None
-    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
-        return None
-    own = kernel(q.dtype)
+    """Our own way, where it is open, and the quickest."""
+    own = kernel(q.dtype) if drawing(q) else None
     return compiled(own) if own and own.suits(q, k) else None
 
 
@@ -110,11 +108,13 @@ class Attention(nn.Module):
         self.v = nn.Linear(context_width or width, inner, bias=bias)
         self.out = nn.Linear(inner, width)
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | None = None, beside: Tensor | None = None) -> Tensor:
+        """What x finds in the context; plus what is `beside` it."""
         context = x if context is None else context
         q, k, v = (self._split(h) for h in (self.q(x), self.k(context), self.v(context)))
         h = attention(q, k, v, causal=self.causal)
-        return self.out(h.transpose(1, 2).flatten(2))
+        h = h.transpose(1, 2).flatten(2)
+        return self.out(h) if beside is None else plus(self.out, h, beside)
 
     def _split(self, h: Tensor) -> Tensor:
         """(b, n, heads * d) -> (b, heads, n, d)"""

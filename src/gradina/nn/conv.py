@@ -2,10 +2,31 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gradina.nn.memory import added
 from gradina.nn.strips import activated_conv, in_strips, is_large
+
+
+class BatchNorm(nn.Module):
+    """Each channel of (b, width, h, w) at mean 0 and variance 1: of the batch while learning, else as they were then.
+
+    Source: Ioffe & Szegedy, "Batch Normalization" (1502.03167), algorithms 1 and 2.
+    """
+
+    mean: Tensor
+    var: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("var", torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.batch_norm(x, self.mean, self.var, self.weight, self.bias, self.training)
 
 
 class ResBlock(nn.Module):
@@ -28,9 +49,8 @@ class ResBlock(nn.Module):
     def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
         h = activated_conv(self.norm1, self.conv1, x)
         if self.time is not None and time is not None:
-            h = h + self.time(F.silu(time))[:, :, None, None]
-        h = activated_conv(self.norm2, self.conv2, h)
-        return h + (x if self.skip is None else self.skip(x))
+            h = added(h, self.time(F.silu(time))[:, :, None, None])
+        return activated_conv(self.norm2, self.conv2, h, x if self.skip is None else self.skip(x))
 
 
 class Downsample(nn.Module):

@@ -1,4 +1,4 @@
-"""Attention in C: compiled once, where there are a C compiler and a processor with AVX-512, and kept in the cache.
+"""Attention and gates in C: compiled once, where a C compiler and AVX-512 are there, and kept in the cache.
 
 How it is compiled, and for which shapes it is used, depends on the processor: see KERNELS, and benchmarks/attention.py.
 """
@@ -13,7 +13,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from shutil import which
 
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from gradina.files import atomic_write, cache_folder
 
-SOURCE = Path(__file__).with_name("attention.c")
+SOURCE = Path(__file__).with_name("native.c")
 COMMON = ("-O3", "-std=gnu11", "-fPIC", "-fopenmp", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq")
 BF16 = (*COMMON, "-DBF16", "-mavx512bf16")
 AMX = (*BF16, "-DAMX", "-mamx-tile", "-mamx-bf16")
@@ -30,6 +30,7 @@ AMX = (*BF16, "-DAMX", "-mamx-tile", "-mamx-bf16")
 log = logging.getLogger(__name__)
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+Gate = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -80,18 +81,39 @@ def compiled(kernel: Kernel) -> Attend | None:
 
     q is (b, heads, n, d), k and v are (b, heads, m, d), with d up to 512.
     """
+    library = _library(kernel.flags)
+    return _attend(library) if library else None
+
+
+@cache
+def _library(flags: tuple[str, ...]) -> ctypes.CDLL | None:
     try:
-        library = ctypes.CDLL(str(_compiled(kernel.flags)))
+        library = ctypes.CDLL(str(_compiled(flags)))
     except (OSError, subprocess.SubprocessError) as error:
         log.info("attention is PyTorch's: our own cannot be compiled or loaded here (%s)", error)
         return None
-    return _attend(library) if library.usable() else None
+    return library if library.usable() else None
+
+
+def own_gate(dtype: torch.dtype) -> Gate | None:
+    """gelu(gate) · h for the halves of (..., h gate) on a CPU, without gradients; None where it cannot be had."""
+    own = kernel(dtype)
+    library = _library(own.flags) if own and dtype == torch.bfloat16 else None
+    return partial(_gate, library) if library else None
+
+
+def _gate(library: ctypes.CDLL, both: Tensor) -> Tensor:
+    both, width = both.contiguous(), both.shape[-1] // 2
+    out = both.new_empty(*both.shape[:-1], width)
+    pointers = (ctypes.c_void_p(x.data_ptr()) for x in (both, out))
+    library.gated(*pointers, ctypes.c_int64(out.numel() // max(1, width)), ctypes.c_int64(width))
+    return out
 
 
 def own_attention(dtype: torch.dtype) -> Attend | None:
     """The quickest on this processor, for what it `suits`; None where there is none."""
     own = kernel(dtype)
-    return own and compiled(own)
+    return compiled(own) if own else None
 
 
 def _attend(library: ctypes.CDLL) -> Attend:
@@ -114,7 +136,7 @@ def _compiled(flags: tuple[str, ...]) -> Path:
     """The library, compiled unless that has been done before. Threads come from the OpenMP that PyTorch has loaded."""
     source = SOURCE.read_bytes()
     name = hashlib.sha256(source + " ".join(flags).encode()).hexdigest()[:16]
-    library = cache_folder() / "native" / f"attention-{name}.so"
+    library = cache_folder() / "native" / f"{SOURCE.stem}-{name}.so"
     if library.exists():
         return library
     compiler = os.environ.get("CC") or which("cc") or which("gcc")

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gradina.nn.memory import added
+
 Network = TypeVar("Network", bound=nn.Module)
 
 LARGE = 2**21  # weights of a convolution: smaller ones gain little, and at some sizes of maps take fifty times as long
@@ -53,6 +55,10 @@ class PackedLinear(_Packed, nn.Linear):
             return F.linear(x, self.weight.to_dense(), self.bias)
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, *NOTHING_FUSED)
 
+    def plus(self, h: Tensor, x: Tensor) -> Tensor:
+        """self(h) + x, at once."""
+        return torch.ops.mkldnn._linear_pointwise.binary(h, x, self.weight, self.bias, "add")
+
 
 class PackedConv2d(_Packed, nn.Conv2d):
     """x (b, in, h, w) -> (b, out, h', w'), padded with zeros."""
@@ -65,9 +71,24 @@ class PackedConv2d(_Packed, nn.Conv2d):
         how = (self.padding, self.stride, self.dilation, self.groups)
         return torch.ops.mkldnn._convolution_pointwise(x, self.weight, self.bias, *how, *NOTHING_FUSED)
 
+    def plus(self, h: Tensor, x: Tensor) -> Tensor:
+        """self(h) + x, at once."""
+        how: Any = (self.padding, self.stride, self.dilation, self.groups, "add", None, None, [], None)
+        return torch.ops.mkldnn._convolution_pointwise.binary(h, x, self.weight, self.bias, *how)
+
+
+def plus(layer: nn.Module, h: Tensor, x: Tensor) -> Tensor:
+    """layer(h) + x: at once, where the layer is packed and nothing learns."""
+    if isinstance(layer, PackedLinear | PackedConv2d) and not torch.is_grad_enabled() and h.dtype == x.dtype:
+        return layer.plus(h, x)
+    return added(layer(h), x)
+
 
 def packed(network: Network) -> Network:
-    """The network itself, its linear layers and large convolutions packed if they can be: fixed weights, on a CPU."""
+    """The network itself, its linear layers and large convolutions packed if they can be: fixed weights, on a CPU.
+
+    What a packed convolution gives has its channels last in memory. So where there is one, all others follow.
+    """
     for layer in network.modules():
         large = type(layer) is nn.Conv2d and layer.padding_mode == "zeros" and layer.weight.numel() >= LARGE
         if (
@@ -77,6 +98,10 @@ def packed(network: Network) -> Network:
             and _works(layer.weight.dtype)
         ):
             _pack(layer)
+    if any(isinstance(layer, PackedConv2d) for layer in network.modules()):
+        for layer in network.modules():
+            if type(layer) is nn.Conv2d:
+                layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last)
     return network
 
 

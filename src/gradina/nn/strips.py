@@ -8,6 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gradina.nn.memory import added, silu
+from gradina.nn.packed import plus
+
 LARGE = 2**26  # numbers of a map: beyond it (a 512x512 picture's widest have as many), it is gone over in strips
 ROWS = 64  # of a strip, which looks at one more on either side
 
@@ -17,11 +20,13 @@ def is_large(x: Tensor) -> bool:
     return x.numel() > LARGE and not torch.is_grad_enabled()
 
 
-def activated_conv(norm: nn.GroupNorm, conv: nn.Module, x: Tensor) -> Tensor:
-    """conv(silu(norm(x))) for a convolution of 3x3 padded by one, (b, c, h, w) -> (b, out, h, w)."""
+def activated_conv(norm: nn.GroupNorm, conv: nn.Module, x: Tensor, beside: Tensor | None = None) -> Tensor:
+    """conv(silu(norm(x))), plus what is beside it, for a 3x3 padded by one: (b, c, h, w) -> (b, out, h, w)."""
     if not is_large(x):
-        return conv(F.silu(norm(x)))
-    return torch.cat([_of_one(norm, conv, one[None]) for one in x]) if len(x) > 1 else _of_one(norm, conv, x)
+        h = silu(norm(x))
+        return conv(h) if beside is None else plus(conv, h, beside)
+    h = torch.cat([_of_one(norm, conv, one[None]) for one in x]) if len(x) > 1 else _of_one(norm, conv, x)
+    return h if beside is None else added(h, beside)
 
 
 def _of_one(norm: nn.GroupNorm, conv: nn.Module, x: Tensor) -> Tensor:
@@ -29,7 +34,7 @@ def _of_one(norm: nn.GroupNorm, conv: nn.Module, x: Tensor) -> Tensor:
 
     def layer(part: Tensor) -> Tensor:  # with its moments given, a group is normalised as a batch is
         h = F.batch_norm(part, mean, variance, norm.weight.float(), norm.bias.float(), eps=norm.eps)
-        return conv(F.silu(h, inplace=True))
+        return conv(silu(h))
 
     return in_strips(layer, x)
 

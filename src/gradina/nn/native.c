@@ -1,4 +1,5 @@
-/* softmax(q k' / sqrt(d)) v for CPUs with AVX-512, without ever writing all scores to memory.
+/* For CPUs with AVX-512: softmax(q k' / sqrt(d)) v, without ever writing all scores to memory; and, at the end, the
+   gates of feed-forward layers.
 
    Compiled for float, with -DBF16 for bfloat16 where the processor multiplies pairs of them, and with -DAMX besides where
    it multiplies whole tiles of them. Keys and values are packed once for each head. Then every thread takes tiles of queries and goes over the keys tile by tile
@@ -332,6 +333,37 @@ int attention(const number *q, const i64 *qs, const number *k, const i64 *ks, co
     free(packed);
     return 0;
 }
+
+#ifdef BF16
+static inline __m512 wider(__mmask16 some, const number *from)
+{
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(some, from)), 16));
+}
+
+/* out = gelu(gate) h, for rows of `width` numbers h and as many of gate behind them. gelu(x) = x P(X < x) for a normal X:
+   to 8e-6, before it is rounded. (P - 1/2) / x is a polynomial in 2/25 x^2 - 1, fitted to x^2 times the error, up to 5. */
+void gated(const number *in, number *out, i64 rows, i64 width)
+{
+    const float to[] = {2.27719569e-03f, -6.27791462e-03f, 7.02143600e-03f, -8.33000708e-03f, 1.55477906e-02f,
+                        -2.42150556e-02f, 3.17441784e-02f, -4.03191932e-02f, 5.14880084e-02f,
+                        -7.03005195e-02f, 1.41364306e-01f};
+    const __m512 low = _mm512_set1_ps(-5.0f), high = _mm512_set1_ps(5.0f), half = _mm512_set1_ps(0.5f);
+#pragma omp parallel for schedule(static)
+    for (i64 r = 0; r < rows; r++)
+        for (i64 i = 0; i < width; i += LANES) {
+            const number *h = in + r * 2 * width + i;
+            __mmask16 some = first(width - i);
+            __m512 x = wider(some, h + width), near = _mm512_min_ps(_mm512_max_ps(x, low), high);
+            __m512 u = _mm512_fmsub_ps(_mm512_mul_ps(near, near), _mm512_set1_ps(2 / 25.0f), _mm512_set1_ps(1.0f));
+            __m512 y = _mm512_set1_ps(to[0]);
+            for (unsigned k = 1; k < sizeof to / sizeof *to; k++) y = _mm512_fmadd_ps(y, u, _mm512_set1_ps(to[k]));
+            __mmask16 above = _mm512_cmp_ps_mask(x, low, _CMP_NLE_UQ); /* what is no number stays none */
+            y = _mm512_mul_ps(x, _mm512_maskz_fmadd_ps(above, near, y, half));
+            __m256i rounded = (__m256i)_mm512_cvtneps_pbh(_mm512_mul_ps(y, wider(some, h)));
+            _mm256_mask_storeu_epi16(out + r * width + i, some, rounded);
+        }
+}
+#endif
 
 /* whether this processor has what this file was compiled for */
 int usable(void)

@@ -1,0 +1,96 @@
+"""Memory that is used again changes no number, and is left alone where something learns."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gradina.models.unet import GEGLU
+from gradina.nn.conv import ResBlock
+from gradina.nn.memory import ROWS, added, by_rows, silu
+
+
+def pair() -> tuple[Tensor, Tensor]:
+    key = torch.Generator().manual_seed(0)
+    return torch.randn(2, 3, 4, generator=key), torch.randn(2, 3, 4, generator=key)
+
+
+def test_the_first_is_overwritten_where_nothing_learns() -> None:
+    h, x = pair()
+    expected = h + x
+    assert torch.equal(added(h, x), expected)
+    assert torch.equal(h, pair()[0]), "something may learn"
+    with torch.no_grad():
+        got = added(h, x)
+    assert torch.equal(got, expected)
+    assert got.data_ptr() == h.data_ptr()
+
+
+@torch.no_grad()
+def test_no_digits_are_lost() -> None:
+    h, x = pair()
+    got = added(h.bfloat16(), x)
+    assert got.dtype == torch.float32
+    assert torch.equal(got, h.bfloat16() + x)
+
+
+def test_activation() -> None:
+    h, _ = pair()
+    expected = F.silu(h)
+    assert torch.equal(silu(h), expected)
+    with torch.no_grad():
+        assert silu(h).data_ptr() == h.data_ptr()
+    assert torch.equal(h, expected)
+
+
+def test_what_learns_gets_its_gradients() -> None:
+    torch.manual_seed(0)
+    block, x = ResBlock(4, 8, groups=2), torch.randn(1, 4, 6, 6)
+    block(x).sum().backward()
+    assert all(p.grad is not None for p in block.parameters())
+    with torch.no_grad():
+        assert torch.equal(block(x), block(x)), "what comes in stays as it is"
+
+
+@pytest.mark.parametrize("count", [ROWS - 1, ROWS, ROWS + 1, 2 * ROWS + 77])
+@torch.no_grad()
+def test_row_by_row_is_all_at_once(count: int) -> None:
+    torch.manual_seed(0)
+    layer, x = GEGLU(8), torch.randn(2, count, 8)
+    h, gate = layer.proj_in(x).chunk(2, -1)
+    plain = layer.proj_out(h * F.gelu(gate)) + x
+    assert torch.allclose(layer(x, x), plain, atol=1e-6)
+    assert torch.allclose(layer(x, x.mT.contiguous().mT), plain, atol=1e-6), "in any layout"
+
+
+def test_rows_are_not_parted_where_something_learns() -> None:
+    seen: list[int] = []
+    layer = nn.Bilinear(4, 4, 4)
+    layer.register_forward_hook(lambda _, given, __: seen.append(given[0].numel() // 4))
+    x = torch.randn(1, ROWS + 1, 4)
+    by_rows(layer, x, x).sum().backward()
+    with torch.no_grad():
+        by_rows(layer, x, x)
+    assert seen == [ROWS + 1, ROWS, 1]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="of GNU's C library")
+@pytest.mark.parametrize("asked", ["", "0"])
+def test_the_library_is_told_once_and_can_be_left_alone(asked: str) -> None:
+    program = """
+import ctypes
+from gradina.nn.memory import keep_freed
+told = []
+ctypes.CDLL = lambda _: type("C", (), {"mallopt": staticmethod(lambda *how: told.append(how))})
+keep_freed(), keep_freed()
+print(told)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], env={"GRADINA_MALLOC": asked}, capture_output=True, text=True
+    )
+    assert done.stdout.strip() == ("[]" if asked == "0" else "[(-3, 33554432), (-1, 536870912)]"), done.stderr
