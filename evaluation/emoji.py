@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 import trials
 from cards import put_section
-from judges import judge_of_textures, judge_of_things
 from PIL import Image
-from trials import Court, Figures, data_of
+from trials import Court, Figures, court_of, data_of
 
 import gradina
 from gradina import sheet
@@ -98,8 +96,11 @@ def told(figures: Figures) -> str:
             held["thing, on the real renders"], held["style, on the real renders"]
         ),
         f"thing at guidance scale {', '.join(scales)}": percent(*scales.values()),
+        f"the same, {trials.MANY} steps of ddim": percent(*figures[f"the same, {trials.MANY} steps of ddim"].values()),
         "autoencoder, held-out renders": f"{vae['PSNR on held-out renders, dB']:.1f} dB",
-        f"CLIP, among {knows} things: from held-out renders to captions, and back": percent(*clip),
+        f"CLIP, among {knows} things: from held-out renders to captions, back, and back with the style named": percent(
+            *clip
+        ),
         "two things: each where the words say": percent(sum(two) / len(two)),
         "style by texture alone: trained pairs, held-out pairs, the same on the real renders": percent(
             trained["style by texture"], held["style by texture"], held["style by texture, on the real renders"]
@@ -126,17 +127,7 @@ def main() -> None:
     options = parser.parse_args()
 
     whole, model = read_recipe(ROOT / "recipes" / "emoji.toml"), gradina.load(options.model)
-    recipe = whole.drawn
-    trained, pairs, held = (data_of(recipe, split) for split in ("train", "pairs", "held out"))
-    share_of_steps = 0.1 if options.quick else 1.0
-    court = Court(
-        model=model,
-        recipe=recipe,
-        trained=replace(trained, scenes=0.0),
-        held=replace(held, scenes=0.0, variants=5),
-        things=judge_of_things(pairs, round(3000 * share_of_steps)),
-        textures=judge_of_textures(recipe, round(1500 * share_of_steps)),
-    )
+    court = court_of(model, whole, 0.1 if options.quick else 1.0)
     figures, sheets = measured(court, whole, options.pictures)
     print(json.dumps(figures, indent=2))
     if options.model == "emoji" and not options.quick:

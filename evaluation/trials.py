@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from judges import SEED, every_icon, ground_of, line_up, seen
+from judges import SEED, every_icon, ground_of, judge_of_textures, judge_of_things, line_up, seen
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -25,6 +25,8 @@ from gradina.training.recipes import Recipe
 from gradina.training.sources import load_data
 
 SCALES = (1.0, 3.0, 7.5, 14.0)
+MANY = 50  # steps, as the first pictures of Stable Diffusion were drawn
+OF_MANY: dict[str, Any] = {"sampler": "ddim", "steps": MANY}
 NEAR = 0.52  # of the side: what is cut out around each of two things
 
 Figures = dict[str, Any]
@@ -63,6 +65,20 @@ class Court:
         """One picture for each prompt, as pixels (n, 3, h, w)."""
         request = gradina.Request(prompt=tuple(prompts), seed=seed, **fields)
         return torch.stack([to_pixels(picture.image) for picture in gradina.generate(self.model, request)])
+
+
+def court_of(model: StableDiffusion, whole: Recipe, taught: float = 1.0) -> Court:
+    """The court of a recipe's model; its judges are `taught` for that share of their steps, or were before."""
+    recipe = whole.drawn
+    trained, pairs, held = (data_of(recipe, split) for split in ("train", "pairs", "held out"))
+    return Court(
+        model=model,
+        recipe=recipe,
+        trained=replace(trained, scenes=0.0),
+        held=replace(held, scenes=0.0, variants=5),
+        things=judge_of_things(pairs, round(3000 * taught)),
+        textures=judge_of_textures(recipe, round(1500 * taught)),
+    )
 
 
 def data_of(recipe: Recipe, split: Split) -> Composed:
@@ -172,17 +188,21 @@ def of_held_out_pairs(court: Court, times: int = 5) -> tuple[Figures, Image.Imag
 
 
 def of_guidance(court: Court, count: int) -> tuple[Figures, Image.Image]:
-    """What is recognised at other guidance scales."""
+    """What is recognised at other guidance scales, in the default's few steps and in many."""
     key = generator(SEED, "guidance")
     icons = torch.randperm(len(court.trained.icons), generator=key)[:count]
     prompts, _ = prompts_for(court.trained, icons, key)
-    figures, rows = {}, []
-    for scale in SCALES:
-        pixels = court.draw(prompts, guidance_scale=scale)
-        figures[f"{scale:g}"] = share(seen(court.things, pixels) == court.trained.icons.things[icons])
-        rows += [to_image(p) for p in pixels[:8]]
-    labels = [f"guidance_scale {scale:g}" for scale in SCALES]
-    return {"thing by guidance scale": figures}, sheet.grid(rows, columns=8, row_labels=labels)
+    figures: Figures = {}
+    rows, labels = [], []
+    ways: dict[str, dict[str, Any]] = {"thing by guidance scale": {}, f"the same, {MANY} steps of ddim": OF_MANY}
+    for name, how in ways.items():
+        figures[name] = {}
+        for scale in SCALES:
+            pixels = court.draw(prompts, guidance_scale=scale, **how)
+            figures[name][f"{scale:g}"] = share(seen(court.things, pixels) == court.trained.icons.things[icons])
+            rows += [to_image(p) for p in pixels[:8]]
+            labels.append(f"guidance_scale {scale:g}" + f", {MANY} steps" * bool(how))
+    return figures, sheet.grid(rows, columns=8, row_labels=labels)
 
 
 def of_seeds(court: Court, count: int) -> tuple[Figures, Image.Image]:
@@ -249,16 +269,20 @@ def of_clip(model: StableDiffusion, trained: Composed, held: Composed) -> Figure
     everything = every_icon_once(trained, held)
     icons = everything.icons
     renders = similarity.embed_pictures(pair, [to_image(p) for p in everything.pixels(all_of(everything))])
-    back = []
+    back: dict[str, list[bool]] = {"": [], ", its style named": []}
     for thing, style in zip(held.icons.things.tolist(), held.icons.styles.tolist(), strict=True):
         of_style = icons.styles == style
-        query = similarity.embed_texts(pair, [f"{words.calls[thing][0]} in {held.styles[style]} style"])[0]
-        best = (renders[of_style] @ query).argmax()
-        back.append(int(icons.things[of_style][best]) == thing)
+        for how, found in back.items():
+            called = words.calls[thing][0] + (f" in {held.styles[style]} style" if how else "")
+            best = (renders[of_style] @ similarity.embed_texts(pair, [called])[0]).argmax()
+            found.append(int(icons.things[of_style][best]) == thing)
     return {
         "things": len(words.names),
         "caption of a held-out render, among all things": share(right),
-        "held-out render of a caption, among all things of its style": sum(back) / len(back),
+        **{
+            f"held-out render of a caption{how}, among all things of its style": sum(found) / len(found)
+            for how, found in back.items()
+        },
         "renders": len(held),
     }
 

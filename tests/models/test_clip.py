@@ -1,5 +1,7 @@
 """The CLIP towers against transformers, on random weights."""
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,7 +15,7 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
-from gradina.models.clip import CLIP, TextConfig, TextTower, VisionConfig, VisionTower
+from gradina.models.clip import CLIP, ConvConfig, ConvTower, TextConfig, TextTower, VisionConfig, VisionTower
 from gradina.weights.remap import Table, read, sources, unclaimed
 from gradina.weights.tables import PAIR, TEXT, VISION
 
@@ -151,3 +153,28 @@ def test_patches_that_are_kept_stand_for_the_picture():
             picture[:, 8 * y : 8 * y + 8, 8 * x : 8 * x + 8] = 3.0
     assert torch.allclose(vision(pixels, half), vision(elsewhere, half), atol=1e-6), "others are not looked at"
     assert not torch.allclose(vision(pixels, half), whole, atol=1e-3)
+
+
+def plain_tower(tower: ConvTower) -> nn.Sequential:
+    """The same out of torch's own layers, with the same weights."""
+    layers: list[nn.Module] = []
+    for i, (conv, norm) in enumerate(zip(tower.convs, tower.norms, strict=True)):
+        ours = {"weight": norm.weight, "bias": norm.bias, "running_mean": norm.mean, "running_var": norm.var}
+        theirs = nn.BatchNorm2d(len(norm.weight))
+        theirs.load_state_dict(ours, strict=False)
+        layers += [copy.deepcopy(conv), theirs, nn.ReLU()]
+        layers += [nn.MaxPool2d(2)] if i in (2, 4) else []
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), copy.deepcopy(tower.projection))
+
+
+def test_tower_of_convolutions():
+    tower = randomise(ConvTower(ConvConfig(size=32, widths=(4, 6, 8), projection=10)))
+    reference, pixels = plain_tower(tower), torch.randn(5, 3, 32, 32)
+    for learning in (True, False):  # first with the batch's own figures, then with those that were kept of it
+        with torch.no_grad():
+            assert error(tower.train(learning)(pixels), reference.train(learning)(pixels)) < TOLERANCE
+    assert torch.allclose(tower.norms[1].var, reference[4].running_var, rtol=1e-5)
+    every = torch.stack([torch.randperm(16) for _ in range(5)])
+    assert tower.config.places == 16
+    assert torch.allclose(tower(pixels, every), tower(pixels), atol=1e-6)
+    assert not torch.allclose(tower(pixels, every[:, :4]), tower(pixels), atol=1e-3)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from gradina.nn.packed import PackedConv2d, PackedLinear, packed, plus, unpacked
+from gradina.nn.packed import PackedConv2d, PackedLinear, PackedPointwise, packed, plus, unpacked
 
 
 def network(dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -35,9 +35,8 @@ def test_they_compute_the_same(dtype: torch.dtype, near: float) -> None:
     plain, x = network(dtype), given(dtype)
     expected = plain(x)
     fast = packed(copy.deepcopy(plain))
-    assert [type(m) for m in fast if hasattr(m, "stride") or hasattr(m, "in_features")] == [PackedConv2d] * 3 + [
-        PackedLinear
-    ] * 2
+    kinds = [type(m) for m in fast if hasattr(m, "stride") or hasattr(m, "in_features")]
+    assert kinds == [PackedConv2d, PackedConv2d, PackedPointwise, PackedLinear, PackedLinear]
     torch.testing.assert_close(fast(x), expected, rtol=near, atol=near)
     for memory in (torch.channels_last, torch.contiguous_format):
         torch.testing.assert_close(fast(x.contiguous(memory_format=memory)), expected, rtol=near, atol=near)
@@ -56,7 +55,7 @@ def test_what_is_added_is_added_at_once(dtype: torch.dtype, near: float) -> None
         expected, kept = layer(x) + beside, beside.clone()
         torch.testing.assert_close(plus(layer, x, beside), expected, rtol=near, atol=near)
         fast = packed(nn.Sequential(layer))[0]
-        assert isinstance(fast, PackedLinear | PackedConv2d)
+        assert isinstance(fast, PackedLinear | PackedConv2d | PackedPointwise)
         torch.testing.assert_close(plus(fast, x, beside), expected, rtol=near, atol=near)
         assert torch.equal(beside, kept), "what is beside stays as it is"
         with torch.enable_grad():

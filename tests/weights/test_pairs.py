@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 from PIL.Image import Resampling
 from safetensors.torch import load_file, save_file
-from transformers import CLIPModel, CLIPProcessor
+from transformers import AutoModel, CLIPModel, CLIPProcessor
 
 from gradina.errors import DiskError, WeightsError
-from gradina.models.clip import CLIP, TextConfig, VisionConfig
+from gradina.models.clip import CLIP, ConvConfig, TextConfig, VisionConfig
 from gradina.models.tokenizer import Tokenizer
 from gradina.similarity import preprocess
 from gradina.weights.convert import convert
@@ -27,12 +27,13 @@ OPENAI = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.275777
 TOLERANCE = 1e-4
 
 
-def make(**changes):
+def make(vision=None, **changes):
     tokenizer = Tokenizer.train(WORDS * 2, 540, length=16)
     text = TextConfig(
         vocabulary=len(tokenizer), length=16, width=48, inner=80, layers=2, heads=4, eos=tokenizer.eos, projection=24
     )
-    clip = CLIP(text, VisionConfig(size=24, patch=6, width=32, inner=64, layers=2, heads=4, projection=24)).eval()
+    vision = vision or VisionConfig(size=24, patch=6, width=32, inner=64, layers=2, heads=4, projection=24)
+    clip = CLIP(text, vision).eval()
     return replace(Pair(clip=clip, tokenizer=tokenizer), **changes)
 
 
@@ -75,6 +76,15 @@ def test_what_transformers_writes_we_load(folder, tmp_path):
     CLIPModel.from_pretrained(folder).save_pretrained(tmp_path / "theirs")
     CLIPProcessor.from_pretrained(folder).save_pretrained(tmp_path / "theirs")
     alike(ours, read_pair(tmp_path / "theirs"))
+
+
+def test_a_tower_of_convolutions_there_and_back(folder):
+    ours = make(ConvConfig(size=16, widths=(4, 6, 8), projection=24), phrases=(("a red apple", "a dog"),))
+    ours.clip.vision.norms[1].mean.fill_(0.5)
+    write_pair(ours, folder)
+    alike(ours, read_pair(folder))
+    with pytest.raises(ValueError, match="gradina_clip"):
+        AutoModel.from_pretrained(folder)
 
 
 def test_there_and_back(folder):

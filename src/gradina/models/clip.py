@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gradina.nn.attention import Attention
+from gradina.nn.conv import BatchNorm
 
 Activation = Literal["quick_gelu", "gelu"]
 
@@ -47,6 +49,26 @@ class VisionConfig:
     heads: int = 16
     activation: Activation = "quick_gelu"
     projection: int = 768
+
+    @property
+    def places(self) -> int:
+        """Parts of a picture that are looked at one by one."""
+        return (self.size // self.patch) ** 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvConfig:
+    """The shape of an image tower of convolutions."""
+
+    size: int = 128  # pixels
+    channels: int = 3
+    widths: tuple[int, ...] = (16, 32, 64, 128, 192)  # at 1/2, 1/4, 1/8, ... of the side
+    projection: int = 128
+
+    @property
+    def places(self) -> int:
+        """Parts of a picture that are looked at one by one."""
+        return (self.size // 2 ** len(self.widths)) ** 2
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -141,13 +163,47 @@ class VisionTower(nn.Module):
         return self.projection(self.norm(x[:, 0]))
 
 
+class ConvTower(nn.Module):
+    """The same task done by convolutions, which need fewer pictures to learn what a thing is, wherever it is.
+
+    Two of 3x3 at each resolution, then the larger half is kept. Source: Simonyan & Zisserman, "Very Deep Convolutional
+    Networks" (1409.1556), normalised; CLIP, too, comes with convolutional towers (Radford et al., section 2.4).
+    """
+
+    def __init__(self, config: ConvConfig) -> None:
+        super().__init__()
+        c = self.config = config
+        steps = [(wide, out) for a, b in pairwise(c.widths) for wide, out in ((a, b), (b, b))]
+        self.convs = nn.ModuleList([nn.Conv2d(c.channels, c.widths[0], 5, stride=2, padding=2, bias=False)])
+        self.convs.extend(nn.Conv2d(wide, out, 3, padding=1, bias=False) for wide, out in steps)
+        self.norms = nn.ModuleList(BatchNorm(out) for out in (c.widths[0], *(out for _, out in steps)))
+        self.projection = nn.Linear(c.widths[-1], c.projection, bias=False)
+
+    def forward(self, pixels: Tensor, kept: Tensor | None = None) -> Tensor:
+        """The embeddings: means over all places of the last map, or over those (b, n) that are `kept` alone."""
+        x = pixels.contiguous(memory_format=torch.channels_last)
+        for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
+            x = F.relu(norm(conv(x)))
+            if i and i % 2 == 0:
+                x = F.max_pool2d(x, 2)
+        x = x.flatten(2).transpose(1, 2)
+        if kept is not None:
+            x = x.gather(1, kept[:, :, None].expand(-1, -1, x.shape[2]))
+        return self.projection(x.mean(dim=1))
+
+
+def vision_tower(config: VisionConfig | ConvConfig) -> VisionTower | ConvTower:
+    """The image tower of that shape."""
+    return VisionTower(config) if isinstance(config, VisionConfig) else ConvTower(config)
+
+
 class CLIP(nn.Module):
     """The contrastive pair: how well does each of these texts describe each of these pictures?"""
 
-    def __init__(self, text: TextConfig, vision: VisionConfig) -> None:
+    def __init__(self, text: TextConfig, vision: VisionConfig | ConvConfig) -> None:
         super().__init__()
         self.text = TextTower(text)
-        self.vision = VisionTower(vision)
+        self.vision = vision_tower(vision)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
     def texts(self, ids: Tensor) -> Tensor:

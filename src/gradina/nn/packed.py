@@ -27,9 +27,13 @@ class _Packed(nn.Module):
     weight: Tensor
     plain: type[nn.Module]
 
+    def dense(self) -> Tensor:
+        """The weight as it was."""
+        return self.weight.to_dense()
+
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination[prefix + "weight"] = self.weight.to_dense()
+        destination[prefix + "weight"] = self.dense()
 
     def _load_from_state_dict(self, *args: Any) -> None:
         _unpack(self)
@@ -52,7 +56,7 @@ class PackedLinear(_Packed, nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         if _learns(x):
-            return F.linear(x, self.weight.to_dense(), self.bias)
+            return F.linear(x, self.dense(), self.bias)
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, *NOTHING_FUSED)
 
     def plus(self, h: Tensor, x: Tensor) -> Tensor:
@@ -67,7 +71,7 @@ class PackedConv2d(_Packed, nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         if _learns(x):
-            return self._conv_forward(x, self.weight.to_dense(), self.bias)
+            return self._conv_forward(x, self.dense(), self.bias)
         how = (self.padding, self.stride, self.dilation, self.groups)
         return torch.ops.mkldnn._convolution_pointwise(x, self.weight, self.bias, *how, *NOTHING_FUSED)
 
@@ -77,9 +81,36 @@ class PackedConv2d(_Packed, nn.Conv2d):
         return torch.ops.mkldnn._convolution_pointwise.binary(h, x, self.weight, self.bias, *how)
 
 
+class PackedPointwise(_Packed, nn.Conv2d):
+    """x (b, in, h, w) -> (b, out, h, w) by a 1x1 convolution: to each place, what a linear layer is to each token."""
+
+    plain = nn.Conv2d
+
+    def forward(self, x: Tensor) -> Tensor:
+        if _learns(x):
+            return self._conv_forward(x, self.dense(), self.bias)
+        tokens = x.permute(0, 2, 3, 1)
+        made = torch.ops.mkldnn._linear_pointwise(tokens, self.weight, self.bias, *NOTHING_FUSED)
+        return made.permute(0, 3, 1, 2)
+
+    def plus(self, h: Tensor, x: Tensor) -> Tensor:
+        """self(h) + x, at once."""
+        tokens, beside = h.permute(0, 2, 3, 1), x.permute(0, 2, 3, 1)
+        return torch.ops.mkldnn._linear_pointwise.binary(tokens, beside, self.weight, self.bias, "add").permute(
+            0, 3, 1, 2
+        )
+
+    def dense(self) -> Tensor:
+        return super().dense()[:, :, None, None]
+
+
 def plus(layer: nn.Module, h: Tensor, x: Tensor) -> Tensor:
     """layer(h) + x: at once, where the layer is packed and nothing learns."""
-    if isinstance(layer, PackedLinear | PackedConv2d) and not torch.is_grad_enabled() and h.dtype == x.dtype:
+    if (
+        isinstance(layer, PackedLinear | PackedConv2d | PackedPointwise)
+        and not torch.is_grad_enabled()
+        and h.dtype == x.dtype
+    ):
         return layer.plus(h, x)
     return added(layer(h), x)
 
@@ -87,22 +118,29 @@ def plus(layer: nn.Module, h: Tensor, x: Tensor) -> Tensor:
 def packed(network: Network) -> Network:
     """The network itself, its linear layers and large convolutions packed if they can be: fixed weights, on a CPU.
 
-    What a packed convolution gives has its channels last in memory. So where there is one, all others follow.
+    What a packed convolution gives has its channels last in memory. So where there is one, all others follow, and those
+    of 1x1 are packed as what they then are, linear layers.
     """
     for layer in network.modules():
-        large = type(layer) is nn.Conv2d and layer.padding_mode == "zeros" and layer.weight.numel() >= LARGE
-        if (
-            (type(layer) is nn.Linear or large)
-            and not layer.weight.requires_grad
-            and layer.weight.device.type == "cpu"
-            and _works(layer.weight.dtype)
-        ):
+        if type(layer) is nn.Linear and _can_be(layer):
             _pack(layer)
-    if any(isinstance(layer, PackedConv2d) for layer in network.modules()):
-        for layer in network.modules():
-            if type(layer) is nn.Conv2d:
-                layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last)
+    convs = [m for m in network.modules() if type(m) is nn.Conv2d and m.padding_mode == "zeros" and _can_be(m)]
+    if any(conv.weight.numel() >= LARGE for conv in convs):
+        for conv in convs:
+            if _is_pointwise(conv) or conv.weight.numel() >= LARGE:
+                _pack(conv)
+            else:
+                conv.weight.data = conv.weight.data.contiguous(memory_format=torch.channels_last)
     return network
+
+
+def _can_be(layer: nn.Linear | nn.Conv2d) -> bool:
+    weight = layer.weight
+    return not weight.requires_grad and weight.device.type == "cpu" and _works(weight.dtype)
+
+
+def _is_pointwise(conv: nn.Conv2d) -> bool:
+    return conv.kernel_size == conv.stride == (1, 1) and conv.padding == (0, 0) and conv.groups == 1
 
 
 def unpacked(network: Network) -> Network:
@@ -118,7 +156,7 @@ def _works(dtype: torch.dtype) -> bool:
     """Whether this processor, and this build of PyTorch, has such products for numbers of that type."""
     line, square = torch.zeros(1, 1, dtype=dtype), torch.zeros(1, 1, 1, 1, dtype=dtype)
     try:
-        for layer, x in ((nn.Linear(1, 1, dtype=dtype), line), (nn.Conv2d(1, 1, 1, dtype=dtype), square)):
+        for layer, x in ((nn.Linear(1, 1, dtype=dtype), line), (nn.Conv2d(1, 1, 1, padding=1, dtype=dtype), square)):
             _pack(layer.requires_grad_(False))
             layer(x)
     except (RuntimeError, AttributeError):
@@ -129,6 +167,9 @@ def _works(dtype: torch.dtype) -> bool:
 def _pack(layer: nn.Module) -> None:
     if isinstance(layer, nn.Linear):
         _become(layer, PackedLinear, torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), None))
+    elif isinstance(layer, nn.Conv2d) and _is_pointwise(layer):
+        order = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach().flatten(1), None)
+        _become(layer, PackedPointwise, order)
     elif isinstance(layer, nn.Conv2d) and not isinstance(layer.padding, str):
         how = ([*layer.padding], [*layer.stride], [*layer.dilation], layer.groups)
         order = torch._C._nn.mkldnn_reorder_conv2d_weight(layer.weight.detach().to_mkldnn(), *how, None)  # type: ignore[call-arg]
@@ -141,7 +182,7 @@ def _become(layer: nn.Module, kind: type[nn.Module], weight: Tensor) -> None:
 
 
 def _unpack(layer: _Packed) -> None:
-    _become(layer, layer.plain, layer.weight.to_dense())
+    _become(layer, layer.plain, layer.dense())
 
 
 def _learns(x: Tensor) -> bool:

@@ -123,7 +123,7 @@ def train(state: State, loss: Loss, settings: Settings) -> Iterator[TrainStep]:
 
 @torch.no_grad()
 def average(ema: nn.Module, network: nn.Module, decay: float) -> None:
-    """ema <- decay · ema + (1 - decay) · network."""
-    kept: list[Tensor] = list(ema.parameters())
-    new: list[Tensor] = list(network.parameters())
+    """ema <- decay · ema + (1 - decay) · network, what their norms have seen included."""
+    kept: list[Tensor] = [*ema.parameters(), *ema.buffers()]
+    new: list[Tensor] = [*network.parameters(), *network.buffers()]
     torch._foreach_lerp_(kept, new, 1 - decay)

@@ -13,7 +13,7 @@ import torch
 
 from gradina.diffusion.schedule import BetaLaw
 from gradina.errors import RecipeError, RequestError, WeightsError
-from gradina.models.clip import CLIP, TextConfig, VisionConfig
+from gradina.models.clip import CLIP, ConvConfig, TextConfig, VisionConfig
 from gradina.models.unet import UNet, UNetConfig
 from gradina.models.vae import AutoencoderKL, VAEConfig
 from gradina.request import Defaults, Request
@@ -96,16 +96,15 @@ class WordsRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class VisionRecipe:
-    """A last stage: a pair to go with the model learns on, while what the U-Net reads stays as it is."""
+    """A last stage: an image tower to go with the model learns, while words are what the U-Net reads."""
 
     training: Settings
-    network: VisionConfig | None = None  # of an image tower that begins anew; None: the pair's learns on
-    text_rate: float = 0.0  # share of the learning rate at which the pair's own words learn, too
+    network: VisionConfig | ConvConfig | None = None  # of a tower that begins anew; None: the pair's learns on
     packages: tuple[str, ...] = ()  # further ones, on npm
     folders: tuple[str, ...] = ()  # further ones, here
     styles: tuple[str, ...] = ()  # their names
     turned: float = 0.0  # degrees, as for the pair; what is shown alone
-    kept: float = 1.0  # share of patches, as for the pair
+    kept: float = 1.0  # share of places, as for the pair
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,6 +274,10 @@ def _build(kind: type[T], table: Mapping[str, Any], where: str) -> T:
         raise RecipeError(f"{where}{error}") from None
 
 
+def _names(kind: Any) -> set[str]:
+    return {field.name for field in fields(kind)}
+
+
 def _value(hint: Any, value: Any, where: str) -> Any:
     """A TOML value as the type that a field asks for."""
     if is_dataclass(hint) and isinstance(hint, type):
@@ -283,7 +286,9 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         return _build(hint, value, where + ".")
     choices = get_args(hint)
     if get_origin(hint) in (Union, UnionType):
-        return _value(next(c for c in choices if c is not type(None)), value, where)
+        kinds = [c for c in choices if c is not type(None)]
+        fits = [c for c in kinds if isinstance(value, dict) and is_dataclass(c) and value.keys() <= _names(c)]
+        return _value((fits or kinds)[0], value, where)
     if get_origin(hint) is tuple and isinstance(value, dict) and is_dataclass(choices[0]):  # a list of one
         return (_value(choices[0], value, where),)
     if get_origin(hint) is tuple and isinstance(value, list):

@@ -69,7 +69,7 @@ def alone(folder: Path) -> Iterator[None]:
 
 def _release(shop: Workshop) -> None:
     """Writes the finished model, with the contrastive pair beside it and a card."""
-    model, recipe, folder = shop.model(shop.learnt(shop.new_painter, shop.phases("unet")[-1])), shop.recipe, shop.folder
+    model, recipe, folder = shop.model(shop.painter), shop.recipe, shop.folder
     with tempfile.TemporaryDirectory() as room:
         write_pair(shop.pair, Path(room) / "clip", torch.float16)
         model = replace(model, clip=Path(room) / "clip")

@@ -87,24 +87,25 @@ def clip_stage(shop: Workshop, name: str) -> Stage:
 
 
 def vision_stage(shop: Workshop, name: str) -> Stage:
-    """A pair that goes with the model, from that of the second stage: its image tower learns on, or a new one begins.
+    """A pair that goes with the model: its image tower learns on, or a new one begins.
 
-    What the U-Net reads stays as it is; of the pair's own words, at least how they are compared with pictures follows.
+    Its words are those that the U-Net reads, and stay as they are; how they are compared with pictures follows.
+    Source: Zhai et al., "LiT: Zero-Shot Transfer with Locked-image text Tuning" (2111.07991), the other way round.
     """
     recipe = shop.recipe.vision
     assert recipe is not None
     data, network = load_data(shop.wider, "pairs"), shop.build(shop.new_pair, "vision")
-    network.text.load_state_dict(shop.clip.text.state_dict())
+    network.text.load_state_dict(shop.painter.text.state_dict())
     network.logit_scale.data.copy_(shop.clip.logit_scale)
     if recipe.network is None:
         network.vision.load_state_dict(shop.clip.vision.state_dict())
-    network.text.requires_grad_(recipe.text_rate > 0).get_parameter("projection.weight").requires_grad_()
+    network.text.requires_grad_(False).get_parameter("projection.weight").requires_grad_()
 
     def seen(rows: Tensor, key: torch.Generator) -> Tensor:
         return data.varied(rows, recipe.turned, key)
 
     loss, look = told_apart(shop, name, data, seen, recipe.kept), partial(found_by_captions, shop)
-    return Stage(network, recipe.training, loss, look, {"text": recipe.text_rate} if recipe.text_rate else None)
+    return Stage(network, recipe.training, loss, look)
 
 
 def told_apart(
@@ -121,8 +122,8 @@ def told_apart(
         captions, true = data.captions(rows, key)
         pixels, some = seen(rows, key), None
         if kept < 1:
-            patches = (clip.vision.config.size // clip.vision.config.patch) ** 2
-            some = torch.rand(batch, patches, generator=key).argsort(1)[:, : round(kept * patches)]
+            places = clip.vision.config.places
+            some = torch.rand(batch, places, generator=key).argsort(1)[:, : round(kept * places)]
         texts, pictures = clip.texts(shop.tokenizer(captions)), clip.pictures(pixels, some)
         scale = clip.logit_scale.exp()
         apart = contrastive(scale * texts @ pictures.T, true)

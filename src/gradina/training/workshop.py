@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from gradina.diffusion.schedule import Schedule
-from gradina.models.clip import CLIP, TextTower, VisionTower
+from gradina.models.clip import CLIP, TextTower, vision_tower
 from gradina.models.tokenizer import Tokenizer
 from gradina.models.unet import UNet
 from gradina.models.vae import AutoencoderKL
@@ -37,7 +37,7 @@ MADE_FROM = {  # the sections of the recipe that count for a part
     "clip": ("clip",),
     "words": ("vae", "clip", "words"),
     "unet": ("vae", "clip", "words", "unet"),
-    "vision": ("clip", "vision"),
+    "vision": ("vae", "clip", "words", "unet", "vision"),
 }
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -89,7 +89,7 @@ class Workshop:
         if planned.part in ("vae", "unet"):
             phases = recipe[planned.part]["training"][: planned.phase + 1]
             kept[planned.part] = recipe[planned.part] | {"training": phases}
-        if planned.part in ("words", "unet"):
+        if planned.part in ("words", "unet", "vision"):
             encoding = [phase for phase in recipe["vae"]["training"] if phase.get("only") != "decoder"]
             kept["vae"] = recipe["vae"] | {"training": encoding}
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
@@ -149,7 +149,7 @@ class Workshop:
         """A pair of towers of the shape in which it goes with the model."""
         pair, own = self.new_clip(), self.recipe.vision
         if own is not None and own.network is not None:
-            pair.vision = VisionTower(own.network)
+            pair.vision = vision_tower(own.network)
         return pair
 
     def new_reader(self) -> Reader:
@@ -183,6 +183,11 @@ class Workshop:
     def text(self) -> TextTower:
         """What the U-Net begins to read: the pair's text tower, taught on by the stand-in if the recipe asks for it."""
         return self.learnt(self.new_reader, "words").text if self.recipe.words else self.clip.text
+
+    @property
+    def painter(self) -> Painter:
+        """What draws, as it is in the end."""
+        return self.learnt(self.new_painter, self.phases("unet")[-1])
 
     @property
     def pair(self) -> Pair:

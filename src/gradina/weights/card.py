@@ -53,8 +53,7 @@ image.save("picture.png")
 ```
 """
 BESIDE = """\
-In `clip/` is the contrastive pair whose text tower this is, for `gradina caption` and `gradina search`, saved as a
-CLIPModel of transformers.
+In `clip/` is the contrastive pair that goes with it, for `gradina caption` and `gradina search`.
 
 """
 SPOKEN = {"eps": "the noise (eps)", "v": "the velocity (v)", "x0": "the picture (x0)"}

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias, cast
 from PIL.Image import Resampling
 
 from gradina.errors import WeightsError
-from gradina.models.clip import ACTIVATIONS, Activation, TextConfig, VisionConfig
+from gradina.models.clip import ACTIVATIONS, Activation, ConvConfig, TextConfig, VisionConfig
 from gradina.models.unet import UNetConfig
 from gradina.models.vae import VAEConfig
 
@@ -31,6 +31,7 @@ VAE_FIXED: Json = {
     "shift_factor": None, "use_post_quant_conv": True, "use_quant_conv": True,
 }  # fmt: skip
 CLIP_FIXED: Json = {"layer_norm_eps": 1e-5}
+CONV_TOWER = "gradina_conv_vision"  # a model type of ours
 PIXELS_FIXED: Json = {
     "do_center_crop": True, "do_normalize": True, "do_rescale": True, "do_resize": True, "rescale_factor": 1 / 255,
 }  # fmt: skip
@@ -157,8 +158,15 @@ def text_to(c: TextConfig) -> dict[str, Any]:
     }
 
 
-def vision_from(json: Json, projection: int) -> VisionConfig:
-    """The image tower that a CLIPVisionConfig describes."""
+def vision_from(json: Json, projection: int) -> VisionConfig | ConvConfig:
+    """The image tower that a CLIPVisionConfig describes, or one of convolutions, as `vision_to` does."""
+    if json.get("model_type") == CONV_TOWER:
+        return ConvConfig(
+            size=json["image_size"],
+            channels=json["num_channels"],
+            widths=tuple(map(int, json["widths"])),
+            projection=projection,
+        )
     _check("image tower", json, CLIP_FIXED)
     return VisionConfig(
         size=json.get("image_size", 224),
@@ -173,8 +181,11 @@ def vision_from(json: Json, projection: int) -> VisionConfig:
     )
 
 
-def vision_to(c: VisionConfig) -> dict[str, Any]:
-    """The CLIPVisionConfig of an image tower."""
+def vision_to(c: VisionConfig | ConvConfig) -> dict[str, Any]:
+    """The CLIPVisionConfig of an image tower; for one of convolutions, what takes its place."""
+    if isinstance(c, ConvConfig):
+        of_ours = {"image_size": c.size, "num_channels": c.channels, "widths": c.widths, "projection_dim": c.projection}
+        return {"model_type": CONV_TOWER, **of_ours}
     return {
         "model_type": "clip_vision_model",
         "image_size": c.size,

@@ -19,13 +19,13 @@ from PIL.Image import Resampling
 
 from gradina.errors import WeightsError
 from gradina.files import MODEL_SUFFIXES, atomic_folder
-from gradina.models.clip import CLIP, TextConfig, VisionConfig
+from gradina.models.clip import CLIP, ConvConfig, TextConfig, VisionConfig
 from gradina.models.tokenizer import Tokenizer
 from gradina.weights import configs
 from gradina.weights.configs import Rgb
-from gradina.weights.remap import sources, write
+from gradina.weights.remap import Table, sources, write
 from gradina.weights.store import build, find_weights, model_hash, open_weights, save_weights
-from gradina.weights.tables import PAIR
+from gradina.weights.tables import CONV_PAIR, PAIR
 
 T = TypeVar("T")
 Phrases = tuple[tuple[str, ...], ...]
@@ -33,6 +33,7 @@ Phrases = tuple[tuple[str, ...], ...]
 # What transformers fills in where a CLIPTextConfig leaves it out.
 TEXT_DEFAULTS = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 8}
 POSITIONS = ("text_model.embeddings.position_ids", "vision_model.embeddings.position_ids")  # buffers of older versions
+CONV_MODEL = {"model_type": "gradina_clip"}  # nothing that transformers knows, and might fill with other weights
 STEM = "model"  # of the file of weights, or of its index
 PIXELS, PROCESSOR, PHRASES = "preprocessor_config.json", "processor_config.json", "phrases.json"
 
@@ -84,7 +85,7 @@ def read_pair(path: str | Path, dtype: torch.dtype | None = None, name: str | No
         lambda vision: CLIP(text, vision),
         vision,
         weights,
-        partial(sources, table=PAIR, dialect="transformers"),
+        partial(sources, table=_table(vision), dialect="transformers"),
         dropped=POSITIONS,
         dialect="CLIPModel of transformers",
         dtype=dtype,
@@ -103,11 +104,13 @@ def read_pair(path: str | Path, dtype: torch.dtype | None = None, name: str | No
 
 
 def write_pair(pair: Pair, path: str | Path, dtype: torch.dtype | None = None) -> None:
-    """Writes a folder that transformers' CLIPModel and CLIPProcessor load, whole or not at all. Raises DiskError."""
+    """Writes a folder that transformers' CLIPModel and CLIPProcessor load, whole or not at all. Raises DiskError.
+
+    Where the image tower is one of convolutions, the folder is alike but for its settings, and Gradina alone loads it.
+    """
     text, vision = pair.clip.text.config, pair.clip.vision.config
     content = {
-        "architectures": ["CLIPModel"],
-        "model_type": "clip",
+        **({"architectures": ["CLIPModel"], "model_type": "clip"} if isinstance(vision, VisionConfig) else CONV_MODEL),
         "projection_dim": vision.projection,
         "logit_scale_init_value": 2.6592,
         "text_config": configs.text_to(text),
@@ -120,7 +123,7 @@ def write_pair(pair: Pair, path: str | Path, dtype: torch.dtype | None = None) -
         if pair.phrases:
             _write_json(folder / PHRASES, pair.phrases)
         pair.tokenizer.save(folder)
-        save_weights(write(ours, sources(ours, PAIR, "transformers")), folder / f"{STEM}.safetensors")
+        save_weights(write(ours, sources(ours, _table(vision), "transformers")), folder / f"{STEM}.safetensors")
 
 
 def copy_pair(source: Path, target: Path, dtype: torch.dtype | None = None) -> None:
@@ -140,7 +143,11 @@ def copy_pair(source: Path, target: Path, dtype: torch.dtype | None = None) -> N
             shutil.copyfile(path, target / path.name)
 
 
-def _towers(content: Any) -> tuple[TextConfig, VisionConfig]:
+def _table(vision: VisionConfig | ConvConfig) -> Table:
+    return PAIR if isinstance(vision, VisionConfig) else CONV_PAIR
+
+
+def _towers(content: Any) -> tuple[TextConfig, VisionConfig | ConvConfig]:
     width = content["projection_dim"]
     text = configs.text_from(TEXT_DEFAULTS | content["text_config"], projection=width)
     return text, configs.vision_from(content["vision_config"], projection=width)

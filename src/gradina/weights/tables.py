@@ -174,6 +174,17 @@ PAIR = Table(
     ),
 )
 
+CONV_PAIR = Table(  # with an image tower of convolutions, which transformers does not have
+    ("ours", "transformers"),
+    (
+        *((f"text.{ours}", theirs) for ours, theirs, _ in TEXT.rows),
+        ("vision.convs.{i}", "vision_model.convs.{i}"),
+        ("vision.norms.{i}", "vision_model.norms.{i}"),
+        ("vision.projection", "visual_projection"),
+        ("logit_scale", "logit_scale"),
+    ),
+)
+
 # What a file may hold that no network of ours needs, by network and outside of them; `*` is anything.
 DROPPED: dict[str, tuple[str, ...]] = {
     "text": ("*embeddings.position_ids",  # 0, 1, 2, ...: a buffer of older transformers
