@@ -63,7 +63,9 @@ def measured(parts: Sequence[str], rounds: int, size: int, say: Callable[[str], 
 
 def raced(folder: Path, shapes: work.Shapes, name: str, rounds: int, peaks: Peaks) -> Report:
     """One work, by everyone."""
-    runners = {who: opener(folder, shapes, name) for who, opener in contestants().items()}
+    known = contestants()
+    opened = {who: known[who](folder, shapes, name) for who in reversed(known)}  # exporting takes most memory: first
+    runners = {who: opened[who] for who in known}
     return reports.raced(race(runners, rounds), shapes.gflop[name], peaks)
 
 

@@ -116,7 +116,7 @@ COLD = """
 import sys
 import torch
 from diffusers import StableDiffusionPipeline
-pipe = StableDiffusionPipeline.from_pretrained(sys.argv[1])
+pipe = StableDiffusionPipeline.from_pretrained(sys.argv[1], dtype=torch.float32)
 drawn = pipe("a lighthouse", num_inference_steps=int(sys.argv[3]), guidance_scale=float(sys.argv[4]))
 drawn.images[0].save(sys.argv[2])
 """
