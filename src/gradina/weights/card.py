@@ -48,7 +48,7 @@ for picture in gradina.generate(model, request):
 import torch
 from diffusers import {pipeline}
 
-pipe = {pipeline}.from_pretrained("{name}", torch_dtype=torch.float32)  # this folder, or its name on the hub
+pipe = {pipeline}.from_pretrained("{name}", torch_dtype=torch.float32)  # or its name on the hub
 image = pipe("...", num_inference_steps={steps}, guidance_scale={guidance:g}, width={w}, height={h}{inputs}).images[0]
 image.save("picture.png")
 ```
