@@ -64,7 +64,9 @@ def measured(parts: Sequence[str], rounds: int, size: int, say: Callable[[str], 
 def raced(folder: Path, shapes: work.Shapes, name: str, rounds: int, peaks: Peaks) -> Report:
     """One work, by everyone."""
     known = contestants()
-    opened = {who: known[who](folder, shapes, name) for who in reversed(known)}  # exporting takes most memory: first
+    opened = {
+        who: known[who](folder, shapes, name) for who in reversed(list(known))
+    }  # exporting takes most memory: first
     runners = {who: opened[who] for who in known}
     return reports.raced(race(runners, rounds), shapes.gflop[name], peaks)
 
