@@ -388,14 +388,14 @@ def load(
     place = pick_device(device)
     chosen = pick_engine(engine, place)
     numbers = pick_dtype(dtype, place)
-    if place.type == "cpu" and not low_memory:
-        keep_freed()
     if low_memory:
         if place.type != "cpu" or chosen in ("compile", "openvino"):
             raise RequestError(f"low_memory: is for the CPU and engine eager, not for {place} and {chosen}")
         parts = open_source(source, variant=variant, prediction=prediction)
         lean = Lean(numbers, parts.files)
         return StableDiffusion(**{f.name: getattr(parts, f.name) for f in fields(parts)}, engine=chosen, lean=lean)
+    if place.type == "cpu":
+        keep_freed()
     parts = open_source(source, variant=variant, prediction=prediction, dtype=numbers)
     for network in (parts.text, parts.vae, parts.unet):
         network.requires_grad_(False).to(place)

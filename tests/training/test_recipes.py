@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from gradina.errors import RecipeError
+from gradina.models.clip import ConvConfig, VisionConfig
 from gradina.training.recipes import read_recipe
 
+TOWER = "[vision.training]\nsteps = 1\nbatch = 1\nlr = 1e-3\n[vision.network]\nsize = 32\n{}\n[defaults]"
 SHIPPED = sorted((Path(__file__).parents[2] / "recipes").glob("*.toml"))
 
 
@@ -73,6 +75,18 @@ def test_shipped_recipes_are_read(path: Path) -> None:
         ("size = 560", "size = 10", "vocabulary: expected a size of 514 tokens or more"),
         ("[defaults]", '[schedule]\nbeta_schedule = "odd"\n\n[defaults]', "beta_schedule: got 'odd', expected one of"),
         ("[defaults]", "[default]", r"there is no default "),
+        (
+            "[defaults]",
+            TOWER.format("widths = []"),
+            r"vision\.network\.widths: got 0, expected one or more that 32 pix",
+        ),
+        ("[defaults]", TOWER.format("widths = [4, 4, 4, 4, 4, 4]"), r"vision\.network\.widths: got 6"),
+        ("[defaults]", TOWER.format("width = [4]"), r"vision\.network\.width: got \[4\], expected int"),
+        (
+            "[defaults]",
+            TOWER.format("widths = [4]\nprojection = 9"),
+            r"vision\.network\.projection: got 9, expected 16",
+        ),
     ],
 )
 def test_what_is_wrong_is_named(recipe_file: Path, old: str, new: str, message: str) -> None:
@@ -81,6 +95,15 @@ def test_what_is_wrong_is_named(recipe_file: Path, old: str, new: str, message: 
         read_recipe(recipe_file)
     assert str(caught.value).startswith(str(recipe_file))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("shape", "kind"), [("widths = [4, 8]", ConvConfig), ("patch = 8\nwidth = 64", VisionConfig)])
+def test_an_image_tower_is_the_kind_that_its_keys_say(recipe_file: Path, shape: str, kind: type) -> None:
+    tower = TOWER.format(f"{shape}\nprojection = 16")
+    recipe_file.write_text(recipe_file.read_text().replace("[defaults]", tower, 1))
+    vision = read_recipe(recipe_file).vision
+    assert vision is not None
+    assert type(vision.network) is kind
 
 
 def test_a_missing_recipe_is_named() -> None:

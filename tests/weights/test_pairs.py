@@ -85,6 +85,12 @@ def test_a_tower_of_convolutions_there_and_back(folder):
     alike(ours, read_pair(folder))
     with pytest.raises(ValueError, match="gradina_clip"):
         AutoModel.from_pretrained(folder)
+    said = json.loads((folder / "config.json").read_text())
+    for widths in ([], [1] * 9, "many"):
+        changed = said | {"vision_config": said["vision_config"] | {"widths": widths}}
+        (folder / "config.json").write_text(json.dumps(changed))
+        with pytest.raises(WeightsError, match=r"config\.json: is not as a CLIPModel has it"):
+            read_pair(folder)
 
 
 def test_there_and_back(folder):

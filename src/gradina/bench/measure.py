@@ -63,12 +63,9 @@ def measured(parts: Sequence[str], rounds: int, size: int, say: Callable[[str], 
 
 def raced(folder: Path, shapes: work.Shapes, name: str, rounds: int, peaks: Peaks) -> Report:
     """One work, by everyone."""
-    known = contestants()
-    opened = {
-        who: known[who](folder, shapes, name) for who in reversed(list(known))
-    }  # exporting takes most memory: first
-    runners = {who: opened[who] for who in known}
-    return reports.raced(race(runners, rounds), shapes.gflop[name], peaks)
+    known = list(contestants().items())  # the last ones export, which takes most memory: while it is free
+    opened = {who: opener(folder, shapes, name) for who, opener in reversed(known)}
+    return reports.raced(race({who: opened[who] for who, _ in known}, rounds), shapes.gflop[name], peaks)
 
 
 def learnt(folder: Path, rounds: int, peaks: Peaks) -> Report:

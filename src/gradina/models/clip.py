@@ -65,6 +65,12 @@ class ConvConfig:
     widths: tuple[int, ...] = (16, 32, 64, 128, 192)  # at 1/2, 1/4, 1/8, ... of the side
     projection: int = 128
 
+    def __post_init__(self) -> None:
+        if not self.widths or self.size < 2 ** len(self.widths):
+            raise ValueError(
+                f"widths: got {len(self.widths)}, expected one or more that {self.size} pixels can be halved for"
+            )
+
     @property
     def places(self) -> int:
         """Parts of a picture that are looked at one by one."""

@@ -13,6 +13,7 @@ from gradina.nn.strips import activated_conv, in_strips, is_large
 class BatchNorm(nn.Module):
     """Each channel of (b, width, h, w) at mean 0 and variance 1: of the batch while learning, else as they were then.
 
+    torch.nn's own counts batches besides, in a whole number that nothing reads and half precision could not hold.
     Source: Ioffe & Szegedy, "Batch Normalization" (1502.03167), algorithms 1 and 2.
     """
 

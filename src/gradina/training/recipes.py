@@ -241,6 +241,10 @@ def check(recipe: Recipe) -> None:
         raise RecipeError(
             f"words.width: got {words.width}, expected a multiple of heads, {words.heads}; layers above 0"
         )
+    own = recipe.vision and recipe.vision.network
+    if own and own.projection != recipe.clip.text.projection:
+        expected = recipe.clip.text.projection
+        raise RecipeError(f"vision.network.projection: got {own.projection}, expected {expected}, as the text's")
     if not len(unet.widths) == len(unet.attention) == len(unet.heads) > 0:
         raise RecipeError("unet.network: expected as many widths as entries of attention and heads, at least one")
     if any(width % heads for width, heads in zip(unet.widths, unet.heads, strict=True)):
@@ -248,7 +252,7 @@ def check(recipe: Recipe) -> None:
     for name, make in (
         ("vae.network", lambda: AutoencoderKL(recipe.vae.network)),
         ("clip", lambda: CLIP(recipe.clip.text, recipe.clip.vision)),
-        ("vision", lambda: CLIP(recipe.clip.text, (recipe.vision and recipe.vision.network) or recipe.clip.vision)),
+        ("vision", lambda: CLIP(recipe.clip.text, own or recipe.clip.vision)),
         ("unet.network", lambda: UNet(unet)),
     ):
         try:
@@ -270,7 +274,7 @@ def _build(kind: type[T], table: Mapping[str, Any], where: str) -> T:
     values = {name: _value(hints[name], value, where + name) for name, value in table.items()}
     try:
         return kind(**values)
-    except RecipeError as error:
+    except ValueError as error:
         raise RecipeError(f"{where}{error}") from None
 
 
