@@ -41,11 +41,14 @@ def bench(
     from gradina.runtime import use_threads
 
     use_threads(threads)
-    report = measured(parts, rounds, size, lambda text: None if quiet else typer.echo(f"measures {text}", err=True))
+    report: reports.Report = {}
+    for report in measured(
+        parts, rounds, size, lambda text: None if quiet else typer.echo(f"measures {text}", err=True)
+    ):
+        if output is not None:  # after each part: the next might be too much for this machine
+            with atomic_write(output) as file:
+                file.write((json.dumps(report, indent=2) + "\n").encode())
     typer.echo(reports.table(report))
-    if output is not None:
-        with atomic_write(output) as file:
-            file.write((json.dumps(report, indent=2) + "\n").encode())
     if plot is not None:
         reports.plot(report, Path(plot))
 

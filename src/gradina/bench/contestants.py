@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Mapping
 from functools import partial
 from importlib import import_module
@@ -40,16 +41,22 @@ def gradina(dtype: str, folder: Path, shapes: Shapes, work: str) -> Runner:
 
 def diffusers(dtype: str, folder: Path, shapes: Shapes, work: str) -> Runner:
     """The reference."""
-    network, inputs = _reference(DTYPES[dtype], folder, shapes, work)
+    network, inputs = _reference(DTYPES[dtype], folder, work), _inputs(DTYPES[dtype], shapes, work)
     if work == "U-Net step":
         return _quietly(lambda: _guided(network(*inputs)))
     return _quietly(lambda: network(*inputs))
 
 
 def openvino(dtype: str, folder: Path, shapes: Shapes, work: str) -> Runner:
-    """The reference, compiled by OpenVINO for these shapes."""
-    network, inputs = _reference(torch.float32, folder, shapes, work)
-    run = compiled(graph_of(network, inputs), DTYPES[dtype])
+    """The reference, compiled by OpenVINO for these shapes. What is exported lies beside the model, for all types."""
+    inputs = _inputs(torch.float32, shapes, work)
+    graph = folder.parent / "openvino" / work.replace(" ", "-") / "network.xml"
+    if not graph.is_file():
+        network = graph_of(_reference(torch.float32, folder, work), inputs)
+        import_module("openvino").save_model(network, graph, compress_to_fp16=True)
+        del network
+        gc.collect()  # what it was made of, of which there are two in fp32
+    run = compiled(graph, DTYPES[dtype])
     arrays = [x.numpy() for x in inputs]
     if work == "U-Net step":
         return lambda: _guided(torch.from_numpy(run(arrays)[0]))
@@ -67,24 +74,28 @@ class _Alone(torch.nn.Module):
         return self.call(self.network, *inputs)
 
 
-def _reference(
-    dtype: torch.dtype, folder: Path, shapes: Shapes, work: str
-) -> tuple[_Alone, tuple[torch.Tensor, ...]]:  # fmt: skip
-    """What the reference runs for a work, and on what."""
-    given = shapes.inputs
-    states, latents = given.states.to(dtype), given.latents.to(dtype)
+def _reference(dtype: torch.dtype, folder: Path, work: str) -> _Alone:
+    """What the reference runs for a work."""
     peer = import_module("diffusers")
     if work == "text encoder":
         text = import_module("transformers").CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=dtype)
-        return _Alone(text, lambda net, ids: net(ids, return_dict=False)[0]), (given.ids,)
+        return _Alone(text, lambda net, ids: net(ids, return_dict=False)[0])
     if work == "decoder":
         vae = peer.AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=dtype)
-        scaled = latents / vae.config.scaling_factor
-        return _Alone(vae, lambda net, z: net.decode(z, return_dict=False)[0]), (scaled,)
+        return _Alone(vae, lambda net, z: net.decode(z, return_dict=False)[0])
     unet = peer.UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=dtype)
-    both = torch.cat([latents, latents])
-    step = _Alone(unet, lambda net, x, t, c: net(x, t, encoder_hidden_states=c, return_dict=False)[0])
-    return step, (both, torch.tensor(500), states)
+    return _Alone(unet, lambda net, x, t, c: net(x, t, encoder_hidden_states=c, return_dict=False)[0])
+
+
+def _inputs(dtype: torch.dtype, shapes: Shapes, work: str) -> tuple[torch.Tensor, ...]:
+    """What the reference runs on."""
+    given = shapes.inputs
+    states, latents = given.states.to(dtype), given.latents.to(dtype)
+    return {
+        "text encoder": (given.ids,),
+        "U-Net step": (torch.cat([latents, latents]), torch.tensor(500), states),
+        "decoder": (latents / shapes.family.vae.scale,),
+    }[work]
 
 
 PEERS: dict[str, tuple[str | None, Opener]] = {  # the package that each needs

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,8 +12,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from gradina.bench import learning, machine, whole, work
 from gradina.bench import report as reports
-from gradina.bench.contestants import contestants
-from gradina.bench.race import race
+from gradina.bench.contestants import Opener, contestants
+from gradina.bench.race import Failed, Runner, race
 from gradina.bench.report import Report
 from gradina.nn.attention import attention as own
 from gradina.runtime import DTYPES
@@ -24,18 +24,26 @@ ATTENTION = ((2, 8, 4096, 40), (2, 8, 1024, 80), (2, 8, 256, 160))  # batch, hea
 Peaks = Mapping[str, Mapping[str, float]]  # GFLOP/s
 
 
-def measured(parts: Sequence[str], rounds: int, size: int, say: Callable[[str], None]) -> Report:
-    """The report of some parts (see `gradina bench --help`); `say` is told what is measured when it begins."""
-    results: Report = {}
+def measured(parts: Sequence[str], rounds: int, size: int, say: Callable[[str], None]) -> Iterator[Report]:
+    """The report of some parts (see `gradina bench --help`) as it grows; `say` is told what is measured next."""
+    report: Report = {"date": date.today().isoformat(), **machine.about(), "rounds": rounds, "results": {}}
+    for results in _results(parts, rounds, size, say):
+        report["results"] |= results
+        yield report
+
+
+def _results(parts: Sequence[str], rounds: int, size: int, say: Callable[[str], None]) -> Iterator[Report]:
     peaks: Peaks = {}
     if "machine" in parts:
         say("what the machine can do")
         peaks = machine.peaks()
-        for dtype, of_type in peaks.items():
-            results[f"the machine, {dtype}"] = {name: {"GFLOP/s": round(speed)} for name, speed in of_type.items()}
+        yield {
+            f"the machine, {dtype}": {name: {"GFLOP/s": round(speed)} for name, speed in of_type.items()}
+            for dtype, of_type in peaks.items()
+        }
     if "attention" in parts:
         say("attention")
-        results |= attention(rounds, peaks)
+        yield attention(rounds, peaks)
     shapes = work.sd15(size)
     with TemporaryDirectory() as room:
         folder = Path(room) / "model"
@@ -44,28 +52,34 @@ def measured(parts: Sequence[str], rounds: int, size: int, say: Callable[[str], 
             work.write_model(shapes, folder)
         for name in work.WORKS if "works" in parts else ():
             say(name)
-            results[f"{name}, {size}x{size}"] = raced(folder, shapes, name, rounds, peaks)
+            yield {f"{name}, {size}x{size}": raced(folder, shapes, name, rounds, peaks)}
         if "pictures" in parts:
             say("whole pictures")
-            results[f"a picture, {size}x{size}, 20 steps"] = reports.whole(whole.pictures(folder, size, 20, 1))
+            yield {f"a picture, {size}x{size}, 20 steps": reports.whole(whole.pictures(folder, size, 20, 1))}
     if "learning" in parts:
         say("a step of training")
         for name, folder in shipped().items():
-            results[f"a step of training, {name}, batch of {learning.BATCH}"] = learnt(folder, rounds, peaks)
+            yield {f"a step of training, {name}, batch of {learning.BATCH}": learnt(folder, rounds, peaks)}
     if "imports" in parts:
         say("imports")
-        results["import"] = reports.whole(whole.imports(rounds))
+        yield {"import": reports.whole(whole.imports(rounds))}
     if "cold" in parts:
         say("the command line")
-        results["from a cold command line to a PNG, shipped model"] = reports.whole(whole.cold(rounds))
-    return {"date": date.today().isoformat(), **machine.about(), "rounds": rounds, "results": results}
+        yield {"from a cold command line to a PNG, shipped model": reports.whole(whole.cold(rounds))}
 
 
 def raced(folder: Path, shapes: work.Shapes, name: str, rounds: int, peaks: Peaks) -> Report:
     """One work, by everyone."""
     known = list(contestants().items())  # the last ones export, which takes most memory: while it is free
-    opened = {who: opener(folder, shapes, name) for who, opener in reversed(known)}
+    opened = {who: _opened(opener, folder, shapes, name) for who, opener in reversed(known)}
     return reports.raced(race({who: opened[who] for who, _ in known}, rounds), shapes.gflop[name], peaks)
+
+
+def _opened(opener: Opener, folder: Path, shapes: work.Shapes, name: str) -> Runner | Failed:
+    try:
+        return opener(folder, shapes, name)
+    except Exception as error:
+        return Failed.of(error)
 
 
 def learnt(folder: Path, rounds: int, peaks: Peaks) -> Report:

@@ -34,13 +34,36 @@ class Times:
         return statistics.median(b / a for a, b in zip(self.seconds, other.seconds, strict=True))
 
 
-def race(runners: Mapping[str, Runner], rounds: int, warm: int = 1) -> dict[str, Times]:
-    """Lets everyone run once in each round, in changing order, after `warm` rounds that do not count."""
+@dataclass(frozen=True)
+class Failed:
+    """Somebody who could not do it: a row of its own, and no more."""
+
+    why: str
+
+    @classmethod
+    def of(cls, error: Exception) -> Failed:
+        """By its last words."""
+        said = str(error).strip() or repr(error)
+        return cls(f"{type(error).__name__}: {said.splitlines()[-1][-200:]}")
+
+
+def race(runners: Mapping[str, Runner | Failed], rounds: int, warm: int = 1) -> dict[str, Times | Failed]:
+    """Lets everyone run once in each round, in changing order, after `warm` rounds that do not count.
+
+    Who fails drops out, and the others go on.
+    """
     names, taken = list(runners), {name: list[float]() for name in runners}
+    failed = {name: runner for name, runner in runners.items() if isinstance(runner, Failed)}
     for turn in range(warm + rounds):
         for name in names if turn % 2 else reversed(names):
+            runner = runners[name]
+            if name in failed or isinstance(runner, Failed):
+                continue
             start = time.perf_counter()
-            runners[name]()
+            try:
+                runner()
+            except Exception as error:
+                failed[name] = Failed.of(error)
             if turn >= warm:
                 taken[name].append(time.perf_counter() - start)
-    return {name: Times(tuple(seconds)) for name, seconds in taken.items()}
+    return {name: failed.get(name) or Times(tuple(taken[name])) for name in names}

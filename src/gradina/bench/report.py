@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from gradina.bench.race import Times
+from gradina.bench.race import Failed, Times
 from gradina.bench.whole import Taken
 from gradina.errors import MissingExtra
 from gradina.tuning import Trial, front, presets
@@ -17,26 +17,33 @@ Report = dict[str, Any]
 OURS = "gradina bf16"
 
 
-def raced(times: Mapping[str, Times], gflop: float | None, peaks: Mapping[str, Mapping[str, float]]) -> Report:
+def raced(times: Mapping[str, Times | Failed], gflop: float | None, peaks: Mapping[str, Mapping[str, float]]) -> Report:
     """Rows of a race: median and quartiles in seconds, GFLOP/s, share of the machine's peak, ratio to our own."""
     rows: Report = {}
+    ours = times.get(OURS)
     for name, taken in times.items():
+        if isinstance(taken, Failed):
+            rows[name] = {"failed": taken.why}
+            continue
         row: Report = {"seconds": _round(taken.median), "quartiles": [_round(q) for q in taken.quartiles]}
         peak = max(peaks.get(name.rpartition(" ")[2], {"": 0.0}).values())
         if gflop:
             row["GFLOP/s"] = round(gflop / taken.median)
         if gflop and peak:
             row["of the peak"] = round(gflop / taken.median / peak, 2)
-        if OURS in times and name != OURS:
-            row[f"{OURS} is faster by"] = round(times[OURS].faster_than(taken), 2)
+        if isinstance(ours, Times) and name != OURS:
+            row[f"{OURS} is faster by"] = round(ours.faster_than(taken), 2)
         rows[name] = row
     return rows
 
 
-def whole(taken: Mapping[str, list[Taken]]) -> Report:
+def whole(taken: Mapping[str, list[Taken] | Failed]) -> Report:
     """Rows of whole processes: seconds, what they said of their parts, and memory."""
     rows: Report = {}
     for name, runs in taken.items():
+        if isinstance(runs, Failed):
+            rows[name] = {"failed": runs.why}
+            continue
         row: Report = {"seconds": _round(statistics.median(r.seconds for r in runs))}
         parts = [r.told for r in runs if r.said.strip().endswith("}")]
         for part in parts[0] if parts else ():
@@ -71,7 +78,8 @@ def _cell(value: object) -> str:
 def plot(report: Report, path: Path) -> None:
     """Seconds of everyone, a chart for each work. Raises MissingExtra where there is no matplotlib."""
     plt = pyplot()
-    results = {title: rows for title, rows in report["results"].items() if all("seconds" in r for r in rows.values())}
+    timed = {t: {n: r for n, r in rows.items() if "seconds" in r} for t, rows in report["results"].items()}
+    results = {title: rows for title, rows in timed.items() if rows}
     figure, axes = plt.subplots(len(results), 1, figsize=(8, 1 + sum(0.4 + 0.3 * len(r) for r in results.values())))
     for (title, rows), one in zip(results.items(), axes if len(results) > 1 else [axes], strict=True):
         names = list(rows)[::-1]

@@ -6,12 +6,14 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from gradina.bench.race import Failed
 from gradina.errors import GradinaError
 from gradina.weights.layout import OURS
 from gradina.weights.zoo import DEFAULT, shipped
@@ -101,7 +103,7 @@ def installed(names: Mapping[str, str]) -> dict[str, str]:
     return {name: script for name, script in names.items() if find_spec(name)}
 
 
-def cold(rounds: int) -> dict[str, list[Taken]]:
+def cold(rounds: int) -> dict[str, list[Taken] | Failed]:
     """From a cold command line to a PNG with the shipped model, in turns with the same by diffusers."""
     folder = shipped()[DEFAULT]
     with tempfile.TemporaryDirectory() as room:
@@ -109,7 +111,7 @@ def cold(rounds: int) -> dict[str, list[Taken]]:
         runs = {"gradina": ours}
         if find_spec("diffusers"):
             runs["diffusers"] = [sys.executable, "-c", COLD, str(folder), str(Path(room) / "b.png"), *_defaults()]
-        return _in_turns({name: lambda a=arguments: run(a) for name, arguments in runs.items()}, rounds)
+        return _in_turns({name: partial(run, arguments) for name, arguments in runs.items()}, rounds)
 
 
 COLD = """
@@ -127,25 +129,29 @@ def _defaults() -> tuple[str, str]:
     return str(said["steps"]), str(said["guidance_scale"])
 
 
-def _in_turns(runs: Mapping[str, Any], rounds: int) -> dict[str, list[Taken]]:
+def _in_turns(runs: Mapping[str, Callable[[], Taken]], rounds: int) -> dict[str, list[Taken] | Failed]:
     taken: dict[str, list[Taken]] = {name: [] for name in runs}
+    failed: dict[str, Failed] = {}
     for turn in range(rounds + 1):  # the first fills the caches
-        for name, one in runs.items():
-            result = one()
-            if turn:
-                taken[name].append(result)
-    return taken
+        for name in (n for n in runs if n not in failed):
+            try:
+                result = runs[name]()
+            except GradinaError as error:
+                failed[name] = Failed.of(error)
+            else:
+                taken[name] += [result] if turn else []
+    return {name: failed.get(name) or taken[name] for name in runs}
 
 
-def imports(rounds: int) -> dict[str, list[Taken]]:
+def imports(rounds: int) -> dict[str, list[Taken] | Failed]:
     """How long imports take, in turns."""
-    return _in_turns({n: lambda s=s: python(s) for n, s in installed(IMPORTS).items()}, rounds)
+    return _in_turns({name: partial(python, script) for name, script in installed(IMPORTS).items()}, rounds)
 
 
-def pictures(folder: Path, size: int, steps: int, rounds: int) -> dict[str, list[Taken]]:
+def pictures(folder: Path, size: int, steps: int, rounds: int) -> dict[str, list[Taken] | Failed]:
     """Whole pictures from disk, by everyone in every type of numbers, in turns."""
     runs = {
-        f"{name} {dtype}": lambda s=script, d=dtype: python(s, str(folder), d, str(size), str(steps))
+        f"{name} {dtype}": partial(python, script, str(folder), dtype, str(size), str(steps))
         for name, script in installed(DRAW).items()
         for dtype in ("fp32", "bf16")
     }
