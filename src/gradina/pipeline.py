@@ -30,7 +30,6 @@ from gradina.engines import Call, Decoding, engaged
 from gradina.errors import RequestError
 from gradina.lean import Lean
 from gradina.models.reuse import Reusing
-from gradina.nn.memory import keep_freed
 from gradina.nn.packed import packed
 from gradina.pictures import fit, open_mask, open_picture, overlay
 from gradina.request import Picture, Request
@@ -394,8 +393,6 @@ def load(
         parts = open_source(source, variant=variant, prediction=prediction)
         lean = Lean(numbers, parts.files)
         return StableDiffusion(**{f.name: getattr(parts, f.name) for f in fields(parts)}, engine=chosen, lean=lean)
-    if place.type == "cpu":
-        keep_freed()
     parts = open_source(source, variant=variant, prediction=prediction, dtype=numbers)
     for network in (parts.text, parts.vae, parts.unet):
         network.requires_grad_(False).to(place)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -77,20 +74,3 @@ def test_rows_are_not_parted_where_something_learns() -> None:
     with torch.no_grad():
         by_rows(layer, x, x)
     assert seen == [ROWS + 1, ROWS, 1]
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="of GNU's C library")
-@pytest.mark.parametrize("asked", ["", "0"])
-def test_the_library_is_told_once_and_can_be_left_alone(asked: str) -> None:
-    program = """
-import ctypes
-from gradina.nn.memory import keep_freed
-told = []
-ctypes.CDLL = lambda _: type("C", (), {"mallopt": staticmethod(lambda *how: told.append(how))})
-keep_freed(), keep_freed()
-print(told)
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", program], env={"GRADINA_MALLOC": asked}, capture_output=True, text=True
-    )
-    assert done.stdout.strip() == ("[]" if asked == "0" else "[(-3, 33554432), (-1, 536870912)]"), done.stderr

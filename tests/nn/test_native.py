@@ -1,4 +1,4 @@
-"""Attention in C is PyTorch's attention, on every shape; and where it cannot be had, nothing is missed."""
+"""Attention, GroupNorm and gates in C are PyTorch's, on every shape; and without them nothing is missed."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gradina.nn import native
 from gradina.nn.attention import attention
-from gradina.nn.native import AMX, BF16, COMMON, KERNELS, Kernel, compiled, kernel, own_attention, own_gate
+from gradina.nn.native import AMX, BF16, COMMON, KERNELS, Kernel, compiled, kernel, own_attention, own_gate, own_norm
+from gradina.nn.norm import normalised, normaliser
 
 TIMES = {torch.float32: 4.0, torch.bfloat16: 1.5}  # the error of PyTorch's way
 WAYS = {"tiles": KERNELS[0], "pairs": KERNELS[1], "float": KERNELS[3]}
@@ -201,3 +202,94 @@ def test_gates_far_out_and_of_no_numbers() -> None:
     assert got[3:6].tolist() == [0, 5, 100]
     assert got[6].isnan()
     assert got[7].isinf()
+
+
+NORMS = {torch.float32: 2e-6, torch.bfloat16: 2**-8}  # of the largest number
+norms = pytest.mark.parametrize("dtype", NORMS, ids=str)
+
+
+def norm_and_map(
+    dtype: torch.dtype, channels: int, groups: int, size: tuple[int, int]
+) -> tuple[nn.GroupNorm, Tensor, Tensor]:
+    """A norm; two maps far from 0 with their channels last, whose first places are farther; a shift of them."""
+    if own_norm(dtype) is None:
+        pytest.skip("needs a C compiler and a processor with AVX-512")
+    key = torch.Generator().manual_seed(channels)
+    norm = nn.GroupNorm(groups, channels, 1e-6).requires_grad_(False)
+    norm.weight.copy_(torch.randn(channels, generator=key))
+    norm.bias.copy_(torch.randn(channels, generator=key))
+    x = 5 + 2 * torch.randn(2, channels, *size, generator=key)
+    x[:, :, 0, 0] += 100
+    shift = 3 * torch.randn(2, channels, generator=key)
+    return norm.to(dtype), x.to(dtype, memory_format=torch.channels_last), shift.to(dtype)
+
+
+@norms
+@pytest.mark.parametrize("active", [False, True])
+@pytest.mark.parametrize("shifted", [False, True])
+@pytest.mark.parametrize(
+    ("channels", "groups", "size"),
+    [(32, 8, (1, 1)), (32, 32, (3, 5)), (40, 4, (16, 17)), (7, 7, (9, 33)), (320, 32, (64, 64)), (130, 2, (2, 300))],
+)
+@torch.no_grad()
+def test_norms_are_pytorchs_to_rounding(
+    channels: int, groups: int, size: tuple[int, int], shifted: bool, active: bool, dtype: torch.dtype
+) -> None:
+    norm, x, shift = norm_and_map(dtype, channels, groups, size)
+    expected = x.double() + (shift.double()[:, :, None, None] if shifted else 0)
+    expected = F.group_norm(expected, groups, norm.weight.double(), norm.bias.double(), norm.eps)
+    expected = F.silu(expected) if active else expected
+    got = normalised(norm, x, shift if shifted else None, active)
+    assert got.dtype == dtype
+    assert got.is_contiguous(memory_format=torch.channels_last)
+    assert (got - expected).abs().max() <= NORMS[dtype] * expected.abs().max()
+
+
+@norms
+@torch.no_grad()
+def test_norms_of_maps_laid_out_otherwise_are_the_same(dtype: torch.dtype) -> None:
+    norm, x, shift = norm_and_map(dtype, 40, 4, (30, 11))
+    expected = normalised(norm, x, shift, active=True)
+    got = normalised(norm, x.contiguous(), shift, active=True)
+    assert (got - expected).abs().max() <= 2 * NORMS[dtype] * expected.abs().max()
+    one, moved = x[1:], shift[1:]
+    for given in (one, one.contiguous()):
+        layer = normaliser(norm, given, moved)
+        rows = torch.cat([layer(given[:, :, :13]), layer(given[:, :, 13:])], dim=2)
+        assert (rows - expected[1:]).abs().max() <= 2 * NORMS[dtype] * expected.abs().max()
+
+
+@norms
+@torch.no_grad()
+def test_threads_do_not_matter_to_norms(dtype: torch.dtype) -> None:
+    norm, x, _ = norm_and_map(dtype, 320, 32, (64, 64))
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = normalised(norm, x, active=True)
+        torch.set_num_threads(3)
+        assert torch.equal(normalised(norm, x, active=True), alone)
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(normalised(norm, x[1:], active=True), alone[1:])
+
+
+@norms
+@torch.no_grad()
+def test_norms_far_out_and_of_no_numbers(dtype: torch.dtype) -> None:
+    norm, x, _ = norm_and_map(dtype, 16, 2, (16, 16))
+    norm.weight.fill_(1), norm.bias.copy_(torch.tensor([1e4, -1e4] * 8))
+    x[1, 3, 2, 2] = float("nan")
+    got = normalised(norm, x, active=True)
+    assert (got[0, ::2] > 9e3).all()
+    assert (got[0, 1::2] == 0).all()
+    assert got[1, :8].isnan().all()
+    assert not got[1, 8:].isnan().any()
+
+
+def test_norms_that_learn_are_pytorchs() -> None:
+    norm, x, shift = norm_and_map(torch.float32, 8, 2, (5, 5))
+    x.requires_grad_(True)
+    normalised(norm, x, shift, active=True).sum().backward()
+    assert x.grad is not None
+    assert x.grad.abs().sum() > 0

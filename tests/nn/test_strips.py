@@ -17,8 +17,12 @@ from gradina.nn.strips import activated_conv, in_strips
 @pytest.fixture
 def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every map is large, every strip is five rows high."""
-    monkeypatch.setattr(strips, "LARGE", 0)
-    monkeypatch.setattr(strips, "ROWS", 5)
+    cut(monkeypatch)
+
+
+def cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(strips, "is_large", lambda x, grows=1: not torch.is_grad_enabled())
+    monkeypatch.setattr(strips, "_rows", lambda x, grows: 5)
 
 
 def map_of(*shape: int) -> torch.Tensor:
@@ -42,10 +46,23 @@ def test_a_normalised_convolution(height: int, batch: int, memory: torch.memory_
 def test_every_strip_is_looked_at_once() -> None:
     seen: list[int] = []
     x = torch.arange(12.0).view(1, 1, 12, 1)
-    assert torch.equal(in_strips(lambda part: (seen.append(part.shape[2]), part)[1], x), x)
+    assert torch.equal(in_strips([lambda part: (seen.append(part.shape[2]), part)[1]], x), x)
     assert seen == [6, 7, 3]
-    doubled = in_strips(lambda part: F.interpolate(part, scale_factor=(2.0, 1.0)), x, grows=2)
+    doubled = in_strips([lambda part: F.interpolate(part, scale_factor=(2.0, 1.0))], x, grows=2)
     assert torch.equal(doubled, x.repeat_interleave(2, dim=2))
+
+
+@pytest.mark.usefixtures("narrow")
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("width", [16, 8])
+def test_what_is_spare_is_overwritten(memory: torch.memory_format, width: int) -> None:
+    norm, conv = nn.GroupNorm(4, 16, 1e-6), nn.Conv2d(16, width, 3, padding=1)
+    x, beside, shift = map_of(2, 16, 23, 7).contiguous(memory_format=memory), map_of(2, width, 23, 7), map_of(2, 16)
+    with torch.no_grad():
+        expected = conv(F.silu(norm(x + shift[:, :, None, None]))) + beside
+        got = activated_conv(norm, conv, x, beside, shift, spare=True)
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+    assert (got.data_ptr() == x.data_ptr()) == (width == 16)
 
 
 @pytest.mark.parametrize(("dtype", "near"), [(torch.float32, 2e-5), (torch.bfloat16, 0.06)])
@@ -57,8 +74,7 @@ def test_blocks_and_a_whole_decoder(dtype: torch.dtype, near: float, monkeypatch
     z, x = map_of(1, 4, 9, 7).to(dtype), map_of(2, 8, 11, 6).to(dtype)
     with torch.no_grad():
         whole = vae.decode(z), grow(x), block(x), vae.posterior(map_of(1, 3, 36, 28).to(dtype)).mean
-        monkeypatch.setattr(strips, "LARGE", 0)
-        monkeypatch.setattr(strips, "ROWS", 5)
+        cut(monkeypatch)
         parts = vae.decode(z), grow(x), block(x), vae.posterior(map_of(1, 3, 36, 28).to(dtype)).mean
     for one, other in zip(parts, whole, strict=True):
         assert (one - other).abs().max() <= near * other.abs().max()

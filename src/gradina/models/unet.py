@@ -16,6 +16,7 @@ from gradina.nn.conv import Downsample, ResBlock, Upsample
 from gradina.nn.embed import TimeMLP
 from gradina.nn.gate import gated
 from gradina.nn.memory import added, by_rows
+from gradina.nn.norm import normalised
 from gradina.nn.packed import plus
 from gradina.nn.strips import activated_conv
 
@@ -83,7 +84,7 @@ class SpatialTransformer(nn.Module):
         self.proj_out = nn.Linear(width, width) if config.linear else nn.Conv2d(width, width, 1)
 
     def forward(self, x: Tensor, cond: Tensor) -> Tensor:
-        h = self.norm(x)
+        h = normalised(self.norm, x)
         h = self.proj_in(_tokens(h)) if self.linear else _tokens(self.proj_in(h))
         for block in self.blocks:
             h = block(h, cond)

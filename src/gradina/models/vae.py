@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from gradina.nn.attention import Attention
 from gradina.nn.conv import Downsample, ResBlock, Upsample
+from gradina.nn.norm import normalised
 from gradina.nn.strips import activated_conv
 
 
@@ -44,7 +45,7 @@ class Mid(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.res1(x)
-        h = self.attn(self.norm(x).flatten(2).transpose(1, 2))
+        h = self.attn(normalised(self.norm, x).flatten(2).transpose(1, 2))
         x = x + h.transpose(1, 2).reshape(x.shape)
         return self.res2(x)
 

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gradina.nn.memory import added
-from gradina.nn.strips import activated_conv, in_strips, is_large
+from gradina.nn.strips import activated_conv, grown_conv
 
 
 class BatchNorm(nn.Module):
@@ -49,9 +48,8 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
         h = activated_conv(self.norm1, self.conv1, x)
-        if self.time is not None and time is not None:
-            h = added(h, self.time(F.silu(time))[:, :, None, None])
-        return activated_conv(self.norm2, self.conv2, h, x if self.skip is None else self.skip(x))
+        shift = None if self.time is None or time is None else self.time(F.silu(time))
+        return activated_conv(self.norm2, self.conv2, h, x if self.skip is None else self.skip(x), shift, spare=True)
 
 
 class Downsample(nn.Module):
@@ -78,6 +76,6 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         size = size or (2 * x.shape[2], 2 * x.shape[3])
-        if size == (2 * x.shape[2], 2 * x.shape[3]) and is_large(x):
-            return in_strips(lambda part: self.conv(F.interpolate(part, scale_factor=2.0, mode="nearest")), x, grows=2)
+        if size == (2 * x.shape[2], 2 * x.shape[3]):
+            return grown_conv(self.conv, x)
         return self.conv(F.interpolate(x, size=size, mode="nearest"))

@@ -2,36 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
-import os
 from collections.abc import Callable
-from functools import cache
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 ROWS = 2048  # of tokens that pass through a layer together: what is in between stays near the core
-
-
-MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # as malloc.h names them
-MAPPED, KEPT = (
-    2**25,
-    2**29,
-)  # bytes: what is as large is given back at once (more cannot be asked); what is kept, at most
-
-
-@cache
-def keep_freed() -> None:
-    """Lets this process keep memory that is freed, up to 512 MB, for the next map: an eighth of SD 1.5's step with AMX.
-
-    GNU's C library would give it back to the system, which has to clear it page by page when it is asked for again.
-    GRADINA_MALLOC=0 in the environment leaves that as it is.
-    """
-    adjust = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
-    if adjust is not None and os.environ.get("GRADINA_MALLOC") != "0":
-        adjust(MMAP_THRESHOLD, MAPPED)
-        adjust(TRIM_THRESHOLD, KEPT)
 
 
 def drawing(x: Tensor) -> bool:

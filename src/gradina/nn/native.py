@@ -1,4 +1,4 @@
-"""Attention and gates in C: compiled once, where a C compiler and AVX-512 are there, and kept in the cache.
+"""Attention, GroupNorm and gates in C: compiled once, where a C compiler and AVX-512 are there, and kept in the cache.
 
 How it is compiled, and for which shapes it is used, depends on the processor: see KERNELS, and benchmarks/attention.py.
 """
@@ -18,7 +18,7 @@ from pathlib import Path
 from shutil import which
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gradina.files import atomic_write, cache_folder
 
@@ -105,9 +105,45 @@ def own_gate(dtype: torch.dtype) -> Gate | None:
 def _gate(library: ctypes.CDLL, both: Tensor) -> Tensor:
     both, width = both.contiguous(), both.shape[-1] // 2
     out = both.new_empty(*both.shape[:-1], width)
-    pointers = (ctypes.c_void_p(x.data_ptr()) for x in (both, out))
-    library.gated(*pointers, ctypes.c_int64(out.numel() // max(1, width)), ctypes.c_int64(width))
+    library.gated(_at(both), _at(out), ctypes.c_int64(out.numel() // max(1, width)), ctypes.c_int64(width))
     return out
+
+
+class Norm:
+    """GroupNorm of maps (b, c, h, w) whose channels lie last in memory, on a CPU and without gradients."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self.library = library
+
+    def moments(self, norm: nn.GroupNorm, x: Tensor, shift: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Scale and offset (b, c) with which scale · x + offset is norm(x + shift), for a shift (b, c)."""
+        b, channels, height, width = x.shape
+        made = torch.empty(2, b, channels)
+        given = [None if t is None else t.float().contiguous() for t in (shift, norm.weight, norm.bias)]
+        sizes = map(ctypes.c_int64, (b, height * width, channels, norm.num_groups))
+        if self.library.moments(_at(x), *sizes, *map(_at, given), ctypes.c_double(norm.eps), *map(_at, made)):
+            raise MemoryError("GroupNorm: there is no memory left")
+        return made[0], made[1]
+
+    def scaled(self, x: Tensor, scale: Tensor, offset: Tensor, active: bool) -> Tensor:
+        """scale · x + offset, and its SiLU if that is wanted."""
+        b, channels, height, width = x.shape
+        x = x.contiguous(memory_format=torch.channels_last)
+        out = torch.empty_like(x, memory_format=torch.channels_last)
+        sizes = map(ctypes.c_int64, (b, height * width, channels))
+        self.library.scaled(_at(x), _at(out), *sizes, _at(scale), _at(offset), ctypes.c_int64(active))
+        return out
+
+
+def own_norm(dtype: torch.dtype) -> Norm | None:
+    """Our own GroupNorm; None where it cannot be had."""
+    own = kernel(dtype)
+    library = _library(own.flags) if own else None
+    return Norm(library) if library else None
+
+
+def _at(x: Tensor | None) -> ctypes.c_void_p:
+    return ctypes.c_void_p(None if x is None else x.data_ptr())
 
 
 def own_attention(dtype: torch.dtype) -> Attend | None:
@@ -118,14 +154,13 @@ def own_attention(dtype: torch.dtype) -> Attend | None:
 
 def _attend(library: ctypes.CDLL) -> Attend:
     function, long = library.attention, ctypes.c_int64
-    pointer = ctypes.c_void_p
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
         (b, heads, n, d), m = q.shape, k.shape[2]
         out = q.new_empty(b, n, heads, d)
-        views = [x for t in (q, k, v) for x in (pointer(t.data_ptr()), (long * 3)(*t.stride()[:3]))]
-        if function(*views, pointer(out.data_ptr()), *map(long, (b, heads, n, m, d))):
+        views = [x for t in (q, k, v) for x in (_at(t), (long * 3)(*t.stride()[:3]))]
+        if function(*views, _at(out), *map(long, (b, heads, n, m, d))):
             raise MemoryError("attention: there is no memory left")
         return out.transpose(1, 2)
 

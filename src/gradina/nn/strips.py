@@ -2,74 +2,99 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gradina.nn.memory import added, silu
+from gradina.nn.norm import Layer, is_fast, normalised, normaliser
 from gradina.nn.packed import plus
 
 LARGE = 2**26  # numbers of a map: beyond it (a 512x512 picture's widest have as many), it is gone over in strips
-ROWS = 64  # of a strip, which looks at one more on either side
+LARGE_IN_C = 2**24  # the same where strips cost no time: what is smaller is kept for the next map, and so at hand
+STRIP = 2**23  # numbers of a strip, about; it looks at one more row on either side
 
 
-def is_large(x: Tensor) -> bool:
-    """Whether a map is gone over in strips: there is much of it, and nothing learns."""
-    return x.numel() > LARGE and not torch.is_grad_enabled()
+def is_large(x: Tensor, grows: int = 1) -> bool:
+    """Whether a map is gone over in strips: there is much of it, or of what it grows to, and nothing learns."""
+    return x.numel() * grows**2 > (LARGE_IN_C if is_fast(x) else LARGE) and not torch.is_grad_enabled()
 
 
-def activated_conv(norm: nn.GroupNorm, conv: nn.Module, x: Tensor, beside: Tensor | None = None) -> Tensor:
-    """conv(silu(norm(x))), plus what is beside it, for a 3x3 padded by one: (b, c, h, w) -> (b, out, h, w)."""
+def activated_conv(
+    norm: nn.GroupNorm,
+    conv: nn.Module,
+    x: Tensor,
+    beside: Tensor | None = None,
+    shift: Tensor | None = None,
+    spare: bool = False,
+) -> Tensor:
+    """conv(silu(norm(x + shift))), plus what is beside it, for a 3x3 padded by one: (b, c, h, w) -> (b, out, h, w).
+
+    With a shift (b, c), or if it is `spare`, x is of no further use: then what comes out may lie in its memory.
+    """
     if not is_large(x):
-        h = silu(norm(x))
+        h = normalised(norm, x, shift, active=True)
         return conv(h) if beside is None else plus(conv, h, beside)
-    h = torch.cat([_of_one(norm, conv, one[None]) for one in x]) if len(x) > 1 else _of_one(norm, conv, x)
-    return h if beside is None else added(h, beside)
+    layers = []
+    for i in range(len(x)):
+        layer = normaliser(norm, x[i : i + 1], None if shift is None else shift[i : i + 1])
+        layers.append(lambda part, layer=layer: conv(layer(part)))
+    return in_strips(layers, x, beside, spare)
 
 
-def _of_one(norm: nn.GroupNorm, conv: nn.Module, x: Tensor) -> Tensor:
-    mean, variance = _moments(x, norm.num_groups)
+def grown_conv(conv: nn.Module, x: Tensor) -> Tensor:
+    """conv(x) for x doubled in height and width, of the nearest: (b, c, h, w) -> (b, out, 2h, 2w)."""
 
-    def layer(part: Tensor) -> Tensor:  # with its moments given, a group is normalised as a batch is
-        h = F.batch_norm(part, mean, variance, norm.weight.float(), norm.bias.float(), eps=norm.eps)
-        return conv(silu(h))
+    def layer(part: Tensor) -> Tensor:
+        return cast(Tensor, conv(F.interpolate(part, scale_factor=2.0, mode="nearest")))
 
-    return in_strips(layer, x)
+    return in_strips([layer] * len(x), x, grows=2) if is_large(x, grows=2) else layer(x)
 
 
-def in_strips(layer: Callable[[Tensor], Tensor], x: Tensor, grows: int = 1) -> Tensor:
-    """layer(x) for a layer that looks one row up and down, and makes `grows` rows out of each."""
-    out: Tensor | None = None
-    for top, bottom in _strips(x):
-        above, below = max(0, top - 1), min(x.shape[2], bottom + 1)
-        made = layer(x[:, :, above:below])
-        if out is None:
-            like = torch.channels_last if made.is_contiguous(memory_format=torch.channels_last) else None
-            shape = (*made.shape[:2], grows * x.shape[2], made.shape[3])
-            out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=like or torch.contiguous_format)
-        first = grows * (top - above)
-        out[:, :, grows * top : grows * bottom] = made[:, :, first : first + grows * (bottom - top)]
+def in_strips(
+    layers: Sequence[Layer], x: Tensor, beside: Tensor | None = None, spare: bool = False, grows: int = 1
+) -> Tensor:
+    """layer(one) + beside for each one of x and its layer, which looks one row up and down and grows each row."""
+    out: Tensor | None = x if spare else None
+    for i, layer in enumerate(layers):
+        waiting = None
+        for top, bottom in _strips(x, grows):
+            above, below = max(0, top - 1), min(x.shape[2], bottom + 1)
+            made = layer(x[i : i + 1, :, above:below])
+            if waiting is not None:
+                _put(*waiting)  # no sooner: the strip below it had to be looked at
+            if out is None or out.shape[1] != made.shape[1]:
+                out = _empty(len(x), made, grows * x.shape[2])
+            at = (slice(i, i + 1), slice(None), slice(grows * top, grows * bottom))
+            kept = made[:, :, grows * (top - above) : grows * (bottom - above)]
+            waiting = out[at], kept, None if beside is None else beside[at]
+        if waiting is not None:
+            _put(*waiting)
     assert out is not None
     return out
 
 
-def _strips(x: Tensor) -> Iterator[tuple[int, int]]:
-    for top in range(0, x.shape[2], ROWS):
-        yield top, min(x.shape[2], top + ROWS)
+def _empty(count: int, made: Tensor, height: int) -> Tensor:
+    last = made.is_contiguous(memory_format=torch.channels_last)
+    shape = (count, made.shape[1], height, made.shape[3])
+    how = torch.channels_last if last else torch.contiguous_format
+    return torch.empty(shape, dtype=made.dtype, device=made.device, memory_format=how)
 
 
-def _moments(x: Tensor, groups: int) -> tuple[Tensor, Tensor]:
-    """Mean and variance (c,) of the group of each channel of x (1, c, h, w), in single precision.
+def _put(to: Tensor, made: Tensor, beside: Tensor | None) -> None:
+    if beside is None:
+        to.copy_(made)
+    else:
+        torch.add(made, beside, out=to)
 
-    Source: Chan, Golub, LeVeque, "Algorithms for computing the sample variance", 1983, equation 2.1.
-    """
-    parts = [torch.var_mean(x[0, :, a:b].float(), dim=(1, 2), correction=0) for a, b in _strips(x)]
-    rows = torch.tensor([b - a for a, b in _strips(x)], dtype=torch.float64, device=x.device)[:, None, None]
-    variances, means = (torch.stack(m).double().view(len(parts), groups, -1) for m in zip(*parts, strict=True))
-    count = rows.sum() * means.shape[2]
-    mean = (rows * means).sum((0, 2)) / count
-    variance = (rows * (variances + (means - mean[None, :, None]).square())).sum((0, 2)) / count
-    each = x.shape[1] // groups
-    return mean.float().repeat_interleave(each), variance.float().repeat_interleave(each)
+
+def _strips(x: Tensor, grows: int) -> Iterator[tuple[int, int]]:
+    rows = _rows(x, grows)
+    for top in range(0, x.shape[2], rows):
+        yield top, min(x.shape[2], top + rows)
+
+
+def _rows(x: Tensor, grows: int) -> int:
+    return max(16, STRIP // (x.shape[1] * x.shape[3] * grows**2))

@@ -1,0 +1,68 @@
+"""GroupNorm and what follows it, in one place to make it fast."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gradina.nn.memory import added, drawing, silu
+from gradina.nn.native import Norm, own_norm
+
+Layer = Callable[[Tensor], Tensor]
+ROWS = 64  # of a map: as many at once for its moments
+
+
+def normalised(norm: nn.GroupNorm, x: Tensor, shift: Tensor | None = None, active: bool = False) -> Tensor:
+    """norm(x + shift) for maps x (b, c, h, w) and a shift (b, c), and its SiLU if that is wanted.
+
+    With a shift, x is of no further use.
+    """
+    if own := _own(x):
+        return own.scaled(x, *own.moments(norm, x, shift), active)
+    h = norm(x if shift is None else added(x, shift[:, :, None, None]))
+    return silu(h) if active else h
+
+
+def normaliser(norm: nn.GroupNorm, x: Tensor, shift: Tensor | None = None) -> Layer:
+    """What gives silu(norm(x + shift)) of some rows of a map x (1, c, h, w) at a time."""
+    if own := _own(x):
+        scale, offset = own.moments(norm, x, shift)
+        return partial(own.scaled, scale=scale, offset=offset, active=True)
+    moved = x.new_zeros(1, dtype=torch.float32) if shift is None else shift[0].float()
+    mean, variance = _moments(x, norm.num_groups, moved)
+
+    def layer(part: Tensor) -> Tensor:  # with its moments given, a group is normalised as a batch is
+        return silu(F.batch_norm(part, mean - moved, variance, norm.weight.float(), norm.bias.float(), eps=norm.eps))
+
+    return layer
+
+
+def is_fast(x: Tensor) -> bool:
+    """Whether that is done in C, so that it costs nothing more to go over a map in parts."""
+    return _own(x) is not None
+
+
+def _own(x: Tensor) -> Norm | None:
+    last = x.is_contiguous(memory_format=torch.channels_last)
+    return own_norm(x.dtype) if last and drawing(x) else None
+
+
+def _moments(x: Tensor, groups: int, shift: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance (c,) of the group of each channel of x + shift (1, c, h, w), in single precision.
+
+    Source: Chan, Golub, LeVeque, "Algorithms for computing the sample variance", 1983, equation 2.1.
+    """
+    rows = torch.split(x[0], ROWS, dim=1)
+    parts = [torch.var_mean(part.float(), dim=(1, 2), correction=0) for part in rows]
+    heights = torch.tensor([part.shape[1] for part in rows], dtype=torch.float64, device=x.device)[:, None, None]
+    variances, means = (torch.stack(m).double() for m in zip(*parts, strict=True))
+    variances, means = (m.view(len(rows), groups, -1) for m in (variances, means + shift))
+    count = heights.sum() * means.shape[2]
+    mean = (heights * means).sum((0, 2)) / count
+    variance = (heights * (variances + (means - mean[None, :, None]).square())).sum((0, 2)) / count
+    each = x.shape[1] // groups
+    return mean.float().repeat_interleave(each), variance.float().repeat_interleave(each)
