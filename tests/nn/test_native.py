@@ -204,7 +204,7 @@ def test_gates_far_out_and_of_no_numbers() -> None:
     assert got[7].isinf()
 
 
-NORMS = {torch.float32: 2e-6, torch.bfloat16: 2**-8}  # of the largest number
+NORMS = {torch.float32: 1e-5, torch.bfloat16: 2**-8}  # of the largest number
 norms = pytest.mark.parametrize("dtype", NORMS, ids=str)
 
 
