@@ -128,6 +128,37 @@ def test_numbers_that_are_none_stay_so(way: Kernel) -> None:
     assert not got[0, 0, :, :5].isnan().any()
 
 
+@ways
+def test_only_small_scores_need_no_maximum(way: Kernel) -> None:
+    """Some queries far out, keys near to what is allowed, values that leave no room for sums: all as exact."""
+    q, k, v = given((1, 2, 200, 300, 40), way.dtype)
+    attend, eps = own(way), torch.finfo(way.dtype).eps
+    far = q.clone()
+    far[0, 0, 70:75] *= 300
+    cases = [(far, k, v), (q, k, v * 1e37), (q, k, v * 0), (q * 0, k * 1e30, v)]
+    for scale in (3.0, 3.4, 3.8, 5.0):
+        cases.append((q * scale, k * scale, v))
+    for some in cases:
+        exact = F.scaled_dot_product_attention(*(x.double() for x in some))
+        got, theirs = attend(*some), F.scaled_dot_product_attention(*some)
+        most = exact.abs().max().item()
+        limit = TIMES[way.dtype] * (theirs.double() - exact).abs().max().item() + eps * most
+        assert (got.double() - exact).abs().max().item() <= limit
+
+
+@ways
+@pytest.mark.parametrize("which", [0, 1])
+def test_queries_and_keys_that_are_no_numbers(way: Kernel, which: int) -> None:
+    given_ = list(given((1, 1, 64, 80, 16), way.dtype))
+    given_[which][0, 0, 3, 5] = float("nan")
+    got = own(way)(*given_)
+    if which == 0:
+        assert got[0, 0, 3].isnan().all()
+        assert not got[0, 0, torch.arange(64) != 3].isnan().any()
+    else:
+        assert got.isnan().all()
+
+
 def test_long_sequences_take_it(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[torch.dtype] = []
     row = Kernel(torch.float32, "", (), work=2**22, queries=1, width=256)

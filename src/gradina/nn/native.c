@@ -3,8 +3,9 @@
 
    Compiled for float, with -DBF16 for bfloat16 where the processor multiplies pairs of them, and with -DAMX besides where
    it multiplies whole tiles of them. Keys and values are packed once for each head. Then every thread takes tiles of
-   queries and goes over the keys tile by tile with a running maximum and sum for each query (Dao, "FlashAttention-2",
-   2023, algorithm 1); the scores of a tile stay in the caches nearest to the core. */
+   queries and goes over the keys tile by tile with a running sum for each query, and a running maximum where scores may be
+   too large to do without (Dao, "FlashAttention-2", 2023, algorithm 1); the scores of a tile stay in the caches nearest
+   to the core. */
 
 #include <immintrin.h>
 #include <math.h>
@@ -39,12 +40,14 @@ enum { IN_UNIT = 1 };
 typedef __m512 units;
 #endif
 
-enum { LANES = 16, KEYS = 256, WIDEST = 512 };
-/* a head is filled up with zeros to a multiple of STEP numbers, and the keys to one of TOGETHER */
+enum { LANES = 16, KEYS = 256, WIDEST = 512, LIMIT = 120 };
+/* a head is filled up with zeros to a multiple of STEP numbers, and the keys to one of TOGETHER: the numbers in a unit of
+   shares, or of values, belong to keys that are LANES apart */
+enum { TOGETHER = LANES * IN_UNIT };
 #ifdef AMX
-enum { QUERIES = 32, STEP = 16 * IN_UNIT, TOGETHER = STEP };
+enum { QUERIES = 32, STEP = LANES * IN_UNIT };
 #else
-enum { QUERIES = 48, STEP = IN_UNIT, TOGETHER = LANES };
+enum { QUERIES = 48, STEP = IN_UNIT };
 #endif
 
 typedef struct {
@@ -60,6 +63,25 @@ static inline const number *row_of(const View *x, i64 b, i64 h, i64 n)
 static inline i64 up(i64 n, i64 step) { return (n + step - 1) / step * step; }
 
 static inline __mmask16 first(i64 n) { return (__mmask16)(n >= LANES ? 0xffff : (1 << (n > 0 ? n : 0)) - 1); }
+
+/* numbers <-> single precision; what is not there is 0 */
+static inline __m512 floats(__mmask16 some, const number *from)
+{
+#ifdef BF16
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(some, from)), 16));
+#else
+    return _mm512_maskz_loadu_ps(some, from);
+#endif
+}
+
+static inline void put(number *to, __mmask16 some, __m512 x)
+{
+#ifdef BF16
+    _mm256_mask_storeu_epi16(to, some, (__m256i)_mm512_cvtneps_pbh(x));
+#else
+    _mm512_mask_storeu_ps(to, some, x);
+#endif
+}
 
 /* a vector of the units that begin here; `left` numbers of them are there, the others are 0 */
 static inline units units_of(const number *from, i64 left)
@@ -88,23 +110,28 @@ static void pack_keys(const View *k, i64 b, i64 h, i64 m, i64 d, unit *out)
     }
 }
 
-/* values (m, d) -> [units of keys][d] */
+/* values (m, d) -> [units of keys][d], and 1 behind d, where there is room: so that shares are summed besides */
 static void pack_values(const View *v, i64 b, i64 h, i64 m, i64 d, unit *out)
 {
     i64 wide = up(d, LANES);
-    for (i64 n = 0; n < up(m, TOGETHER); n += IN_UNIT) {
-        unit *to = out + n / IN_UNIT * wide;
+    for (i64 u = 0; u < up(m, TOGETHER) / IN_UNIT; u++) {
+        i64 n = u / LANES * TOGETHER + u % LANES;
+        unit *to = out + u * wide;
         for (i64 i = 0; i < wide; i += LANES) {
 #ifdef BF16
-            __mmask16 there[2] = {first(n < m ? d - i : 0), first(n + 1 < m ? d - i : 0)};
+            i64 other = n + LANES;
+            __mmask16 there[2] = {first(n < m ? d - i : 0), first(other < m ? d - i : 0)};
             __m256i low = _mm256_maskz_loadu_epi16(there[0], row_of(v, b, h, n) + i);
-            __m256i high = _mm256_maskz_loadu_epi16(there[1], row_of(v, b, h, n + 1) + i);
+            __m256i high = _mm256_maskz_loadu_epi16(there[1], row_of(v, b, h, other) + i);
             __m512i behind = _mm512_slli_epi32(_mm512_cvtepu16_epi32(high), 16);
             _mm512_storeu_si512(to + i, _mm512_or_si512(_mm512_cvtepu16_epi32(low), behind));
 #else
             _mm512_storeu_ps(to + i, units_of(row_of(v, b, h, n) + i, n < m ? d - i : 0));
 #endif
         }
+#ifdef BF16
+        if (wide > d) to[d] = (n < m ? 0x3f80u : 0) | (n + LANES < m ? 0x3f800000u : 0);
+#endif
     }
 }
 
@@ -244,36 +271,51 @@ static inline __attribute__((always_inline)) void share(const float *score, i64 
         for (i64 i = 0; i < wide; i += LANES)
             _mm512_storeu_ps(sum + i, _mm512_mul_ps(_mm512_loadu_ps(sum + i), _mm512_set1_ps(fade)));
     }
-    for (i64 c = 0; c < vectors; c++) {
-        __m512 x = _mm512_fmsub_ps(_mm512_loadu_ps(score + c * LANES), _mm512_set1_ps(scale), _mm512_set1_ps(*most));
-        x = power_of_two(x);
-        all = _mm512_add_ps(all, x);
+    for (i64 c = 0; c < vectors; c += IN_UNIT) {
+        __m512 x[IN_UNIT];
+        for (int i = 0; i < IN_UNIT; i++) {
+            x[i] = _mm512_loadu_ps(score + (c + i) * LANES);
+            x[i] = power_of_two(_mm512_fmsub_ps(x[i], _mm512_set1_ps(scale), _mm512_set1_ps(*most)));
+            all = _mm512_add_ps(all, x[i]);
+        }
 #ifdef BF16
-        _mm256_storeu_si256((__m256i *)(out + c * LANES / 2), (__m256i)_mm512_cvtneps_pbh(x));
+        __m512i low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(x[0]));
+        __m512i high = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(x[1]));
+        _mm512_storeu_si512(out + c / IN_UNIT * LANES, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
 #else
-        _mm512_storeu_ps(out + c * LANES, x);
+        _mm512_storeu_ps(out + c * LANES, x[0]);
 #endif
     }
     *total += _mm512_reduce_add_ps(all);
 }
 
-/* one tile of queries over all keys */
-static void attend(const unit *keys, const unit *values, const View *q, i64 b, i64 h, i64 from, i64 rows, i64 m, i64 d,
-                   float scale, number *out, i64 out_token)
+/* the length of the longest of n rows */
+static float longest(const View *x, i64 b, i64 h, i64 n, i64 d)
+{
+    float most = 0;
+    for (i64 r = 0; r < n; r++) {
+        const number *row = row_of(x, b, h, r);
+        __m512 sum = _mm512_setzero_ps();
+        for (i64 i = 0; i < d; i += LANES) {
+            __m512 y = floats(first(d - i), row + i);
+            sum = _mm512_fmadd_ps(y, y, sum);
+        }
+        float square = _mm512_reduce_add_ps(sum);
+        if (!(square <= most)) most = square; /* what is no number is kept */
+        if (most != most) break;
+    }
+    return sqrtf(most);
+}
+
+/* one tile of queries over all keys: sums (QUERIES, d) of values by their shares, and totals of the shares */
+static inline __attribute__((always_inline)) void unbounded(const unit *query, const unit *keys, const unit *values,
+                                                            i64 m, i64 d, float scale, float *sum, float *total)
 {
     i64 deep = up(d, STEP) / IN_UNIT, wide = up(d, LANES);
-    unit query[QUERIES * WIDEST / IN_UNIT] __attribute__((aligned(64)));
     unit shares[QUERIES * KEYS / IN_UNIT] __attribute__((aligned(64)));
     float score[QUERIES * KEYS] __attribute__((aligned(64)));
-    float sum[QUERIES * WIDEST] __attribute__((aligned(64)));
-    float most[QUERIES], total[QUERIES];
-    for (i64 r = 0; r < QUERIES; r++) {
-        const number *row = row_of(q, b, h, from + (r < rows ? r : 0));
-        most[r] = -INFINITY, total[r] = 0;
-        for (i64 i = 0; i < deep; i += LANES)
-            STORE(query + r * deep + i, first(deep - i), units_of(row + i * IN_UNIT, d - i * IN_UNIT));
-    }
-    memset(sum, 0, sizeof(float) * QUERIES * wide);
+    float most[QUERIES];
+    for (i64 r = 0; r < QUERIES; r++) most[r] = -INFINITY, total[r] = 0;
     for (i64 key = 0; key < m; key += KEYS) {
         i64 here = m - key < KEYS ? m - key : KEYS, vectors = up(here, TOGETHER) / LANES;
         product(query, deep, keys + key * deep, LANES, deep * LANES, deep, vectors, score, KEYS, 0);
@@ -285,16 +327,101 @@ static void attend(const unit *keys, const unit *values, const View *q, i64 b, i
         product(shares, KEYS / IN_UNIT, values + key / IN_UNIT * wide, wide, LANES, vectors * LANES / IN_UNIT,
                 wide / LANES, sum, wide, 1);
     }
-    for (i64 r = 0; r < rows; r++)
-        for (i64 i = 0; i < d; i += LANES) {
-            __m512 x = _mm512_mul_ps(_mm512_loadu_ps(sum + r * wide + i), _mm512_set1_ps(1 / total[r]));
-            __mmask16 some = first(d - i);
+}
+
 #ifdef BF16
-            _mm256_mask_storeu_epi16(out + r * out_token + i, some, (__m256i)_mm512_cvtneps_pbh(x));
-#else
-            _mm512_mask_storeu_ps(out + r * out_token + i, some, x);
-#endif
+/* 2^(scale score), in bfloat16 in the upper half of each number, rounded up or down to the nearest: for powers between
+   -LIMIT and LIMIT */
+static inline __attribute__((always_inline)) __m512i rounded_power(const float *score, __m512 scale)
+{
+    const __m512 whole = _mm512_set1_ps(12582912.0f); /* added, it leaves no fraction, and the number in the last bits */
+    __m512 x = _mm512_loadu_ps(score);
+    __m512 n = _mm512_fmadd_round_ps(x, scale, whole, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+    __m512 rest = _mm512_fmsub_ps(x, scale, _mm512_sub_ps(n, whole));
+    __m512 y = _mm512_fmadd_ps(_mm512_set1_ps(7.80244235e-2f), rest, _mm512_set1_ps(2.26067297e-1f));
+    y = _mm512_fmadd_ps(y, rest, _mm512_set1_ps(6.95833492e-1f));
+    y = _mm512_fmadd_ps(y, rest, _mm512_set1_ps(9.99925221e-1f + 0x1p-8f)); /* half of bfloat16's last bit in 1..2 */
+    return _mm512_add_epi32((__m512i)y, _mm512_slli_epi32((__m512i)n, 23));
+}
+
+enum { AT_ONCE = 4, APART = AT_ONCE * LANES }; /* vectors of keys, and how many keys they are */
+
+/* scores -> shares for a tile of queries and `vectors` of keys that need no maximum; `totals` unless values sum them */
+static inline __attribute__((always_inline)) void bounded_shares(const float *score, i64 vectors, float scale,
+                                                                 float *totals, unit *out)
+{
+    const __m512 by = _mm512_set1_ps(scale);
+    const __m512i upper = _mm512_set1_epi32((int)0xffff0000);
+    for (i64 r = 0; r < QUERIES; r++)
+        for (i64 c = 0; c < vectors; c += 2) {
+            __m512i low = rounded_power(score + r * APART + c * LANES, by);
+            __m512i high = rounded_power(score + r * APART + (c + 1) * LANES, by);
+            __m512i both = _mm512_mask_blend_epi16(0xaaaaaaaa, _mm512_srli_epi32(low, 16), high);
+            _mm512_storeu_si512(out + r * (KEYS / 2) + c / 2 * LANES, both);
+            if (totals) {
+                __m512 sum = _mm512_add_ps((__m512)_mm512_and_si512(low, upper), (__m512)_mm512_and_si512(high, upper));
+                _mm512_storeu_ps(totals + r * LANES, _mm512_add_ps(_mm512_loadu_ps(totals + r * LANES), sum));
+            }
         }
+}
+
+/* one tile of queries over all keys, where no score can be large: there is no need to know the largest. While shares are
+   made of some scores, the next are multiplied. */
+static inline __attribute__((always_inline)) void bounded(const unit *query, const unit *keys, const unit *values, i64 m,
+                                                          i64 d, float scale, float *sum, float *total)
+{
+    i64 deep = up(d, STEP) / IN_UNIT, wide = up(d, LANES);
+    unit shares[QUERIES * KEYS / IN_UNIT] __attribute__((aligned(64)));
+    float score[2][QUERIES * APART] __attribute__((aligned(64)));
+    float totals[QUERIES * LANES] __attribute__((aligned(64))) = {0};
+    for (i64 key = 0; key < m; key += KEYS) {
+        i64 here = m - key < KEYS ? m - key : KEYS, vectors = up(here, TOGETHER) / LANES;
+        for (i64 c = 0, turn = 0; c < vectors + AT_ONCE; c += AT_ONCE, turn ^= 1) {
+            i64 next = vectors - c < AT_ONCE ? vectors - c : AT_ONCE, last = vectors + AT_ONCE - c;
+            if (next > 0)
+                product(query, deep, keys + key * deep + c * deep * LANES, LANES, deep * LANES, deep, next, score[turn],
+                        APART, 0);
+            for (i64 i = here > c * LANES ? here - c * LANES : 0; i < next * LANES; i++)
+                for (i64 r = 0; r < QUERIES; r++) score[turn][r * APART + i] = -LIMIT / scale; /* behind the last key */
+            if (c > 0)
+                bounded_shares(score[!turn], last < AT_ONCE ? last : AT_ONCE, scale, wide > d ? 0 : totals,
+                               shares + (c - AT_ONCE) / 2 * LANES);
+        }
+        product(shares, KEYS / IN_UNIT, values + key / IN_UNIT * wide, wide, LANES, vectors * LANES / IN_UNIT,
+                wide / LANES, sum, wide, 1);
+    }
+    for (i64 r = 0; r < QUERIES; r++)
+        total[r] = wide > d ? sum[r * wide + d] : _mm512_reduce_add_ps(_mm512_loadu_ps(totals + r * LANES));
+}
+#endif
+
+/* one tile of queries; `limits` are the lengths of the longest key and value */
+static void attend(const unit *keys, const unit *values, const float *limits, const View *q, i64 b, i64 h, i64 from,
+                   i64 rows, i64 m, i64 d, float scale, number *out, i64 out_token)
+{
+    i64 deep = up(d, STEP) / IN_UNIT, wide = up(d, LANES);
+    unit query[QUERIES * WIDEST / IN_UNIT] __attribute__((aligned(64)));
+    float sum[QUERIES * WIDEST] __attribute__((aligned(64)));
+    float total[QUERIES];
+    for (i64 r = 0; r < QUERIES; r++) {
+        const number *row = row_of(q, b, h, from + (r < rows ? r : 0));
+        for (i64 i = 0; i < deep; i += LANES)
+            STORE(query + r * deep + i, first(deep - i), units_of(row + i * IN_UNIT, d - i * IN_UNIT));
+    }
+    memset(sum, 0, sizeof(float) * QUERIES * wide);
+    (void)limits;
+#ifdef BF16
+    View here = {row_of(q, b, h, from), 0, 0, q->token};
+    float power = longest(&here, 0, 0, rows, d) * limits[0] * scale;
+    if (power <= LIMIT && power + log2f(limits[1] * (float)m) <= LIMIT)
+        bounded(query, keys, values, m, d, scale, sum, total);
+    else
+#endif
+        unbounded(query, keys, values, m, d, scale, sum, total);
+    for (i64 r = 0; r < rows; r++)
+        for (i64 i = 0; i < d; i += LANES)
+            put(out + r * out_token + i, first(d - i),
+                _mm512_mul_ps(_mm512_loadu_ps(sum + r * wide + i), _mm512_set1_ps(1 / total[r])));
 }
 
 /* q (batch, heads, n, d), k and v (batch, heads, m, d), each with its three strides; out (batch, n, heads, d). Returns
@@ -308,7 +435,11 @@ int attention(const number *q, const i64 *qs, const number *k, const i64 *ks, co
     i64 tiles = (n + QUERIES - 1) / QUERIES;
     float scale = (float)(1.4426950408889634 / sqrt((double)d)); /* powers are of two instead of e */
     unit *packed = aligned_alloc(64, sizeof(unit) * (size_t)(of_both * batch * heads));
-    if (!packed) return 1;
+    float *limits = malloc(sizeof(float) * (size_t)(2 * batch * heads));
+    if (!packed || !limits) {
+        free(packed), free(limits);
+        return 1;
+    }
 #pragma omp parallel
     {
 #ifdef AMX
@@ -318,39 +449,22 @@ int attention(const number *q, const i64 *qs, const number *k, const i64 *ks, co
         for (i64 i = 0; i < batch * heads; i++) {
             pack_keys(&K, i / heads, i % heads, m, d, packed + i * of_both);
             pack_values(&V, i / heads, i % heads, m, d, packed + i * of_both + of_keys);
+            limits[2 * i] = longest(&K, i / heads, i % heads, m, d);
+            limits[2 * i + 1] = longest(&V, i / heads, i % heads, m, d);
         }
 #pragma omp for schedule(static)
         for (i64 i = 0; i < batch * heads * tiles; i++) {
             i64 head = i / tiles, from = i % tiles * QUERIES, b = head / heads, h = head % heads;
             const unit *at = packed + head * of_both;
-            attend(at, at + of_keys, &Q, b, h, from, n - from < QUERIES ? n - from : QUERIES, m, d, scale,
+            attend(at, at + of_keys, limits + 2 * head, &Q, b, h, from, n - from < QUERIES ? n - from : QUERIES, m, d, scale,
                    out + ((b * n + from) * heads + h) * d, heads * d);
         }
 #ifdef AMX
         _tile_release();
 #endif
     }
-    free(packed);
+    free(packed), free(limits);
     return 0;
-}
-
-/* numbers <-> single precision; what is not there is 0 */
-static inline __m512 wide(__mmask16 some, const number *from)
-{
-#ifdef BF16
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(some, from)), 16));
-#else
-    return _mm512_maskz_loadu_ps(some, from);
-#endif
-}
-
-static inline void put(number *to, __mmask16 some, __m512 x)
-{
-#ifdef BF16
-    _mm256_mask_storeu_epi16(to, some, (__m256i)_mm512_cvtneps_pbh(x));
-#else
-    _mm512_mask_storeu_ps(to, some, x);
-#endif
 }
 
 enum { PLACES = 256, BESIDE = 4, SOME = 16 };
@@ -366,7 +480,7 @@ static void sums(const number *x, i64 n, i64 channels, const float *pivot, float
             __m512 from = _mm512_maskz_loadu_ps(some, pivot + i), one = _mm512_maskz_loadu_ps(some, sum + i);
             __m512 two = _mm512_maskz_loadu_ps(some, square + i);
             for (i64 k = p; k < p + BESIDE && k < n; k++) {
-                __m512 y = _mm512_sub_ps(wide(some, x + k * channels + i), from);
+                __m512 y = _mm512_sub_ps(floats(some, x + k * channels + i), from);
                 one = _mm512_add_ps(one, y), two = _mm512_fmadd_ps(y, y, two);
             }
             _mm512_mask_storeu_ps(sum + i, some, one);
@@ -375,8 +489,8 @@ static void sums(const number *x, i64 n, i64 channels, const float *pivot, float
 }
 
 /* scale and offset (batch, channels) with which scale x + offset is GroupNorm of x + shift, for maps x (batch, places,
-   channels). Sums are taken about the mean of some places, in blocks that threads do not change. Returns 0, or 1 where there is
-   no memory. Source: Wu & He, "Group Normalization" (1803.08494); Chan, Golub, LeVeque 1983, equation 2.1. */
+   channels). Sums are taken about the mean of some places, in blocks that threads do not change. Returns 0, or 1 where
+   there is no memory. Source: Wu & He, "Group Normalization" (1803.08494); Chan, Golub, LeVeque 1983, equation 2.1. */
 int moments(const number *x, i64 batch, i64 places, i64 channels, i64 groups, const float *shift, const float *weight,
             const float *bias, double eps, float *scale, float *offset)
 {
@@ -389,7 +503,7 @@ int moments(const number *x, i64 batch, i64 places, i64 channels, i64 groups, co
             __mmask16 some = first(channels - i);
             __m512 y = _mm512_setzero_ps();
             for (i64 k = 0; k < SOME; k++)
-                y = _mm512_add_ps(y, wide(some, x + (b * places + k * places / SOME) * channels + i));
+                y = _mm512_add_ps(y, floats(some, x + (b * places + k * places / SOME) * channels + i));
             _mm512_mask_storeu_ps(pivots + b * channels + i, some, _mm512_mul_ps(y, _mm512_set1_ps(1.0f / SOME)));
         }
 #pragma omp parallel for schedule(static)
@@ -449,7 +563,7 @@ void scaled(const number *x, number *out, i64 batch, i64 places, i64 channels, c
         i64 at = p / places * channels;
         for (i64 i = 0; i < channels; i += LANES) {
             __mmask16 some = first(channels - i);
-            __m512 y = _mm512_fmadd_ps(wide(some, x + p * channels + i), _mm512_maskz_loadu_ps(some, scale + at + i),
+            __m512 y = _mm512_fmadd_ps(floats(some, x + p * channels + i), _mm512_maskz_loadu_ps(some, scale + at + i),
                                        _mm512_maskz_loadu_ps(some, offset + at + i));
             put(out + p * channels + i, some, active ? silu(y) : y);
         }
@@ -470,13 +584,13 @@ void gated(const number *in, number *out, i64 rows, i64 width)
         for (i64 i = 0; i < width; i += LANES) {
             const number *h = in + r * 2 * width + i;
             __mmask16 some = first(width - i);
-            __m512 x = wide(some, h + width), near = _mm512_min_ps(_mm512_max_ps(x, low), high);
+            __m512 x = floats(some, h + width), near = _mm512_min_ps(_mm512_max_ps(x, low), high);
             __m512 u = _mm512_fmsub_ps(_mm512_mul_ps(near, near), _mm512_set1_ps(2 / 25.0f), _mm512_set1_ps(1.0f));
             __m512 y = _mm512_set1_ps(to[0]);
             for (unsigned k = 1; k < sizeof to / sizeof *to; k++) y = _mm512_fmadd_ps(y, u, _mm512_set1_ps(to[k]));
             __mmask16 above = _mm512_cmp_ps_mask(x, low, _CMP_NLE_UQ); /* what is no number stays none */
             y = _mm512_mul_ps(x, _mm512_maskz_fmadd_ps(above, near, y, half));
-            put(out + r * width + i, some, _mm512_mul_ps(y, wide(some, h)));
+            put(out + r * width + i, some, _mm512_mul_ps(y, floats(some, h)));
         }
 }
 #endif
