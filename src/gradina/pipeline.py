@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain, groupby
 from os import PathLike
 from pathlib import Path
@@ -30,14 +30,17 @@ from gradina.engines import Call, Decoding, engaged
 from gradina.errors import RequestError
 from gradina.lean import Lean
 from gradina.models.reuse import Reusing
-from gradina.nn.packed import packed
+from gradina.nn.memory import give_back
+from gradina.nn.packed import converted, packed
 from gradina.pictures import fit, open_mask, open_picture, overlay
 from gradina.request import Picture, Request
 from gradina.runtime import DTYPES, Engine, pick_device, pick_dtype, pick_engine
 from gradina.weights.concepts import read_concept
 from gradina.weights.edits import read_states
 from gradina.weights.loras import read_lora
+from gradina.weights.mapped import Mapped
 from gradina.weights.parts import Parts
+from gradina.weights.store import in_type
 
 AT_ONCE = 64 * 64  # places of latents that are drawn in one batch: one 512x512 picture, or many small ones
 
@@ -105,6 +108,7 @@ class StableDiffusion(Parts):
     @torch.no_grad()
     def decode(self, latents: Tensor) -> list[Image.Image]:
         """Pictures of latents (b, 4, h, w), such as those of `Step.denoised`."""
+        give_back()
         return [to_image(self._decode(z[None].to(self.device, self.dtype))[0].float()) for z in latents]
 
     def network(self, reuse: int = 1) -> Network:
@@ -387,17 +391,20 @@ def load(
     place = pick_device(device)
     chosen = pick_engine(engine, place)
     numbers = pick_dtype(dtype, place)
+    if low_memory and (place.type != "cpu" or chosen in ("compile", "openvino")):
+        raise RequestError(f"low_memory: is for the CPU and engine eager, not for {place} and {chosen}")
+    parts = open_source(source, variant=variant, prediction=prediction)
     if low_memory:
-        if place.type != "cpu" or chosen in ("compile", "openvino"):
-            raise RequestError(f"low_memory: is for the CPU and engine eager, not for {place} and {chosen}")
-        parts = open_source(source, variant=variant, prediction=prediction)
         lean = Lean(numbers, parts.files)
         return StableDiffusion(**{f.name: getattr(parts, f.name) for f in fields(parts)}, engine=chosen, lean=lean)
-    parts = open_source(source, variant=variant, prediction=prediction, dtype=numbers)
+    convert = partial(in_type, dtype=numbers, mapped=Mapped(*parts.files))
     for network in (parts.text, parts.vae, parts.unet):
-        network.requires_grad_(False).to(place)
-        if not plain and (chosen in ("auto", "eager") or network is parts.text):
-            packed(network)
+        packs = not plain and (chosen in ("auto", "eager") or network is parts.text)
+        if place.type == "cpu" and packs:
+            packed(network, convert)
+        else:
+            converted(network, convert).to(place)
+    give_back()
     return StableDiffusion(**{f.name: getattr(parts, f.name) for f in fields(parts)}, engine=chosen)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -74,3 +77,28 @@ def test_rows_are_not_parted_where_something_learns() -> None:
     with torch.no_grad():
         by_rows(layer, x, x)
     assert seen == [ROWS + 1, ROWS, 1]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="of GNU's C library")
+def test_what_is_freed_can_be_given_back() -> None:
+    """Maps of 20 MB: the library keeps what is freed of them, unless it is told otherwise."""
+    program = """
+import torch
+from gradina.nn.memory import give_back, keep_nothing
+def held():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096 / 1e6
+def maps():
+    for _ in range(3):
+        kept = [torch.ones(5_000_000) for _ in range(10)], [torch.ones(1000) for _ in range(10)]
+        kept[0].clear()
+    return kept
+maps()
+before, kept = held(), maps()
+give_back()
+after = held()
+keep_nothing()
+kept = maps()
+print(before > after, held() < after + 15)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.split() == ["True", "True"], (done.stdout, done.stderr)

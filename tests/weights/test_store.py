@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import save_file
 
 from gradina.errors import DiskError, WeightsError
+from gradina.weights import store
 from gradina.weights.mapped import Mapped
-from gradina.weights.store import find_weights, model_hash, open_weights, save_weights
+from gradina.weights.store import find_weights, in_type, model_hash, open_weights, save_weights
 
 SMALL = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(4, dtype=torch.float16), "c": torch.tensor(3)}
 
@@ -158,3 +159,15 @@ def test_pages_of_nothing_mapped_are_left_alone() -> None:
     x = torch.ones(1_000_000)
     Mapped(Path("nowhere")).give_back(x)
     assert (x == 1).all()
+
+
+@pytest.mark.parametrize("to", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("of", [torch.bfloat16, torch.float16, torch.float32])
+def test_numbers_in_another_type_are_those_that_pytorch_makes(
+    of: torch.dtype, to: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "AT_ONCE", 100)
+    every = torch.arange(-(2**15), 2**15).to(torch.int16).view(torch.float16).float()
+    x = every[~every.isnan()].to(of)
+    for given in (x, x[:60000].view(300, 200).T, x[:0], x[0]):
+        assert torch.equal(in_type(given, to, Mapped()), given.to(to))

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from gradina.nn.attention import Attention
 from gradina.nn.conv import Downsample, ResBlock, Upsample
+from gradina.nn.memory import give_back
 from gradina.nn.norm import normalised
-from gradina.nn.strips import activated_conv
+from gradina.nn.strips import activated_conv, is_large
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +108,8 @@ class Decoder(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         z = self.mid(self.conv_in(z))
         for stage in self.stages:
+            if is_large(z):
+                give_back()  # what is left of smaller maps
             z = stage(z)
         return activated_conv(self.norm, self.conv_out, z)
 

@@ -49,7 +49,7 @@ class ResBlock(nn.Module):
     def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
         h = activated_conv(self.norm1, self.conv1, x)
         shift = None if self.time is None or time is None else self.time(F.silu(time))
-        return activated_conv(self.norm2, self.conv2, h, x if self.skip is None else self.skip(x), shift, spare=True)
+        return activated_conv(self.norm2, self.conv2, h, x, self.skip, shift, spare=True)
 
 
 class Downsample(nn.Module):

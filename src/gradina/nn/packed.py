@@ -6,6 +6,7 @@ A packed layer computes the same, to rounding. It saves, loads, moves and copies
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from functools import cache
 from typing import Any, TypeVar
 
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 from gradina.nn.memory import added
 
 Network = TypeVar("Network", bound=nn.Module)
+Convert = Callable[[Tensor], Tensor]
 
 LARGE = 2**21  # weights of a convolution: smaller ones gain little, and at some sizes of maps take fifty times as long
 NOTHING_FUSED: tuple[str, list[float], str] = ("none", [], "")  # with what the product is followed
@@ -115,23 +117,40 @@ def plus(layer: nn.Module, h: Tensor, x: Tensor) -> Tensor:
     return added(layer(h), x)
 
 
-def packed(network: Network) -> Network:
+def packed(network: Network, convert: Convert | None = None) -> Network:
     """The network itself, its linear layers and large convolutions packed if they can be: fixed weights, on a CPU.
 
     What a packed convolution gives has its channels last in memory. So where there is one, all others follow, and those
-    of 1x1 are packed as what they then are, linear layers.
+    of 1x1 are packed as what they then are, linear layers. With `convert` each layer's numbers are converted just
+    before they are packed: no more than one layer is there twice.
     """
+    last = any(type(m) is nn.Conv2d and m.weight.numel() >= LARGE for m in network.modules())
     for layer in network.modules():
+        if convert is not None:
+            _renumber(layer, convert)
         if type(layer) is nn.Linear and _can_be(layer):
             _pack(layer)
-    convs = [m for m in network.modules() if type(m) is nn.Conv2d and m.padding_mode == "zeros" and _can_be(m)]
-    if any(conv.weight.numel() >= LARGE for conv in convs):
-        for conv in convs:
-            if _is_pointwise(conv) or conv.weight.numel() >= LARGE:
-                _pack(conv)
+        elif type(layer) is nn.Conv2d and last and layer.padding_mode == "zeros" and _can_be(layer):
+            if _is_pointwise(layer) or layer.weight.numel() >= LARGE:
+                _pack(layer)
             else:
-                conv.weight.data = conv.weight.data.contiguous(memory_format=torch.channels_last)
+                layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last)
     return network
+
+
+def converted(network: Network, convert: Convert) -> Network:
+    """The network itself with other numbers, which are fixed."""
+    for layer in network.modules():
+        _renumber(layer, convert)
+    return network
+
+
+def _renumber(layer: nn.Module, convert: Convert) -> None:
+    for name, parameter in layer._parameters.items():
+        if parameter is not None:
+            layer._parameters[name] = nn.Parameter(convert(parameter.detach()), requires_grad=False)
+    for name, buffer in layer._buffers.items():
+        layer._buffers[name] = buffer if buffer is None else convert(buffer)
 
 
 def _can_be(layer: nn.Linear | nn.Conv2d) -> bool:

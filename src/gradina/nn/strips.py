@@ -27,21 +27,23 @@ def activated_conv(
     conv: nn.Module,
     x: Tensor,
     beside: Tensor | None = None,
+    skip: Layer | None = None,
     shift: Tensor | None = None,
     spare: bool = False,
 ) -> Tensor:
     """conv(silu(norm(x + shift))), plus what is beside it, for a 3x3 padded by one: (b, c, h, w) -> (b, out, h, w).
 
-    With a shift (b, c), or if it is `spare`, x is of no further use: then what comes out may lie in its memory.
+    What is beside it goes through `skip`, which looks at each place alone. With a shift (b, c), or if it is `spare`, x
+    is of no further use: then what comes out may lie in its memory.
     """
     if not is_large(x):
         h = normalised(norm, x, shift, active=True)
-        return conv(h) if beside is None else plus(conv, h, beside)
+        return conv(h) if beside is None else plus(conv, h, beside if skip is None else skip(beside))
     layers = []
     for i in range(len(x)):
         layer = normaliser(norm, x[i : i + 1], None if shift is None else shift[i : i + 1])
         layers.append(lambda part, layer=layer: conv(layer(part)))
-    return in_strips(layers, x, beside, spare)
+    return in_strips(layers, x, beside, skip, spare)
 
 
 def grown_conv(conv: nn.Module, x: Tensor) -> Tensor:
@@ -54,9 +56,14 @@ def grown_conv(conv: nn.Module, x: Tensor) -> Tensor:
 
 
 def in_strips(
-    layers: Sequence[Layer], x: Tensor, beside: Tensor | None = None, spare: bool = False, grows: int = 1
+    layers: Sequence[Layer],
+    x: Tensor,
+    beside: Tensor | None = None,
+    skip: Layer | None = None,
+    spare: bool = False,
+    grows: int = 1,
 ) -> Tensor:
-    """layer(one) + beside for each one of x and its layer, which looks one row up and down and grows each row."""
+    """layer(one) + skip(beside) for each one of x and its layer, which looks one row up and down and grows each row."""
     out: Tensor | None = x if spare else None
     for i, layer in enumerate(layers):
         waiting = None
@@ -69,7 +76,7 @@ def in_strips(
                 out = _empty(len(x), made, grows * x.shape[2])
             at = (slice(i, i + 1), slice(None), slice(grows * top, grows * bottom))
             kept = made[:, :, grows * (top - above) : grows * (bottom - above)]
-            waiting = out[at], kept, None if beside is None else beside[at]
+            waiting = out[at], kept, None if beside is None else beside[at], skip
         if waiting is not None:
             _put(*waiting)
     assert out is not None
@@ -83,11 +90,11 @@ def _empty(count: int, made: Tensor, height: int) -> Tensor:
     return torch.empty(shape, dtype=made.dtype, device=made.device, memory_format=how)
 
 
-def _put(to: Tensor, made: Tensor, beside: Tensor | None) -> None:
+def _put(to: Tensor, made: Tensor, beside: Tensor | None, skip: Layer | None) -> None:
     if beside is None:
         to.copy_(made)
     else:
-        torch.add(made, beside, out=to)
+        torch.add(made, beside if skip is None else skip(beside), out=to)
 
 
 def _strips(x: Tensor, grows: int) -> Iterator[tuple[int, int]]:

@@ -25,6 +25,7 @@ from gradina.weights.remap import Source, read, unclaimed
 
 Network = TypeVar("Network", bound=nn.Module)
 INDEX = ".safetensors.index.json"
+AT_ONCE = 2**18  # numbers that are converted together: what is in between stays near the core
 
 # How files begin that are taken for safetensors, and what to do about it.
 OTHERS: tuple[tuple[bytes, str], ...] = (
@@ -143,10 +144,19 @@ def build(
 
 def in_type(x: Tensor, dtype: torch.dtype, mapped: Mapped) -> Tensor:
     """The same numbers in a type; where that makes a copy, what was mapped is given back."""
-    converted = x.to(dtype)
+    halves = {x.dtype, dtype} == {torch.float16, torch.bfloat16} and x.device.type == "cpu"
+    converted = _by_way_of_single(x, dtype) if halves else x.to(dtype)
     if converted is not x and x.is_contiguous():
         mapped.give_back(x)
     return converted
+
+
+def _by_way_of_single(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x in the other half precision: the same numbers as at once, in a third of the time."""
+    out = torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format)
+    for some, to in zip(*(torch.split(each.reshape(-1), AT_ONCE) for each in (x, out)), strict=True):
+        to.copy_(some.float())
+    return out
 
 
 def model_hash(files: Iterable[Path]) -> str:
