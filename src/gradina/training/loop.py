@@ -108,7 +108,10 @@ def train(state: State, loss: Loss, settings: Settings) -> Iterator[TrainStep]:
                 mean = loss(state.network, state.step * settings.accumulate + i).mean() / settings.accumulate
             mean.backward()  # type: ignore[no-untyped-call]
             total += mean.item()
-        slope = nn.utils.clip_grad_norm_(parameters, settings.clip).item()
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        slope = nn.utils.get_total_norm(gradients).item()
+        if slope > settings.clip:
+            torch._foreach_mul_(gradients, settings.clip / (slope + 1e-6))
         for what, value in (("loss", total), ("gradient", slope)):
             if not math.isfinite(value):
                 state.optimizer.zero_grad()
