@@ -126,11 +126,18 @@ def test_a_process_is_measured() -> None:
         whole.python("1 / 0")
 
 
-def test_whole_pictures_are_drawn_by_everyone(tmp_path: Path) -> None:
+def test_whole_pictures_are_drawn_by_everyone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_model(TINY, tmp_path / "model")
     for name, script in whole.installed(whole.DRAW).items():
         told = whole.python(script, str(tmp_path / "model"), "fp32", "16", "2").told
         assert 0 < told["load"] < told["first step"] < told["picture"], name
+    lean = whole.python(whole.DRAW["gradina"], str(tmp_path / "model"), "bf16", "16", "2", "low-memory")
+    assert lean.told["load"] < lean.told["picture"]
+    kinds: list[str] = []
+    monkeypatch.setattr(whole, "python", lambda *how: (kinds.append(" ".join(how[2:])), whole.Taken(1.0, 2.0, "{}"))[1])
+    assert len(whole.pictures(tmp_path, 16, 20, 1)) == 5
+    few = ["fp32 16 2", "bf16 16 2", "fp32 16 2", "bf16 16 2", "bf16 16 2 low-memory"]
+    assert kinds == few + [how.replace(" 2", " 20") for how in few]
 
 
 def test_the_verb_measures_and_writes(

@@ -28,10 +28,10 @@ IMPORTS = {
 DRAW = {
     "gradina": """
 import json, sys, time
-import gradina
+import gradina, torch
 folder, dtype, size, steps = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 start = time.perf_counter()
-model = gradina.load(folder, device="cpu", dtype=dtype)
+model = gradina.load(folder, device="cpu", dtype=dtype, low_memory="low-memory" in sys.argv)
 loaded, first = time.perf_counter(), None
 request = gradina.Request(prompt="a lighthouse", steps=steps, guidance_scale=7.5, width=size, height=size, seed=1)
 for step in gradina.steps(model, request):
@@ -129,17 +129,17 @@ def _defaults() -> tuple[str, str]:
     return str(said["steps"]), str(said["guidance_scale"])
 
 
-def _in_turns(runs: Mapping[str, Callable[[], Taken]], rounds: int) -> dict[str, list[Taken] | Failed]:
+def _in_turns(runs: Mapping[str, Callable[[], Taken]], rounds: int, warm: int = 1) -> dict[str, list[Taken] | Failed]:
     taken: dict[str, list[Taken]] = {name: [] for name in runs}
     failed: dict[str, Failed] = {}
-    for turn in range(rounds + 1):  # the first fills the caches
+    for turn in range(warm + rounds):  # the first fills the caches
         for name in (n for n in runs if n not in failed):
             try:
                 result = runs[name]()
             except GradinaError as error:
                 failed[name] = Failed.of(error)
             else:
-                taken[name] += [result] if turn else []
+                taken[name] += [result] if turn >= warm else []
     return {name: failed.get(name) or taken[name] for name in runs}
 
 
@@ -149,10 +149,15 @@ def imports(rounds: int) -> dict[str, list[Taken] | Failed]:
 
 
 def pictures(folder: Path, size: int, steps: int, rounds: int) -> dict[str, list[Taken] | Failed]:
-    """Whole pictures from disk, by everyone in every type of numbers, in turns."""
-    runs = {
-        f"{name} {dtype}": partial(python, script, str(folder), dtype, str(size), str(steps))
-        for name, script in installed(DRAW).items()
-        for dtype in ("fp32", "bf16")
-    }
-    return _in_turns(runs, rounds)
+    """Whole pictures from disk, by everyone in every type of numbers, in turns, after one of few steps by each."""
+
+    def runs(steps: int) -> dict[str, Callable[[], Taken]]:
+        found: dict[str, Callable[[], Taken]] = {}
+        for name, script in installed(DRAW).items():
+            for dtype in ("fp32", "bf16"):
+                found[f"{name} {dtype}"] = partial(python, script, str(folder), dtype, str(size), str(steps))
+        lean = partial(python, DRAW["gradina"], str(folder), "bf16", str(size), str(steps), "low-memory")
+        return {**found, "gradina bf16, --low-memory": lean}
+
+    _in_turns(runs(2), rounds=1, warm=0)
+    return _in_turns(runs(steps), rounds, warm=0)
