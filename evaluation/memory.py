@@ -1,0 +1,77 @@
+"""Does learning on one's own pictures take the memory that is said before it starts, and can a laptop do it?
+
+    python evaluation/memory.py
+
+A model of Stable Diffusion 1.5's shape with random weights learns three steps at 512x512 in bf16, in a process of its
+own for each method, on Linux. Prints and writes `evaluation/memory.json`: what was said, and what was the most, in GB.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from itertools import islice
+from pathlib import Path
+
+import gradina
+from gradina.bench.work import sd15, write_model
+from gradina.training import methods
+from gradina.training.cost import cost
+from gradina.training.own import own
+from gradina.training.owned import Captioned, Crop, encoded
+
+ROOT = Path(__file__).parents[1]
+SIDE, STEPS = 512, 3
+METHODS = ("LoRA, rank 8", "textual inversion")
+MODEL = "model"  # the folder in which it is written
+
+
+def learnt(method: str, room: Path) -> dict[str, float]:
+    """Some steps of a method here: what was said that it takes, and the most that this process held."""
+    model = gradina.load(room / MODEL, device="cpu", dtype="bf16", plain=True)
+    pictures = [Captioned(path, "dolls") for path in sorted((ROOT / "docs" / "guides" / "dolls").iterdir())]
+    data = encoded(model, pictures, Crop(enlarge=True), SIDE * SIDE)
+    name = "inversion" if method == "textual inversion" else "finetune"
+    how = methods.settings(name, steps=100, batch=1, accumulate=1, precision="bfloat16", rank=8)
+    if name == "inversion":
+        learning = methods.inversion(model, data, "<dolls>", "toy", how)
+    else:
+        learning = methods.finetuning(model, data, how)
+    said = cost(learning, how, data.largest).memory
+    running = own(learning, how, room / method, "mark", ["dolls"], 1000)
+    for _ in islice(running, STEPS):
+        pass
+    status = Path("/proc/self/status").read_text().splitlines()  # getrusage would count what started this process
+    most = 1024 * next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
+    return {"said, GB": round(said / 1e9, 2), "at most, GB": round(most / 1e9, 2)}
+
+
+def main() -> None:
+    """Measures, prints and writes; or, as its own helper, measures one method."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--one", nargs=2, metavar=("METHOD", "FOLDER"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        one, room = options.one[0], Path(options.one[1])
+        if one == MODEL:
+            write_model(sd15(SIDE), room / MODEL)
+        else:
+            print(json.dumps(learnt(one, room)), flush=True)
+        os._exit(0)  # else what has been learnt would be kept: many GB
+    with tempfile.TemporaryDirectory() as name:
+        rows = {}
+        for one in (MODEL, *METHODS):
+            how = [sys.executable, __file__, "--one", one, name]
+            done = subprocess.run(how, check=True, capture_output=True, text=True)
+            if one != MODEL:
+                rows[one] = json.loads(done.stdout.splitlines()[-1])
+                print(one, rows[one], flush=True)
+    (ROOT / "evaluation" / "memory.json").write_text(json.dumps(rows, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
