@@ -70,7 +70,7 @@ def _results(parts: Sequence[str], rounds: int, size: int, say: Callable[[str], 
 
 def raced(folder: Path, shapes: work.Shapes, name: str, rounds: int, peaks: Peaks) -> Report:
     """One work, by everyone."""
-    known = list(contestants().items())  # the last ones export, which takes most memory: while it is free
+    known = list(contestants().items())  # the last export, which takes most memory: while it is free
     opened = {who: _opened(opener, folder, shapes, name) for who, opener in reversed(known)}
     return reports.raced(race({who: opened[who] for who, _ in known}, rounds), shapes.gflop[name], peaks)
 

@@ -53,17 +53,17 @@ def race(runners: Mapping[str, Runner | Failed], rounds: int, warm: int = 1) -> 
     Who fails drops out, and the others go on.
     """
     names, taken = list(runners), {name: list[float]() for name in runners}
-    failed = {name: runner for name, runner in runners.items() if isinstance(runner, Failed)}
+    now = dict(runners)
     for turn in range(warm + rounds):
         for name in names if turn % 2 else reversed(names):
-            runner = runners[name]
-            if name in failed or isinstance(runner, Failed):
+            runner = now[name]
+            if isinstance(runner, Failed):
                 continue
             start = time.perf_counter()
             try:
                 runner()
             except Exception as error:
-                failed[name] = Failed.of(error)
+                now[name] = Failed.of(error)
             if turn >= warm:
                 taken[name].append(time.perf_counter() - start)
-    return {name: failed.get(name) or Times(tuple(taken[name])) for name in names}
+    return {name: one if isinstance(one, Failed) else Times(tuple(taken[name])) for name, one in now.items()}
