@@ -40,14 +40,14 @@ enum { IN_UNIT = 1 };
 typedef __m512 units;
 #endif
 
-enum { LANES = 16, KEYS = 256, WIDEST = 512, LIMIT = 120 };
+enum { LANES = 16, WIDEST = 512, LIMIT = 120 };
 /* a head is filled up with zeros to a multiple of STEP numbers, and the keys to one of TOGETHER: the numbers in a unit of
    shares, or of values, belong to keys that are LANES apart */
 enum { TOGETHER = LANES * IN_UNIT };
 #ifdef AMX
-enum { QUERIES = 32, STEP = LANES * IN_UNIT };
+enum { QUERIES = 32, KEYS = 96, STEP = LANES * IN_UNIT };
 #else
-enum { QUERIES = 48, STEP = IN_UNIT };
+enum { QUERIES = 48, KEYS = 256, STEP = IN_UNIT };
 #endif
 
 typedef struct {
@@ -330,63 +330,51 @@ static inline __attribute__((always_inline)) void unbounded(const unit *query, c
 }
 
 #ifdef BF16
-/* 2^(scale score), in bfloat16 in the upper half of each number, rounded up or down to the nearest: for powers between
-   -LIMIT and LIMIT */
-static inline __attribute__((always_inline)) __m512i rounded_power(const float *score, __m512 scale)
+/* 2^(scale score) for two vectors of scores, rounded to bfloat16, one beside the other: for powers between -LIMIT and
+   LIMIT, in whole numbers of 16 bits. The power in 256ths, and 127 more, would be bfloat16 if 2^f were 1 + f between whole
+   powers; it is less by 0.344 f (1 - f), to 0.002. */
+static inline __attribute__((always_inline)) __m512i rounded_powers(const float *one, const float *other, __m512 scale)
 {
-    const __m512 whole = _mm512_set1_ps(12582912.0f); /* added, it leaves no fraction, and the number in the last bits */
-    __m512 x = _mm512_loadu_ps(score);
-    __m512 n = _mm512_fmadd_round_ps(x, scale, whole, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
-    __m512 rest = _mm512_fmsub_ps(x, scale, _mm512_sub_ps(n, whole));
-    __m512 y = _mm512_fmadd_ps(_mm512_set1_ps(7.80244235e-2f), rest, _mm512_set1_ps(2.26067297e-1f));
-    y = _mm512_fmadd_ps(y, rest, _mm512_set1_ps(6.95833492e-1f));
-    y = _mm512_fmadd_ps(y, rest, _mm512_set1_ps(9.99925221e-1f + 0x1p-8f)); /* half of bfloat16's last bit in 1..2 */
-    return _mm512_add_epi32((__m512i)y, _mm512_slli_epi32((__m512i)n, 23));
+    const __m512 whole = _mm512_set1_ps(12582912.0f + 127 * 256); /* added, it leaves no fraction: a number in the last bits */
+    __m512i low = (__m512i)_mm512_fmadd_ps(_mm512_loadu_ps(one), scale, whole);
+    __m512i high = (__m512i)_mm512_fmadd_ps(_mm512_loadu_ps(other), scale, whole);
+    __m512i x = _mm512_mask_blend_epi16(0xaaaaaaaa, low, _mm512_slli_epi32(high, 16));
+    __m512i f = _mm512_and_si512(x, _mm512_set1_epi16(255));
+    __m512i less = _mm512_mullo_epi16(f, _mm512_sub_epi16(_mm512_set1_epi16(256), f));
+    return _mm512_srli_epi16(_mm512_sub_epi16(x, _mm512_mulhi_epu16(less, _mm512_set1_epi16(88))), 1);
 }
-
-enum { AT_ONCE = 4, APART = AT_ONCE * LANES }; /* vectors of keys, and how many keys they are */
 
 /* scores -> shares for a tile of queries and `vectors` of keys that need no maximum; `totals` unless values sum them */
 static inline __attribute__((always_inline)) void bounded_shares(const float *score, i64 vectors, float scale,
                                                                  float *totals, unit *out)
 {
-    const __m512 by = _mm512_set1_ps(scale);
-    const __m512i upper = _mm512_set1_epi32((int)0xffff0000);
+    const __m512 by = _mm512_set1_ps(256 * scale);
+    const __m512bh ones = (__m512bh)_mm512_set1_epi16(0x3f80);
     for (i64 r = 0; r < QUERIES; r++)
         for (i64 c = 0; c < vectors; c += 2) {
-            __m512i low = rounded_power(score + r * APART + c * LANES, by);
-            __m512i high = rounded_power(score + r * APART + (c + 1) * LANES, by);
-            __m512i both = _mm512_mask_blend_epi16(0xaaaaaaaa, _mm512_srli_epi32(low, 16), high);
+            __m512i both = rounded_powers(score + r * KEYS + c * LANES, score + r * KEYS + (c + 1) * LANES, by);
             _mm512_storeu_si512(out + r * (KEYS / 2) + c / 2 * LANES, both);
             if (totals) {
-                __m512 sum = _mm512_add_ps((__m512)_mm512_and_si512(low, upper), (__m512)_mm512_and_si512(high, upper));
-                _mm512_storeu_ps(totals + r * LANES, _mm512_add_ps(_mm512_loadu_ps(totals + r * LANES), sum));
+                __m512 sum = _mm512_loadu_ps(totals + r * LANES);
+                _mm512_storeu_ps(totals + r * LANES, _mm512_dpbf16_ps(sum, (__m512bh)both, ones));
             }
         }
 }
 
-/* one tile of queries over all keys, where no score can be large: there is no need to know the largest. While shares are
-   made of some scores, the next are multiplied. */
+/* one tile of queries over all keys, where no score can be large: there is no need to know the largest */
 static inline __attribute__((always_inline)) void bounded(const unit *query, const unit *keys, const unit *values, i64 m,
                                                           i64 d, float scale, float *sum, float *total)
 {
     i64 deep = up(d, STEP) / IN_UNIT, wide = up(d, LANES);
     unit shares[QUERIES * KEYS / IN_UNIT] __attribute__((aligned(64)));
-    float score[2][QUERIES * APART] __attribute__((aligned(64)));
+    float score[QUERIES * KEYS] __attribute__((aligned(64)));
     float totals[QUERIES * LANES] __attribute__((aligned(64))) = {0};
     for (i64 key = 0; key < m; key += KEYS) {
         i64 here = m - key < KEYS ? m - key : KEYS, vectors = up(here, TOGETHER) / LANES;
-        for (i64 c = 0, turn = 0; c < vectors + AT_ONCE; c += AT_ONCE, turn ^= 1) {
-            i64 next = vectors - c < AT_ONCE ? vectors - c : AT_ONCE, last = vectors + AT_ONCE - c;
-            if (next > 0)
-                product(query, deep, keys + key * deep + c * deep * LANES, LANES, deep * LANES, deep, next, score[turn],
-                        APART, 0);
-            for (i64 i = here > c * LANES ? here - c * LANES : 0; i < next * LANES; i++)
-                for (i64 r = 0; r < QUERIES; r++) score[turn][r * APART + i] = -LIMIT / scale; /* behind the last key */
-            if (c > 0)
-                bounded_shares(score[!turn], last < AT_ONCE ? last : AT_ONCE, scale, wide > d ? 0 : totals,
-                               shares + (c - AT_ONCE) / 2 * LANES);
-        }
+        product(query, deep, keys + key * deep, LANES, deep * LANES, deep, vectors, score, KEYS, 0);
+        for (i64 i = here; i < vectors * LANES; i++)
+            for (i64 r = 0; r < QUERIES; r++) score[r * KEYS + i] = -LIMIT / scale; /* behind the last key */
+        bounded_shares(score, vectors, scale, wide > d ? 0 : totals, shares);
         product(shares, KEYS / IN_UNIT, values + key / IN_UNIT * wide, wide, LANES, vectors * LANES / IN_UNIT,
                 wide / LANES, sum, wide, 1);
     }
