@@ -9,6 +9,7 @@
 
 #include <immintrin.h>
 #include <math.h>
+#include <omp.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -40,7 +41,7 @@ enum { IN_UNIT = 1 };
 typedef __m512 units;
 #endif
 
-enum { LANES = 16, WIDEST = 512, LIMIT = 120 };
+enum { LANES = 16, WIDEST = 512, LIMIT = 120, NEAR = 1 << 19 };
 /* a head is filled up with zeros to a multiple of STEP numbers, and the keys to one of TOGETHER: the numbers in a unit of
    shares, or of values, belong to keys that are LANES apart */
 enum { TOGETHER = LANES * IN_UNIT };
@@ -332,7 +333,7 @@ static inline __attribute__((always_inline)) void unbounded(const unit *query, c
 #ifdef BF16
 /* 2^(scale score) for two vectors of scores, rounded to bfloat16, one beside the other: for powers between -LIMIT and
    LIMIT, in whole numbers of 16 bits. The power in 256ths, and 127 more, would be bfloat16 if 2^f were 1 + f between whole
-   powers; it is less by 0.344 f (1 - f), to 0.002. */
+   powers; it is less by 0.328 f (1.031 - f), to 0.002. */
 static inline __attribute__((always_inline)) __m512i rounded_powers(const float *one, const float *other, __m512 scale)
 {
     const __m512 whole = _mm512_set1_ps(12582912.0f + 127 * 256); /* added, it leaves no fraction: a number in the last bits */
@@ -340,8 +341,8 @@ static inline __attribute__((always_inline)) __m512i rounded_powers(const float 
     __m512i high = (__m512i)_mm512_fmadd_ps(_mm512_loadu_ps(other), scale, whole);
     __m512i x = _mm512_mask_blend_epi16(0xaaaaaaaa, low, _mm512_slli_epi32(high, 16));
     __m512i f = _mm512_and_si512(x, _mm512_set1_epi16(255));
-    __m512i less = _mm512_mullo_epi16(f, _mm512_sub_epi16(_mm512_set1_epi16(256), f));
-    return _mm512_srli_epi16(_mm512_sub_epi16(x, _mm512_mulhi_epu16(less, _mm512_set1_epi16(88))), 1);
+    __m512i less = _mm512_mullo_epi16(f, _mm512_sub_epi16(_mm512_set1_epi16(264), f));
+    return _mm512_srli_epi16(_mm512_sub_epi16(x, _mm512_mulhi_epu16(less, _mm512_set1_epi16(84))), 1);
 }
 
 /* scores -> shares for a tile of queries and `vectors` of keys that need no maximum; `totals` unless values sum them */
@@ -420,10 +421,12 @@ int attention(const number *q, const i64 *qs, const number *k, const i64 *ks, co
     View Q = {q, qs[0], qs[1], qs[2]}, K = {k, ks[0], ks[1], ks[2]}, V = {v, vs[0], vs[1], vs[2]};
     i64 of_keys = up(m, TOGETHER) * up(d, STEP) / IN_UNIT;
     i64 of_both = up(of_keys + up(m, TOGETHER) / IN_UNIT * up(d, LANES), 16);
-    i64 tiles = (n + QUERIES - 1) / QUERIES;
+    i64 tiles = (n + QUERIES - 1) / QUERIES, all = batch * heads;
+    i64 some = omp_get_max_threads() * (NEAR / of_both > 1 ? NEAR / of_both : 1); /* heads at a time: they stay near */
+    if (some > all) some = all;
     float scale = (float)(1.4426950408889634 / sqrt((double)d)); /* powers are of two instead of e */
-    unit *packed = aligned_alloc(64, sizeof(unit) * (size_t)(of_both * batch * heads));
-    float *limits = malloc(sizeof(float) * (size_t)(2 * batch * heads));
+    unit *packed = aligned_alloc(64, sizeof(unit) * (size_t)(of_both * some));
+    float *limits = malloc(sizeof(float) * (size_t)(2 * some));
     if (!packed || !limits) {
         free(packed), free(limits);
         return 1;
@@ -433,19 +436,23 @@ int attention(const number *q, const i64 *qs, const number *k, const i64 *ks, co
 #ifdef AMX
         set_tiles();
 #endif
+        for (i64 start = 0; start < all; start += some) {
+            i64 here = all - start < some ? all - start : some;
 #pragma omp for schedule(static)
-        for (i64 i = 0; i < batch * heads; i++) {
-            pack_keys(&K, i / heads, i % heads, m, d, packed + i * of_both);
-            pack_values(&V, i / heads, i % heads, m, d, packed + i * of_both + of_keys);
-            limits[2 * i] = longest(&K, i / heads, i % heads, m, d);
-            limits[2 * i + 1] = longest(&V, i / heads, i % heads, m, d);
-        }
+            for (i64 i = 0; i < here; i++) {
+                i64 b = (start + i) / heads, h = (start + i) % heads;
+                pack_keys(&K, b, h, m, d, packed + i * of_both);
+                pack_values(&V, b, h, m, d, packed + i * of_both + of_keys);
+                limits[2 * i] = longest(&K, b, h, m, d);
+                limits[2 * i + 1] = longest(&V, b, h, m, d);
+            }
 #pragma omp for schedule(static)
-        for (i64 i = 0; i < batch * heads * tiles; i++) {
-            i64 head = i / tiles, from = i % tiles * QUERIES, b = head / heads, h = head % heads;
-            const unit *at = packed + head * of_both;
-            attend(at, at + of_keys, limits + 2 * head, &Q, b, h, from, n - from < QUERIES ? n - from : QUERIES, m, d, scale,
-                   out + ((b * n + from) * heads + h) * d, heads * d);
+            for (i64 i = 0; i < here * tiles; i++) {
+                i64 head = start + i / tiles, from = i % tiles * QUERIES, b = head / heads, h = head % heads;
+                const unit *at = packed + i / tiles * of_both;
+                attend(at, at + of_keys, limits + i / tiles * 2, &Q, b, h, from, n - from < QUERIES ? n - from : QUERIES, m,
+                       d, scale, out + ((b * n + from) * heads + h) * d, heads * d);
+            }
         }
 #ifdef AMX
         _tile_release();
