@@ -191,7 +191,7 @@ def _pack(layer: nn.Module) -> None:
         _become(layer, PackedPointwise, order)
     elif isinstance(layer, nn.Conv2d) and not isinstance(layer.padding, str):
         how = ([*layer.padding], [*layer.stride], [*layer.dilation], layer.groups)
-        order = torch._C._nn.mkldnn_reorder_conv2d_weight(layer.weight.detach().to_mkldnn(), *how, None)  # type: ignore[call-arg]
+        order = torch.ops.mkldnn._reorder_convolution_weight(layer.weight.detach(), *how, None)
         _become(layer, PackedConv2d, order)
 
 

@@ -25,7 +25,7 @@ from gradina.weights.remap import Source, read, unclaimed
 
 Network = TypeVar("Network", bound=nn.Module)
 INDEX = ".safetensors.index.json"
-AT_ONCE = 2**22  # numbers that are converted together: what is in between takes 16 MB
+AT_ONCE = 2**18  # numbers that are converted together: what is in between takes 1 MB, near the cores
 
 # How files begin that are taken for safetensors, and what to do about it.
 OTHERS: tuple[tuple[bytes, str], ...] = (
