@@ -26,7 +26,7 @@ from gradina.training.owned import Captioned, Crop, encoded
 
 ROOT = Path(__file__).parents[1]
 SIDE, STEPS = 512, 3
-METHODS = ("LoRA, rank 8", "textual inversion")
+METHODS = ("LoRA, rank 8", "textual inversion", "all weights")
 MODEL = "model"  # the folder in which it is written
 
 
@@ -36,11 +36,13 @@ def learnt(method: str, room: Path) -> dict[str, float]:
     pictures = [Captioned(path, "dolls") for path in sorted((ROOT / "docs" / "guides" / "dolls").iterdir())]
     data = encoded(model, pictures, Crop(enlarge=True), SIDE * SIDE)
     name = "inversion" if method == "textual inversion" else "finetune"
-    how = methods.settings(name, steps=100, batch=1, accumulate=1, precision="bfloat16", rank=8)
+    rank, ema = (None, 0.0) if method == "all weights" else (8, None)
+    how = methods.settings(name, steps=100, batch=1, accumulate=1, precision="bfloat16", rank=rank, ema=ema)
     if name == "inversion":
         learning = methods.inversion(model, data, "<dolls>", "toy", how)
     else:
         learning = methods.finetuning(model, data, how)
+    del model  # what learns has what it needs of it
     said = cost(learning, how, data.largest).memory
     running = own(learning, how, room / method, "mark", ["dolls"], 1000)
     for _ in islice(running, STEPS):

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -217,6 +218,22 @@ def test_parts_may_learn_at_a_share_of_the_rate() -> None:
     for name, value in network.state_dict().items():  # the first step of AdamW is as long as the rate
         expected = torch.full_like(value, -1e-2 * (0.25 if name.startswith("slow") else 1))
         torch.testing.assert_close(value - before[name], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_the_gradients_of_a_step_are_gone_before_the_next() -> None:
+    """They are as large as what learns."""
+    network, seen = torch.nn.Linear(3, 3), []
+    made: list[weakref.ref[torch.Tensor]] = []
+    for parameter in network.parameters():
+        parameter.register_post_accumulate_grad_hook(lambda p: made.append(weakref.ref(p.grad)))
+
+    def loss(network: torch.nn.Module, k: int) -> torch.Tensor:
+        seen.append([each() is None for each in made])
+        return network(torch.ones(1, 3)).square().mean(1)
+
+    settings = Settings(steps=3, batch=1, lr=1e-3)
+    assert len(list(train(State.begin(network, settings), loss, settings))) == 3
+    assert seen == [[], [True] * 2, [True] * 4]
 
 
 def test_two_do_not_train_in_one_folder(recipe_file: Path, tmp_path: Path) -> None:

@@ -10,11 +10,11 @@ from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor
 
 from gradina.errors import RecipeError
-from gradina.files import atomic_write
+from gradina.files import atomic_path
 from gradina.training.loop import State
 
 Network = TypeVar("Network", bound=torch.nn.Module)
@@ -90,8 +90,8 @@ def once(path: Path, fingerprint: str, make: Callable[[], Mapping[str, Tensor]])
 
 def _save(path: Path, tensors: dict[str, Tensor], **about: object) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as file:  # one entry on what it is: the order of several varies
-        file.write(save({k: v.contiguous() for k, v in tensors.items()}, {"about": json.dumps(about)}))
+    with atomic_path(path) as part:  # one entry on what it is: the order of several varies
+        save_file({k: v.contiguous() for k, v in tensors.items()}, part, {"about": json.dumps(about)})
 
 
 def _about(path: Path) -> dict[str, Any]:

@@ -118,6 +118,7 @@ def train(state: State, loss: Loss, settings: Settings) -> Iterator[TrainStep]:
                 raise Diverged(f"the {what} is {value} at step {state.step + 1}; try a lower lr than {settings.lr:g}")
         state.optimizer.step()
         state.optimizer.zero_grad()
+        del gradients  # or they would still be there while the next are made
         state.step += 1
         if state.ema is not state.network:
             average(state.ema, state.network, min(settings.ema, state.step / (state.step + 10)))
