@@ -36,6 +36,7 @@ lessons: .venv/.installed-lessons
 		$(BIN)/jupytext --quiet --to ipynb --execute --output out/lessons/$$name.ipynb $$each && \
 		$(BIN)/jupyter nbconvert --log-level ERROR --to markdown --output-dir docs/lessons out/lessons/$$name.ipynb \
 		|| exit 1; done
+	@$(BIN)/python tools/smaller_pictures.py docs/lessons
 
 .venv/.python:
 	$(PYTHON) -m venv .venv

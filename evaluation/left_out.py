@@ -1,0 +1,190 @@
+"""Which shortcuts are not worth a place? Token merging, whole numbers of 8 bits, and what a tiny decoder could save.
+
+    python evaluation/left_out.py [--rounds 7]
+
+Each is tried on the shipped model (seconds for one picture of 20 steps, and likeness to the exact picture in dB, the
+median of some) and on a U-Net of Stable Diffusion 1.5's shape with random weights (seconds for one guided step at
+512x512), in turns with the exact way and with `reuse`. Prints and writes `evaluation/left-out.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from math import isqrt
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import gradina
+from gradina.adapters.inject import inject, twin
+from gradina.bench.work import sd15, write_model
+from gradina.metrics import psnr
+from gradina.models.reuse import Reusing
+from gradina.models.unet import UNet
+from gradina.pipeline import StableDiffusion, to_pixels
+
+ROOT = Path(__file__).parent.parent
+PROMPTS = tuple(f"{thing} on a pink background" for thing in ("a teddy bear", "a red apple", "a crown", "a rocket"))
+MERGED = 0.5  # share of the tokens that are merged into others
+SIZE = 512  # pixels of Stable Diffusion's
+
+
+class Merging(nn.Module):
+    """Self-attention in which tokens that are much alike take part as one.
+
+    Source: Bolya & Hoffman, "Token Merging for Fast Stable Diffusion" (2303.17604), section 3: of each 2x2 places one
+    is a target; the tokens elsewhere that are most like a target join it, and get a copy of what it finds.
+    """
+
+    def __init__(self, attention: nn.Module, share: float) -> None:
+        super().__init__()
+        self.attention, self.share = attention, share
+
+    def forward(self, x: Tensor, context: None = None, beside: Tensor | None = None) -> Tensor:
+        """x (b, n, width) of a square map -> the same, plus what is `beside` it."""
+        places = torch.arange(x.shape[1]).view(isqrt(x.shape[1]), -1)
+        target = torch.zeros_like(places, dtype=torch.bool)
+        target[::2, ::2] = True
+        others, targets = x[:, places[~target]], x[:, places[target]]
+        like = F.normalize(others, dim=-1) @ F.normalize(targets, dim=-1).mT
+        most, which = like.max(dim=-1)
+        order = most.argsort(dim=-1, descending=True)
+        joining, alone = order.split(
+            [round(self.share * x.shape[1]), order.shape[1] - round(self.share * x.shape[1])], 1
+        )
+        into = which.gather(1, joining)
+        targets = targets.scatter_reduce(1, _wide(into, x), _rows(others, joining), "mean")
+        found = self.attention(torch.cat([_rows(others, alone), targets], dim=1))
+        of_alone, of_targets = found.split([alone.shape[1], targets.shape[1]], dim=1)
+        of_others = torch.empty_like(others).scatter_(1, _wide(alone, x), of_alone)
+        of_others.scatter_(1, _wide(joining, x), _rows(of_targets, into))
+        out = torch.empty_like(x)
+        out[:, places[~target]], out[:, places[target]] = of_others, of_targets
+        return out if beside is None else out + beside
+
+
+def _wide(index: Tensor, like: Tensor) -> Tensor:
+    return index[..., None].expand(-1, -1, like.shape[-1])
+
+
+def _rows(x: Tensor, index: Tensor) -> Tensor:
+    return x.gather(1, _wide(index, x))
+
+
+def merging(unet: UNet) -> UNet:
+    """The same network, tokens merged where there are most of them: at the finest maps that have attention."""
+    unet, level = twin(unet), unet.config.attention.index(True)
+    where = (f"down.{level}.", f"up.{len(unet.config.widths) - 1 - level}.")
+    layers = {n: Merging(m, MERGED) for n, m in unet.named_modules() if n.startswith(where) and n.endswith("self_attn")}
+    inject(unet, layers)
+    return unet
+
+
+def in_eight_bits(unet: UNet) -> nn.Module:
+    """The linear layers of a plain network in whole numbers of 8 bits, what they are given rounded as it comes."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.ao.quantization.quantize_dynamic(copy.deepcopy(unet), {nn.Linear}, dtype=torch.qint8)
+
+
+Way = Callable[[], object]
+
+
+def in_turns(ways: Mapping[str, Way], rounds: int) -> dict[str, float]:
+    """The median seconds of each, after one that does not count."""
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(rounds + 1):
+        for name, way in ways.items():
+            start = time.perf_counter()
+            way()
+            if turn:
+                times[name].append(time.perf_counter() - start)
+    return {name: round(statistics.median(seconds), 4) for name, seconds in times.items()}
+
+
+@contextmanager
+def stable_diffusion() -> Iterator[Path]:
+    """A folder with a model of Stable Diffusion 1.5's shape."""
+    with tempfile.TemporaryDirectory() as room:
+        write_model(sd15(SIZE), Path(room) / "model")
+        yield Path(room) / "model"
+
+
+@torch.inference_mode()
+def of_the_shipped(rounds: int) -> dict[str, dict[str, float]]:
+    """Seconds and likeness of each way; a decoder that took no time at all is the last."""
+    exact, plain = gradina.load("emoji"), gradina.load("emoji", dtype="fp32", plain=True)
+    models: dict[str, tuple[StableDiffusion, dict[str, int]]] = {
+        "exact": (exact, {}),
+        "reuse 2": (exact, {"reuse": 2}),
+        "tokens merged": (replace(exact, unet=merging(exact.unet)), {}),
+        "linear layers in 8 bits": (replace(plain, unet=in_eight_bits(plain.unet)), {}),
+    }
+    request = gradina.Request(prompt=PROMPTS[0], seed=1)
+
+    def drawn(name: str, prompts: tuple[str, ...]) -> list[Tensor]:
+        model, how = models[name]
+        asked = replace(request, prompt=prompts, **how)
+        return [to_pixels(picture.image) for picture in gradina.generate(model, asked)]
+
+    wanted = drawn("exact", PROMPTS)
+    seconds = in_turns({name: lambda name=name: drawn(name, PROMPTS[:1]) for name in models}, rounds)
+    rows = {name: {"seconds for one picture": seconds[name]} for name in models}
+    for name in list(models)[1:]:
+        like = [psnr(a, b, peak=2) for a, b in zip(drawn(name, PROMPTS), wanted, strict=True)]
+        rows[name]["likeness, dB"] = round(statistics.median(like), 1)
+    step, *_ = gradina.steps(exact, request)
+    rows["decoding"] = {"seconds for one picture": in_turns({"": lambda: exact.decode(step.denoised)}, rounds)[""]}
+    return rows
+
+
+@torch.inference_mode()
+def of_sd15(rounds: int) -> dict[str, dict[str, float]]:
+    """Seconds for one guided step of each way, and for decoding."""
+    given = sd15(SIZE).inputs
+    x, t, cond = given.latents.expand(2, -1, -1, -1), torch.full((2,), 500.0), given.states
+    with stable_diffusion() as folder:
+        model = gradina.load(folder, dtype="bf16")
+        small = in_eight_bits(gradina.load(folder, dtype="fp32", plain=True).unet)
+    half = [each.bfloat16() for each in (x, t, cond)]
+    merged, reusing = merging(model.unet), Reusing(model.unet, 2)
+    ways: dict[str, Way] = {
+        "exact": lambda: model.unet(*half),
+        "reuse 2 (two steps, halved)": lambda: (reusing(*half), reusing(*half)),
+        "tokens merged": lambda: merged(*half),
+        "linear layers in 8 bits": lambda: small(x, t, cond),
+        "decoding": lambda: model.vae.decode(half[0][:1]),
+    }
+    seconds = in_turns(ways, rounds)
+    seconds["reuse 2 (two steps, halved)"] = round(seconds["reuse 2 (two steps, halved)"] / 2, 4)
+    return {name: {"seconds": each} for name, each in seconds.items()}
+
+
+def main() -> None:
+    """Measures, prints and writes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7, help="of all ways in turns (default: 7)")
+    rounds = parser.parse_args().rounds
+    told = {
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "the shipped model": of_the_shipped(rounds),
+        f"a guided step of Stable Diffusion 1.5, {SIZE}x{SIZE}": of_sd15(rounds),
+    }
+    print(json.dumps(told, indent=2))
+    (ROOT / "evaluation" / "left-out.json").write_text(json.dumps(told, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
