@@ -14,10 +14,8 @@ import copy
 import json
 import statistics
 import tempfile
-import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from math import isqrt
@@ -30,6 +28,7 @@ from torch.nn import functional as F
 
 import gradina
 from gradina.adapters.inject import inject, twin
+from gradina.bench.race import Runner, Times, race
 from gradina.bench.work import sd15, write_model
 from gradina.metrics import psnr
 from gradina.models.reuse import Reusing
@@ -101,32 +100,18 @@ def in_eight_bits(unet: UNet) -> UNet:
     return cast(UNet, small)
 
 
-Way = Callable[[], object]
-
-
-def in_turns(ways: Mapping[str, Way], rounds: int) -> dict[str, float]:
-    """The median seconds of each, after one that does not count."""
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in range(rounds + 1):
-        for name, way in ways.items():
-            start = time.perf_counter()
-            way()
-            if turn:
-                times[name].append(time.perf_counter() - start)
-    return {name: round(statistics.median(seconds), 4) for name, seconds in times.items()}
-
-
-@contextmanager
-def stable_diffusion() -> Iterator[Path]:
-    """A folder with a model of Stable Diffusion 1.5's shape."""
-    with tempfile.TemporaryDirectory() as room:
-        write_model(sd15(SIZE), Path(room) / "model")
-        yield Path(room) / "model"
+def seconds_of(ways: Mapping[str, Runner], rounds: int) -> dict[str, float]:
+    """The median of each, in turns."""
+    found = {}
+    for name, times in race(ways, rounds).items():
+        assert isinstance(times, Times), times
+        found[name] = round(times.median, 4)
+    return found
 
 
 @torch.inference_mode()
 def of_the_shipped(rounds: int) -> dict[str, dict[str, float]]:
-    """Seconds and likeness of each way; a decoder that took no time at all is the last."""
+    """Seconds and likeness of each way, and what of the seconds is decoding: all that a tiny decoder could save."""
     exact, plain = gradina.load("emoji"), gradina.load("emoji", dtype="fp32", plain=True)
     models: dict[str, tuple[StableDiffusion, int]] = {
         "exact": (exact, 1),
@@ -142,13 +127,13 @@ def of_the_shipped(rounds: int) -> dict[str, dict[str, float]]:
         return [to_pixels(picture.image) for picture in gradina.generate(model, asked)]
 
     wanted = drawn("exact", PROMPTS)
-    seconds = in_turns({name: partial(drawn, name, PROMPTS[:1]) for name in models}, rounds)
+    seconds = seconds_of({name: partial(drawn, name, PROMPTS[:1]) for name in models}, rounds)
     rows = {name: {"seconds for one picture": seconds[name]} for name in models}
     for name in list(models)[1:]:
         like = [psnr(a, b, peak=2) for a, b in zip(drawn(name, PROMPTS), wanted, strict=True)]
         rows[name]["likeness, dB"] = round(statistics.median(like), 1)
     step, *_ = gradina.steps(exact, request)
-    rows["decoding"] = {"seconds for one picture": in_turns({"": lambda: exact.decode(step.denoised)}, rounds)[""]}
+    rows["decoding"] = {"seconds for one picture": seconds_of({"": lambda: exact.decode(step.denoised)}, rounds)[""]}
     return rows
 
 
@@ -157,19 +142,21 @@ def of_sd15(rounds: int) -> dict[str, dict[str, float]]:
     """Seconds for one guided step of each way, and for decoding."""
     given = sd15(SIZE).inputs
     x, t, cond = given.latents.expand(2, -1, -1, -1), torch.full((2,), 500.0), given.states
-    with stable_diffusion() as folder:
+    with tempfile.TemporaryDirectory() as room:
+        folder = Path(room) / "model"
+        write_model(sd15(SIZE), folder)
         model = gradina.load(folder, dtype="bf16")
         small = in_eight_bits(gradina.load(folder, dtype="fp32", plain=True).unet)
     half = [each.bfloat16() for each in (x, t, cond)]
     merged, reusing = merging(model.unet), Reusing(model.unet, 2)
-    ways: dict[str, Way] = {
+    ways: dict[str, Runner] = {
         "exact": lambda: model.unet(*half),
         "reuse 2 (two steps, halved)": lambda: (reusing(*half), reusing(*half)),
         "tokens merged": lambda: merged(*half),
         "linear layers in 8 bits": lambda: small(x, t, cond),
         "decoding": lambda: model.vae.decode(half[0][:1]),
     }
-    seconds = in_turns(ways, rounds)
+    seconds = seconds_of(ways, rounds)
     seconds["reuse 2 (two steps, halved)"] = round(seconds["reuse 2 (two steps, halved)"] / 2, 4)
     return {name: {"seconds": each} for name, each in seconds.items()}
 

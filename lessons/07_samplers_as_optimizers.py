@@ -187,8 +187,8 @@ show([ancestral["sgd", eta][1][:10] for eta in ETAS], [f"sgd, eta {eta:g}" for e
 #   round: with `mu` below zero, momentum comes near to `dpmpp_2m`, which is no more than that.
 # * Adam does not draw at all, in however many steps. It makes all numbers move equally far, though how far each has to
 #   move is just what the network says; noise is left.
-# * How the way is divided matters more than who walks it. As far as the noise level falls is by far the nearest to the
-#   goal; `constant`, the furthest of all, is recognised at least as often.
+# * How the way is divided matters more than who of the others walks it. As far as the noise level falls is by far the
+#   nearest to the goal; `constant`, the furthest of all, is recognised at least as often.
 # * Recognised are the pictures of five steps as often as those of a thousand, and with noise put back about as often as
 #   without: once they show what was asked for, this measure sees no difference. The distance still does.
 #

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from gradina.apps.draw import say
 from gradina.errors import PictureError
-from gradina.files import atomic_path, cache_folder
+from gradina.files import cache_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -91,13 +91,13 @@ def _kept(place: Path) -> Kept:
 
 def _keep(place: Path, kept: Kept) -> None:
     import torch
-    from safetensors.torch import save_file
+
+    from gradina.weights.store import save_weights
 
     rows = [[name, size, time] for name, (size, time, _) in kept.items()]
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(place) as part:
-            embeddings = torch.stack([x for _, _, x in kept.values()])
-            save_file({"embeddings": embeddings}, part, {"pictures": json.dumps(rows)})
+        embeddings = torch.stack([x for _, _, x in kept.values()])
+        save_weights({"embeddings": embeddings}, place, {"pictures": json.dumps(rows)})
     except OSError as error:
         say(f"embeddings are not kept for the next time: {error}")

@@ -42,6 +42,7 @@ typedef __m512 units;
 #endif
 
 enum { LANES = 16, WIDEST = 512, LIMIT = 120, NEAR = 1 << 19 };
+/* each core packs heads of up to NEAR units before they are used: what stays in its cache. */
 /* a head is filled up with zeros to a multiple of STEP numbers, and the keys to one of TOGETHER: the numbers in a unit of
    shares, or of values, belong to keys that are LANES apart */
 enum { TOGETHER = LANES * IN_UNIT };
@@ -422,7 +423,7 @@ int attention(const number *q, const i64 *qs, const number *k, const i64 *ks, co
     i64 of_keys = up(m, TOGETHER) * up(d, STEP) / IN_UNIT;
     i64 of_both = up(of_keys + up(m, TOGETHER) / IN_UNIT * up(d, LANES), 16);
     i64 tiles = (n + QUERIES - 1) / QUERIES, all = batch * heads;
-    i64 some = omp_get_max_threads() * (NEAR / of_both > 1 ? NEAR / of_both : 1); /* heads at a time: they stay near */
+    i64 some = omp_get_max_threads() * (NEAR / of_both > 1 ? NEAR / of_both : 1); /* heads that are packed at a time */
     if (some > all) some = all;
     float scale = (float)(1.4426950408889634 / sqrt((double)d)); /* powers are of two instead of e */
     unit *packed = aligned_alloc(64, sizeof(unit) * (size_t)(of_both * some));

@@ -10,12 +10,11 @@ from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from gradina.errors import RecipeError
-from gradina.files import atomic_path
 from gradina.training.loop import State
+from gradina.weights.store import save_weights
 
 Network = TypeVar("Network", bound=torch.nn.Module)
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
@@ -83,15 +82,14 @@ def once(path: Path, fingerprint: str, make: Callable[[], Mapping[str, Tensor]])
     """
     if path.exists() and _about(path).get("fingerprint") == fingerprint:
         return _tensors(path)
-    made = {name: x.contiguous() for name, x in make().items()}
+    made = dict(make())
     _save(path, made, fingerprint=fingerprint)
     return made
 
 
 def _save(path: Path, tensors: dict[str, Tensor], **about: object) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as part:  # one entry on what it is: the order of several varies
-        save_file({k: v.contiguous() for k, v in tensors.items()}, part, {"about": json.dumps(about)})
+    save_weights(tensors, path, {"about": json.dumps(about)})
 
 
 def _about(path: Path) -> dict[str, Any]:
