@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from gradina.models.unet import GEGLU
 from gradina.nn.conv import ResBlock
-from gradina.nn.memory import ROWS, added, by_rows, silu
+from gradina.nn.memory import AT_ONCE, added, by_rows, silu
 
 
 def pair() -> tuple[Tensor, Tensor]:
@@ -57,11 +57,14 @@ def test_what_learns_gets_its_gradients() -> None:
         assert torch.equal(block(x), block(x)), "what comes in stays as it is"
 
 
-@pytest.mark.parametrize("count", [ROWS - 1, ROWS, ROWS + 1, 2 * ROWS + 77])
+WIDTH, ROWS = 8, AT_ONCE // (8 * 4)  # of single precision
+
+
+@pytest.mark.parametrize("count", [ROWS // 2, ROWS // 2 + 1, ROWS + 77])
 @torch.no_grad()
 def test_row_by_row_is_all_at_once(count: int) -> None:
     torch.manual_seed(0)
-    layer, x = GEGLU(8), torch.randn(2, count, 8)
+    layer, x = GEGLU(WIDTH), torch.randn(2, count, WIDTH)
     h, gate = layer.proj_in(x).chunk(2, -1)
     plain = layer.proj_out(h * F.gelu(gate)) + x
     assert torch.allclose(layer(x, x), plain, atol=1e-6)
@@ -70,9 +73,9 @@ def test_row_by_row_is_all_at_once(count: int) -> None:
 
 def test_rows_are_not_parted_where_something_learns() -> None:
     seen: list[int] = []
-    layer = nn.Bilinear(4, 4, 4)
-    layer.register_forward_hook(lambda _, given, __: seen.append(given[0].numel() // 4))
-    x = torch.randn(1, ROWS + 1, 4)
+    layer = nn.Bilinear(WIDTH, WIDTH, WIDTH)
+    layer.register_forward_hook(lambda _, given, __: seen.append(given[0].numel() // WIDTH))
+    x = torch.randn(1, ROWS + 1, WIDTH)
     by_rows(layer, x, x).sum().backward()
     with torch.no_grad():
         by_rows(layer, x, x)

@@ -13,7 +13,20 @@ from torch.nn import functional as F
 
 from gradina.nn import native
 from gradina.nn.attention import attention
-from gradina.nn.native import AMX, BF16, COMMON, KERNELS, Kernel, compiled, kernel, own_attention, own_gate, own_norm
+from gradina.nn.native import (
+    AMX,
+    BF16,
+    COMMON,
+    KERNELS,
+    Kernel,
+    compiled,
+    kernel,
+    ordinary,
+    own_attention,
+    own_convolution,
+    own_gate,
+    own_norm,
+)  # fmt: skip
 from gradina.nn.norm import normalised, normaliser
 
 TIMES = {torch.float32: 4.0, torch.bfloat16: 1.5}  # the error of PyTorch's way
@@ -206,30 +219,36 @@ def test_it_can_be_switched_off_and_knows_its_types(monkeypatch: pytest.MonkeyPa
     assert own_gate(torch.bfloat16) is None
 
 
+NUMBERS = {torch.float32: 2**-20, torch.bfloat16: 2**-8}  # a few of the last bits
+numbers = pytest.mark.parametrize("dtype", NUMBERS, ids=str)
+
+
+@numbers
 @pytest.mark.parametrize("shape", [(1, 2), (3, 5, 2 * 33), (2048, 2 * 64), (2, 7, 11, 2 * 16), (0, 8)])
 @torch.no_grad()
-def test_gates_are_pytorchs_to_rounding(shape: tuple[int, ...]) -> None:
-    own = own_gate(torch.bfloat16)
+def test_gates_are_pytorchs_to_rounding(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    own = own_gate(dtype)
     if own is None:
-        pytest.skip("needs a C compiler and a processor with AVX-512 for bf16")
-    both = (3 * torch.randn(shape, generator=torch.Generator().manual_seed(0))).bfloat16()
+        pytest.skip("needs a C compiler and a processor with AVX-512")
+    both = (3 * torch.randn(shape, generator=torch.Generator().manual_seed(0))).to(dtype)
     h, gate = both.double().chunk(2, dim=-1)
-    expected = h * F.gelu(gate)
+    expected, last = h * F.gelu(gate), NUMBERS[dtype]
     for given in (both, both.mT.contiguous().mT):
         got = own(given)
-        assert got.dtype == torch.bfloat16
+        assert got.dtype == dtype
         assert got.shape == expected.shape
-        assert ((got - expected).abs() <= expected.abs() / 256 + 1e-5 * h.abs() + 1e-30).all()
+        assert ((got - expected).abs() <= last * (expected.abs() + h.abs() / 256) + 1e-30).all()
 
 
-def test_gates_far_out_and_of_no_numbers() -> None:
-    own = own_gate(torch.bfloat16)
+@numbers
+def test_gates_far_out_and_of_no_numbers(dtype: torch.dtype) -> None:
+    own = own_gate(dtype)
     if own is None:
-        pytest.skip("needs a C compiler and a processor with AVX-512 for bf16")
-    gate = torch.tensor([-1e30, -100.0, -5.0, 0.0, 5.0, 100.0, float("nan"), float("inf")]).bfloat16()
-    got = own(torch.cat([torch.ones(8).bfloat16(), gate]))
-    assert got[:3].tolist() == [0, 0, 0]
-    assert got[3:6].tolist() == [0, 5, 100]
+        pytest.skip("needs a C compiler and a processor with AVX-512")
+    gate = torch.tensor([-1e30, -100.0, -15.0, 0.0, 15.0, 100.0, float("nan"), float("inf")]).to(dtype)
+    got = own(torch.cat([torch.ones(8).to(dtype), gate]))
+    assert got[:3].abs().max() < 1e-30
+    assert got[3:6].tolist() == [0, 15, 100]
     assert got[6].isnan()
     assert got[7].isinf()
 
@@ -323,3 +342,98 @@ def test_norms_that_learn_are_pytorchs() -> None:
     normalised(norm, x, shift, active=True).sum().backward()
     assert x.grad is not None
     assert x.grad.abs().sum() > 0
+
+
+THREES = {"pairs": (torch.bfloat16, "avx512_bf16", BF16), "float": (torch.float32, "avx512f", COMMON)}
+threes = pytest.mark.parametrize("way", THREES.values(), ids=THREES)
+
+
+def own_threes(way: tuple[torch.dtype, str, tuple[str, ...]]) -> native.Convolution:
+    _, needs, flags = way
+    library = native._library(flags) if needs in native._processor() else None
+    if library is None:
+        pytest.skip(f"needs a C compiler and a processor with {needs}")
+    return native.Convolution(library)
+
+
+def maps(
+    dtype: torch.dtype, channels: int, out: int, size: tuple[int, int], batch: int = 2
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Maps with their channels last, weights of a 3x3 convolution, a bias."""
+    key = torch.Generator().manual_seed(channels + out)
+    x = torch.randn(batch, channels, *size, generator=key)
+    weight = torch.randn(out, channels, 3, 3, generator=key) / (3 * channels**0.5)
+    bias = torch.randn(out, generator=key)
+    return x.to(dtype, memory_format=torch.channels_last), weight.to(dtype), bias.to(dtype)
+
+
+@threes
+@pytest.mark.parametrize(
+    ("channels", "out", "size"),
+    [(16, 16, (1, 1)), (3, 5, (7, 9)), (33, 70, (4, 4)), (100, 130, (13, 6)), (64, 16, (1, 30)), (65, 33, (5, 2)),
+     (320, 320, (64, 64)), (200, 48, (31, 33)), (1280, 640, (8, 8))],
+)  # fmt: skip
+@pytest.mark.parametrize("grows", [1, 2])
+@torch.no_grad()
+def test_convolutions_are_exact_but_for_rounding(
+    channels: int, out: int, size: tuple[int, int], grows: int, way: tuple[torch.dtype, str, tuple[str, ...]]
+) -> None:
+    """The error is at most four times that of PyTorch's in single precision, and no more than its own in bf16."""
+    own, dtype = own_threes(way), way[0]
+    x, weight, bias = maps(dtype, channels, out, size)
+    seen = x.repeat_interleave(grows, 2).repeat_interleave(grows, 3)
+    beside = torch.randn(2, out, *seen.shape[2:], generator=torch.Generator().manual_seed(0)).to(dtype)
+    ordered = own.order(weight)
+    assert torch.equal(ordinary(ordered, out), weight)
+    for b, other in ((bias, None), (None, beside), (bias, beside)):
+        more = 0 if other is None else other.double()
+        exact = F.conv2d(seen.double(), weight.double(), None if b is None else b.double(), padding=1) + more
+        theirs = F.conv2d(seen, weight, b, padding=1) + (0 if other is None else other)
+        got = own(x, ordered, out, b, other, grows)
+        assert (got.dtype, got.shape) == (dtype, exact.shape)
+        assert got.is_contiguous(memory_format=torch.channels_last)
+        limit = (theirs - exact).square().mean().sqrt()
+        ours = (got - exact).square().mean().sqrt()
+        assert ours <= (4 * limit + 1e-7 if dtype == torch.float32 else 1.01 * limit + 1e-4)
+
+
+@threes
+@torch.no_grad()
+def test_threads_batches_and_layouts_do_not_matter_to_convolutions(
+    way: tuple[torch.dtype, str, tuple[str, ...]],
+) -> None:
+    own = own_threes(way)
+    x, weight, bias = maps(way[0], 70, 100, (30, 33), batch=3)
+    ordered, threads = own.order(weight), torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = own(x, ordered, 100, bias, alone_beside := x.new_ones(3, 100, 30, 33))
+        torch.set_num_threads(3)
+        assert torch.equal(own(x.contiguous(), ordered, 100, bias, alone_beside), alone)
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(own(x[1:], ordered, 100, bias, alone_beside[1:]), alone[1:])
+    assert own(x[:0], ordered, 100, bias).shape == (0, 100, 30, 33)
+
+
+@threes
+@torch.no_grad()
+def test_what_is_no_number_stays_near(way: tuple[torch.dtype, str, tuple[str, ...]]) -> None:
+    own = own_threes(way)
+    x, weight, bias = maps(way[0], 20, 20, (16, 16))
+    x[1, 3, 6, 6] = float("nan")
+    got = own(x, own.order(weight), 20, bias)
+    assert got[1, :, 5:8, 5:8].isnan().all()
+    assert not got[0].isnan().any()
+    far = torch.ones(16, 16, dtype=torch.bool)
+    far[4:12, 4:12] = False
+    assert not got[1][:, far].isnan().any()
+
+
+def test_convolutions_are_left_to_processors_that_multiply_small_numbers_fast(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    own_threes(THREES["float"])
+    for flags, dtypes in (("avx512f avx512_bf16 amx_bf16", {torch.float32}), ("avx512f", {torch.float32}), ("", set())):
+        monkeypatch.setattr(native, "_processor", lambda flags=flags: frozenset(flags.split()))
+        assert {dtype for dtype in NUMBERS if own_convolution(dtype) is not None} == dtypes

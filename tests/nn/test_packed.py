@@ -8,7 +8,18 @@ import pytest
 import torch
 from torch import nn
 
-from gradina.nn.packed import PackedConv2d, PackedLinear, PackedPointwise, packed, plus, unpacked
+from gradina.nn.native import own_convolution, own_norm
+from gradina.nn.packed import (
+    PackedConv2d,
+    PackedLinear,
+    PackedPointwise,
+    PackedWinograd,
+    doubled,
+    grown,
+    packed,
+    plus,
+    unpacked,
+)  # fmt: skip
 
 
 def network(dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -54,7 +65,7 @@ def test_what_is_added_is_added_at_once(dtype: torch.dtype, near: float) -> None
         layer, x, beside = layer.to(dtype).requires_grad_(False), x.to(dtype), beside.to(dtype)
         expected, kept = layer(x) + beside, beside.clone()
         torch.testing.assert_close(plus(layer, x, beside), expected, rtol=near, atol=near)
-        fast = packed(nn.Sequential(layer))[0]
+        fast = packed(nn.Sequential(layer, nn.Conv2d(1, 1, 3, dtype=dtype).requires_grad_(False)))[0]
         assert isinstance(fast, PackedLinear | PackedConv2d | PackedPointwise)
         torch.testing.assert_close(plus(fast, x, beside), expected, rtol=near, atol=near)
         assert torch.equal(beside, kept), "what is beside stays as it is"
@@ -66,6 +77,7 @@ def test_what_is_added_is_added_at_once(dtype: torch.dtype, near: float) -> None
 def test_beside_a_packed_convolution_all_have_their_channels_last(monkeypatch: pytest.MonkeyPatch) -> None:
     plain, x = network(), given()
     monkeypatch.setattr("gradina.nn.packed.LARGE", 24 * 24 * 9)
+    monkeypatch.setenv("GRADINA_NATIVE", "0")
     mixed = packed(copy.deepcopy(plain))
     small, large = mixed[0], mixed[2]
     assert (type(small), type(large)) == (nn.Conv2d, PackedConv2d)
@@ -117,10 +129,70 @@ def test_gradients_go_through() -> None:
     torch.testing.assert_close(x.grad, expected)
 
 
-def test_small_convolutions_stay_plain(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("native", ["0", "1"])
+def test_small_convolutions_stay_plain_where_norms_are_slow(native: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gradina.nn.packed.LARGE", 4 * 4 * 9)
+    monkeypatch.setenv("GRADINA_NATIVE", native)
     some = nn.Sequential(nn.Conv2d(4, 4, 3), nn.Conv2d(4, 3, 3), nn.Linear(2, 2)).requires_grad_(False)
-    assert [type(m) for m in packed(some)] == [PackedConv2d, nn.Conv2d, PackedLinear]
+    small = nn.Conv2d if own_norm(torch.float32) is None else PackedConv2d
+    assert [type(m) for m in packed(some)] == [PackedConv2d, small, PackedLinear]
+
+
+def test_what_onednn_is_slow_at_is_left_to_pytorch() -> None:
+    wide, wider = nn.Conv2d(4, 256, 3, stride=2), nn.Conv2d(4, 288, 3, stride=2)
+    some = packed(nn.Sequential(wide, wider).requires_grad_(False))
+    assert [type(m) for m in some] == [PackedConv2d, nn.Conv2d]
+
+
+def three(monkeypatch: pytest.MonkeyPatch) -> tuple[nn.Module, PackedWinograd]:
+    """A 3x3 convolution, and the same packed for our own."""
+    if own_convolution(torch.float32) is None:
+        pytest.skip("needs a C compiler and a processor with AVX-512")
+    torch.manual_seed(0)
+    plain = nn.Conv2d(16, 24, 3, padding=1).requires_grad_(False)
+    fast = packed(nn.Sequential(copy.deepcopy(plain)))[0]
+    assert isinstance(fast, PackedWinograd)
+    return plain, fast
+
+
+@torch.no_grad()
+def test_threes_are_multiplied_by_our_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, fast = three(monkeypatch)
+    x, beside = torch.randn(2, 16, 9, 6), torch.randn(2, 24, 9, 6)
+    near = {"rtol": 1e-5, "atol": 1e-5}
+
+    def same() -> None:
+        torch.testing.assert_close(fast(x), plain(x), **near)
+        torch.testing.assert_close(plus(fast, x, beside), plain(x) + beside, **near)
+        torch.testing.assert_close(grown(fast, x), plain(doubled(x)), **near)
+
+    same()
+    monkeypatch.setattr("gradina.nn.packed.traced", lambda: True)
+    same()
+    monkeypatch.undo()
+    monkeypatch.setenv("GRADINA_NATIVE", "0")
+    same()
+    assert fast(x.double().float()).dtype == torch.float32
+
+
+def test_towards_others_they_too_are_plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, fast = three(monkeypatch)
+    assert all(torch.equal(value, plain.state_dict()[name]) for name, value in fast.state_dict().items())
+    x = torch.randn(1, 16, 5, 5, requires_grad=True)
+    expected = torch.autograd.grad(plain(x).square().sum(), x)[0]
+    torch.testing.assert_close(torch.autograd.grad(fast(x).square().sum(), x)[0], expected)
+    assert type(unpacked(nn.Sequential(fast))[0]) is nn.Conv2d
+    assert torch.equal(fast.weight, plain.weight)
+
+
+def test_what_is_no_padded_three_is_not_for_our_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    three(monkeypatch)
+    others = (
+        nn.Conv2d(16, 16, 3), nn.Conv2d(16, 16, 3, padding=1, stride=2), nn.Conv2d(16, 16, 3, padding=1, dilation=2),
+        nn.Conv2d(16, 16, 3, padding=1, groups=2), nn.Conv2d(8, 16, 3, padding=1), nn.Conv2d(16, 8, 3, padding=1),
+        nn.Conv2d(16, 16, 5, padding=1), nn.Conv2d(16, 16, 3, padding=2),
+    )  # fmt: skip
+    assert all(type(m) is PackedConv2d for m in packed(nn.Sequential(*others).requires_grad_(False)))
 
 
 def test_what_learns_or_cannot_be_packed_stays_plain() -> None:

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from gradina.adapters.inject import Injected, Network, inject, layer_of, multiplying, twin
 from gradina.errors import WeightsError
-from gradina.nn.packed import packed, unpacked
+from gradina.nn.packed import pack, unpacked
 
 ATTENTION = (r".*attn\.(q|k|v|out)",)  # the layers that are usually adapted: all projections of all attentions
 
@@ -137,7 +137,9 @@ def merged(network: Network, *stack: tuple[Layers, float]) -> Network:
         assert isinstance(layer.weight, Tensor)
         weight = (layer.weight.float() + added.to(layer.weight.device)).to(layer.weight.dtype)
         layer.weight = nn.Parameter(weight, requires_grad=False)
-        other.set_submodule(name, packed(layer) if type(plain) is not type(layer) else layer)
+        if type(plain) is not type(layer):
+            pack(layer, type(plain))
+        other.set_submodule(name, layer)
     return other
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-ROWS = 2048  # of tokens that pass through a layer together: what is in between stays near the core
+AT_ONCE = 5 * 2**18  # bytes of tokens that pass through a layer together: what is in between stays near the core
 MMAP_THRESHOLD = -3  # as malloc.h names it: what is as large is taken from the system alone, and given back alone
 
 
@@ -34,9 +34,12 @@ def _library() -> ctypes.CDLL:
 
 def drawing(x: Tensor) -> bool:
     """Whether numbers are all that is wanted of x: on a CPU, without gradients, in no compiler and no tracer."""
-    if x.device.type != "cpu" or torch.is_grad_enabled():
-        return False
-    return not torch.compiler.is_compiling() and torch._C._get_tracing_state() is None
+    return x.device.type == "cpu" and not torch.is_grad_enabled() and not traced()
+
+
+def traced() -> bool:
+    """Whether a compiler or a tracer looks on, which must see operations of PyTorch."""
+    return torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
 
 
 def added(h: Tensor, x: Tensor) -> Tensor:
@@ -56,9 +59,10 @@ def by_rows(layer: Callable[[Tensor, Tensor], Tensor], h: Tensor, x: Tensor) -> 
 
     Where something is drawn, some rows at a time.
     """
-    if x.shape[0] * x.shape[1] <= ROWS or not drawing(x):
+    rows = AT_ONCE // (x.shape[-1] * x.element_size())
+    if x.shape[0] * x.shape[1] <= rows or not drawing(x):
         return layer(h, x)
     out = x.new_empty(x.shape)
-    for to, *some in zip(*(torch.split(each.flatten(0, 1), ROWS) for each in (out, h, x)), strict=True):
+    for to, *some in zip(*(torch.split(each.flatten(0, 1), rows) for each in (out, h, x)), strict=True):
         to.copy_(layer(*some))
     return out

@@ -1,6 +1,6 @@
-"""Attention, GroupNorm and gates in C: compiled once, where a C compiler and AVX-512 are there, and kept in the cache.
+"""Kernels in C: compiled once, where a C compiler and AVX-512 are there, and kept in the cache.
 
-How it is compiled, and for which shapes it is used, depends on the processor: see KERNELS, and benchmarks/attention.py.
+How they are compiled, and for what they are used, depends on the processor: see KERNELS, and benchmarks/attention.py.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from gradina.files import atomic_write, cache_folder
 
-SOURCE = Path(__file__).with_name("native.c")
+SOURCES = Path(__file__).with_name("kernels")
+LANES = 16  # numbers of single precision that are multiplied at once
 COMMON = ("-O3", "-std=gnu11", "-fPIC", "-fopenmp", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq")
 BF16 = (*COMMON, "-DBF16", "-mavx512bf16")
 AMX = (*BF16, "-DAMX", "-mamx-tile", "-mamx-bf16")
@@ -40,9 +41,10 @@ class Kernel:
     dtype: torch.dtype
     needs: str  # of the processor, as /proc/cpuinfo has it
     flags: tuple[str, ...]
-    work: int  # multiplications of a head: as many at least
+    work: int  # multiplications of a head of attention: as many at least
     queries: int  # as many at least
     width: int  # of a head, at most
+    convolves: bool = True  # in single precision inside: not where smaller numbers are multiplied many times as fast
 
     def suits(self, q: Tensor, k: Tensor) -> bool:
         """Whether it is the quickest for q (b, heads, n, d) and k (b, heads, m, d)."""
@@ -51,7 +53,7 @@ class Kernel:
 
 
 KERNELS = (  # for each type the first that the processor has; those of a processor with tiles are Intel's
-    Kernel(torch.bfloat16, "amx_bf16",    AMX,    work=2**22, queries=1,    width=256),
+    Kernel(torch.bfloat16, "amx_bf16",    AMX,    work=2**22, queries=1,    width=256, convolves=False),
     Kernel(torch.bfloat16, "avx512_bf16", BF16,   work=2**22, queries=1,    width=512),
     Kernel(torch.float32,  "amx_bf16",    COMMON, work=2**22, queries=1024, width=256),
     Kernel(torch.float32,  "avx512f",     COMMON, work=2**22, queries=1,    width=512),
@@ -90,7 +92,7 @@ def _library(flags: tuple[str, ...]) -> ctypes.CDLL | None:
     try:
         library = ctypes.CDLL(str(_compiled(flags)))
     except (OSError, subprocess.SubprocessError) as error:
-        log.info("attention is PyTorch's: our own cannot be compiled or loaded here (%s)", error)
+        log.info("kernels are PyTorch's: our own cannot be compiled or loaded here (%s)", error)
         return None
     return library if library.usable() else None
 
@@ -98,7 +100,7 @@ def _library(flags: tuple[str, ...]) -> ctypes.CDLL | None:
 def own_gate(dtype: torch.dtype) -> Gate | None:
     """gelu(gate) · h for the halves of (..., h gate) on a CPU, without gradients; None where it cannot be had."""
     own = kernel(dtype)
-    library = _library(own.flags) if own and dtype == torch.bfloat16 else None
+    library = _library(own.flags) if own else None
     return partial(_gate, library) if library else None
 
 
@@ -142,6 +144,45 @@ def own_norm(dtype: torch.dtype) -> Norm | None:
     return Norm(library) if library else None
 
 
+class Convolution:
+    """3x3 convolutions, padded by one, of maps on a CPU, by a quarter of the multiplications; without gradients."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self.library = library
+
+    def order(self, weight: Tensor) -> Tensor:
+        """Weights (out, in, 3, 3) as they are asked for, sixteen that come out at a time: (out/16, in, 9, 16)."""
+        out, channels = weight.shape[:2]
+        filled = nn.functional.pad(weight, (0, 0, 0, 0, 0, 0, 0, -out % LANES))
+        return filled.view(-1, LANES, channels, 9).permute(0, 2, 3, 1).contiguous()
+
+    def __call__(
+        self, x: Tensor, ordered: Tensor, out: int, bias: Tensor | None, beside: Tensor | None = None, grows: int = 1
+    ) -> Tensor:
+        """The convolution of x (b, in, h, w), doubled in height and width if it grows by 2, plus what is beside it."""
+        b, channels, height, width = x.shape
+        size = (grows * height, grows * width)
+        last = torch.channels_last
+        x, beside = x.contiguous(memory_format=last), None if beside is None else beside.contiguous(memory_format=last)
+        made = torch.empty(b, out, *size, dtype=x.dtype, memory_format=last)
+        sizes = map(ctypes.c_int64, (b, *size, channels, out, grows))
+        if self.library.winograd(*map(_at, (x, ordered, bias, beside, made)), *sizes):
+            raise MemoryError("convolution: there is no memory left")
+        return made
+
+
+def ordinary(ordered: Tensor, out: int) -> Tensor:
+    """What `Convolution.order` was given, for as many that come out."""
+    return ordered.permute(0, 3, 1, 2).reshape(-1, ordered.shape[1], 3, 3)[:out]
+
+
+def own_convolution(dtype: torch.dtype) -> Convolution | None:
+    """Our own convolution; None where it cannot be had, or is not the quickest."""
+    own = kernel(dtype)
+    library = _library(own.flags) if own and own.convolves else None
+    return Convolution(library) if library else None
+
+
 def _at(x: Tensor | None) -> ctypes.c_void_p:
     return ctypes.c_void_p(None if x is None else x.data_ptr())
 
@@ -169,22 +210,27 @@ def _attend(library: ctypes.CDLL) -> Attend:
 
 def _compiled(flags: tuple[str, ...]) -> Path:
     """The library, compiled unless that has been done before. Threads come from the OpenMP that PyTorch has loaded."""
-    source = SOURCE.read_bytes()
-    name = hashlib.sha256(source + " ".join(flags).encode()).hexdigest()[:16]
-    library = cache_folder() / "native" / f"{SOURCE.stem}-{name}.so"
+    sources = sorted(SOURCES.iterdir())
+    texts = b"".join(source.read_bytes() for source in sources)
+    name = hashlib.sha256(texts + " ".join(flags).encode()).hexdigest()[:16]
+    library = cache_folder() / "native" / f"{name}.so"
     if library.exists():
         return library
     compiler = os.environ.get("CC") or which("cc") or which("gcc")
     if compiler is None:
         raise OSError("there is no C compiler")
     with tempfile.TemporaryDirectory() as room:
-        made = Path(room) / "attention"
-        for command in (
-            (*flags, "-c", str(SOURCE), "-o", f"{made}.o"),
-            ("-shared", f"{made}.o", "-o", f"{made}.so", "-lm"),  # not with libgomp: there would be a second one
-        ):
-            subprocess.run([*compiler.split(), *command], check=True, capture_output=True)
+        made, parts = Path(room) / "kernels", []
+        for source in sources:
+            if source.suffix == ".c":
+                parts.append(f"{made}-{source.stem}.o")
+                _run(compiler, *flags, "-c", str(source), "-o", parts[-1])
+        _run(compiler, "-shared", *parts, "-o", f"{made}.so", "-lm")  # not with libgomp: there would be a second one
         library.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(library) as file:
             file.write(Path(f"{made}.so").read_bytes())
     return library
+
+
+def _run(compiler: str, *flags: str) -> None:
+    subprocess.run([*compiler.split(), *flags], check=True, capture_output=True)

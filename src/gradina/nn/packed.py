@@ -8,18 +8,21 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gradina.nn.memory import added
+from gradina.nn.memory import added, traced
+from gradina.nn.native import ordinary, own_convolution, own_norm
 
 Network = TypeVar("Network", bound=nn.Module)
 Convert = Callable[[Tensor], Tensor]
 
-LARGE = 2**21  # weights of a convolution: smaller ones gain little, and at some sizes of maps take fifty times as long
+LARGE = 2**21  # weights of a convolution: smaller ones gain only where norms, too, are quick with channels last
+ENOUGH, AWKWARD = 256, 48  # more channels than that, of such a multiple, take oneDNN 25 times as long for some maps
+NARROW = 16  # channels of a 3x3 convolution: with fewer, there is too little to multiply
 NOTHING_FUSED: tuple[str, list[float], str] = ("none", [], "")  # with what the product is followed
 
 
@@ -28,6 +31,11 @@ class _Packed(nn.Module):
 
     weight: Tensor
     plain: type[nn.Module]
+
+    @staticmethod
+    def ordered(layer: Any) -> Tensor:
+        """The weight of a plain layer as it is multiplied."""
+        raise NotImplementedError
 
     def dense(self) -> Tensor:
         """The weight as it was."""
@@ -56,6 +64,10 @@ class PackedLinear(_Packed, nn.Linear):
 
     plain = nn.Linear
 
+    @staticmethod
+    def ordered(layer: Any) -> Tensor:
+        return torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), None)
+
     def forward(self, x: Tensor) -> Tensor:
         if _learns(x):
             return F.linear(x, self.dense(), self.bias)
@@ -71,6 +83,11 @@ class PackedConv2d(_Packed, nn.Conv2d):
 
     plain = nn.Conv2d
 
+    @staticmethod
+    def ordered(layer: Any) -> Tensor:
+        how = ([*layer.padding], [*layer.stride], [*layer.dilation], layer.groups)
+        return torch.ops.mkldnn._reorder_convolution_weight(layer.weight.detach(), *how, None)
+
     def forward(self, x: Tensor) -> Tensor:
         if _learns(x):
             return self._conv_forward(x, self.dense(), self.bias)
@@ -83,10 +100,47 @@ class PackedConv2d(_Packed, nn.Conv2d):
         return torch.ops.mkldnn._convolution_pointwise.binary(h, x, self.weight, self.bias, *how)
 
 
+class PackedWinograd(_Packed, nn.Conv2d):
+    """x (b, in, h, w) -> (b, out, h, w) by a 3x3 convolution, padded by one: in C, with a quarter of the products."""
+
+    plain = nn.Conv2d
+
+    @staticmethod
+    def ordered(layer: Any) -> Tensor:
+        own = own_convolution(layer.weight.dtype)
+        assert own is not None
+        return own.order(layer.weight.detach())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._convolved(x)
+
+    def plus(self, h: Tensor, x: Tensor) -> Tensor:
+        """self(h) + x, at once."""
+        return self._convolved(h, beside=x)
+
+    def grown(self, x: Tensor) -> Tensor:
+        """self(doubled(x)), at once."""
+        return self._convolved(x, grows=2)
+
+    def dense(self) -> Tensor:
+        return ordinary(self.weight, self.out_channels)
+
+    def _convolved(self, x: Tensor, beside: Tensor | None = None, grows: int = 1) -> Tensor:
+        own = own_convolution(self.weight.dtype)
+        if own is not None and x.dtype == self.weight.dtype and not _learns(x) and not traced():
+            return own(x, self.weight, self.out_channels, self.bias, beside, grows)
+        made = self._conv_forward(doubled(x) if grows == 2 else x, self.dense(), self.bias)
+        return made if beside is None else made + beside
+
+
 class PackedPointwise(_Packed, nn.Conv2d):
     """x (b, in, h, w) -> (b, out, h, w) by a 1x1 convolution: to each place, what a linear layer is to each token."""
 
     plain = nn.Conv2d
+
+    @staticmethod
+    def ordered(layer: Any) -> Tensor:
+        return torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach().flatten(1), None)
 
     def forward(self, x: Tensor) -> Tensor:
         if _learns(x):
@@ -106,36 +160,52 @@ class PackedPointwise(_Packed, nn.Conv2d):
         return super().dense()[:, :, None, None]
 
 
+PACKED = PackedLinear | PackedConv2d | PackedWinograd | PackedPointwise
+
+
 def plus(layer: nn.Module, h: Tensor, x: Tensor) -> Tensor:
     """layer(h) + x: at once, where the layer is packed and nothing learns."""
-    if (
-        isinstance(layer, PackedLinear | PackedConv2d | PackedPointwise)
-        and not torch.is_grad_enabled()
-        and h.dtype == x.dtype
-    ):
+    if isinstance(layer, PACKED) and not torch.is_grad_enabled() and h.dtype == x.dtype:
         return layer.plus(h, x)
     return added(layer(h), x)
 
 
-def packed(network: Network, convert: Convert | None = None) -> Network:
-    """The network itself, its linear layers and large convolutions packed if they can be: fixed weights, on a CPU.
+def grown(layer: nn.Module, x: Tensor) -> Tensor:
+    """layer(doubled(x)): at once, where the layer can do that."""
+    if isinstance(layer, PackedWinograd):
+        return layer.grown(x)
+    return cast(Tensor, layer(doubled(x)))
 
-    What a packed convolution gives has its channels last in memory. So where there is one, all others follow, and those
-    of 1x1 are packed as what they then are, linear layers. With `convert` each layer's numbers are converted just
-    before they are packed: no more than one layer is there twice.
+
+def doubled(x: Tensor) -> Tensor:
+    """x (b, c, h, w) with each place four times: (b, c, 2h, 2w)."""
+    return F.interpolate(x, scale_factor=2.0, mode="nearest")
+
+
+def packed(network: Network, convert: Convert | None = None) -> Network:
+    """The network itself, its linear layers and convolutions packed where they can be and gain: on a CPU, fixed.
+
+    What a packed convolution gives has its channels last in memory. So where there is one, all others follow. With
+    `convert` each layer's numbers are converted just before they are packed: no more than one layer is there twice.
     """
-    last = any(type(m) is nn.Conv2d and m.weight.numel() >= LARGE for m in network.modules())
+    last = any(_way(m, convert) in (PackedConv2d, PackedWinograd) for m in network.modules())
     for layer in network.modules():
         if convert is not None:
             _renumber(layer, convert)
-        if type(layer) is nn.Linear and _can_be(layer):
-            _pack(layer)
-        elif type(layer) is nn.Conv2d and last and layer.padding_mode == "zeros" and _can_be(layer):
-            if _is_pointwise(layer) or layer.weight.numel() >= LARGE:
-                _pack(layer)
-            else:
-                layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last)
+        if not isinstance(layer, nn.Linear | nn.Conv2d) or not _can_be(layer):
+            continue
+        kind = _way(layer)
+        if kind is not None and (last or kind is PackedLinear):
+            pack(layer, kind)
+        elif type(layer) is nn.Conv2d and last:
+            layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last)
     return network
+
+
+def pack(layer: nn.Module, kind: type[nn.Module]) -> None:
+    """A plain layer becomes one of a packed kind, which must be for such layers."""
+    assert issubclass(kind, _Packed)
+    _become(layer, kind, kind.ordered(layer))
 
 
 def converted(network: Network, convert: Convert) -> Network:
@@ -158,8 +228,21 @@ def _can_be(layer: nn.Linear | nn.Conv2d) -> bool:
     return not weight.requires_grad and weight.device.type == "cpu" and _works(weight.dtype)
 
 
-def _is_pointwise(conv: nn.Conv2d) -> bool:
-    return conv.kernel_size == conv.stride == (1, 1) and conv.padding == (0, 0) and conv.groups == 1
+def _way(layer: nn.Module, convert: Convert | None = None) -> type[_Packed] | None:
+    """How a plain layer is best packed, when its numbers are converted and channels lie last; None: not at all."""
+    if type(layer) is nn.Linear:
+        return PackedLinear
+    if type(layer) is not nn.Conv2d or isinstance(layer.padding, str) or layer.padding_mode != "zeros":
+        return None
+    if layer.kernel_size == layer.stride == (1, 1) and layer.padding == (0, 0) and layer.groups == 1:
+        return PackedPointwise
+    dtype = (convert(layer.weight.new_empty(0)) if convert else layer.weight).dtype
+    threes = layer.kernel_size == (3, 3) and layer.padding == layer.stride == layer.dilation == (1, 1)
+    if threes and layer.groups == 1 and min(layer.weight.shape[:2]) >= NARROW and own_convolution(dtype):
+        return PackedWinograd
+    awkward = layer.out_channels > ENOUGH and layer.out_channels % AWKWARD == 0
+    gains = layer.weight.numel() >= LARGE or own_norm(dtype) is not None
+    return PackedConv2d if gains and not awkward else None
 
 
 def unpacked(network: Network) -> Network:
@@ -175,24 +258,15 @@ def _works(dtype: torch.dtype) -> bool:
     """Whether this processor, and this build of PyTorch, has such products for numbers of that type."""
     line, square = torch.zeros(1, 1, dtype=dtype), torch.zeros(1, 1, 1, 1, dtype=dtype)
     try:
-        for layer, x in ((nn.Linear(1, 1, dtype=dtype), line), (nn.Conv2d(1, 1, 1, padding=1, dtype=dtype), square)):
-            _pack(layer.requires_grad_(False))
+        for layer, kind, x in (
+            (nn.Linear(1, 1, dtype=dtype), PackedLinear, line),
+            (nn.Conv2d(1, 1, 1, padding=1, dtype=dtype), PackedConv2d, square),
+        ):
+            pack(layer.requires_grad_(False), kind)
             layer(x)
     except (RuntimeError, AttributeError):
         return False
     return dtype in (torch.float32, torch.bfloat16)
-
-
-def _pack(layer: nn.Module) -> None:
-    if isinstance(layer, nn.Linear):
-        _become(layer, PackedLinear, torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), None))
-    elif isinstance(layer, nn.Conv2d) and _is_pointwise(layer):
-        order = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach().flatten(1), None)
-        _become(layer, PackedPointwise, order)
-    elif isinstance(layer, nn.Conv2d) and not isinstance(layer.padding, str):
-        how = ([*layer.padding], [*layer.stride], [*layer.dilation], layer.groups)
-        order = torch.ops.mkldnn._reorder_convolution_weight(layer.weight.detach(), *how, None)
-        _become(layer, PackedConv2d, order)
 
 
 def _become(layer: nn.Module, kind: type[nn.Module], weight: Tensor) -> None:

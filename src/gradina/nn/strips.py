@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import cast
+from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from gradina.nn.norm import Layer, is_fast, normalised, normaliser
-from gradina.nn.packed import plus
+from gradina.nn.packed import grown, plus
 
 LARGE = 2**26  # numbers of a map: beyond it (a 512x512 picture's widest have as many), it is gone over in strips
 LARGE_IN_C = 2**24  # the same where strips cost no time: what is smaller is kept for the next map, and so at hand
@@ -48,11 +47,7 @@ def activated_conv(
 
 def grown_conv(conv: nn.Module, x: Tensor) -> Tensor:
     """conv(x) for x doubled in height and width, of the nearest: (b, c, h, w) -> (b, out, 2h, 2w)."""
-
-    def layer(part: Tensor) -> Tensor:
-        return cast(Tensor, conv(F.interpolate(part, scale_factor=2.0, mode="nearest")))
-
-    return in_strips([layer] * len(x), x, grows=2) if is_large(x, grows=2) else layer(x)
+    return in_strips([partial(grown, conv)] * len(x), x, grows=2) if is_large(x, grows=2) else grown(conv, x)
 
 
 def in_strips(

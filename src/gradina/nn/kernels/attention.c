@@ -1,28 +1,18 @@
-/* For CPUs with AVX-512: softmax(q k' / sqrt(d)) v, without ever writing all scores to memory; and, at the end,
-   GroupNorm and the gates of feed-forward layers.
+/* softmax(q k' / sqrt(d)) v, without ever writing all scores to memory.
 
-   Compiled for float, with -DBF16 for bfloat16 where the processor multiplies pairs of them, and with -DAMX besides where
-   it multiplies whole tiles of them. Keys and values are packed once for each head. Then every thread takes tiles of
-   queries and goes over the keys tile by tile with a running sum for each query, and a running maximum where scores may be
-   too large to do without (Dao, "FlashAttention-2", 2023, algorithm 1); the scores of a tile stay in the caches nearest
-   to the core. */
+   With -DAMX besides -DBF16 whole tiles of numbers are multiplied. Keys and values are packed once for each head. Then
+   every thread takes tiles of queries and goes over the keys tile by tile with a running sum for each query, and a running
+   maximum where scores may be too large to do without (Dao, "FlashAttention-2", 2023, algorithm 1); the scores of a tile
+   stay in the caches nearest to the core. */
 
-#include <immintrin.h>
 #include <math.h>
 #include <omp.h>
-#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-#ifdef AMX
-#include <cpuid.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-#endif
 
-typedef int64_t i64;
+#include "vectors.h"
 
 #ifdef BF16
-typedef uint16_t number;
 typedef uint32_t unit; /* what is multiplied at once: two numbers, one behind the other */
 enum { IN_UNIT = 2 };
 #define MULTIPLY_ADD(sum, one, row) _mm512_dpbf16_ps(sum, (__m512bh)_mm512_set1_epi32((int)(one)), (__m512bh)(row))
@@ -31,7 +21,6 @@ enum { IN_UNIT = 2 };
 #define SCATTER(to, mask, apart, x) _mm512_mask_i32scatter_epi32(to, mask, apart, x, 4)
 typedef __m512i units;
 #else
-typedef float number;
 typedef float unit;
 enum { IN_UNIT = 1 };
 #define MULTIPLY_ADD(sum, one, row) _mm512_fmadd_ps(_mm512_set1_ps(one), row, sum)
@@ -41,7 +30,7 @@ enum { IN_UNIT = 1 };
 typedef __m512 units;
 #endif
 
-enum { LANES = 16, WIDEST = 512, LIMIT = 120, NEAR = 1 << 19 };
+enum { WIDEST = 512, LIMIT = 120, NEAR = 1 << 19 };
 /* each core packs heads of up to NEAR units before they are used: what stays in its cache. */
 /* a head is filled up with zeros to a multiple of STEP numbers, and the keys to one of TOGETHER: the numbers in a unit of
    shares, or of values, belong to keys that are LANES apart */
@@ -60,29 +49,6 @@ typedef struct {
 static inline const number *row_of(const View *x, i64 b, i64 h, i64 n)
 {
     return x->at + b * x->batch + h * x->head + n * x->token;
-}
-
-static inline i64 up(i64 n, i64 step) { return (n + step - 1) / step * step; }
-
-static inline __mmask16 first(i64 n) { return (__mmask16)(n >= LANES ? 0xffff : (1 << (n > 0 ? n : 0)) - 1); }
-
-/* numbers <-> single precision; what is not there is 0 */
-static inline __m512 floats(__mmask16 some, const number *from)
-{
-#ifdef BF16
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(some, from)), 16));
-#else
-    return _mm512_maskz_loadu_ps(some, from);
-#endif
-}
-
-static inline void put(number *to, __mmask16 some, __m512 x)
-{
-#ifdef BF16
-    _mm256_mask_storeu_epi16(to, some, (__m256i)_mm512_cvtneps_pbh(x));
-#else
-    _mm512_mask_storeu_ps(to, some, x);
-#endif
 }
 
 /* a vector of the units that begin here; `left` numbers of them are there, the others are 0 */
@@ -246,19 +212,6 @@ static inline __attribute__((always_inline)) void product(const unit *a, i64 lda
 }
 
 #endif
-
-/* 2^x, to 2e-7 of it; to 8e-5, where it is rounded to bfloat16 */
-static inline __attribute__((always_inline)) __m512 power_of_two(__m512 x)
-{
-#ifdef BF16
-    const float to[] = {7.80244235e-2f, 2.26067297e-1f, 6.95833492e-1f, 9.99925221e-1f};
-#else
-    const float to[] = {1.87757554e-03f, 8.98934284e-03f, 5.58263157e-02f, 2.40153618e-01f, 6.93153073e-01f, 9.99999925e-01f};
-#endif
-    __m512 rest = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC), y = _mm512_set1_ps(to[0]);
-    for (unsigned i = 1; i < sizeof to / sizeof *to; i++) y = _mm512_fmadd_ps(y, rest, _mm512_set1_ps(to[i]));
-    return _mm512_scalef_ps(y, x);
-}
 
 /* scores -> shares of one query over a tile of keys; `most` and `total` are its running maximum and sum, `sum` fades */
 static inline __attribute__((always_inline)) void share(const float *score, i64 vectors, float scale, float *most,
@@ -461,146 +414,4 @@ int attention(const number *q, const i64 *qs, const number *k, const i64 *ks, co
     }
     free(packed), free(limits);
     return 0;
-}
-
-enum { PLACES = 256, BESIDE = 4, SOME = 16 };
-
-/* of each channel, over some places (n, channels): the sum of what is beyond `pivot`, and of its squares */
-static void sums(const number *x, i64 n, i64 channels, const float *pivot, float *sum, float *square)
-{
-    memset(sum, 0, sizeof(float) * channels);
-    memset(square, 0, sizeof(float) * channels);
-    for (i64 p = 0; p < n; p += BESIDE)
-        for (i64 i = 0; i < channels; i += LANES) {
-            __mmask16 some = first(channels - i);
-            __m512 from = _mm512_maskz_loadu_ps(some, pivot + i), one = _mm512_maskz_loadu_ps(some, sum + i);
-            __m512 two = _mm512_maskz_loadu_ps(some, square + i);
-            for (i64 k = p; k < p + BESIDE && k < n; k++) {
-                __m512 y = _mm512_sub_ps(floats(some, x + k * channels + i), from);
-                one = _mm512_add_ps(one, y), two = _mm512_fmadd_ps(y, y, two);
-            }
-            _mm512_mask_storeu_ps(sum + i, some, one);
-            _mm512_mask_storeu_ps(square + i, some, two);
-        }
-}
-
-/* scale and offset (batch, channels) with which scale x + offset is GroupNorm of x + shift, for maps x (batch, places,
-   channels). Sums are taken about the mean of some places, in blocks that threads do not change. Returns 0, or 1 where
-   there is no memory. Source: Wu & He, "Group Normalization" (1803.08494); Chan, Golub, LeVeque 1983, equation 2.1. */
-int moments(const number *x, i64 batch, i64 places, i64 channels, i64 groups, const float *shift, const float *weight,
-            const float *bias, double eps, float *scale, float *offset)
-{
-    i64 blocks = (places + PLACES - 1) / PLACES, each = channels / groups;
-    float *room = malloc(sizeof(float) * (size_t)(batch * (2 * blocks + 1) * channels));
-    if (!room) return 1;
-    float *pivots = room + batch * 2 * blocks * channels;
-    for (i64 b = 0; b < batch; b++)
-        for (i64 i = 0; i < channels; i += LANES) {
-            __mmask16 some = first(channels - i);
-            __m512 y = _mm512_setzero_ps();
-            for (i64 k = 0; k < SOME; k++)
-                y = _mm512_add_ps(y, floats(some, x + (b * places + k * places / SOME) * channels + i));
-            _mm512_mask_storeu_ps(pivots + b * channels + i, some, _mm512_mul_ps(y, _mm512_set1_ps(1.0f / SOME)));
-        }
-#pragma omp parallel for schedule(static)
-    for (i64 k = 0; k < batch * blocks; k++) {
-        i64 b = k / blocks, from = k % blocks * PLACES;
-        float *to = room + 2 * k * channels;
-        sums(x + (b * places + from) * channels, places - from < PLACES ? places - from : PLACES, channels,
-             pivots + b * channels, to, to + channels);
-    }
-#pragma omp parallel for schedule(static)
-    for (i64 k = 0; k < batch * groups; k++) {
-        i64 b = k / groups, start = b * channels + k % groups * each;
-        double mean = 0, within = 0, between = 0;
-        for (int pass = 0; pass < 2; pass++)
-            for (i64 i = start; i < start + each; i++) {
-                double sum = 0, square = 0;
-                for (i64 j = 0; j < blocks; j++) {
-                    const float *of = room + 2 * (b * blocks + j) * channels + i - b * channels;
-                    sum += of[0], square += of[channels];
-                }
-                sum /= (double)places;
-                double here = sum + pivots[i] + (shift ? shift[i] : 0);
-                if (pass)
-                    within += square / (double)places - sum * sum, between += (here - mean) * (here - mean);
-                else
-                    mean += here / (double)each;
-            }
-        double steep = 1 / sqrt((within + between) / (double)each + eps);
-        for (i64 i = start; i < start + each; i++) {
-            double w = weight[i - b * channels] * steep;
-            scale[i] = (float)w;
-            offset[i] = (float)(bias[i - b * channels] + w * ((shift ? shift[i] : 0) - mean));
-        }
-    }
-    free(room);
-    return 0;
-}
-
-static inline __m512 silu(__m512 x)
-{
-    __m512 below = power_of_two(_mm512_mul_ps(x, _mm512_set1_ps(-1.44269504f)));
-    below = _mm512_add_ps(below, _mm512_set1_ps(1.0f));
-#ifdef BF16
-    return _mm512_mul_ps(x, _mm512_rcp14_ps(below));
-#else
-    return _mm512_div_ps(x, below);
-#endif
-}
-
-/* out = scale x + offset for maps (batch, places, channels) with a scale and an offset for each channel of each; and
-   x / (1 + exp(-x)) of that, if `active` */
-void scaled(const number *x, number *out, i64 batch, i64 places, i64 channels, const float *scale, const float *offset,
-            i64 active)
-{
-#pragma omp parallel for schedule(static)
-    for (i64 p = 0; p < batch * places; p++) {
-        i64 at = p / places * channels;
-        for (i64 i = 0; i < channels; i += LANES) {
-            __mmask16 some = first(channels - i);
-            __m512 y = _mm512_fmadd_ps(floats(some, x + p * channels + i), _mm512_maskz_loadu_ps(some, scale + at + i),
-                                       _mm512_maskz_loadu_ps(some, offset + at + i));
-            put(out + p * channels + i, some, active ? silu(y) : y);
-        }
-    }
-}
-
-#ifdef BF16
-/* out = gelu(gate) h, for rows of `width` numbers h and as many of gate behind them. gelu(x) = x P(X < x) for a normal X:
-   to 8e-6, before it is rounded. (P - 1/2) / x is a polynomial in 2/25 x^2 - 1, fitted to x^2 times the error, up to 5. */
-void gated(const number *in, number *out, i64 rows, i64 width)
-{
-    const float to[] = {2.27719569e-03f, -6.27791462e-03f, 7.02143600e-03f, -8.33000708e-03f, 1.55477906e-02f,
-                        -2.42150556e-02f, 3.17441784e-02f, -4.03191932e-02f, 5.14880084e-02f,
-                        -7.03005195e-02f, 1.41364306e-01f};
-    const __m512 low = _mm512_set1_ps(-5.0f), high = _mm512_set1_ps(5.0f), half = _mm512_set1_ps(0.5f);
-#pragma omp parallel for schedule(static)
-    for (i64 r = 0; r < rows; r++)
-        for (i64 i = 0; i < width; i += LANES) {
-            const number *h = in + r * 2 * width + i;
-            __mmask16 some = first(width - i);
-            __m512 x = floats(some, h + width), near = _mm512_min_ps(_mm512_max_ps(x, low), high);
-            __m512 u = _mm512_fmsub_ps(_mm512_mul_ps(near, near), _mm512_set1_ps(2 / 25.0f), _mm512_set1_ps(1.0f));
-            __m512 y = _mm512_set1_ps(to[0]);
-            for (unsigned k = 1; k < sizeof to / sizeof *to; k++) y = _mm512_fmadd_ps(y, u, _mm512_set1_ps(to[k]));
-            __mmask16 above = _mm512_cmp_ps_mask(x, low, _CMP_NLE_UQ); /* what is no number stays none */
-            y = _mm512_mul_ps(x, _mm512_maskz_fmadd_ps(above, near, y, half));
-            put(out + r * width + i, some, _mm512_mul_ps(y, floats(some, h)));
-        }
-}
-#endif
-
-/* whether this processor has what this file was compiled for */
-int usable(void)
-{
-#ifdef BF16
-    if (!__builtin_cpu_supports("avx512bf16")) return 0;
-#endif
-#ifdef AMX
-    unsigned a, b, c, d = 0; /* the processor has to multiply tiles, and the system to keep them for us */
-    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || ~d & (1 << 22 | 1 << 24)) return 0;
-    if (syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* their contents */)) return 0;
-#endif
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
 }
