@@ -152,9 +152,10 @@ class Convolution:
 
     def order(self, weight: Tensor) -> Tensor:
         """Weights (out, in, 3, 3) as they are asked for, sixteen that come out at a time: (out/16, in, 9, 16)."""
-        out, channels = weight.shape[:2]
-        filled = nn.functional.pad(weight, (0, 0, 0, 0, 0, 0, 0, -out % LANES))
-        return filled.view(-1, LANES, channels, 9).permute(0, 2, 3, 1).contiguous()
+        weight, (out, channels) = weight.contiguous(), weight.shape[:2]
+        made = weight.new_empty(-(-out // LANES), channels, 9, LANES)
+        self.library.order(_at(weight), _at(made), ctypes.c_int64(channels), ctypes.c_int64(out))
+        return made
 
     def __call__(
         self, x: Tensor, ordered: Tensor, out: int, bias: Tensor | None, beside: Tensor | None = None, grows: int = 1
