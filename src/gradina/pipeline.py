@@ -27,9 +27,10 @@ from gradina.diffusion.samplers import SAMPLERS, SamplerRow
 from gradina.diffusion.schedule import spaced, tail
 from gradina.diffusion.step import Step
 from gradina.engines import Call, Decoding, engaged
-from gradina.errors import RequestError
+from gradina.errors import RequestError, WeightsError
 from gradina.lean import Lean
 from gradina.models.reuse import Reusing
+from gradina.models.tiny import TinyDecoder
 from gradina.nn.memory import give_back
 from gradina.nn.packed import converted, packed
 from gradina.pictures import fit, open_mask, open_picture, overlay
@@ -51,6 +52,7 @@ class StableDiffusion(Parts):
 
     engine: Engine = "eager"  # how U-Net and decoder are computed
     lean: Lean | None = None  # in little memory: what takes the networks out of their files, one at a time
+    tiny: TinyDecoder | None = None  # what previews are decoded by, if not by the autoencoder
 
     @property
     def device(self) -> torch.device:
@@ -110,6 +112,13 @@ class StableDiffusion(Parts):
         """Pictures of latents (b, 4, h, w), such as those of `Step.denoised`."""
         give_back()
         return [to_image(self._decode(z[None].to(self.device, self.dtype))[0].float()) for z in latents]
+
+    @torch.no_grad()
+    def preview(self, latents: Tensor) -> list[Image.Image]:
+        """Pictures of latents (b, 4, h, w), rough but quick where a tiny decoder was loaded."""
+        if self.tiny is None:
+            return self.decode(latents)
+        return [to_image(self.tiny(z[None].to(self.device, self.dtype))[0].float()) for z in latents]
 
     def network(self, reuse: int = 1) -> Network:
         """The U-Net in its own number type, given fp32 and giving fp32; above 1, `reuse` makes it serve one walk only.
@@ -189,7 +198,7 @@ def generate(model: StableDiffusion, request: Request) -> Iterator[Picture]:
 
 
 def steps(model: StableDiffusion, request: Request) -> Iterator[Step]:
-    """Draws a request as one batch and yields each step of the walk; `model.decode(step.denoised)` shows it.
+    """Draws a request as one batch and yields each step of the walk; `model.preview(step.denoised)` shows it.
 
     A preview: some samplers end a little above noise level 0, and `generate` lays a mask's known region over the end.
 
@@ -377,14 +386,16 @@ def load(
     engine: str = "auto",
     plain: bool = False,
     low_memory: bool = False,
+    tiny: str | PathLike[str] | None = None,
 ) -> StableDiffusion:
     """A model, ready to draw: a shipped one, a folder, a file, or an "owner/name" of the hub; None: the shipped one.
 
     `variant` ("fp16") chooses among a folder's files; `prediction` (eps, v, x0) overrides what was detected; numbers
     are bf16 on a CPU that multiplies in it, fp32 on another and fp16 elsewhere, unless `dtype` (fp32, bf16, fp16) or
     $GRADINA_DTYPE says otherwise; `engine` is one of auto, eager, compile and openvino; `plain` leaves weights in the
-    order in which they can learn; with `low_memory` one network at a time is in memory. Raises WeightsError, HubError
-    where the hub does not answer, RequestError for a device that is not there or has no such engine, MissingExtra.
+    order in which they can learn; with `low_memory` one network at a time is in memory; `tiny` is a tiny decoder for
+    previews: a folder, a file, or an "owner/name" (madebyollin/taesd). Raises WeightsError, HubError where the hub does
+    not answer, RequestError for a device that is not there or has no such engine, MissingExtra.
     """
     from gradina.weights.zoo import open_source
 
@@ -394,9 +405,14 @@ def load(
     if low_memory and (place.type != "cpu" or chosen in ("compile", "openvino")):
         raise RequestError(f"low_memory: is for the CPU and engine eager, not for {place} and {chosen}")
     parts = open_source(source, variant=variant, prediction=prediction)
+    model = StableDiffusion(
+        **{f.name: getattr(parts, f.name) for f in fields(parts)},
+        engine=chosen,
+        lean=Lean(numbers, parts.files) if low_memory else None,
+        tiny=None if tiny is None else _previewer(tiny, parts, place, numbers),
+    )
     if low_memory:
-        lean = Lean(numbers, parts.files)
-        return StableDiffusion(**{f.name: getattr(parts, f.name) for f in fields(parts)}, engine=chosen, lean=lean)
+        return model
     convert = partial(in_type, dtype=numbers, mapped=Mapped(*parts.files))
     for network in (parts.text, parts.vae, parts.unet):
         packs = not plain and (chosen in ("auto", "eager") or network is parts.text)
@@ -405,7 +421,23 @@ def load(
         else:
             converted(network, convert).to(place)
     give_back()
-    return StableDiffusion(**{f.name: getattr(parts, f.name) for f in fields(parts)}, engine=chosen)
+    return model
+
+
+def _previewer(source: str | PathLike[str], parts: Parts, place: torch.device, numbers: torch.dtype) -> TinyDecoder:
+    """The tiny decoder of that name, ready to compute, for the latents of these parts."""
+    from gradina.weights.tiny import read_tiny
+
+    tiny, vae = read_tiny(source), parts.vae.config
+    got, expected = ((c.latent_channels, c.factor) for c in (tiny.config, vae))
+    if got != expected:
+        raise WeightsError(
+            f"{source}: is for latents of {got[0]} channels that are {got[1]} times smaller than pictures, those of "
+            f"{parts.name or 'the model'} have {expected[0]} and are {expected[1]} times smaller; take another"
+        )
+    if place.type == "cpu":
+        return packed(tiny, lambda x: x.to(numbers))
+    return tiny.to(place, numbers)
 
 
 def push(model: StableDiffusion, name: str, *, private: bool = False) -> str:

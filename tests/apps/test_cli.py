@@ -192,6 +192,26 @@ def test_film_and_strip_show_a_picture_emerging(room: Path, model_folder: str) -
     assert pixels("s.png").shape[1] > 7 * 128
 
 
+def test_a_tiny_decoder_draws_all_of_a_film_but_its_end(room: Path, model_folder: str) -> None:
+    from diffusers import AutoencoderTiny
+
+    AutoencoderTiny().save_pretrained("taesd")
+    rest = ["x", "-m", model_folder, "--steps", "3", "--seed", "1", "-o", "x.png", "--tiny", "taesd"]
+    assert main([*rest, "--film", "tiny.apng"]) == 0
+    assert main([*rest[:-2], "--film", "whole.apng"]) == 0
+    frames = []
+    for name in ("tiny.apng", "whole.apng"):
+        with Image.open(name) as film:
+            assert film.n_frames == 4
+            film.seek(1)
+            second = np.array(film.convert("RGB")).astype(int)
+            film.seek(3)
+            frames.append((second, np.array(film.convert("RGB")).astype(int)))
+    (rough, end), (second, whole) = frames
+    assert np.abs(rough - second).mean() > 3, "random weights know nothing of latents"
+    assert np.array_equal(end, whole)
+
+
 def test_encode_and_decode(room: Path, photo: Path, model_folder: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["encode", "photo.png", "-m", model_folder, "-o", "photo.latents"]) == 0
     said = capsys.readouterr().out
@@ -277,6 +297,8 @@ WRONG = [
     (["x", "-i", "text.txt"], "init_image: text.txt is no picture"),
     (["x", "-o", "x.bmp"], "--output: there is no '.bmp'"),
     (["x", "-o", "nowhere/x.png"], "--output: there is no folder nowhere; make it first"),
+    (["x", "--tiny", "taesd"], "--tiny: got taesd, but no --film and no --strip"),
+    (["x", "--tiny", "nowhere", "--film", "x.gif", "-m", "digits"], "nowhere: there is no such tiny decoder"),
     (["x", "--film", "x.mp4"], "--film: there is no '.mp4'"),
     (["x", "--grid", "guidance=1,2"], "--grid: there is no 'guidance'"),
     (["x", "--grid", "steps"], "--grid: got 'steps', expected FIELD=A,B"),

@@ -56,6 +56,7 @@ def generate(
     dtype: o.Dtype = None,
     engine: o.Engine = None,
     low_memory: o.LowMemory = False,
+    tiny: o.Tiny = None,
     preset: o.Preset = None,
     threads: o.Threads = None,
     quiet: o.Quiet = False,
@@ -87,7 +88,11 @@ def generate(
     axes = [axis(text) for text in grid or ()]
     check_files(request, output, film, strip)
     check_grid(axes, request, film or strip)
-    opened = open_model(model, variant, prediction, device, dtype, threads, engine, low_memory)
+    if tiny and not (film or strip):
+        raise RequestError(
+            f"--tiny: got {tiny}, but no --film and no --strip to draw with it; pictures are decoded whole"
+        )
+    opened = open_model(model, variant, prediction, device, dtype, threads, engine, low_memory, tiny)
     if preset is not None:
         request = with_preset(opened, request, preset)
     if axes:
@@ -145,6 +150,7 @@ def open_model(
     threads: int | None,
     engine: str | None = None,
     low_memory: bool = False,
+    tiny: str | None = None,
 ) -> StableDiffusion:
     """The model that the options name."""
     from gradina.pipeline import load
@@ -159,6 +165,7 @@ def open_model(
         dtype=dtype,
         engine=engine or "auto",
         low_memory=low_memory,
+        tiny=tiny,
     )
 
 
@@ -177,10 +184,12 @@ def draw(
             watched = n == 0 and bool(film or strip)
             moments += [moment(model, plan)] if watched else []
             step = None
+            last = len(plan.sigmas) - 1
             for step in walk(model, plan):
-                advance(f"{count} pictures" if count > 1 else "drawing", step.i + 1, len(plan.sigmas) - 1)
-                moments += [moment(model, plan, step)] if watched else []
-            for picture in develop(model, plan, step):
+                advance(f"{count} pictures" if count > 1 else "drawing", step.i + 1, last)
+                moments += [moment(model, plan, step)] if watched and step.i + 1 < last else []
+            for i, picture in enumerate(develop(model, plan, step)):
+                moments += [picture.image] if watched and i == 0 else []
                 path = path_for(picture, output, alone=count == 1)
                 picture.save(path)
                 typer.echo(path)
@@ -203,7 +212,7 @@ def with_preset(model: StableDiffusion, request: Request, name: str) -> Request:
 def moment(model: StableDiffusion, plan: Plan, step: Any = None) -> Image.Image:
     """What the first picture of a batch looks like after a step, or at the start."""
     x, sigma = (plan.x, float(plan.sigmas[0])) if step is None else (step.x, step.sigma)
-    return model.decode(x[:1] / (1 + sigma**2) ** 0.5)[0]
+    return model.preview(x[:1] / (1 + sigma**2) ** 0.5)[0]
 
 
 def strip_of(moments: list[Image.Image], shown: int = 8) -> Image.Image:

@@ -35,6 +35,9 @@ LowMemory = Annotated[
     bool,
     typer.Option("--low-memory", help="Keep one network at a time in memory.", show_default="all"),
 ]
+Tiny = Annotated[
+    str | None, opt("DECODER", "none", "A tiny decoder (TAESD) for films and strips: a folder, a file, an owner/name.")
+]
 Threads = Annotated[int | None, opt("N", "one for each core", "Threads to compute with.", least=1)]
 Preset = Annotated[
     str | None, opt("NAME", "none", "Settings that `gradina tune` found: fast, balanced, best, or 1.5s.")

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from gradina.models.tiny import TinyConfig
 from gradina.models.unet import UNetConfig
 from gradina.models.vae import VAEConfig
 from gradina.weights.remap import Numbers, Rows, Table, within
@@ -125,6 +126,32 @@ VAE = Table(
 def vae_numbers(config: VAEConfig) -> Numbers:
     """The original counts the decoder's blocks from the finest resolution, we and diffusers in order of use."""
     return {"reverse": lambda at: len(config.widths) - 1 - at["i"]}
+
+
+TINY = Table(
+    ("ours", "diffusers", "original"),
+    (
+        ("conv_in",                         "decoder.layers.{first}",               "{first}"),
+        ("stages.{i}.blocks.{j}.convs.{k}", "decoder.layers.{block}.conv.{twice}",  "{block}.conv.{twice}"),
+        ("stages.{i}.grow.conv",            "decoder.layers.{grow}",                "{grow}"),
+        ("conv_out",                        "decoder.layers.{last}",                "{last}"),
+    ),
+)  # fmt: skip
+
+
+def tiny_numbers(config: TinyConfig, first: int) -> Numbers:
+    """Both count all layers, of which `first` convolves; what only bends numbers, or doubles maps, counts too."""
+
+    def block(i: int, j: int) -> int:
+        return first + 2 + sum(config.blocks[:i]) + 2 * i + j
+
+    return {
+        "first": lambda at: first,
+        "block": lambda at: block(at["i"], at["j"]),
+        "twice": lambda at: 2 * at["k"],
+        "grow":  lambda at: block(at["i"], config.blocks[at["i"]] + 1),
+        "last":  lambda at: block(len(config.blocks) - 1, config.blocks[-1]),
+    }  # fmt: skip
 
 
 CLIP_BLOCK: Rows = (
