@@ -1,6 +1,6 @@
 """What do the shortcuts cost? The same pictures with and without each, judged, timed and compared.
 
-    python evaluation/shortcuts.py [--model emoji] [--pictures 160] [--quick]
+    python evaluation/shortcuts.py [--model emoji] [--pictures 160] [--quick | --times]
 
 For each: seconds for one picture (median, in turns with the others), likeness to the exact picture of the same seed
 (PSNR, dB), things recognised by the judge of `evaluation/emoji.py`, and CLIP score: the mean cosine of the picture and
@@ -13,8 +13,9 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import time
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,14 @@ from trials import Court, court_of, prompts_for, share
 
 import gradina
 from gradina import sheet, similarity
+from gradina.bench.race import Times, race
 from gradina.metrics import psnr
-from gradina.pipeline import to_image
+from gradina.pipeline import StableDiffusion, to_image
 from gradina.training.data import generator
 from gradina.training.recipes import read_recipe
 
 ROOT = Path(__file__).parent.parent
+WRITTEN = ROOT / "evaluation" / "shortcuts.json"
 WAYS: Mapping[str, Mapping[str, Any]] = {
     "exact": {},
     "reuse 2": {"reuse": 2},
@@ -50,7 +53,11 @@ def main() -> None:
     parser.add_argument("--model", default="emoji", help="a shipped model or a folder (default: emoji)")
     parser.add_argument("--pictures", type=int, default=160, help="to judge of each way (default: 160)")
     parser.add_argument("--quick", action="store_true", help="teach the judges for a minute only, and write nothing")
+    parser.add_argument("--times", action="store_true", help="take the times again, and judge nothing anew")
     options = parser.parse_args()
+    if options.times:
+        write_times(options.model)
+        return
     recipe = read_recipe(ROOT / "recipes" / "emoji.toml")
     court = court_of(gradina.load(options.model), recipe, 0.1 if options.quick else 1.0)
     told: dict[str, Any] = {
@@ -59,11 +66,11 @@ def main() -> None:
         "threads": torch.get_num_threads(),
     }
     rows, picture = judged(court, options.pictures)
-    seconds = timed(court)
+    seconds = timed(court.model)
     told["ways"] = {way: {"seconds for one picture": seconds[way]} | row for way, row in rows.items()}
     print(json.dumps(told, indent=2))
     if not options.quick:
-        (ROOT / "evaluation" / "shortcuts.json").write_text(json.dumps(told, indent=2) + "\n")
+        WRITTEN.write_text(json.dumps(told, indent=2) + "\n")
         picture.save(ROOT / "docs" / "shortcuts.png")
 
 
@@ -94,16 +101,27 @@ def likeness(pixels: Tensor, exact: Tensor) -> float:
     return statistics.median(psnr(a, b, peak=2) for a, b in zip(pixels, exact, strict=True))
 
 
-def timed(court: Court) -> dict[str, float]:
-    """Seconds for one picture, by way."""
-    times: dict[str, list[float]] = {way: [] for way in WAYS}
-    for round_ in range(TIMED + 1):
-        for way, fields in WAYS.items():
-            start = time.perf_counter()
-            court.draw(["a teddy bear on a pink background"], **fields)
-            if round_:
-                times[way].append(time.perf_counter() - start)
-    return {way: round(statistics.median(seconds), 3) for way, seconds in times.items()}
+def timed(model: StableDiffusion) -> dict[str, float]:
+    """Seconds for one picture, by way: the median, in turns."""
+    request = gradina.Request(prompt="a teddy bear on a pink background", seed=SEED)
+
+    def drawn(fields: Mapping[str, Any]) -> list[gradina.Picture]:
+        return list(gradina.generate(model, replace(request, **fields)))
+
+    found = {}
+    for way, times in race({way: partial(drawn, fields) for way, fields in WAYS.items()}, TIMED).items():
+        assert isinstance(times, Times), times
+        found[way] = round(times.median, 3)
+    return found
+
+
+def write_times(model: str) -> None:
+    """Puts new times into what was written before."""
+    told = json.loads(WRITTEN.read_text())
+    for way, seconds in timed(gradina.load(model)).items():
+        told["ways"][way]["seconds for one picture"] = seconds
+    print(json.dumps(told, indent=2))
+    WRITTEN.write_text(json.dumps(told, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Weights in the order in which oneDNN multiplies them: to draw on a CPU, so that no call has to order them anew.
+"""Weights in the order in which they are multiplied: to draw on a CPU, so that no call has to order them anew.
 
 A packed layer computes the same, to rounding. It saves, loads, moves and copies as the plain layer that it was.
 """
