@@ -138,10 +138,11 @@ def test_small_convolutions_stay_plain_where_norms_are_slow(native: str, monkeyp
     assert [type(m) for m in packed(some)] == [PackedConv2d, small, PackedLinear]
 
 
-def test_what_onednn_is_slow_at_is_left_to_pytorch() -> None:
-    wide, wider = nn.Conv2d(4, 256, 3, stride=2), nn.Conv2d(4, 288, 3, stride=2)
-    some = packed(nn.Sequential(wide, wider).requires_grad_(False))
-    assert [type(m) for m in some] == [PackedConv2d, nn.Conv2d]
+@pytest.mark.parametrize(("dtype", "kinds"), [(torch.float32, (1, 0, 0)), (torch.bfloat16, (1, 1, 0))])
+def test_what_onednn_is_slow_at_is_left_to_pytorch(dtype: torch.dtype, kinds: tuple[int, ...]) -> None:
+    layers = (nn.Conv2d(4, out, 3, stride=2, dtype=dtype) for out in (256, 192, 288))
+    some = packed(nn.Sequential(*layers).requires_grad_(False))
+    assert [type(m) for m in some] == [PackedConv2d if kind else nn.Conv2d for kind in kinds]
 
 
 def three(monkeypatch: pytest.MonkeyPatch) -> tuple[nn.Module, PackedWinograd]:

@@ -21,7 +21,8 @@ Network = TypeVar("Network", bound=nn.Module)
 Convert = Callable[[Tensor], Tensor]
 
 LARGE = 2**21  # weights of a convolution: smaller ones gain only where norms, too, are quick with channels last
-ENOUGH, AWKWARD = 256, 48  # more channels than that, of such a multiple, take oneDNN 25 times as long for some maps
+AWKWARD = 48  # convolutions to a multiple of so many channels take oneDNN up to 25 times as long for some maps,
+ENOUGH = {torch.bfloat16: 256}  # but not to as many at most
 NARROW = 16  # channels of a 3x3 convolution: with fewer, there is too little to multiply
 NOTHING_FUSED: tuple[str, list[float], str] = ("none", [], "")  # with what the product is followed
 
@@ -240,7 +241,7 @@ def _way(layer: nn.Module, convert: Convert | None = None) -> type[_Packed] | No
     threes = layer.kernel_size == (3, 3) and layer.padding == layer.stride == layer.dilation == (1, 1)
     if threes and layer.groups == 1 and min(layer.weight.shape[:2]) >= NARROW and own_convolution(dtype):
         return PackedWinograd
-    awkward = layer.out_channels > ENOUGH and layer.out_channels % AWKWARD == 0
+    awkward = layer.out_channels % AWKWARD == 0 and layer.out_channels > ENOUGH.get(dtype, 0)
     gains = layer.weight.numel() >= LARGE or own_norm(dtype) is not None
     return PackedConv2d if gains and not awkward else None
 
