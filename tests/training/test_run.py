@@ -20,7 +20,7 @@ from gradina.apps.cli import main
 from gradina.errors import RecipeError
 from gradina.pipeline import to_image
 from gradina.similarity import embed_pictures, embed_texts, open_pair, scores
-from gradina.training.checkpoint import steps_done
+from gradina.training.checkpoint import once, steps_done
 from gradina.training.loop import Settings, State, train
 from gradina.training.recipes import read_recipe
 from gradina.training.run import run
@@ -256,3 +256,12 @@ def test_a_stage_whose_log_is_gone_is_left_out_of_the_card(recipe_file: Path, tm
     assert "| unet |" in card
     assert "| clip |" not in card
     assert "It has words for 10 things: a handwritten zero, a handwritten one" in card
+
+
+def test_what_is_computed_lies_in_memory_as_what_is_read(tmp_path: Path) -> None:
+    """Sums over another layout differ in their last bits, and with them whatever is learnt."""
+    last = torch.randn(2, 3, 4, 5).contiguous(memory_format=torch.channels_last)
+    for _ in range(2):
+        found = once(tmp_path / "made.safetensors", "mark", lambda: {"latents": last})["latents"]
+        assert torch.equal(found, last)
+        assert found.is_contiguous()
