@@ -82,7 +82,7 @@ def once(path: Path, fingerprint: str, make: Callable[[], Mapping[str, Tensor]])
     """
     if path.exists() and _about(path).get("fingerprint") == fingerprint:
         return _tensors(path)
-    made = {name: x.contiguous() for name, x in make().items()}  # as files have it: sums over other layouts would differ
+    made = {name: x.contiguous() for name, x in make().items()}  # as files have it, to the last bit of what is learnt
     _save(path, made, fingerprint=fingerprint)
     return made
 
