@@ -27,7 +27,7 @@ from gradina.nn.native import (
     own_gate,
     own_norm,
 )  # fmt: skip
-from gradina.nn.norm import normalised, normaliser
+from gradina.nn.norm import LayerNorm, normalised, normaliser
 
 TIMES = {torch.float32: 4.0, torch.bfloat16: 1.5}  # the error of PyTorch's way
 WAYS = {"tiles": KERNELS[0], "pairs": KERNELS[1], "float": KERNELS[3]}
@@ -342,6 +342,35 @@ def test_norms_that_learn_are_pytorchs() -> None:
     normalised(norm, x, shift, active=True).sum().backward()
     assert x.grad is not None
     assert x.grad.abs().sum() > 0
+
+
+@norms
+@pytest.mark.parametrize("shape", [(1, 1), (3, 5, 33), (2, 7, 320), (4, 1280), (0, 16)])
+@torch.no_grad()
+def test_layer_norms_are_pytorchs_to_rounding(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    if own_norm(dtype) is None:
+        pytest.skip("needs a C compiler and a processor with AVX-512")
+    key = torch.Generator().manual_seed(shape[-1])
+    ours, theirs = LayerNorm(shape[-1]).requires_grad_(False), nn.LayerNorm(shape[-1]).double()
+    for x in (ours.weight, ours.bias):
+        x.copy_(torch.randn(x.shape, generator=key))
+    theirs.load_state_dict({name: x.to(dtype).double() for name, x in ours.state_dict().items()})
+    ours, x = ours.to(dtype), (5 + 2 * torch.randn(shape, generator=key)).to(dtype)
+    expected = theirs(x.double())
+    for given in (x, x.mT.contiguous().mT):
+        got = ours(given)
+        assert (got.dtype, got.shape) == (dtype, x.shape)
+        assert ((got - expected).abs() <= NORMS[dtype] * (expected.abs() + 1)).all()
+    if x.numel():
+        with torch.enable_grad():
+            assert ours(x.requires_grad_()).requires_grad, "what learns is PyTorch's"
+
+
+def test_what_stands_for_a_tensor_is_not_taken_for_one() -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode(), torch.no_grad():
+        assert LayerNorm(16)(torch.zeros(2, 16)).shape == (2, 16)
 
 
 THREES = {"pairs": (torch.bfloat16, "avx512_bf16", BF16), "float": (torch.float32, "avx512f", COMMON)}

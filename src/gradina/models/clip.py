@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from gradina.nn.attention import Attention
 from gradina.nn.conv import BatchNorm
+from gradina.nn.norm import LayerNorm
 
 Activation = Literal["quick_gelu", "gelu"]
 
@@ -90,9 +91,9 @@ class Block(nn.Module):
 
     def __init__(self, width: int, inner: int, heads: int, activation: Activation, causal: bool) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(width)
+        self.norm1 = LayerNorm(width)
         self.attn = Attention(width, heads, causal=causal)
-        self.norm2 = nn.LayerNorm(width)
+        self.norm2 = LayerNorm(width)
         self.proj_in = nn.Linear(width, inner)
         self.proj_out = nn.Linear(inner, width)
         self.activation = ACTIVATIONS[activation]
@@ -113,7 +114,7 @@ class TextTower(nn.Module):
         self.blocks = nn.ModuleList(
             Block(c.width, c.inner, c.heads, c.activation, causal=True) for _ in range(c.layers)
         )
-        self.norm = nn.LayerNorm(c.width)
+        self.norm = LayerNorm(c.width)
         self.projection = nn.Linear(c.width, c.projection, bias=False) if c.projection else None
         nn.init.normal_(self.token.weight, std=0.02)  # words speak up, places are hinted at: as in CLIP
         nn.init.normal_(self.position.weight, std=0.01)
@@ -146,11 +147,11 @@ class VisionTower(nn.Module):
         self.cls = nn.Parameter(torch.randn(c.width) * c.width**-0.5)
         self.patch = nn.Conv2d(c.channels, c.width, c.patch, stride=c.patch, bias=False)
         self.position = nn.Embedding((c.size // c.patch) ** 2 + 1, c.width)
-        self.norm_in = nn.LayerNorm(c.width)
+        self.norm_in = LayerNorm(c.width)
         self.blocks = nn.ModuleList(
             Block(c.width, c.inner, c.heads, c.activation, causal=False) for _ in range(c.layers)
         )
-        self.norm = nn.LayerNorm(c.width)
+        self.norm = LayerNorm(c.width)
         self.projection = nn.Linear(c.width, c.projection, bias=False)
         nn.init.normal_(self.position.weight, std=c.width**-0.5)
 

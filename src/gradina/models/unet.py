@@ -16,7 +16,7 @@ from gradina.nn.conv import Downsample, ResBlock, Upsample
 from gradina.nn.embed import TimeMLP
 from gradina.nn.gate import gated
 from gradina.nn.memory import added, by_rows
-from gradina.nn.norm import normalised
+from gradina.nn.norm import LayerNorm, normalised
 from gradina.nn.packed import plus
 from gradina.nn.strips import activated_conv
 
@@ -59,11 +59,11 @@ class TransformerBlock(nn.Module):
 
     def __init__(self, width: int, heads: int, context: int) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(width)
+        self.norm1 = LayerNorm(width)
         self.self_attn = Attention(width, heads, bias=False)
-        self.norm2 = nn.LayerNorm(width)
+        self.norm2 = LayerNorm(width)
         self.cross_attn = Attention(width, heads, context_width=context, bias=False)
-        self.norm3 = nn.LayerNorm(width)
+        self.norm3 = LayerNorm(width)
         self.ff = GEGLU(width)
 
     def forward(self, x: Tensor, cond: Tensor) -> Tensor:

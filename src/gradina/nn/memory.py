@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import cache
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 AT_ONCE = 5 * 2**18  # bytes of tokens that pass through a layer together: what is in between stays near the core
@@ -33,8 +33,9 @@ def _library() -> ctypes.CDLL:
 
 
 def drawing(x: Tensor) -> bool:
-    """Whether numbers are all that is wanted of x: on a CPU, without gradients, in no compiler and no tracer."""
-    return x.device.type == "cpu" and not torch.is_grad_enabled() and not traced()
+    """Whether numbers are all that is wanted of x, and there are some: on a CPU, without gradients, seen by nobody."""
+    real = type(x) in (Tensor, nn.Parameter)  # others stand for tensors, to count what is computed
+    return real and x.device.type == "cpu" and not torch.is_grad_enabled() and not traced()
 
 
 def traced() -> bool:

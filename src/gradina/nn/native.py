@@ -112,7 +112,7 @@ def _gate(library: ctypes.CDLL, both: Tensor) -> Tensor:
 
 
 class Norm:
-    """GroupNorm of maps (b, c, h, w) whose channels lie last in memory, on a CPU and without gradients."""
+    """GroupNorm of maps (b, c, h, w) whose channels lie last in memory, and LayerNorm; on a CPU, without gradients."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self.library = library
@@ -134,6 +134,14 @@ class Norm:
         out = torch.empty_like(x, memory_format=torch.channels_last)
         sizes = map(ctypes.c_int64, (b, height * width, channels))
         self.library.scaled(_at(x), _at(out), *sizes, _at(scale), _at(offset), ctypes.c_int64(active))
+        return out
+
+    def rows(self, norm: nn.LayerNorm, x: Tensor) -> Tensor:
+        """norm(x) for x (..., width) of the type of the norm's weights, which it has to have."""
+        x = x.contiguous()
+        out, width = torch.empty_like(x), x.shape[-1]
+        sizes = map(ctypes.c_int64, (x.numel() // width, width))
+        self.library.rows_scaled(_at(x), _at(out), *sizes, _at(norm.weight), _at(norm.bias), ctypes.c_double(norm.eps))
         return out
 
 

@@ -1,4 +1,4 @@
-"""GroupNorm and what follows it, in one place to make it fast."""
+"""GroupNorm and what follows it, and LayerNorm, in one place to make them fast."""
 
 from __future__ import annotations
 
@@ -14,6 +14,17 @@ from gradina.nn.native import Norm, own_norm
 
 Layer = Callable[[Tensor], Tensor]
 ROWS = 64  # of a map: as many at once for its moments
+
+
+class LayerNorm(nn.LayerNorm):
+    """Each token of (..., width) at mean 0 and variance 1, then scaled and moved.
+
+    Source: Ba, Kiros & Hinton, "Layer Normalization" (1607.06450), equation 4.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        own = own_norm(x.dtype) if drawing(x) and x.dtype == self.weight.dtype else None
+        return super().forward(x) if own is None else own.rows(self, x)
 
 
 def normalised(norm: nn.GroupNorm, x: Tensor, shift: Tensor | None = None, active: bool = False) -> Tensor:

@@ -1,4 +1,4 @@
-/* GroupNorm, and what follows it. */
+/* GroupNorm, and what follows it; LayerNorm. */
 
 #include <math.h>
 #include <stdlib.h>
@@ -105,6 +105,29 @@ void scaled(const number *x, number *out, i64 batch, i64 places, i64 channels, c
             __m512 y = _mm512_fmadd_ps(floats(some, x + p * channels + i), _mm512_maskz_loadu_ps(some, scale + at + i),
                                        _mm512_maskz_loadu_ps(some, offset + at + i));
             put(out + p * channels + i, some, active ? silu(y) : y);
+        }
+    }
+}
+
+/* out = weight (x - mean) / sqrt(variance + eps) + bias, for each of the rows of `width` numbers. Source: Ba, Kiros &
+   Hinton, "Layer Normalization" (1607.06450), equation 4. */
+void rows_scaled(const number *x, number *out, i64 rows, i64 width, const number *weight, const number *bias, double eps)
+{
+#pragma omp parallel for schedule(static)
+    for (i64 r = 0; r < rows; r++) {
+        const number *row = x + r * width;
+        __m512 sum = _mm512_setzero_ps(), square = _mm512_setzero_ps();
+        for (i64 i = 0; i < width; i += LANES) sum = _mm512_add_ps(sum, floats(first(width - i), row + i));
+        __m512 mean = _mm512_set1_ps(_mm512_reduce_add_ps(sum) / (float)width);
+        for (i64 i = 0; i < width; i += LANES) {
+            __m512 y = _mm512_maskz_sub_ps(first(width - i), floats(first(width - i), row + i), mean);
+            square = _mm512_fmadd_ps(y, y, square);
+        }
+        __m512 steep = _mm512_set1_ps((float)(1 / sqrt(_mm512_reduce_add_ps(square) / (double)width + eps)));
+        for (i64 i = 0; i < width; i += LANES) {
+            __mmask16 some = first(width - i);
+            __m512 y = _mm512_mul_ps(_mm512_sub_ps(floats(some, row + i), mean), steep);
+            put(out + r * width + i, some, _mm512_fmadd_ps(y, floats(some, weight + i), floats(some, bias + i)));
         }
     }
 }
