@@ -14,13 +14,15 @@ from gradina.errors import MissingExtra
 from gradina.tuning import Trial, front, presets
 
 Report = dict[str, Any]
-OURS = "gradina bf16"
+OURS = ("gradina bf16", "gradina fp32")
 
 
 def raced(times: Mapping[str, Times | Failed], gflop: float | None, peaks: Mapping[str, Mapping[str, float]]) -> Report:
-    """Rows of a race: median and quartiles in seconds, GFLOP/s, share of the machine's peak, ratio to our own."""
+    """Rows of a race: median and quartiles in seconds, GFLOP/s, share of the machine's peak, how much quicker ours are.
+
+    This last as the median of the ratios to each peer, turn by turn, and their quartiles.
+    """
     rows: Report = {}
-    ours = times.get(OURS)
     for name, taken in times.items():
         if isinstance(taken, Failed):
             rows[name] = {"failed": taken.why}
@@ -31,8 +33,11 @@ def raced(times: Mapping[str, Times | Failed], gflop: float | None, peaks: Mappi
             row["GFLOP/s"] = round(gflop / taken.median)
         if gflop and peak:
             row["of the peak"] = round(gflop / taken.median / peak, 2)
-        if isinstance(ours, Times) and name != OURS:
-            row[f"{OURS} is faster by"] = round(ours.faster_than(taken), 2)
+        for own in OURS:
+            ours = times.get(own)
+            if isinstance(ours, Times) and name not in OURS:
+                ratios = ours.beside(taken)
+                row[f"{own} is faster by"] = [round(x, 2) for x in (ratios.median, *ratios.quartiles)]
         rows[name] = row
     return rows
 
@@ -71,7 +76,8 @@ def table(report: Report) -> str:
 
 def _cell(value: object) -> str:
     if isinstance(value, list):
-        return " to ".join(str(v) for v in value)
+        *middle, low, high = value
+        return f"{middle[0]} ({low} to {high})" if middle else f"{low} to {high}"
     return "" if value is None else str(value)
 
 
