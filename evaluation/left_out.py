@@ -18,7 +18,6 @@ import statistics
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from math import isqrt
@@ -31,7 +30,7 @@ from torch.nn import functional as F
 
 import gradina
 from gradina.adapters.inject import inject, twin
-from gradina.bench.race import Runner, Times, race
+from gradina.bench.race import Runner, medians
 from gradina.bench.work import sd15, write_model
 from gradina.metrics import psnr
 from gradina.models.reuse import Reusing
@@ -143,15 +142,6 @@ def convolvers(shape: tuple[int, ...]) -> dict[str, Runner]:
     }
 
 
-def seconds_of(ways: Mapping[str, Runner], rounds: int) -> dict[str, float]:
-    """The median of each, in turns."""
-    found = {}
-    for name, times in race(ways, rounds).items():
-        assert isinstance(times, Times), times
-        found[name] = round(times.median, 4)
-    return found
-
-
 @torch.inference_mode()
 def of_the_shipped(rounds: int) -> dict[str, dict[str, float]]:
     """Seconds and likeness of each way."""
@@ -170,7 +160,7 @@ def of_the_shipped(rounds: int) -> dict[str, dict[str, float]]:
         return [to_pixels(picture.image) for picture in gradina.generate(model, asked)]
 
     wanted = drawn("exact", PROMPTS)
-    seconds = seconds_of({name: partial(drawn, name, PROMPTS[:1]) for name in models}, rounds)
+    seconds = medians({name: partial(drawn, name, PROMPTS[:1]) for name in models}, rounds)
     rows = {name: {"seconds for one picture": seconds[name]} for name in models}
     for name in list(models)[1:]:
         like = [psnr(a, b, peak=2) for a, b in zip(drawn(name, PROMPTS), wanted, strict=True)]
@@ -196,11 +186,11 @@ def of_sd15(rounds: int) -> dict[str, dict[str, float]]:
         "tokens merged": lambda: merged(*half),
         "linear layers in 8 bits": lambda: small(x, t, cond),
     }
-    seconds = seconds_of(ways, rounds)
+    seconds = medians(ways, rounds)
     seconds["reuse 2 (two steps, halved)"] = round(seconds["reuse 2 (two steps, halved)"] / 2, 4)
     sums: dict[str, float] = {}
     for shape, count in convolutions(model.unet, ways["exact"]).items():
-        for name, each in seconds_of(convolvers(shape), rounds).items():
+        for name, each in medians(convolvers(shape), rounds).items():
             what = f"all 3x3 convolutions in {name}, alone"
             sums[what] = sums.get(what, 0) + count * each
     seconds |= {name: round(each, 4) for name, each in sums.items()}

@@ -15,7 +15,6 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import cycle
@@ -28,7 +27,7 @@ from torch.nn import functional as F
 
 import gradina
 from gradina import sheet
-from gradina.bench.race import Runner, Times, race
+from gradina.bench.race import medians
 from gradina.bench.work import sd15, write_model
 from gradina.metrics import psnr
 from gradina.models.tiny import TinyConfig, TinyDecoder
@@ -40,12 +39,13 @@ from gradina.weights.zoo import locate_pair
 ROOT = Path(__file__).parent.parent
 PICTURES, UNSEEN, BATCH = 240, 24, 16
 LR = 1e-3
+REQUEST = gradina.Request(prompt="a teddy bear on a pink background", seed=1)
 
 
 @torch.no_grad()
 def watched(model: StableDiffusion, count: int) -> tuple[Tensor, Tensor]:
     """Latents (count, steps, c, h, w) as they are at each step, and the pixels that the whole decoder makes of them."""
-    things = [text for part in read_pair(locate_pair("emoji")).phrases[:1] for text in part]
+    things = read_pair(locate_pair("emoji")).phrases[0]
     chosen = torch.randperm(len(things), generator=torch.Generator().manual_seed(0))
     latents, pixels = [], []
     for start in range(0, count, BATCH):
@@ -62,7 +62,8 @@ def learnt(config: TinyConfig, latents: Tensor, pixels: Tensor, minutes: float) 
     torch.manual_seed(0)
     tiny, begun = TinyDecoder(config), time.monotonic()
     adam = torch.optim.AdamW(tiny.parameters(), lr=LR)
-    for some in cycle(_batches(len(latents))):
+    batches = torch.split(torch.randperm(len(latents), generator=torch.Generator().manual_seed(1)), BATCH)
+    for some in cycle(batches):
         done = (time.monotonic() - begun) / (60 * minutes)
         if done >= 1:
             break
@@ -76,24 +77,9 @@ def learnt(config: TinyConfig, latents: Tensor, pixels: Tensor, minutes: float) 
     return tiny.eval().requires_grad_(False)
 
 
-def _batches(count: int) -> Iterator[Tensor]:
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(1))
-    return iter(torch.split(order, BATCH))
-
-
 def film(model: StableDiffusion) -> list[Image.Image]:
     """All moments of one picture."""
-    request = gradina.Request(prompt="a teddy bear on a pink background", seed=1)
-    return [model.preview(step.denoised)[0] for step in gradina.steps(model, request)]
-
-
-def seconds_of(ways: dict[str, Runner], rounds: int) -> dict[str, float]:
-    """The median of each, in turns."""
-    found = {}
-    for name, times in race(ways, rounds).items():
-        assert isinstance(times, Times), times
-        found[name] = round(times.median, 4)
-    return found
+    return [model.preview(step.denoised)[0] for step in gradina.steps(model, REQUEST)]
 
 
 def of_the_shipped(minutes: float, rounds: int) -> tuple[dict[str, object], Image.Image]:
@@ -109,10 +95,9 @@ def of_the_shipped(minutes: float, rounds: int) -> tuple[dict[str, object], Imag
         pairs = zip(quick.preview(z), model.decode(z), strict=True)
         like.append([psnr(to_pixels(a), to_pixels(b), peak=2) for a, b in pairs])
     found = torch.tensor(like)
-    request = gradina.Request(prompt="a teddy bear on a pink background", seed=1)
-    seconds = seconds_of(
+    seconds = medians(
         {
-            "a picture": lambda: list(gradina.generate(model, request)),
+            "a picture": lambda: list(gradina.generate(model, REQUEST)),
             "its film by the whole decoder": partial(film, model),
             "its film by the tiny decoder": partial(film, quick),
         },
@@ -141,7 +126,7 @@ def of_sd15(rounds: int) -> dict[str, float]:
         model = gradina.load(Path(room) / "model", dtype="bf16")
         tiny = packed(TinyDecoder(TinyConfig()), lambda x: x.to(model.dtype))
         quick, z = replace(model, tiny=tiny), sd15().inputs.latents
-        return seconds_of({"whole": lambda: model.preview(z), "tiny": lambda: quick.preview(z)}, rounds)
+        return medians({"whole": lambda: model.preview(z), "tiny": lambda: quick.preview(z)}, rounds)
 
 
 def main() -> None:

@@ -26,7 +26,7 @@ from trials import Court, court_of, prompts_for, share
 
 import gradina
 from gradina import sheet, similarity
-from gradina.bench.race import Times, race
+from gradina.bench.race import medians
 from gradina.metrics import psnr
 from gradina.pipeline import StableDiffusion, to_image
 from gradina.training.data import generator
@@ -108,11 +108,7 @@ def timed(model: StableDiffusion) -> dict[str, float]:
     def drawn(fields: Mapping[str, Any]) -> list[gradina.Picture]:
         return list(gradina.generate(model, replace(request, **fields)))
 
-    found = {}
-    for way, times in race({way: partial(drawn, fields) for way, fields in WAYS.items()}, TIMED).items():
-        assert isinstance(times, Times), times
-        found[way] = round(times.median, 3)
-    return found
+    return medians({way: partial(drawn, fields) for way, fields in WAYS.items()}, TIMED, digits=3)
 
 
 def write_times(model: str) -> None:

@@ -27,7 +27,7 @@ from gradina.diffusion.samplers import SAMPLERS, SamplerRow
 from gradina.diffusion.schedule import spaced, tail
 from gradina.diffusion.step import Step
 from gradina.engines import Call, Decoding, engaged
-from gradina.errors import RequestError, WeightsError
+from gradina.errors import RequestError
 from gradina.lean import Lean
 from gradina.models.reuse import Reusing
 from gradina.models.tiny import TinyDecoder
@@ -397,6 +397,7 @@ def load(
     previews: a folder, a file, or an "owner/name" (madebyollin/taesd). Raises WeightsError, HubError where the hub does
     not answer, RequestError for a device that is not there or has no such engine, MissingExtra.
     """
+    from gradina.weights.tiny import read_tiny
     from gradina.weights.zoo import open_source
 
     place = pick_device(device)
@@ -405,39 +406,21 @@ def load(
     if low_memory and (place.type != "cpu" or chosen in ("compile", "openvino")):
         raise RequestError(f"low_memory: is for the CPU and engine eager, not for {place} and {chosen}")
     parts = open_source(source, variant=variant, prediction=prediction)
-    model = StableDiffusion(
+    previewer = None if tiny is None else read_tiny(tiny, parts.vae.config)
+    convert = partial(in_type, dtype=numbers, mapped=Mapped(*parts.files))
+    for network in (previewer,) if low_memory else (parts.text, parts.vae, parts.unet, previewer):
+        packs = not plain and (chosen in ("auto", "eager") or network not in (parts.vae, parts.unet))
+        if network is not None and place.type == "cpu" and packs:
+            packed(network, convert)
+        elif network is not None:
+            converted(network, convert).to(place)
+    give_back()
+    return StableDiffusion(
         **{f.name: getattr(parts, f.name) for f in fields(parts)},
         engine=chosen,
         lean=Lean(numbers, parts.files) if low_memory else None,
-        tiny=None if tiny is None else _previewer(tiny, parts, place, numbers),
+        tiny=previewer,
     )
-    if low_memory:
-        return model
-    convert = partial(in_type, dtype=numbers, mapped=Mapped(*parts.files))
-    for network in (parts.text, parts.vae, parts.unet):
-        packs = not plain and (chosen in ("auto", "eager") or network is parts.text)
-        if place.type == "cpu" and packs:
-            packed(network, convert)
-        else:
-            converted(network, convert).to(place)
-    give_back()
-    return model
-
-
-def _previewer(source: str | PathLike[str], parts: Parts, place: torch.device, numbers: torch.dtype) -> TinyDecoder:
-    """The tiny decoder of that name, ready to compute, for the latents of these parts."""
-    from gradina.weights.tiny import read_tiny
-
-    tiny, vae = read_tiny(source), parts.vae.config
-    got, expected = ((c.latent_channels, c.factor) for c in (tiny.config, vae))
-    if got != expected:
-        raise WeightsError(
-            f"{source}: is for latents of {got[0]} channels that are {got[1]} times smaller than pictures, those of "
-            f"{parts.name or 'the model'} have {expected[0]} and are {expected[1]} times smaller; take another"
-        )
-    if place.type == "cpu":
-        return packed(tiny, lambda x: x.to(numbers))
-    return tiny.to(place, numbers)
 
 
 def push(model: StableDiffusion, name: str, *, private: bool = False) -> str:

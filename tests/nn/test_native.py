@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 from gradina.nn import native
@@ -26,7 +27,7 @@ from gradina.nn.native import (
     own_convolution,
     own_gate,
     own_norm,
-)  # fmt: skip
+)
 from gradina.nn.norm import LayerNorm, normalised, normaliser
 
 TIMES = {torch.float32: 4.0, torch.bfloat16: 1.5}  # the error of PyTorch's way
@@ -367,8 +368,6 @@ def test_layer_norms_are_pytorchs_to_rounding(shape: tuple[int, ...], dtype: tor
 
 
 def test_what_stands_for_a_tensor_is_not_taken_for_one() -> None:
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
     with FakeTensorMode(), torch.no_grad():
         assert LayerNorm(16)(torch.zeros(2, 16)).shape == (2, 16)
 
@@ -433,15 +432,15 @@ def test_threads_batches_and_layouts_do_not_matter_to_convolutions(
 ) -> None:
     own = own_threes(way)
     x, weight, bias = maps(way[0], 70, 100, (30, 33), batch=3)
-    ordered, threads = own.order(weight), torch.get_num_threads()
+    ordered, threads, beside = own.order(weight), torch.get_num_threads(), x.new_ones(3, 100, 30, 33)
     try:
         torch.set_num_threads(1)
-        alone = own(x, ordered, 100, bias, alone_beside := x.new_ones(3, 100, 30, 33))
+        alone = own(x, ordered, 100, bias, beside)
         torch.set_num_threads(3)
-        assert torch.equal(own(x.contiguous(), ordered, 100, bias, alone_beside), alone)
+        assert torch.equal(own(x.contiguous(), ordered, 100, bias, beside), alone)
     finally:
         torch.set_num_threads(threads)
-    assert torch.equal(own(x[1:], ordered, 100, bias, alone_beside[1:]), alone[1:])
+    assert torch.equal(own(x[1:], ordered, 100, bias, beside[1:]), alone[1:])
     assert own(x[:0], ordered, 100, bias).shape == (0, 100, 30, 33)
 
 

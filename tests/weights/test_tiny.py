@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 import gradina
 from gradina.errors import WeightsError
 from gradina.models.tiny import TinyConfig, TinyDecoder
+from gradina.models.vae import VAEConfig
 from gradina.pipeline import StableDiffusion
 from gradina.weights.tiny import read_tiny
 
@@ -38,6 +40,12 @@ def write(folder: Path, shape: Mapping[str, object]) -> Path:
     return folder
 
 
+def vae(shape: Mapping[str, Any]) -> VAEConfig:
+    """An autoencoder of such latents."""
+    widths = (8,) * len(shape.get("num_decoder_blocks", (3, 3, 3, 1)))
+    return VAEConfig(latent_channels=shape.get("latent_channels", 4), widths=widths)
+
+
 def original(folder: Path) -> Path:
     """The same in its author's layout: one file for the decoder, whose first layer has no weights."""
     own: dict[str, Tensor] = {}
@@ -55,22 +63,22 @@ def test_it_gives_what_the_reference_gives(shape: Mapping[str, object], tmp_path
     from diffusers import AutoencoderTiny
 
     path = write(tmp_path / "tiny", shape)
-    theirs, ours = AutoencoderTiny.from_pretrained(path), read_tiny(path)
+    theirs, ours = AutoencoderTiny.from_pretrained(path), read_tiny(path, vae(shape))
     z = 3 * torch.randn(2, ours.config.latent_channels, 5, 7, generator=torch.Generator().manual_seed(0))
     expected = theirs.decode(z).sample
     torch.testing.assert_close(ours(z), expected, rtol=1e-5, atol=2e-5)
-    torch.testing.assert_close(read_tiny(original(path))(z), expected, rtol=1e-5, atol=2e-5)
+    torch.testing.assert_close(read_tiny(original(path), vae(shape))(z), expected, rtol=1e-5, atol=2e-5)
     assert expected.shape[2] == 5 * ours.config.factor
 
 
 def test_its_shape_is_read_off(folder: Path) -> None:
-    assert read_tiny(folder).config == read_tiny(original(folder)).config == TinyConfig()
+    assert read_tiny(folder, VAEConfig()).config == read_tiny(original(folder), VAEConfig()).config == TinyConfig()
 
 
 def test_of_the_hub_only_what_is_needed_is_fetched(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: dict[str, object] = {}
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **given: asked.update(given) or str(folder))
-    assert isinstance(read_tiny("madebyollin/taesd"), TinyDecoder)
+    assert isinstance(read_tiny("madebyollin/taesd", VAEConfig()), TinyDecoder)
     assert asked == {"allow_patterns": ["config.json", WEIGHTS]}
 
 
@@ -99,7 +107,7 @@ WRONG: dict[str, tuple[Callable[[Path], Path], str]] = {
 @pytest.mark.parametrize(("harm", "said"), WRONG.values(), ids=WRONG)
 def test_what_is_none_is_refused(harm: Callable[[Path], Path], said: str, folder: Path) -> None:
     with pytest.raises(WeightsError) as error:
-        read_tiny(str(harm(folder)))
+        read_tiny(str(harm(folder)), VAEConfig())
     assert said in str(error.value)
 
 
@@ -112,7 +120,7 @@ def test_previews_are_drawn_by_it(folder: Path, tmp_path: Path, tiny_model: Call
     assert [p.tobytes() for p in plain.preview(z)] == [p.tobytes() for p in plain.decode(z)]
     rough = model.preview(z)
     with torch.no_grad():
-        expected = read_tiny(folder)(z).add(1).mul(127.5).clamp(0, 255).round()
+        expected = read_tiny(folder, VAEConfig())(z).add(1).mul(127.5).clamp(0, 255).round()
     assert [p.size for p in rough] == [(64, 64)] * 2
     got = torch.stack([torch.frombuffer(bytearray(p.tobytes()), dtype=torch.uint8).view(64, 64, 3) for p in rough])
     assert (got.permute(0, 3, 1, 2).float() - expected).abs().max() <= 1

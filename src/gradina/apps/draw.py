@@ -89,9 +89,7 @@ def generate(
     check_files(request, output, film, strip)
     check_grid(axes, request, film or strip)
     if tiny and not (film or strip):
-        raise RequestError(
-            f"--tiny: got {tiny}, but no --film and no --strip to draw with it; pictures are decoded whole"
-        )
+        raise RequestError(f"--tiny: got {tiny}, but no --film and no --strip, for which alone it is; add one")
     opened = open_model(model, variant, prediction, device, dtype, threads, engine, low_memory, tiny)
     if preset is not None:
         request = with_preset(opened, request, preset)

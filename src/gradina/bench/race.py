@@ -47,6 +47,16 @@ class Failed:
         return cls(f"{type(error).__name__}: {said.splitlines()[-1][-200:]}")
 
 
+def medians(runners: Mapping[str, Runner], rounds: int, digits: int = 4) -> dict[str, float]:
+    """Seconds of each by a race of all, who must not fail: their medians."""
+    found = {}
+    for name, times in race(runners, rounds).items():
+        if isinstance(times, Failed):
+            raise RuntimeError(f"{name}: {times.why}")
+        found[name] = round(times.median, digits)
+    return found
+
+
 def race(runners: Mapping[str, Runner | Failed], rounds: int, warm: int = 1) -> dict[str, Times | Failed]:
     """Lets everyone run once in each round, in changing order, after `warm` rounds that do not count.
 

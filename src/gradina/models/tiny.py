@@ -13,16 +13,16 @@ from torch.nn import functional as F
 
 from gradina.nn.conv import Upsample
 
+MAGNITUDE = 3.0  # latents are bent to lie between this and its negative
+
 
 @dataclass(frozen=True, kw_only=True)
 class TinyConfig:
     """The decoder's shape; TAESD's is the default."""
 
-    channels: int = 3
     latent_channels: int = 4
     width: int = 64
     blocks: tuple[int, ...] = (3, 3, 3, 1)  # for each resolution
-    magnitude: float = 3.0  # latents are bent to lie between -magnitude and magnitude
 
     @property
     def factor(self) -> int:
@@ -65,10 +65,10 @@ class TinyDecoder(nn.Module):
         self.conv_in = nn.Conv2d(c.latent_channels, c.width, 3, padding=1)
         last = len(c.blocks) - 1
         self.stages = nn.ModuleList(TinyStage(c.width, blocks, i == last) for i, blocks in enumerate(c.blocks))
-        self.conv_out = nn.Conv2d(c.width, c.channels, 3, padding=1)
+        self.conv_out = nn.Conv2d(c.width, 3, 3, padding=1)
 
     def forward(self, latents: Tensor) -> Tensor:
-        bent = self.config.magnitude * torch.tanh(latents / self.config.magnitude)
+        bent = MAGNITUDE * torch.tanh(latents / MAGNITUDE)
         x = F.relu(self.conv_in(bent))
         for stage in self.stages:
             x = stage(x)

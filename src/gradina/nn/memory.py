@@ -33,14 +33,14 @@ def _library() -> ctypes.CDLL:
 
 
 def drawing(x: Tensor) -> bool:
-    """Whether numbers are all that is wanted of x, and there are some: on a CPU, without gradients, seen by nobody."""
-    real = type(x) in (Tensor, nn.Parameter)  # others stand for tensors, to count what is computed
-    return real and x.device.type == "cpu" and not torch.is_grad_enabled() and not traced()
+    """Whether numbers are all that is wanted of x: on a CPU, without gradients, and nobody looks on."""
+    return x.device.type == "cpu" and not torch.is_grad_enabled() and not traced(x)
 
 
-def traced() -> bool:
-    """Whether a compiler or a tracer looks on, which must see operations of PyTorch."""
-    return torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
+def traced(x: Tensor) -> bool:
+    """Whether a compiler, a tracer, or what only stands for a tensor, must see operations of PyTorch."""
+    stands_for_one = type(x) not in (Tensor, nn.Parameter)
+    return stands_for_one or torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
 
 
 def added(h: Tensor, x: Tensor) -> Tensor:

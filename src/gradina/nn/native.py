@@ -146,7 +146,7 @@ class Norm:
 
 
 def own_norm(dtype: torch.dtype) -> Norm | None:
-    """Our own GroupNorm; None where it cannot be had."""
+    """Our own norms; None where they cannot be had."""
     own = kernel(dtype)
     library = _library(own.flags) if own else None
     return Norm(library) if library else None

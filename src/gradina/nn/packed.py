@@ -128,7 +128,7 @@ class PackedWinograd(_Packed, nn.Conv2d):
 
     def _convolved(self, x: Tensor, beside: Tensor | None = None, grows: int = 1) -> Tensor:
         own = own_convolution(self.weight.dtype)
-        if own is not None and x.dtype == self.weight.dtype and not _learns(x) and not traced():
+        if own is not None and x.dtype == self.weight.dtype and not _learns(x) and not traced(x):
             return own(x, self.weight, self.out_channels, self.bias, beside, grows)
         made = self._conv_forward(doubled(x) if grows == 2 else x, self.dense(), self.bias)
         return made if beside is None else made + beside

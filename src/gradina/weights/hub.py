@@ -26,7 +26,7 @@ PAIR = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "model.safetensors",
     "model-*-of-*.safetensors", "model.safetensors.index.json",
 )  # fmt: skip
-TINY = ["config.json", "diffusion_pytorch_model.safetensors"]
+TINY = ("config.json", "diffusion_pytorch_model.safetensors")
 
 
 def fetch(name: str, variant: str | None = None) -> Path:
@@ -46,17 +46,17 @@ def fetch_pair(name: str) -> Path:
 
     Raises HubError.
     """
-    return _fetch_some(name, [f"{place}{file}" for place in ("", "clip/") for file in PAIR])
+    return _fetch_some(name, *(f"{place}{file}" for place in ("", "clip/") for file in PAIR))
 
 
 def fetch_tiny(name: str) -> Path:
     """The folder of "owner/name" in the hub's cache, of a tiny autoencoder. Raises HubError."""
-    return _fetch_some(name, TINY)
+    return _fetch_some(name, *TINY)
 
 
-def _fetch_some(name: str, patterns: list[str]) -> Path:
+def _fetch_some(name: str, *patterns: str) -> Path:
     with _in_one_line(name):
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(patterns)))
 
 
 def wanted(variant: str | None = None) -> list[str]:

@@ -12,42 +12,38 @@ from pathlib import Path
 
 from gradina.errors import WeightsError
 from gradina.models.tiny import TinyConfig, TinyDecoder
+from gradina.models.vae import VAEConfig
 from gradina.weights.remap import sources
 from gradina.weights.store import Weights, build, find_weights, open_weights
 from gradina.weights.tables import TINY, tiny_numbers
-from gradina.weights.zoo import HUB_NAME
+from gradina.weights.zoo import locate_tiny
 
 STEM, LAYERS = "diffusion_pytorch_model", "decoder.layers."
 FIXED = {"act_fn": "relu", "upsample_fn": "nearest", "upsampling_scaling_factor": 2, "scaling_factor": 1.0,
          "shift_factor": 0.0, "latent_magnitude": 3}  # fmt: skip
-EXPECTED = "expected a folder of an AutoencoderTiny, taesd_decoder.safetensors, or an owner/name of the hub"
+EXPECTED = "expected an AutoencoderTiny's folder, or taesd_decoder.safetensors"
 
 
-def read_tiny(source: str | PathLike[str]) -> TinyDecoder:
-    """The tiny decoder in a folder or a file, or of an "owner/name" of the hub; its weights are mapped.
+def read_tiny(source: str | PathLike[str], vae: VAEConfig) -> TinyDecoder:
+    """The tiny decoder of a name (see `locate_tiny`), for the latents of an autoencoder; its weights are mapped.
 
-    Raises WeightsError, or HubError where the hub does not give it.
+    Raises WeightsError, also where it is for other latents, or HubError where the hub does not give it.
     """
-    path = _located(source)
+    path = locate_tiny(source)
     if path.is_dir():
         _check(path / "config.json")
         path = find_weights(path, STEM)
     weights = open_weights(path)
     dialect, first = ("diffusers", 0) if f"{LAYERS}0.weight" in weights.tensors else ("original", 1)
     config = _config(weights, LAYERS if dialect == "diffusers" else "", first)
+    got, expected = ((c.latent_channels, c.factor) for c in (config, vae))
+    if got != expected:
+        raise WeightsError(
+            f"{source}: is for latents of {got[0]} channels that are {got[1]} times smaller than pictures, those of "
+            f"this model have {expected[0]} and are {expected[1]} times smaller; take another"
+        )
     where = partial(sources, table=TINY, dialect=dialect, numbers=tiny_numbers(config, first))
     return build(TinyDecoder, config, weights, where, dropped=("encoder.*",), dialect="tiny decoder")
-
-
-def _located(source: str | PathLike[str]) -> Path:
-    path = Path(source)
-    if path.exists():
-        return path
-    if isinstance(source, str) and HUB_NAME.fullmatch(source) and not source.startswith("."):
-        from gradina.weights.hub import fetch, fetch_tiny
-
-        return fetch(source) if source.endswith(".safetensors") else fetch_tiny(source)
-    raise WeightsError(f"{source}: there is no such tiny decoder; {EXPECTED}")
 
 
 def _config(weights: Weights, prefix: str, first: int) -> TinyConfig:

@@ -59,7 +59,7 @@ def locate(source: str | PathLike[str] | None = None, variant: str | None = None
         return here[name]
     if path.exists():
         raise WeightsError(f"{path}: is a folder without {INDEX}; expected the diffusers layout, or give a file in it")
-    if HUB_NAME.fullmatch(name) and not isinstance(source, PathLike) and not name.startswith("."):
+    if _is_of_hub(source):
         from gradina.weights.hub import fetch
 
         return fetch(name, variant)
@@ -86,8 +86,7 @@ def locate_pair(source: str | PathLike[str] | None = None) -> Path:
     if name in here:
         places.append(here[name])
     elif not Path(name).exists():
-        of_hub = HUB_NAME.fullmatch(name) and not isinstance(source, PathLike) and not name.startswith(".")
-        places.append(_fetched_pair(name) if of_hub else locate(source))
+        places.append(_fetched_pair(name) if _is_of_hub(source) else locate(source))
     for folder in (folder for place in places for folder in (place / PAIR, place)):
         if (folder / "config.json").is_file():
             return folder
@@ -95,6 +94,25 @@ def locate_pair(source: str | PathLike[str] | None = None) -> Path:
         f"{name}: has no image tower (expected {PAIR}/ in a model's folder, or a folder of a CLIPModel); "
         f"shipped with one: {', '.join(having) or 'none'}"
     )
+
+
+def locate_tiny(source: str | PathLike[str]) -> Path:
+    """The folder or file of the tiny decoder that a name stands for. Raises WeightsError, HubError."""
+    if Path(source).exists():
+        return Path(source)
+    if _is_of_hub(source):
+        from gradina.weights.hub import fetch, fetch_tiny
+
+        return fetch(str(source)) if str(source).endswith(".safetensors") else fetch_tiny(str(source))
+    raise WeightsError(
+        f"{source}: there is no such tiny decoder; expected a folder of an AutoencoderTiny, "
+        "taesd_decoder.safetensors, or an owner/name of the hub"
+    )
+
+
+def _is_of_hub(source: str | PathLike[str] | None) -> bool:
+    """Whether that can be a name of the hub: no path, and nothing that begins as one."""
+    return isinstance(source, str) and HUB_NAME.fullmatch(source) is not None and not source.startswith(".")
 
 
 def _fetched_pair(name: str) -> Path:

@@ -183,8 +183,8 @@ int winograd(const number *x, const number *weight, const number *bias, const nu
     Sizes of = {height, width, in, out, grows, (width + MADE - 1) / MADE, 0};
     of.each = (height + MADE - 1) / MADE * of.across;
     i64 all = batch * of.each, panels = (out + PANEL - 1) / PANEL, blocks = (in + DEEP - 1) / DEEP;
-    i64 threads = omp_get_max_threads(), groups = (4 * threads + panels - 1) / panels; /* some panels for every thread */
-    i64 some = groups * GROUP < all ? groups * GROUP : up(all, 2);                  /* tiles that are seen at a time */
+    i64 threads = omp_get_max_threads(), groups = (4 * threads + panels - 1) / panels; /* some panels for each */
+    i64 some = groups * GROUP < all ? groups * GROUP : up(all, 2); /* tiles that are seen at a time */
     i64 apart = some * DEEP + LANES, own = POINTS * (OF_WEIGHTS + OF_SUMS);
     if (all == 0) return 0;
     float *values = aligned_alloc(64, sizeof(float) * (size_t)(blocks * POINTS * apart));
