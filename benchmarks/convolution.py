@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from gradina.bench.race import Times, race
-from gradina.nn.packed import PackedConv2d, PackedWinograd, pack
+from gradina.nn.packed import PackedConv2d, PackedThree, pack
 
 # examples, channels in and out, side of the map
 UNET = (
@@ -38,7 +38,7 @@ def raced(shape: tuple[int, int, int, int], rounds: int) -> dict[str, object]:
     b, channels, out, side = shape
     plain = nn.Conv2d(channels, out, 3, padding=1).requires_grad_(False)
     x = torch.randn(b, channels, side, side).to(memory_format=torch.channels_last)
-    layers = {"ours": PackedWinograd, "oneDNN": PackedConv2d}
+    layers = {"ours": PackedThree, "oneDNN": PackedConv2d}
     ways = {}
     for name, kind in layers.items():
         layer = nn.Conv2d(channels, out, 3, padding=1).requires_grad_(False)

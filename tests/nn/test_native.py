@@ -372,16 +372,15 @@ def test_what_stands_for_a_tensor_is_not_taken_for_one() -> None:
         assert LayerNorm(16)(torch.zeros(2, 16)).shape == (2, 16)
 
 
-THREES = {"pairs": (torch.bfloat16, "avx512_bf16", BF16), "float": (torch.float32, "avx512f", COMMON)}
+THREES = {"tiles": KERNELS[0], "pairs": KERNELS[1], "float": KERNELS[3]}
 threes = pytest.mark.parametrize("way", THREES.values(), ids=THREES)
 
 
-def own_threes(way: tuple[torch.dtype, str, tuple[str, ...]]) -> native.Convolution:
-    _, needs, flags = way
-    library = native._library(flags) if needs in native._processor() else None
+def own_threes(way: Kernel) -> native.Convolution:
+    library = native._library(way.flags) if way.needs in native._processor() else None
     if library is None:
-        pytest.skip(f"needs a C compiler and a processor with {needs}")
-    return native.Convolution(library)
+        pytest.skip(f"needs a C compiler and a processor with {way.needs}")
+    return native.Convolution(library, way.tiles)
 
 
 def maps(
@@ -399,20 +398,20 @@ def maps(
 @pytest.mark.parametrize(
     ("channels", "out", "size"),
     [(16, 16, (1, 1)), (3, 5, (7, 9)), (33, 70, (4, 4)), (100, 130, (13, 6)), (64, 16, (1, 30)), (65, 33, (5, 2)),
-     (320, 320, (64, 64)), (200, 48, (31, 33)), (1280, 640, (8, 8))],
+     (320, 320, (64, 64)), (200, 48, (31, 33)), (1280, 640, (8, 8)), (700, 40, (48, 130)), (30, 30, (20, 50))],
 )  # fmt: skip
 @pytest.mark.parametrize("grows", [1, 2])
 @torch.no_grad()
 def test_convolutions_are_exact_but_for_rounding(
-    channels: int, out: int, size: tuple[int, int], grows: int, way: tuple[torch.dtype, str, tuple[str, ...]]
+    channels: int, out: int, size: tuple[int, int], grows: int, way: Kernel
 ) -> None:
     """The error is at most four times that of PyTorch's in single precision, and no more than its own in bf16."""
-    own, dtype = own_threes(way), way[0]
+    own, dtype = own_threes(way), way.dtype
     x, weight, bias = maps(dtype, channels, out, size)
     seen = x.repeat_interleave(grows, 2).repeat_interleave(grows, 3)
     beside = torch.randn(2, out, *seen.shape[2:], generator=torch.Generator().manual_seed(0)).to(dtype)
     ordered = own.order(weight)
-    assert torch.equal(ordinary(ordered, out), weight)
+    assert torch.equal(ordinary(ordered, out, channels), weight)
     for b, other in ((bias, None), (None, beside), (bias, beside)):
         more = 0 if other is None else other.double()
         exact = F.conv2d(seen.double(), weight.double(), None if b is None else b.double(), padding=1) + more
@@ -428,10 +427,10 @@ def test_convolutions_are_exact_but_for_rounding(
 @threes
 @torch.no_grad()
 def test_threads_batches_and_layouts_do_not_matter_to_convolutions(
-    way: tuple[torch.dtype, str, tuple[str, ...]],
+    way: Kernel,
 ) -> None:
     own = own_threes(way)
-    x, weight, bias = maps(way[0], 70, 100, (30, 33), batch=3)
+    x, weight, bias = maps(way.dtype, 70, 100, (30, 33), batch=3)
     ordered, threads, beside = own.order(weight), torch.get_num_threads(), x.new_ones(3, 100, 30, 33)
     try:
         torch.set_num_threads(1)
@@ -446,9 +445,9 @@ def test_threads_batches_and_layouts_do_not_matter_to_convolutions(
 
 @threes
 @torch.no_grad()
-def test_what_is_no_number_stays_near(way: tuple[torch.dtype, str, tuple[str, ...]]) -> None:
+def test_what_is_no_number_stays_near(way: Kernel) -> None:
     own = own_threes(way)
-    x, weight, bias = maps(way[0], 20, 20, (16, 16))
+    x, weight, bias = maps(way.dtype, 20, 20, (16, 16))
     x[1, 3, 6, 6] = float("nan")
     got = own(x, own.order(weight), 20, bias)
     assert got[1, :, 5:8, 5:8].isnan().all()
@@ -458,10 +457,10 @@ def test_what_is_no_number_stays_near(way: tuple[torch.dtype, str, tuple[str, ..
     assert not got[1][:, far].isnan().any()
 
 
-def test_convolutions_are_left_to_processors_that_multiply_small_numbers_fast(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+def test_which_convolutions_are_our_own_depends_on_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
     own_threes(THREES["float"])
-    for flags, dtypes in (("avx512f avx512_bf16 amx_bf16", {torch.float32}), ("avx512f", {torch.float32}), ("", set())):
+    float_, both = {torch.float32}, {torch.float32, torch.bfloat16}
+    tiles = both if THREES["tiles"].needs in native._processor() else float_
+    for flags, dtypes in (("avx512f avx512_bf16 amx_bf16", tiles), ("avx512f", float_), ("", set())):
         monkeypatch.setattr(native, "_processor", lambda flags=flags: frozenset(flags.split()))
         assert {dtype for dtype in NUMBERS if own_convolution(dtype) is not None} == dtypes

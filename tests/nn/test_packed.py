@@ -14,7 +14,7 @@ from gradina.nn.packed import (
     PackedConv2d,
     PackedLinear,
     PackedPointwise,
-    PackedWinograd,
+    PackedThree,
     doubled,
     grown,
     packed,
@@ -146,14 +146,14 @@ def test_what_onednn_is_slow_at_is_left_to_pytorch(dtype: torch.dtype, kinds: tu
     assert [type(m) for m in some] == [PackedConv2d if kind else nn.Conv2d for kind in kinds]
 
 
-def three() -> tuple[nn.Module, PackedWinograd]:
+def three() -> tuple[nn.Module, PackedThree]:
     """A 3x3 convolution, and the same packed for our own."""
     if own_convolution(torch.float32) is None:
         pytest.skip("needs a C compiler and a processor with AVX-512")
     torch.manual_seed(0)
     plain = nn.Conv2d(16, 24, 3, padding=1).requires_grad_(False)
     fast = packed(nn.Sequential(copy.deepcopy(plain)))[0]
-    assert isinstance(fast, PackedWinograd)
+    assert isinstance(fast, PackedThree)
     return plain, fast
 
 

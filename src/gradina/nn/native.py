@@ -44,7 +44,7 @@ class Kernel:
     work: int  # multiplications of a head of attention: as many at least
     queries: int  # as many at least
     width: int  # of a head, at most
-    convolves: bool = True  # in single precision inside: not where smaller numbers are multiplied many times as fast
+    tiles: bool = False  # whether numbers are multiplied by whole tiles
 
     def suits(self, q: Tensor, k: Tensor) -> bool:
         """Whether it is the quickest for q (b, heads, n, d) and k (b, heads, m, d)."""
@@ -53,7 +53,7 @@ class Kernel:
 
 
 KERNELS = (  # for each type the first that the processor has; those of a processor with tiles are Intel's
-    Kernel(torch.bfloat16, "amx_bf16",    AMX,    work=2**22, queries=1,    width=256, convolves=False),
+    Kernel(torch.bfloat16, "amx_bf16",    AMX,    work=2**22, queries=1,    width=256, tiles=True),
     Kernel(torch.bfloat16, "avx512_bf16", BF16,   work=2**22, queries=1,    width=512),
     Kernel(torch.float32,  "amx_bf16",    COMMON, work=2**22, queries=1024, width=256),
     Kernel(torch.float32,  "avx512f",     COMMON, work=2**22, queries=1,    width=512),
@@ -153,15 +153,22 @@ def own_norm(dtype: torch.dtype) -> Norm | None:
 
 
 class Convolution:
-    """3x3 convolutions, padded by one, of maps on a CPU, by a quarter of the multiplications; without gradients."""
+    """3x3 convolutions, padded by one, of maps on a CPU, without gradients.
 
-    def __init__(self, library: ctypes.CDLL) -> None:
-        self.library = library
+    By tiles where the processor has them, and elsewhere by a quarter of the multiplications.
+    """
+
+    def __init__(self, library: ctypes.CDLL, tiles: bool) -> None:
+        self.library, self.tiles = library, tiles
 
     def order(self, weight: Tensor) -> Tensor:
-        """Weights (out, in, 3, 3) as they are asked for, sixteen that come out at a time: (out/16, in, 9, 16)."""
+        """Weights (out, in, 3, 3) as they are asked for; numbers of no use are zero.
+
+        Sixteen that come out at a time: (out/16, in, 9, 16). Or in tiles, 32 by 32: (out/32, in/32, 9, 2, 16, 16, 2).
+        """
         weight, (out, channels) = weight.contiguous(), weight.shape[:2]
-        made = weight.new_empty(-(-out // LANES), channels, 9, LANES)
+        by_tiles = (-(-out // (2 * LANES)), -(-channels // (2 * LANES)), 9, 2, LANES, LANES, 2)
+        made = weight.new_empty(by_tiles if self.tiles else (-(-out // LANES), channels, 9, LANES))
         self.library.order(_at(weight), _at(made), ctypes.c_int64(channels), ctypes.c_int64(out))
         return made
 
@@ -175,21 +182,26 @@ class Convolution:
         x, beside = x.contiguous(memory_format=last), None if beside is None else beside.contiguous(memory_format=last)
         made = torch.empty(b, out, *size, dtype=x.dtype, memory_format=last)
         sizes = map(ctypes.c_int64, (b, *size, channels, out, grows))
-        if self.library.winograd(*map(_at, (x, ordered, bias, beside, made)), *sizes):
+        if self.library.convolved(*map(_at, (x, ordered, bias, beside, made)), *sizes):
             raise MemoryError("convolution: there is no memory left")
         return made
 
 
-def ordinary(ordered: Tensor, out: int) -> Tensor:
-    """What `Convolution.order` was given, for as many that come out."""
-    return ordered.permute(0, 3, 1, 2).reshape(-1, ordered.shape[1], 3, 3)[:out]
+def ordinary(ordered: Tensor, out: int, channels: int) -> Tensor:
+    """The weights (out, channels, 3, 3) that `Convolution.order` was given."""
+    if ordered.dim() == 7:
+        outs, ins = (2 * LANES * count for count in ordered.shape[:2])
+        weight = ordered.permute(0, 3, 5, 1, 4, 6, 2).reshape(outs, ins, 3, 3)
+    else:
+        weight = ordered.permute(0, 3, 1, 2).reshape(-1, channels, 3, 3)
+    return weight[:out, :channels]
 
 
 def own_convolution(dtype: torch.dtype) -> Convolution | None:
-    """Our own convolution; None where it cannot be had, or is not the quickest."""
+    """Our own convolution; None where it cannot be had."""
     own = kernel(dtype)
-    library = _library(own.flags) if own and own.convolves else None
-    return Convolution(library) if library else None
+    library = _library(own.flags) if own else None
+    return Convolution(library, own.tiles) if own and library else None
 
 
 def _at(x: Tensor | None) -> ctypes.c_void_p:

@@ -101,8 +101,8 @@ class PackedConv2d(_Packed, nn.Conv2d):
         return torch.ops.mkldnn._convolution_pointwise.binary(h, x, self.weight, self.bias, *how)
 
 
-class PackedWinograd(_Packed, nn.Conv2d):
-    """x (b, in, h, w) -> (b, out, h, w) by a 3x3 convolution, padded by one: in C, with a quarter of the products."""
+class PackedThree(_Packed, nn.Conv2d):
+    """x (b, in, h, w) -> (b, out, h, w) by a 3x3 convolution, padded by one: in C."""
 
     plain = nn.Conv2d
 
@@ -124,7 +124,7 @@ class PackedWinograd(_Packed, nn.Conv2d):
         return self._convolved(x, grows=2)
 
     def dense(self) -> Tensor:
-        return ordinary(self.weight, self.out_channels)
+        return ordinary(self.weight, self.out_channels, self.in_channels)
 
     def _convolved(self, x: Tensor, beside: Tensor | None = None, grows: int = 1) -> Tensor:
         own = own_convolution(self.weight.dtype)
@@ -161,7 +161,7 @@ class PackedPointwise(_Packed, nn.Conv2d):
         return super().dense()[:, :, None, None]
 
 
-PACKED = PackedLinear | PackedConv2d | PackedWinograd | PackedPointwise
+PACKED = PackedLinear | PackedConv2d | PackedThree | PackedPointwise
 
 
 def plus(layer: nn.Module, h: Tensor, x: Tensor) -> Tensor:
@@ -173,7 +173,7 @@ def plus(layer: nn.Module, h: Tensor, x: Tensor) -> Tensor:
 
 def grown(layer: nn.Module, x: Tensor) -> Tensor:
     """layer(doubled(x)): at once, where the layer can do that."""
-    if isinstance(layer, PackedWinograd):
+    if isinstance(layer, PackedThree):
         return layer.grown(x)
     return cast(Tensor, layer(doubled(x)))
 
@@ -189,7 +189,7 @@ def packed(network: Network, convert: Convert | None = None) -> Network:
     What a packed convolution gives has its channels last in memory. So where there is one, all others follow. With
     `convert` each layer's numbers are converted just before they are packed: no more than one layer is there twice.
     """
-    last = any(_way(m, convert) in (PackedConv2d, PackedWinograd) for m in network.modules())
+    last = any(_way(m, convert) in (PackedConv2d, PackedThree) for m in network.modules())
     for layer in network.modules():
         if convert is not None:
             _renumber(layer, convert)
@@ -240,7 +240,7 @@ def _way(layer: nn.Module, convert: Convert | None = None) -> type[_Packed] | No
     dtype = (convert(layer.weight.new_empty(0)) if convert else layer.weight).dtype
     threes = layer.kernel_size == (3, 3) and layer.padding == layer.stride == layer.dilation == (1, 1)
     if threes and layer.groups == 1 and min(layer.weight.shape[:2]) >= NARROW and own_convolution(dtype):
-        return PackedWinograd
+        return PackedThree
     awkward = layer.out_channels % AWKWARD == 0 and layer.out_channels > ENOUGH.get(dtype, 0)
     gains = layer.weight.numel() >= LARGE or own_norm(dtype) is not None
     return PackedConv2d if gains and not awkward else None

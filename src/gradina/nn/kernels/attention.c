@@ -107,15 +107,6 @@ static void pack_values(const View *v, i64 b, i64 h, i64 m, i64 d, unit *out)
    one vector of columns and the next */
 #ifdef AMX
 
-static void set_tiles(void)
-{
-    struct { uint8_t palette, start, unused[14]; uint16_t bytes[16]; uint8_t rows[16]; } shape = {.palette = 1};
-    for (int i = 0; i < 8; i++) shape.bytes[i] = 64, shape.rows[i] = 16;
-    _tile_loadconfig(&shape);
-}
-
-#define BARRIER __asm__ volatile("" ::: "memory") /* compilers do not know that tiles are loaded and stored */
-
 /* two tiles of rows by one or two of columns: tiles 0 to 3 are sums, 4 and 5 of a, 6 and 7 of b */
 static inline __attribute__((always_inline)) void tiles(const unit *a, i64 lda, const unit *b, i64 down, i64 across,
                                                         i64 deep, int both, float *out, i64 ldo, int adds)

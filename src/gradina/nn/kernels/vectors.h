@@ -49,3 +49,15 @@ static inline __attribute__((always_inline)) __m512 power_of_two(__m512 x)
     for (unsigned i = 1; i < sizeof to / sizeof *to; i++) y = _mm512_fmadd_ps(y, rest, _mm512_set1_ps(to[i]));
     return _mm512_scalef_ps(y, x);
 }
+
+#ifdef AMX
+/* eight tiles of 16 rows of 64 bytes, for the thread that asks */
+static inline void set_tiles(void)
+{
+    struct { uint8_t palette, start, unused[14]; uint16_t bytes[16]; uint8_t rows[16]; } shape = {.palette = 1};
+    for (int i = 0; i < 8; i++) shape.bytes[i] = 64, shape.rows[i] = 16;
+    _tile_loadconfig(&shape);
+}
+
+#define BARRIER __asm__ volatile("" ::: "memory") /* compilers do not know that tiles are loaded and stored */
+#endif

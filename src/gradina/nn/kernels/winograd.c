@@ -10,6 +10,8 @@
    Source: Winograd, "Arithmetic complexity of computations", 1980; Lavin & Gray, "Fast Algorithms for Convolutional Neural
    Networks" (1509.09308), section 4.3: A' [(G g G') * (B' d B)] A. */
 
+#ifndef AMX /* tiles.c is quicker there */
+
 #include <omp.h>
 #include <stdlib.h>
 
@@ -177,8 +179,8 @@ void order(const number *weight, number *to, i64 in, i64 out)
 /* Convolves maps x (batch, height / grows, width / grows, in), each place taken `grows` times in both directions (1 or 2),
    with a zero around them, into out (batch, height, width, out); adds a bias (out) and what is beside it, if they are
    given. Weights are in `order`. Returns 0, or 1 where there is no memory. */
-int winograd(const number *x, const number *weight, const number *bias, const number *beside, number *to, i64 batch,
-             i64 height, i64 width, i64 in, i64 out, i64 grows)
+int convolved(const number *x, const number *weight, const number *bias, const number *beside, number *to, i64 batch,
+              i64 height, i64 width, i64 in, i64 out, i64 grows)
 {
     Sizes of = {height, width, in, out, grows, (width + MADE - 1) / MADE, 0};
     of.each = (height + MADE - 1) / MADE * of.across;
@@ -227,3 +229,5 @@ int winograd(const number *x, const number *weight, const number *bias, const nu
     free(values), free(rooms);
     return 0;
 }
+
+#endif
