@@ -1,4 +1,4 @@
-"""Attention, GroupNorm and gates in C are PyTorch's, on every shape; and without them nothing is missed."""
+"""What is computed in C is what PyTorch computes, on every shape; and without it nothing is missed."""
 
 from __future__ import annotations
 
@@ -23,10 +23,12 @@ from gradina.nn.native import (
     compiled,
     kernel,
     ordinary,
+    ordinary_rows,
     own_attention,
     own_convolution,
     own_gate,
     own_norm,
+    own_product,
 )
 from gradina.nn.norm import LayerNorm, normalised, normaliser
 
@@ -464,3 +466,62 @@ def test_which_convolutions_are_our_own_depends_on_the_processor(monkeypatch: py
     for flags, dtypes in (("avx512f avx512_bf16 amx_bf16", tiles), ("avx512f", float_), ("", set())):
         monkeypatch.setattr(native, "_processor", lambda flags=flags: frozenset(flags.split()))
         assert {dtype for dtype in NUMBERS if own_convolution(dtype) is not None} == dtypes
+
+
+@pytest.mark.parametrize(
+    ("rows", "width", "out"),
+    [(1, 1, 2), (2, 1280, 1280), (33, 40, 70), (100, 320, 320), (77, 31, 33), (16, 32, 32), (5, 700, 34), (0, 9, 4),
+     (700, 320, 2560), (130, 1290, 100), (1200, 2561, 64), (3, 5120, 1280)],
+)  # fmt: skip
+@pytest.mark.parametrize("halves", [False, True])
+@torch.no_grad()
+def test_linear_layers_are_exact_but_for_rounding(rows: int, width: int, out: int, halves: bool) -> None:
+    own = own_product(torch.bfloat16)
+    if own is None:
+        pytest.skip("needs a C compiler and a processor with AMX")
+    out += halves and out % 2
+    key = torch.Generator().manual_seed(rows + width + out)
+    x, weight, bias, beside = (
+        torch.randn(shape, generator=key).bfloat16() for shape in ((rows, width), (out, width), (out,), (rows, out))
+    )
+    weight = weight / width**0.5
+    ordered, threads = own.order(weight, halves), torch.get_num_threads()
+    assert torch.equal(ordinary_rows(ordered, out, width, halves), weight)
+    for b, other in ((bias, None), (None, beside), (bias, beside)):
+        exact = F.linear(x.double(), weight.double(), None if b is None else b.double())
+        exact = exact if other is None else exact + other
+        got = own(x, ordered, out, b, other, halves)
+        assert got.dtype == torch.bfloat16
+        assert ((got - exact).abs() <= 2**-8 * exact.abs() + 1e-4 * width**0.5).all(), "no more than rounding to 8 bits"
+    h, gate = F.linear(x.double(), weight.double(), bias.double()).tensor_split(2, -1)
+    if halves:
+        got, exact = own(x, ordered, out, bias, None, halves=True, gates=True), h * F.gelu(gate)
+        assert ((got - exact).abs() <= 2**-8 * exact.abs() + 1e-3 * (h.abs() + 1)).all()
+    try:
+        torch.set_num_threads(1)
+        alone = own(x, ordered, out, bias, beside, halves)
+        torch.set_num_threads(3)
+        assert torch.equal(own(x.T.contiguous().T, ordered, out, bias, beside, halves), alone)
+    finally:
+        torch.set_num_threads(threads)
+    if rows > 1:
+        some = own(x[1:], ordered, out, bias, beside[1:], halves)
+        assert torch.equal(some, alone[1:]), "each row is multiplied alone"
+
+
+@torch.no_grad()
+def test_what_is_no_number_stays_in_its_row() -> None:
+    own = own_product(torch.bfloat16)
+    if own is None:
+        pytest.skip("needs a C compiler and a processor with AMX")
+    x, weight = torch.ones(40, 33).bfloat16(), torch.ones(20, 33).bfloat16()
+    x[7, 32] = float("nan")
+    got = own(x, own.order(weight), 20, None)
+    assert got[7].isnan().all()
+    assert torch.equal(got.isnan().any(-1).nonzero().flatten(), torch.tensor([7]))
+
+
+def test_only_tiles_multiply_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert own_product(torch.float32) is None
+    monkeypatch.setattr(native, "_processor", lambda: frozenset({"avx512f", "avx512_bf16"}))
+    assert own_product(torch.bfloat16) is None

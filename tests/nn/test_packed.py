@@ -9,13 +9,16 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from gradina.nn.native import own_convolution, own_norm
+from gradina.nn.gate import Gate, gated
+from gradina.nn.native import own_convolution, own_norm, own_product
 from gradina.nn.packed import (
     PackedConv2d,
+    PackedGate,
     PackedLinear,
     PackedPointwise,
     PackedThree,
     doubled,
+    gated_by,
     grown,
     packed,
     plus,
@@ -184,6 +187,53 @@ def test_towards_others_they_too_are_plain() -> None:
     torch.testing.assert_close(torch.autograd.grad(fast(x).square().sum(), x)[0], expected)
     assert type(unpacked(nn.Sequential(fast))[0]) is nn.Conv2d
     assert torch.equal(fast.weight, plain.weight)
+
+
+def rows() -> tuple[nn.Sequential, nn.Sequential]:
+    """Layers to whole rows of bfloat16, and the same packed for our own."""
+    if own_product(torch.bfloat16) is None:
+        pytest.skip("needs a C compiler and a processor with AMX")
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Linear(40, 24), nn.Conv2d(40, 24, 1, bias=False), Gate(40, 48), nn.Conv2d(9, 9, 3))
+    plain = plain.to(torch.bfloat16).requires_grad_(False)
+    return plain, packed(copy.deepcopy(plain))
+
+
+@torch.no_grad()
+def test_rows_are_multiplied_by_our_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, fast = rows()
+    assert [type(m) for m in fast] == [PackedLinear, PackedPointwise, PackedGate, PackedConv2d]
+    x, places, beside = (torch.randn(shape).bfloat16() for shape in ((2, 9, 40), (2, 40, 5, 3), (2, 9, 24)))
+    near = {"rtol": 2e-2, "atol": 2e-2}
+
+    def same() -> None:
+        torch.testing.assert_close(fast[0](x), plain[0](x), **near)
+        torch.testing.assert_close(plus(fast[0], x, beside), plain[0](x) + beside, **near)
+        for given in (places, places.to(memory_format=torch.channels_last)):
+            torch.testing.assert_close(fast[1](given), plain[1](given), **near)
+        torch.testing.assert_close(fast[2](x), plain[2](x), **near)
+        torch.testing.assert_close(gated_by(fast[2], x), gated(plain[2](x)), **near)
+        assert torch.equal(gated_by(plain[2], x), gated(plain[2](x)))
+
+    same()
+    monkeypatch.setattr("gradina.nn.packed.traced", lambda x: True)
+    same()
+    monkeypatch.undo()
+    monkeypatch.setenv("GRADINA_NATIVE", "0")
+    same()
+    with torch.enable_grad():
+        x.requires_grad_()
+        same()
+
+
+def test_towards_others_rows_too_are_plain() -> None:
+    plain, fast = rows()
+    for name, value in plain.state_dict().items():
+        saved = fast.state_dict()[name]
+        assert torch.equal(saved, value), name
+        assert saved.shape == value.shape
+    back = unpacked(fast)
+    assert [type(m) for m in back] == [type(m) for m in plain], "a gate stays one"
 
 
 @torch.no_grad()

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from gradina.nn.attention import Attention
 from gradina.nn.conv import Downsample, ResBlock, Upsample
 from gradina.nn.embed import TimeMLP
-from gradina.nn.gate import gated
+from gradina.nn.gate import Gate
 from gradina.nn.memory import added, by_rows
 from gradina.nn.norm import LayerNorm, normalised
-from gradina.nn.packed import plus
+from gradina.nn.packed import gated_by, plus
 from gradina.nn.strips import activated_conv
 
 
@@ -44,14 +44,14 @@ class GEGLU(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.proj_in = nn.Linear(width, 8 * width)
+        self.proj_in = Gate(width, 8 * width)
         self.proj_out = nn.Linear(4 * width, width)
 
     def forward(self, h: Tensor, x: Tensor) -> Tensor:
         return by_rows(self._layer, h, x)
 
     def _layer(self, h: Tensor, x: Tensor) -> Tensor:
-        return plus(self.proj_out, gated(self.proj_in(h)), x)
+        return plus(self.proj_out, gated_by(self.proj_in, h), x)
 
 
 class TransformerBlock(nn.Module):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gradina.nn.memory import drawing
 from gradina.nn.native import own_gate
+
+
+class Gate(nn.Linear):
+    """x (..., in) -> (..., h gate): a linear layer to what gates."""
 
 
 def gated(both: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from gradina.files import atomic_write, cache_folder
+from gradina.nn.memory import in_huge_pages
 
 SOURCES = Path(__file__).with_name("kernels")
 LANES = 16  # numbers of single precision that are multiplied at once
@@ -168,7 +169,7 @@ class Convolution:
         """
         weight, (out, channels) = weight.contiguous(), weight.shape[:2]
         by_tiles = (-(-out // (2 * LANES)), -(-channels // (2 * LANES)), 9, 2, LANES, LANES, 2)
-        made = weight.new_empty(by_tiles if self.tiles else (-(-out // LANES), channels, 9, LANES))
+        made = in_huge_pages(weight.new_empty(by_tiles if self.tiles else (-(-out // LANES), channels, 9, LANES)))
         self.library.order(_at(weight), _at(made), ctypes.c_int64(channels), ctypes.c_int64(out))
         return made
 
@@ -202,6 +203,64 @@ def own_convolution(dtype: torch.dtype) -> Convolution | None:
     own = kernel(dtype)
     library = _library(own.flags) if own else None
     return Convolution(library, own.tiles) if own and library else None
+
+
+class Product:
+    """Linear layers of few inputs, by tiles, on a CPU, without gradients.
+
+    The halves of what comes out may be a gate's: gelu(second) · first.
+    """
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self.library = library
+
+    def order(self, weight: Tensor, halves: bool = False) -> Tensor:
+        """Weights (out, in) as they are asked for, in tiles, 32 by 32; numbers of no use are zero.
+
+        (out/32, in/32, 2, 16, 16, 2), where the 2 are halves of 32, or of all that comes out.
+        """
+        weight, (out, width) = weight.contiguous(), weight.shape
+        panels = -(-out // (2 * LANES)) if not halves else -(-out // 2 // LANES)
+        made = in_huge_pages(weight.new_empty(panels, -(-width // (2 * LANES)), 2, LANES, LANES, 2))
+        sizes = map(ctypes.c_int64, (width, out, halves))
+        self.library.order_rows(_at(weight), _at(made), *sizes)
+        return made
+
+    def __call__(
+        self,
+        x: Tensor,
+        ordered: Tensor,
+        out: int,
+        bias: Tensor | None,
+        beside: Tensor | None = None,
+        halves: bool = False,
+        gates: bool = False,
+    ) -> Tensor:
+        """x (..., in) -> (..., out), plus what is beside it; where its halves are to gate, (..., out / 2)."""
+        x, beside = x.contiguous(), None if beside is None else beside.contiguous()
+        width = x.shape[-1]
+        made = x.new_empty(*x.shape[:-1], out // 2 if gates else out)
+        sizes = map(ctypes.c_int64, (x.numel() // width, width, out, halves, gates))
+        if self.library.multiplied(*map(_at, (x, ordered, bias, beside, made)), *sizes):
+            raise MemoryError("linear layer: there is no memory left")
+        return made
+
+
+def ordinary_rows(ordered: Tensor, out: int, width: int, halves: bool = False) -> Tensor:
+    """The weights (out, width) that `Product.order` was given."""
+    wide = ordered.shape[1] * 2 * LANES
+    if halves:
+        rows = ordered.permute(2, 0, 4, 1, 3, 5).reshape(2, -1, wide)[:, : out // 2].flatten(0, 1)
+    else:
+        rows = ordered.permute(0, 2, 4, 1, 3, 5).reshape(-1, wide)[:out]
+    return rows[:, :width]
+
+
+def own_product(dtype: torch.dtype) -> Product | None:
+    """Our own product of linear layers; None where it cannot be had, or is not the quickest."""
+    own = kernel(dtype)
+    library = _library(own.flags) if own and own.tiles else None
+    return Product(library) if library else None
 
 
 def _at(x: Tensor | None) -> ctypes.c_void_p:

@@ -14,11 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gradina.nn.gate import Gate, gated
 from gradina.nn.memory import added, traced
-from gradina.nn.native import ordinary, own_convolution, own_norm
+from gradina.nn.native import ordinary, ordinary_rows, own_convolution, own_norm, own_product
 
 Network = TypeVar("Network", bound=nn.Module)
 Convert = Callable[[Tensor], Tensor]
+Own = TypeVar("Own")
 
 LARGE = 2**21  # weights of a convolution: smaller ones gain only where norms, too, are quick with channels last
 AWKWARD = 48  # convolutions to a multiple of so many channels take oneDNN up to 25 times as long for some maps,
@@ -31,7 +33,7 @@ class _Packed(nn.Module):
     """What the packed layers share: towards all others they are plain."""
 
     weight: Tensor
-    plain: type[nn.Module]
+    plain: type[nn.Module]  # what it was
 
     @staticmethod
     def ordered(layer: Any) -> Tensor:
@@ -63,26 +65,47 @@ class _Packed(nn.Module):
 class PackedLinear(_Packed, nn.Linear):
     """x (..., in) -> (..., out)."""
 
-    plain = nn.Linear
-
     @staticmethod
     def ordered(layer: Any) -> Tensor:
-        return torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), None)
+        return _rows_ordered(layer.weight.detach())
 
     def forward(self, x: Tensor) -> Tensor:
-        if _learns(x):
-            return F.linear(x, self.dense(), self.bias)
-        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, *NOTHING_FUSED)
+        return _rows(x, self.weight, self.out_features, self.bias)
 
     def plus(self, h: Tensor, x: Tensor) -> Tensor:
         """self(h) + x, at once."""
-        return torch.ops.mkldnn._linear_pointwise.binary(h, x, self.weight, self.bias, "add")
+        return _rows(h, self.weight, self.out_features, self.bias, beside=x)
+
+    def dense(self) -> Tensor:
+        return _rows_as_they_were(self.weight, self.out_features, self.in_features)
+
+
+class PackedGate(_Packed, Gate):
+    """x (..., in) -> (..., h gate)."""
+
+    @staticmethod
+    def ordered(layer: Any) -> Tensor:
+        own = own_product(layer.weight.dtype)
+        assert own is not None
+        return own.order(layer.weight.detach(), halves=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if own := _ours(own_product, x, self.weight):
+            return own(x, self.weight, self.out_features, self.bias, halves=True)
+        return F.linear(x, self.dense(), self.bias)
+
+    def gated(self, x: Tensor) -> Tensor:
+        """gelu(gate) · h, at once: (..., width)."""
+        if own := _ours(own_product, x, self.weight):
+            return own(x, self.weight, self.out_features, self.bias, halves=True, gates=True)
+        return gated(F.linear(x, self.dense(), self.bias))
+
+    def dense(self) -> Tensor:
+        return ordinary_rows(self.weight, self.out_features, self.in_features, halves=True)
 
 
 class PackedConv2d(_Packed, nn.Conv2d):
     """x (b, in, h, w) -> (b, out, h', w'), padded with zeros."""
-
-    plain = nn.Conv2d
 
     @staticmethod
     def ordered(layer: Any) -> Tensor:
@@ -103,8 +126,6 @@ class PackedConv2d(_Packed, nn.Conv2d):
 
 class PackedThree(_Packed, nn.Conv2d):
     """x (b, in, h, w) -> (b, out, h, w) by a 3x3 convolution, padded by one: in C."""
-
-    plain = nn.Conv2d
 
     @staticmethod
     def ordered(layer: Any) -> Tensor:
@@ -127,8 +148,7 @@ class PackedThree(_Packed, nn.Conv2d):
         return ordinary(self.weight, self.out_channels, self.in_channels)
 
     def _convolved(self, x: Tensor, beside: Tensor | None = None, grows: int = 1) -> Tensor:
-        own = own_convolution(self.weight.dtype)
-        if own is not None and x.dtype == self.weight.dtype and not _learns(x) and not traced(x):
+        if own := _ours(own_convolution, x, self.weight):
             return own(x, self.weight, self.out_channels, self.bias, beside, grows)
         made = self._conv_forward(doubled(x) if grows == 2 else x, self.dense(), self.bias)
         return made if beside is None else made + beside
@@ -137,28 +157,19 @@ class PackedThree(_Packed, nn.Conv2d):
 class PackedPointwise(_Packed, nn.Conv2d):
     """x (b, in, h, w) -> (b, out, h, w) by a 1x1 convolution: to each place, what a linear layer is to each token."""
 
-    plain = nn.Conv2d
-
     @staticmethod
     def ordered(layer: Any) -> Tensor:
-        return torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach().flatten(1), None)
+        return _rows_ordered(layer.weight.detach().flatten(1))
 
     def forward(self, x: Tensor) -> Tensor:
-        if _learns(x):
-            return self._conv_forward(x, self.dense(), self.bias)
-        tokens = x.permute(0, 2, 3, 1)
-        made = torch.ops.mkldnn._linear_pointwise(tokens, self.weight, self.bias, *NOTHING_FUSED)
-        return made.permute(0, 3, 1, 2)
+        return _rows(_last(x), self.weight, self.out_channels, self.bias).permute(0, 3, 1, 2)
 
     def plus(self, h: Tensor, x: Tensor) -> Tensor:
         """self(h) + x, at once."""
-        tokens, beside = h.permute(0, 2, 3, 1), x.permute(0, 2, 3, 1)
-        return torch.ops.mkldnn._linear_pointwise.binary(tokens, beside, self.weight, self.bias, "add").permute(
-            0, 3, 1, 2
-        )
+        return _rows(_last(h), self.weight, self.out_channels, self.bias, beside=_last(x)).permute(0, 3, 1, 2)
 
     def dense(self) -> Tensor:
-        return super().dense()[:, :, None, None]
+        return _rows_as_they_were(self.weight, self.out_channels, self.in_channels)[:, :, None, None]
 
 
 PACKED = PackedLinear | PackedConv2d | PackedThree | PackedPointwise
@@ -169,6 +180,11 @@ def plus(layer: nn.Module, h: Tensor, x: Tensor) -> Tensor:
     if isinstance(layer, PACKED) and not torch.is_grad_enabled() and h.dtype == x.dtype:
         return layer.plus(h, x)
     return added(layer(h), x)
+
+
+def gated_by(layer: nn.Module, x: Tensor) -> Tensor:
+    """gelu(gate) · h for the halves of layer(x): at once, where the layer can do that."""
+    return layer.gated(x) if isinstance(layer, PackedGate) else gated(layer(x))
 
 
 def grown(layer: nn.Module, x: Tensor) -> Tensor:
@@ -196,7 +212,7 @@ def packed(network: Network, convert: Convert | None = None) -> Network:
         if not isinstance(layer, nn.Linear | nn.Conv2d) or not _can_be(layer):
             continue
         kind = _way(layer)
-        if kind is not None and (last or kind is PackedLinear):
+        if kind is not None and (last or issubclass(kind, nn.Linear)):
             pack(layer, kind)
         elif type(layer) is nn.Conv2d and last:
             layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last)
@@ -206,7 +222,9 @@ def packed(network: Network, convert: Convert | None = None) -> Network:
 def pack(layer: nn.Module, kind: type[nn.Module]) -> None:
     """A plain layer becomes one of a packed kind, which must be for such layers."""
     assert issubclass(kind, _Packed)
-    _become(layer, kind, kind.ordered(layer))
+    weight, plain = kind.ordered(layer), type(layer)
+    _become(layer, kind, weight)
+    cast(_Packed, layer).plain = plain
 
 
 def converted(network: Network, convert: Convert) -> Network:
@@ -233,17 +251,23 @@ def _way(layer: nn.Module, convert: Convert | None = None) -> type[_Packed] | No
     """How a plain layer is best packed, when its numbers are converted and channels lie last; None: not at all."""
     if type(layer) is nn.Linear:
         return PackedLinear
+    if type(layer) is Gate:
+        return PackedGate if own_product(_dtype(layer, convert)) else PackedLinear
     if type(layer) is not nn.Conv2d or isinstance(layer.padding, str) or layer.padding_mode != "zeros":
         return None
     if layer.kernel_size == layer.stride == (1, 1) and layer.padding == (0, 0) and layer.groups == 1:
         return PackedPointwise
-    dtype = (convert(layer.weight.new_empty(0)) if convert else layer.weight).dtype
+    dtype = _dtype(layer, convert)
     threes = layer.kernel_size == (3, 3) and layer.padding == layer.stride == layer.dilation == (1, 1)
     if threes and layer.groups == 1 and min(layer.weight.shape[:2]) >= NARROW and own_convolution(dtype):
         return PackedThree
     awkward = layer.out_channels % AWKWARD == 0 and layer.out_channels > ENOUGH.get(dtype, 0)
     gains = layer.weight.numel() >= LARGE or own_norm(dtype) is not None
     return PackedConv2d if gains and not awkward else None
+
+
+def _dtype(layer: nn.Linear | nn.Conv2d, convert: Convert | None) -> torch.dtype:
+    return (convert(layer.weight.new_empty(0)) if convert else layer.weight).dtype
 
 
 def unpacked(network: Network) -> Network:
@@ -277,6 +301,38 @@ def _become(layer: nn.Module, kind: type[nn.Module], weight: Tensor) -> None:
 
 def _unpack(layer: _Packed) -> None:
     _become(layer, layer.plain, layer.dense())
+
+
+def _rows_ordered(weight: Tensor) -> Tensor:
+    """Weights (out, in) as rows are multiplied by them."""
+    own = own_product(weight.dtype)
+    return own.order(weight) if own else torch.ops.mkldnn._reorder_linear_weight(weight, None)
+
+
+def _rows_as_they_were(ordered: Tensor, out: int, width: int) -> Tensor:
+    return ordered.to_dense() if ordered.is_mkldnn else ordinary_rows(ordered, out, width)
+
+
+def _rows(x: Tensor, ordered: Tensor, out: int, bias: Tensor | None, beside: Tensor | None = None) -> Tensor:
+    """x (..., in) -> (..., out), by ordered weights, plus what is beside it."""
+    if ordered.is_mkldnn and not _learns(x):
+        if beside is None:
+            return torch.ops.mkldnn._linear_pointwise(x, ordered, bias, *NOTHING_FUSED)
+        return torch.ops.mkldnn._linear_pointwise.binary(x, beside, ordered, bias, "add")
+    if not ordered.is_mkldnn and (own := _ours(own_product, x, ordered)):
+        return own(x, ordered, out, bias, beside)
+    made = F.linear(x, _rows_as_they_were(ordered, out, x.shape[-1]), bias)
+    return made if beside is None else made + beside
+
+
+def _last(x: Tensor) -> Tensor:
+    """(b, c, h, w) -> (b, h, w, c)"""
+    return x.permute(0, 2, 3, 1)
+
+
+def _ours(find: Callable[[torch.dtype], Own | None], x: Tensor, weight: Tensor) -> Own | None:
+    """What multiplies x by a weight in C; None where it cannot be had, or something learns or looks on."""
+    return None if x.dtype != weight.dtype or _learns(x) or traced(x) else find(x.dtype)
 
 
 def _learns(x: Tensor) -> bool:

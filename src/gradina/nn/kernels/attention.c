@@ -11,6 +11,9 @@
 #include <string.h>
 
 #include "vectors.h"
+#ifdef AMX
+#include "tiles.h"
+#endif
 
 #ifdef BF16
 typedef uint32_t unit; /* what is multiplied at once: two numbers, one behind the other */

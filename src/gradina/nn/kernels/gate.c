@@ -2,36 +2,6 @@
 
 #include "vectors.h"
 
-/* x P(X < x) for a normal X */
-static inline __attribute__((always_inline)) __m512 gelu(__m512 x)
-{
-#ifdef BF16
-    /* to 8e-6, before it is rounded: (P - 1/2) / x is a polynomial in 2/25 x^2 - 1, fitted to x^2 times the error, up to 5 */
-    const float to[] = {2.27719569e-03f, -6.27791462e-03f, 7.02143600e-03f, -8.33000708e-03f, 1.55477906e-02f,
-                        -2.42150556e-02f, 3.17441784e-02f, -4.03191932e-02f, 5.14880084e-02f,
-                        -7.03005195e-02f, 1.41364306e-01f};
-    const __m512 low = _mm512_set1_ps(-5.0f), high = _mm512_set1_ps(5.0f), half = _mm512_set1_ps(0.5f);
-    __m512 near = _mm512_min_ps(_mm512_max_ps(x, low), high);
-    __m512 u = _mm512_fmsub_ps(_mm512_mul_ps(near, near), _mm512_set1_ps(2 / 25.0f), _mm512_set1_ps(1.0f));
-    __m512 y = _mm512_set1_ps(to[0]);
-    for (unsigned k = 1; k < sizeof to / sizeof *to; k++) y = _mm512_fmadd_ps(y, u, _mm512_set1_ps(to[k]));
-    __mmask16 above = _mm512_cmp_ps_mask(x, low, _CMP_NLE_UQ); /* what is no number stays none */
-    return _mm512_mul_ps(x, _mm512_maskz_fmadd_ps(above, near, y, half));
-#else
-    /* to 6e-7 of it: P below -|x| is exp(-x^2 / 2) / 2 times a polynomial in t = 1 / (1 + 0.44 |x| / sqrt(2)) */
-    const float to[] = {0.0714897316f, -0.279104928f, 0.298773831f, -0.0221974705f, 0.216936211f,
-                        0.216954032f, 0.248932010f, 0.248216773f};
-    const __m512 one = _mm512_set1_ps(1.0f);
-    __m512 below = power_of_two(_mm512_mul_ps(_mm512_mul_ps(x, x), _mm512_set1_ps(-0.5f * 1.44269504f)));
-    __m512 t = _mm512_div_ps(one, _mm512_fmadd_ps(_mm512_abs_ps(x), _mm512_set1_ps(0.44f * 0.707106781f), one));
-    __m512 y = _mm512_set1_ps(to[0]);
-    for (unsigned k = 1; k < sizeof to / sizeof *to; k++) y = _mm512_fmadd_ps(y, t, _mm512_set1_ps(to[k]));
-    y = _mm512_mul_ps(_mm512_mul_ps(y, t), _mm512_mul_ps(below, _mm512_set1_ps(0.5f)));
-    __mmask16 above = _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_GT_OQ);
-    return _mm512_mul_ps(x, _mm512_mask_sub_ps(y, above, one, y));
-#endif
-}
-
 /* out = gelu(gate) h, for rows of `width` numbers h and as many of gate behind them */
 void gated(const number *in, number *out, i64 rows, i64 width)
 {

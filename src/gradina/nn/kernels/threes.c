@@ -10,11 +10,10 @@
 
 #include <omp.h>
 #include <stdlib.h>
-#include <string.h>
 
-#include "vectors.h"
+#include "tiles.h"
 
-enum { DEEP = 32, TILE = LANES * DEEP, PANEL = 2 * TILE, TAPS = 9, BESIDE = 3, SUMS = BESIDE * 2 * LANES * LANES };
+enum { TAPS = 9, BESIDE = 3, SUMS = BESIDE * 2 * SQUARE };
 /* channels at a time, in DEEPs; bytes of what is seen of them; columns at a time; panels whose sums wait */
 enum { CHANNELS = 10, NEAR = 512 * 1024, COLUMNS = 64, PANELS = 10 };
 
@@ -29,9 +28,6 @@ typedef struct { i64 top, bottom, left, right; } Part; /* of all maps, one below
 
 typedef struct { const number *seen; i64 row, column; } Tile; /* sixteen places; the first one, and what is left above it */
 
-static inline i64 least(i64 a, i64 b) { return a < b ? a : b; }
-static inline i64 parts_of(i64 all, i64 each) { return (all + each - 1) / each; }
-
 /* Weights (out, in, tap) -> [32 that come out][32 in][tap][16 of the first][pair of the second][16][2]; zeros fill up. */
 void order(const number *weight, number *to, i64 in, i64 out)
 {
@@ -40,16 +36,10 @@ void order(const number *weight, number *to, i64 in, i64 out)
 #pragma omp parallel for schedule(static)
     for (i64 panel = 0; panel < parts_of(out, DEEP); panel++)
         for (i64 c = panel * DEEP; c < least(out, (panel + 1) * DEEP); c++)
-            for (i64 i = 0; i < in; i++) {
-                number *at = to + (panel * steps + i / DEEP) * TAPS * PANEL + c % DEEP / LANES * TILE;
-                at += i % DEEP / 2 * DEEP + c % LANES * 2 + i % 2;
-                for (i64 tap = 0; tap < TAPS; tap++) at[tap * PANEL] = weight[(c * in + i) * TAPS + tap];
-            }
+            for (i64 step = 0; step < steps; step++)
+                order_row(weight + c * in * TAPS, step * DEEP, in, TAPS, c % DEEP, to + (panel * steps + step) * TAPS * PANEL);
 }
 
-#define LOADED(i) _tile_loadd(i, sums + i * LANES * LANES, 64);
-#define STORED(i) _tile_stored(i, sums + i * LANES * LANES, 64);
-#define ZEROED(i) _tile_zero(i);
 #define ALL_SIX(DONE) DONE(0) DONE(1) DONE(2) DONE(3) DONE(4) DONE(5)
 
 /* three tiles by one panel of weights, over `steps` of channels: tiles 0 to 5 are the sums. On the way, `lines` of what is
@@ -140,7 +130,7 @@ static void put_tile(const Job *job, Part part, Tile tile, const float *sums, i6
     for (i64 i = 0, x = tile.column, y = tile.row; i < LANES && y < part.bottom; i++) {
         i64 at = (y * job->width + x) * job->made + c;
         for (int k = 0; k < 2 && x < part.right; k++) {
-            __m512 sum = _mm512_add_ps(_mm512_loadu_ps(sums + k * BESIDE * LANES * LANES + i * LANES), shift[k]);
+            __m512 sum = _mm512_add_ps(_mm512_loadu_ps(sums + k * BESIDE * SQUARE + i * LANES), shift[k]);
             if (job->beside) sum = _mm512_add_ps(sum, floats(some[k], job->beside + at + k * LANES));
             put(job->out + at + k * LANES, some[k], sum);
         }
@@ -199,7 +189,7 @@ int convolved(const number *x, const number *weight, const number *bias, const n
                         product(tiles + t * BESIDE, apart, taps, deep, now, asks ? next + t * each * DEEP : next, asks ? lines : 0,
                                 step > 0, at);
                         for (i64 i = 0; ends && i < BESIDE && t * BESIDE + i < n; i++)
-                            put_tile(&job, part, tiles[t * BESIDE + i], at + i * LANES * LANES, p * DEEP);
+                            put_tile(&job, part, tiles[t * BESIDE + i], at + i * SQUARE, p * DEEP);
                     }
                 }
             }

@@ -1,0 +1,149 @@
+/* Linear layers by tiles of 16 rows by 32 numbers, which the processor multiplies whole.
+
+   Out of the caches nearest to a core, numbers come too slowly for that. So 32 rows at a time lie there, while panels of
+   weights pass by, as many as its next cache holds; the next ones are asked for meanwhile. */
+
+#ifdef AMX
+
+#include <omp.h>
+#include <stdlib.h>
+
+#include "tiles.h"
+
+enum { ROWS = 2 * LANES, STEPS = 40, NEAR = 640 * 1024 }; /* rows at a time; steps of 32 numbers; bytes of weights near */
+enum { SUMS = 4 * SQUARE * (int)sizeof(float) };
+
+typedef struct {
+    const number *bias, *beside;
+    number *out;
+    i64 made, halves, gates;
+} Result;
+
+/* Weights (out, in) -> [32 that come out][32 in][16 of the first][pair of the second][16][2]; zeros fill up. With `halves`
+   there are 16 of the first half and 16 of the second one in each 32. */
+void order_rows(const number *weight, number *to, i64 in, i64 out, i64 halves)
+{
+    i64 steps = parts_of(in, DEEP), half = out / 2, panels = halves ? parts_of(half, LANES) : parts_of(out, DEEP);
+    memset(to, 0, sizeof(number) * (size_t)(panels * steps * PANEL));
+#pragma omp parallel for schedule(static)
+    for (i64 c = 0; c < out; c++) {
+        i64 panel = halves ? c % half / LANES : c / DEEP, column = halves ? c / half * LANES + c % half % LANES : c % DEEP;
+        for (i64 step = 0; step < steps; step++)
+            order_row(weight + c * in, step * DEEP, in, 1, column, to + (panel * steps + step) * PANEL);
+    }
+}
+
+#define ALL_FOUR(DONE) DONE(0) DONE(1) DONE(2) DONE(3)
+
+/* 32 rows by a panel of weights; `lines` of what is next to be multiplied are asked for with each product */
+static inline void product(const number *rows, i64 apart, i64 steps, const number *weight, const number *next, i64 lines,
+                           int adds, float *sums)
+{
+    const number *below = rows + LANES * apart;
+    apart *= (i64)sizeof(number);
+    BARRIER;
+    if (adds) {
+        ALL_FOUR(LOADED)
+    } else {
+        ALL_FOUR(ZEROED)
+    }
+    for (i64 step = 0; step < steps; step++, rows += DEEP, below += DEEP, weight += PANEL) {
+        _tile_loadd(4, rows, apart);
+        _tile_stream_loadd(6, weight, 64); /* used once: it shall not drive out the rows */
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_loadd(5, below, apart);
+        _tile_dpbf16ps(1, 5, 6);
+        _tile_stream_loadd(7, weight + TILE, 64);
+        for (i64 k = 0; k < lines; k++, next += DEEP) _mm_prefetch((const char *)next, _MM_HINT_T1);
+        _tile_dpbf16ps(2, 4, 7);
+        _tile_dpbf16ps(3, 5, 7);
+    }
+    ALL_FOUR(STORED)
+    BARRIER;
+}
+
+/* numbers of some rows, `left` or `deep` of each, `apart`; zeros fill up */
+static void look(const number *x, i64 rows, i64 width, i64 left, i64 deep, i64 apart, number *to)
+{
+    i64 here = least(left, deep);
+    for (i64 i = 0; i < rows; i++, x += width, to += apart) {
+        memcpy(to, x, sizeof(number) * (size_t)here);
+        memset(to + here, 0, sizeof(number) * (size_t)(deep - here));
+    }
+}
+
+/* sums of some rows by a panel -> what comes out */
+static inline void put_rows(const Result *to, const float *sums, i64 row, i64 rows, i64 panel)
+{
+    i64 end = to->halves ? to->made / 2 : to->made, c = panel * (to->halves ? LANES : DEEP);
+    i64 d = to->halves ? end + c : c + LANES, width = to->gates ? end : to->made;
+    __mmask16 some = first(end - c), others = to->halves ? some : first(end - d);
+    __m512 shift = to->bias ? floats(some, to->bias + c) : _mm512_setzero_ps();
+    __m512 other = to->bias ? floats(others, to->bias + d) : _mm512_setzero_ps();
+    for (i64 i = 0; i < rows; i++) {
+        const float *sum = sums + i * LANES;
+        __m512 h = _mm512_add_ps(_mm512_loadu_ps(sum), shift), g = _mm512_add_ps(_mm512_loadu_ps(sum + 2 * SQUARE), other);
+        i64 at = (row + i) * width;
+        if (to->gates) {
+            put(to->out + at + c, some, _mm512_mul_ps(gelu(g), h));
+            continue;
+        }
+        if (to->beside) {
+            h = _mm512_add_ps(h, floats(some, to->beside + at + c));
+            g = _mm512_add_ps(g, floats(others, to->beside + at + d));
+        }
+        put(to->out + at + c, some, h);
+        put(to->out + at + d, others, g);
+    }
+}
+
+/* x (rows, in) by weights as `order_rows` has them, into out (rows, made); adds a bias (made) and what is beside it, if they
+   are given. Where it gates, gelu(second half) first half comes out: (rows, made / 2). Returns 0, or 1 where there is no
+   memory. */
+int multiplied(const number *x, const number *weight, const number *bias, const number *beside, number *out, i64 rows,
+               i64 in, i64 made, i64 halves, i64 gates)
+{
+    Result to = {bias, beside, out, made, halves, gates};
+    i64 steps = parts_of(in, DEEP), panels = halves ? parts_of(made / 2, LANES) : parts_of(made, DEEP);
+    i64 threads = omp_get_max_threads(), across = 1; /* so many share the panels, the others the rows: as is read least */
+    for (i64 t = 2; t <= least(threads, panels); t++)
+        if (threads % t == 0 && rows * t + made * threads / t < rows * across + made * threads / across) across = t;
+    i64 chunk = parts_of(steps, parts_of(steps, STEPS)), apart = (chunk + 1) * DEEP; /* lest rows meet in a cache */
+    i64 share = parts_of(panels, across), high = parts_of(parts_of(rows, threads / across), ROWS) * ROWS;
+    i64 most = least(share, NEAR / (chunk * PANEL * (i64)sizeof(number))), group = parts_of(share, parts_of(share, most));
+    i64 waiting = chunk < steps ? high / ROWS * group : 1, each = ROWS * apart * (i64)sizeof(number) + waiting * SUMS;
+    char *room = aligned_alloc(64, (size_t)(threads * each));
+    if (!room) return 1;
+#pragma omp parallel
+    {
+        float *sums = (float *)(room + omp_get_thread_num() * each);
+        number *seen = (number *)((char *)sums + waiting * SUMS);
+        set_tiles();
+#pragma omp for schedule(static)
+        for (i64 job = 0; job < threads; job++) {
+            i64 last = least(panels, (job % across + 1) * share), top = job / across * high, end = least(rows, top + high);
+            i64 lines = top < end ? parts_of(DEEP, parts_of(end - top, ROWS)) : 0;
+            for (i64 from = job % across * share; from < last; from += group)
+                for (i64 step = 0; step < steps; step += chunk) {
+                    i64 until = least(last, from + group), deep = least(chunk, steps - step), ends = step + deep == steps;
+                    for (i64 row = top, i = 0; row < end; row += ROWS, i++) {
+                        i64 here = least(ROWS, end - row);
+                        look(x + row * in + step * DEEP, here, in, in - step * DEEP, deep * DEEP, apart, seen);
+                        for (i64 p = from; p < until; p++) {
+                            const number *now = weight + (p * steps + step) * PANEL;
+                            const number *next = ends ? weight + (p + group) * steps * PANEL : now + deep * PANEL;
+                            int asks = i * lines < DEEP && (!ends || p + group < last);
+                            float *at = sums + (chunk < steps ? (i * group + p - from) * (SUMS / (i64)sizeof(float)) : 0);
+                            product(seen, apart, deep, now, next + i * lines * deep * DEEP, asks ? lines : 0, step > 0, at);
+                            if (ends) put_rows(&to, at, row, here, p);
+                        }
+                    }
+                }
+        }
+        _tile_release();
+    }
+    free(room);
+    return 0;
+}
+
+#endif
