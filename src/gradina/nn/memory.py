@@ -12,8 +12,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 AT_ONCE = 5 * 2**18  # bytes of tokens that pass through a layer together: what is in between stays near the core
-HUGE = 2**21  # bytes of a huge page
-MADV_HUGEPAGE = 14  # as sys/mman.h names it
 MMAP_THRESHOLD = -3  # as malloc.h names it: what is as large is taken from the system alone, and given back alone
 
 
@@ -27,14 +25,6 @@ def keep_nothing() -> None:
     """Has this process give back at once whatever of 1 MB or more is freed: a step then takes a third longer."""
     if sys.platform == "linux" and (adjust := getattr(_library(), "mallopt", None)) is not None:
         adjust(MMAP_THRESHOLD, 2**20)
-
-
-def in_huge_pages(x: Tensor) -> Tensor:
-    """x itself, not written yet: it will lie in large pages, where Linux gives some, and so be read faster."""
-    start, end = -(-x.data_ptr() // HUGE) * HUGE, (x.data_ptr() + x.nbytes) // HUGE * HUGE
-    if sys.platform == "linux" and x.device.type == "cpu" and start < end:
-        _library().madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), MADV_HUGEPAGE)
-    return x
 
 
 @cache

@@ -21,7 +21,6 @@ import torch
 from torch import Tensor, nn
 
 from gradina.files import atomic_write, cache_folder
-from gradina.nn.memory import in_huge_pages
 
 SOURCES = Path(__file__).with_name("kernels")
 LANES = 16  # numbers of single precision that are multiplied at once
@@ -169,7 +168,7 @@ class Convolution:
         """
         weight, (out, channels) = weight.contiguous(), weight.shape[:2]
         by_tiles = (-(-out // (2 * LANES)), -(-channels // (2 * LANES)), 9, 2, LANES, LANES, 2)
-        made = in_huge_pages(weight.new_empty(by_tiles if self.tiles else (-(-out // LANES), channels, 9, LANES)))
+        made = weight.new_empty(by_tiles if self.tiles else (-(-out // LANES), channels, 9, LANES))
         self.library.order(_at(weight), _at(made), ctypes.c_int64(channels), ctypes.c_int64(out))
         return made
 
@@ -221,7 +220,7 @@ class Product:
         """
         weight, (out, width) = weight.contiguous(), weight.shape
         panels = -(-out // (2 * LANES)) if not halves else -(-out // 2 // LANES)
-        made = in_huge_pages(weight.new_empty(panels, -(-width // (2 * LANES)), 2, LANES, LANES, 2))
+        made = weight.new_empty(panels, -(-width // (2 * LANES)), 2, LANES, LANES, 2)
         sizes = map(ctypes.c_int64, (width, out, halves))
         self.library.order_rows(_at(weight), _at(made), *sizes)
         return made

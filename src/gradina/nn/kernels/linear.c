@@ -23,14 +23,15 @@ typedef struct {
    there are 16 of the first half and 16 of the second one in each 32. */
 void order_rows(const number *weight, number *to, i64 in, i64 out, i64 halves)
 {
-    i64 steps = parts_of(in, DEEP), half = out / 2, panels = halves ? parts_of(half, LANES) : parts_of(out, DEEP);
-    memset(to, 0, sizeof(number) * (size_t)(panels * steps * PANEL));
+    i64 steps = parts_of(in, DEEP), end = halves ? out / 2 : out, each = halves ? LANES : DEEP;
 #pragma omp parallel for schedule(static)
-    for (i64 c = 0; c < out; c++) {
-        i64 panel = halves ? c % half / LANES : c / DEEP, column = halves ? c / half * LANES + c % half % LANES : c % DEEP;
+    for (i64 panel = 0; panel < parts_of(end, each); panel++)
         for (i64 step = 0; step < steps; step++)
-            order_row(weight + c * in, step * DEEP, in, 1, column, to + (panel * steps + step) * PANEL);
-    }
+            for (i64 half = 0; half < 2; half++) {
+                i64 c = panel * each + half * (halves ? end : LANES), rows = halves ? end - panel * each : end - c;
+                number *at = to + (panel * steps + step) * PANEL + half * TILE;
+                order_tile(weight + c * in + step * DEEP, in, rows, in - step * DEEP, 1, at);
+            }
 }
 
 #define ALL_FOUR(DONE) DONE(0) DONE(1) DONE(2) DONE(3)

@@ -31,13 +31,15 @@ typedef struct { const number *seen; i64 row, column; } Tile; /* sixteen places;
 /* Weights (out, in, tap) -> [32 that come out][32 in][tap][16 of the first][pair of the second][16][2]; zeros fill up. */
 void order(const number *weight, number *to, i64 in, i64 out)
 {
-    i64 steps = parts_of(in, DEEP);
-    memset(to, 0, sizeof(number) * (size_t)(parts_of(out, DEEP) * steps * TAPS * PANEL));
+    i64 steps = parts_of(in, DEEP), width = in * TAPS;
 #pragma omp parallel for schedule(static)
     for (i64 panel = 0; panel < parts_of(out, DEEP); panel++)
-        for (i64 c = panel * DEEP; c < least(out, (panel + 1) * DEEP); c++)
-            for (i64 step = 0; step < steps; step++)
-                order_row(weight + c * in * TAPS, step * DEEP, in, TAPS, c % DEEP, to + (panel * steps + step) * TAPS * PANEL);
+        for (i64 step = 0; step < steps; step++)
+            for (i64 half = 0; half < 2; half++) {
+                i64 c = panel * DEEP + half * LANES, i = step * DEEP;
+                number *at = to + (panel * steps + step) * TAPS * PANEL + half * TILE;
+                order_tile(weight + c * width + i * TAPS, width, out - c, in - i, TAPS, at);
+            }
 }
 
 #define ALL_SIX(DONE) DONE(0) DONE(1) DONE(2) DONE(3) DONE(4) DONE(5)

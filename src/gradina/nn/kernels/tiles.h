@@ -28,11 +28,23 @@ static inline void set_tiles(void)
 #define STORED(i) _tile_stored(i, sums + i * SQUARE, 64);
 #define ZEROED(i) _tile_zero(i);
 
-/* numbers c to c + 32 of each row (width, taps) of weights -> panels, one for each tap: two rows of theirs are one of 32
-   pairs. `column`: which of the 32 that come out it is. */
-static inline void order_row(const number *row, i64 c, i64 width, i64 taps, i64 column, number *to)
+/* `rows` of weights (width, taps), up to 16, `apart`, from a number on of which `left` are left -> for each tap a tile, a panel
+   apart: two of theirs are a row of pairs. Zeros fill up. */
+static inline void order_tile(const number *from, i64 apart, i64 rows, i64 left, i64 taps, number *to)
 {
-    to += column / LANES * TILE + column % LANES * 2;
-    for (i64 i = 0; i < least(DEEP, width - c); i++)
-        for (i64 tap = 0; tap < taps; tap++) to[tap * PANEL + i / 2 * DEEP + i % 2] = row[(c + i) * taps + tap];
+    const __m512i lanes = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    const __m512i at = _mm512_mullo_epi32(lanes, _mm512_set1_epi32((int)apart)), none = _mm512_setzero_si512();
+    __mmask16 some = first(rows);
+    for (i64 i = 0; i < DEEP; i += 2, to += DEEP)
+        for (i64 tap = 0; tap < taps; tap++) {
+            const number *one = from + i * taps + tap;
+            __m512i pairs = none;
+            if (i + 1 < left) { /* what is gathered is two numbers wide: of the last ones, none lies behind the weights */
+                __m512i low = _mm512_mask_i32gather_epi32(none, some, at, one, sizeof(number));
+                __m512i high = taps == 1 ? low : _mm512_mask_i32gather_epi32(none, some, at, one + taps - 1, sizeof(number));
+                pairs = _mm512_mask_blend_epi16(0xaaaaaaaa, low, high);
+            }
+            _mm512_storeu_si512(to + tap * PANEL, pairs);
+            for (i64 row = 0; i + 1 == left && row < rows; row++) to[tap * PANEL + 2 * row] = one[row * apart];
+        }
 }
