@@ -10,14 +10,18 @@
 
 #include "tiles.h"
 
-enum { ROWS = 2 * LANES, STEPS = 40, NEAR = 640 * 1024 }; /* rows at a time; steps of 32 numbers; bytes of weights near */
-enum { SUMS = 4 * SQUARE * (int)sizeof(float) };
+/* rows at a time; numbers of theirs, in DEEPs; bytes of weights that are near; rows whose sums wait; what sums there are */
+enum { ROWS = 2 * LANES, NUMBERS = 40, NEAR = 640 * 1024, WAITING = 1024, SUMS = 4 * SQUARE };
 
 typedef struct {
-    const number *bias, *beside;
+    const number *x, *weight, *bias, *beside;
     number *out;
-    i64 made, halves, gates;
-} Result;
+    i64 in, made, halves, gates;
+    i64 steps, chunk;  /* numbers of a row in all, and at a time, in DEEPs */
+    i64 apart, group;  /* numbers from one row that is near to the next, and panels that are near */
+} Job;
+
+typedef struct { i64 top, bottom, from, to; } Part; /* rows, and panels */
 
 /* Weights (out, in) -> [32 that come out][32 in][16 of the first][pair of the second][16][2]; zeros fill up. With `halves`
    there are 16 of the first half and 16 of the second one in each 32. */
@@ -74,7 +78,7 @@ static void look(const number *x, i64 rows, i64 width, i64 left, i64 deep, i64 a
 }
 
 /* sums of some rows by a panel -> what comes out */
-static inline void put_rows(const Result *to, const float *sums, i64 row, i64 rows, i64 panel)
+static inline void put_rows(const Job *to, const float *sums, i64 row, i64 rows, i64 panel)
 {
     i64 end = to->halves ? to->made / 2 : to->made, c = panel * (to->halves ? LANES : DEEP);
     i64 d = to->halves ? end + c : c + LANES, width = to->gates ? end : to->made;
@@ -98,48 +102,62 @@ static inline void put_rows(const Result *to, const float *sums, i64 row, i64 ro
     }
 }
 
+/* One part: some panels at a time, chunk by chunk of the numbers of its rows. */
+static void multiply(const Job *job, Part part, number *seen, float *sums)
+{
+    i64 lines = parts_of(PANEL / DEEP, parts_of(part.bottom - part.top, ROWS)), of_panel = job->steps * PANEL;
+    for (i64 from = part.from; from < part.to; from += job->group)
+        for (i64 step = 0; step < job->steps; step += job->chunk) {
+            i64 deep = least(job->chunk, job->steps - step), ends = step + deep == job->steps;
+            for (i64 row = part.top, i = 0; row < part.bottom; row += ROWS, i++) {
+                i64 here = least(ROWS, part.bottom - row), c = step * DEEP;
+                look(job->x + row * job->in + c, here, job->in, job->in - c, deep * DEEP, job->apart, seen);
+                for (i64 p = from; p < least(part.to, from + job->group); p++) {
+                    const number *now = job->weight + p * of_panel + step * PANEL;
+                    const number *next = ends ? job->weight + (p + job->group) * of_panel : now + deep * PANEL;
+                    int asks = i * lines < PANEL / DEEP && (!ends || p + job->group < part.to);
+                    float *at = sums + (job->chunk < job->steps ? (i * job->group + p - from) * SUMS : 0);
+                    product(seen, job->apart, deep, now, asks ? next + i * lines * deep * DEEP : now, asks ? lines : 0,
+                            step > 0, at);
+                    if (ends) put_rows(job, at, row, here, p);
+                }
+            }
+        }
+}
+
 /* x (rows, in) by weights as `order_rows` has them, into out (rows, made); adds a bias (made) and what is beside it, if they
    are given. Where it gates, gelu(second half) first half comes out: (rows, made / 2). Returns 0, or 1 where there is no
    memory. */
 int multiplied(const number *x, const number *weight, const number *bias, const number *beside, number *out, i64 rows,
                i64 in, i64 made, i64 halves, i64 gates)
 {
-    Result to = {bias, beside, out, made, halves, gates};
-    i64 steps = parts_of(in, DEEP), panels = halves ? parts_of(made / 2, LANES) : parts_of(made, DEEP);
-    i64 threads = omp_get_max_threads(), across = 1; /* so many share the panels, the others the rows: as is read least */
+    Job job = {x, weight, bias, beside, out, in, made, halves, gates, parts_of(in, DEEP), 0, 0, 0};
+    i64 panels = halves ? parts_of(made / 2, LANES) : parts_of(made, DEEP), threads = omp_get_max_threads();
+    if (rows * made == 0) return 0;
+    i64 across = 1; /* so many threads share the panels, and the others the rows: as is read least */
     for (i64 t = 2; t <= least(threads, panels); t++)
-        if (threads % t == 0 && rows * t + made * threads / t < rows * across + made * threads / across) across = t;
-    i64 chunk = parts_of(steps, parts_of(steps, STEPS)), apart = (chunk + 1) * DEEP; /* lest rows meet in a cache */
-    i64 share = parts_of(panels, across), high = parts_of(parts_of(rows, threads / across), ROWS) * ROWS;
-    i64 most = least(share, NEAR / (chunk * PANEL * (i64)sizeof(number))), group = parts_of(share, parts_of(share, most));
-    i64 waiting = chunk < steps ? high / ROWS * group : 1, each = ROWS * apart * (i64)sizeof(number) + waiting * SUMS;
-    char *room = aligned_alloc(64, (size_t)(threads * each));
+        if (threads % t == 0 && rows * t + made * (threads / t) < rows * across + made * (threads / across)) across = t;
+    job.chunk = parts_of(job.steps, parts_of(job.steps, NUMBERS));
+    job.apart = (job.chunk + 1) * DEEP; /* one DEEP more, lest rows meet in a cache */
+    int waits = job.chunk < job.steps;
+    i64 share = parts_of(panels, across), most = NEAR / (job.chunk * PANEL * (i64)sizeof(number));
+    job.group = parts_of(share, parts_of(share, most));
+    i64 high = up(parts_of(rows, threads / across), ROWS), parts;
+    if (waits) high = least(high, WAITING);
+    parts = parts_of(rows, high);
+    size_t of_sums = sizeof(float) * SUMS * (size_t)(waits ? high / ROWS * job.group : 1);
+    size_t each = of_sums + sizeof(number) * (size_t)(ROWS * job.apart);
+    char *room = aligned_alloc(64, (size_t)threads * each);
     if (!room) return 1;
 #pragma omp parallel
     {
-        float *sums = (float *)(room + omp_get_thread_num() * each);
-        number *seen = (number *)((char *)sums + waiting * SUMS);
+        char *own = room + (size_t)omp_get_thread_num() * each;
         set_tiles();
 #pragma omp for schedule(static)
-        for (i64 job = 0; job < threads; job++) {
-            i64 last = least(panels, (job % across + 1) * share), top = job / across * high, end = least(rows, top + high);
-            i64 lines = top < end ? parts_of(DEEP, parts_of(end - top, ROWS)) : 0;
-            for (i64 from = job % across * share; from < last; from += group)
-                for (i64 step = 0; step < steps; step += chunk) {
-                    i64 until = least(last, from + group), deep = least(chunk, steps - step), ends = step + deep == steps;
-                    for (i64 row = top, i = 0; row < end; row += ROWS, i++) {
-                        i64 here = least(ROWS, end - row);
-                        look(x + row * in + step * DEEP, here, in, in - step * DEEP, deep * DEEP, apart, seen);
-                        for (i64 p = from; p < until; p++) {
-                            const number *now = weight + (p * steps + step) * PANEL;
-                            const number *next = ends ? weight + (p + group) * steps * PANEL : now + deep * PANEL;
-                            int asks = i * lines < DEEP && (!ends || p + group < last);
-                            float *at = sums + (chunk < steps ? (i * group + p - from) * (SUMS / (i64)sizeof(float)) : 0);
-                            product(seen, apart, deep, now, next + i * lines * deep * DEEP, asks ? lines : 0, step > 0, at);
-                            if (ends) put_rows(&to, at, row, here, p);
-                        }
-                    }
-                }
+        for (i64 k = 0; k < across * parts; k++) {
+            i64 top = k % parts * high, from = k / parts * share;
+            Part part = {top, least(rows, top + high), from, least(panels, from + share)};
+            multiply(&job, part, (number *)(own + of_sums), (float *)own);
         }
         _tile_release();
     }

@@ -1,10 +1,10 @@
 /* 3x3 convolutions by tiles of 16 places by 32 channels, which the processor multiplies whole.
 
-   Out of the caches nearest to a core, numbers come too slowly for that. So a core takes some rows of a map, and of them some
-   channels at a time, with a border of zeros, as many as stay near; and panels of weights pass by, each of which is asked for
-   while the one before it is multiplied. Sums of channels that have passed wait in single precision for the next ones. What
-   comes out of three tiles, one above the other, by a panel is summed up at a time: the rows that they look at are mostly the
-   same. */
+   Out of the caches nearest to a core, numbers come too slowly for that. So a core takes some rows of a map, and of them
+   some channels at a time, with a border of zeros, as many as stay near; and panels of weights pass by, each of which is
+   asked for while the one before it is multiplied. Sums of channels that have passed wait in single precision for the next
+   ones. What comes out of three tiles, one above the other, by a panel is summed up at a time: they look at mostly the same
+   rows. */
 
 #ifdef AMX
 
@@ -21,7 +21,9 @@ typedef struct {
     const number *x, *weight, *bias, *beside;
     number *out;
     i64 height, width, in, made, grows; /* of the map that comes out: each place seen is `grows` of them high and wide */
+    i64 steps, chunk;                   /* channels in all, and at a time, in DEEPs */
     i64 across, apart;                  /* what is near: places of a row, with a border, and numbers of a place */
+    i64 taps[TAPS];
 } Job;
 
 typedef struct { i64 top, bottom, left, right; } Part; /* of all maps, one below the other */
@@ -46,12 +48,11 @@ void order(const number *weight, number *to, i64 in, i64 out)
 
 /* three tiles by one panel of weights, over `steps` of channels: tiles 0 to 5 are the sums. On the way, `lines` of what is
    next to be multiplied are asked for with each product. */
-static inline __attribute__((always_inline)) void product(const Tile *tile, i64 apart, const i64 *taps, i64 steps,
-                                                          const number *weight, const number *next, i64 lines, int adds,
-                                                          float *sums)
+static inline void product(const Job *job, const Tile *tile, i64 steps, const number *weight, const number *next, i64 lines,
+                           int adds, float *sums)
 {
     const number *one = tile[0].seen, *two = tile[1].seen, *three = tile[2].seen;
-    apart *= (i64)sizeof(number);
+    const i64 apart = job->apart * (i64)sizeof(number);
     BARRIER;
     if (adds) {
         ALL_SIX(LOADED)
@@ -60,7 +61,7 @@ static inline __attribute__((always_inline)) void product(const Tile *tile, i64 
     }
     for (i64 step = 0; step < steps; step++, one += DEEP, two += DEEP, three += DEEP)
         for (i64 i = 0; i < TAPS; i++, weight += PANEL) {
-            i64 tap = taps[i];
+            i64 tap = job->taps[i];
             _tile_loadd(7, weight, 64);
             _tile_loadd(6, one + tap, apart);
             _tile_dpbf16ps(0, 6, 7);
@@ -140,61 +141,69 @@ static void put_tile(const Job *job, Part part, Tile tile, const float *sums, i6
     }
 }
 
+/* One part by panels [from, to): chunk by chunk of its channels. */
+static void convolve(const Job *job, Part part, i64 from, i64 to, Tile *tiles, number *seen, float *sums)
+{
+    i64 n = cut(job, part, seen, tiles), threes = parts_of(n, BESIDE), lines = parts_of(PANEL / DEEP, threes);
+    i64 of_panel = job->steps * TAPS * PANEL;
+    for (i64 step = 0; step < job->steps; step += job->chunk) {
+        i64 deep = least(job->chunk, job->steps - step), ends = step + deep == job->steps;
+        look(job, part, step * DEEP, deep * DEEP, seen);
+        for (i64 p = from; p < to; p++) {
+            const number *now = job->weight + p * of_panel + step * TAPS * PANEL;
+            const number *next = p + 1 < to ? now + of_panel : job->weight + from * of_panel + (step + deep) * TAPS * PANEL;
+            for (i64 t = 0; t < threes; t++) {
+                int asks = t * lines < PANEL / DEEP && (p + 1 < to || !ends);
+                float *at = sums + (job->chunk < job->steps ? ((p - from) * threes + t) * SUMS : 0);
+                product(job, tiles + t * BESIDE, deep, now, asks ? next + t * lines * deep * TAPS * DEEP : now,
+                        asks ? lines : 0, step > 0, at);
+                for (i64 i = 0; ends && i < least(BESIDE, n - t * BESIDE); i++)
+                    put_tile(job, part, tiles[t * BESIDE + i], at + i * SQUARE, p * DEEP);
+            }
+        }
+    }
+}
+
 /* Convolves maps x (batch, height / grows, width / grows, in), each place taken `grows` times in both directions (1 or 2),
    with a zero around them, into out (batch, height, width, made); adds a bias (made) and what is beside it, if they are
    given. Weights are as `order` has them. Returns 0, or 1 where there is no memory. */
 int convolved(const number *x, const number *weight, const number *bias, const number *beside, number *out, i64 batch,
               i64 height, i64 width, i64 in, i64 made, i64 grows)
 {
-    i64 steps = parts_of(in, DEEP), panels = parts_of(made, DEEP), threads = omp_get_max_threads(), rows = batch * height;
-    i64 chunk = parts_of(steps, parts_of(steps, CHANNELS)), apart = chunk * DEEP;
-    Job job = {x, weight, bias, beside, out, height, width, in, made, grows, 0, apart};
-    i64 columns = goes_on(&job) ? width : least(width, COLUMNS), across = job.across = columns + 2;
+    Job job = {x, weight, bias, beside, out, height, width, in, made, grows, parts_of(in, DEEP), 0, 0, 0, {0}};
+    i64 rows = batch * height, panels = parts_of(made, DEEP), threads = omp_get_max_threads();
     if (rows * width * made == 0) return 0;
-    i64 wide = parts_of(width, columns), most = NEAR / (i64)sizeof(number) / (across * apart) - 2;
-    i64 slabs = parts_of(rows, least(rows, most < 1 ? 1 : most)); /* of rows, so many that they are near */
-    if (slabs * wide > threads) slabs = up(slabs * wide, threads) / wide; /* as much for each thread */
-    i64 slab = parts_of(rows, slabs), cuts = slab * parts_of(across, LANES) + slab / height + 2 + BESIDE;
-    slabs = parts_of(rows, slab);
-    i64 jobs = slabs * wide, groups = parts_of(panels, chunk < steps ? PANELS : panels); /* of panels, for each of these */
-    if (jobs * groups < 4 * threads) groups = least(panels, parts_of(up(jobs * groups, threads), jobs));
-    i64 group = parts_of(panels, groups);
-    groups = parts_of(panels, group);
-    i64 taps[TAPS], places = (slab + 2 * (slab / height + 2)) * across + LANES;
-    for (i64 i = 0; i < TAPS; i++) taps[i] = (i / 3 * across + i % 3) * apart;
-    size_t of_seen = (size_t)up(places * apart * (i64)sizeof(number), 64), of_tiles = (size_t)up((i64)sizeof(Tile) * cuts, 64);
-    size_t of_sums = sizeof(float) * SUMS * (size_t)(chunk < steps ? cuts / BESIDE * group : 1);
-    char *room = aligned_alloc(64, (size_t)threads * (of_seen + of_tiles + of_sums));
+    job.chunk = parts_of(job.steps, parts_of(job.steps, CHANNELS)), job.apart = job.chunk * DEEP;
+    i64 columns = goes_on(&job) ? width : least(width, COLUMNS), wide = parts_of(width, columns);
+    job.across = columns + 2;
+    for (i64 i = 0; i < TAPS; i++) job.taps[i] = (i / 3 * job.across + i % 3) * job.apart;
+
+    /* so many rows of a part that it is near, as many parts for each thread, and of panels what makes enough of both */
+    i64 most = NEAR / (i64)sizeof(number) / (job.across * job.apart) - 2, slabs = parts_of(rows, most < 1 ? 1 : most);
+    if (slabs * wide > threads) slabs = up(slabs * wide, threads) / wide;
+    i64 slab = parts_of(rows, slabs), parts = parts_of(rows, slab) * wide;
+    i64 groups = job.chunk < job.steps ? parts_of(panels, PANELS) : 1;
+    if (parts * groups < 4 * threads) groups = least(panels, parts_of(up(parts * groups, threads), parts));
+    i64 group = parts_of(panels, groups), jobs = parts * parts_of(panels, group);
+
+    i64 places = (slab + 2 * (slab / height + 2)) * job.across + LANES; /* with a border for each map */
+    i64 cuts = slab * parts_of(job.across, LANES) + slab / height + 2 + BESIDE;
+    size_t of_seen = (size_t)up(places * job.apart * (i64)sizeof(number), 64);
+    size_t of_tiles = (size_t)up(cuts * (i64)sizeof(Tile), 64);
+    size_t of_sums = sizeof(float) * SUMS * (size_t)(job.chunk < job.steps ? cuts / BESIDE * group : 1);
+    size_t each = of_seen + of_tiles + of_sums;
+    char *room = aligned_alloc(64, (size_t)threads * each);
     if (!room) return 1;
 #pragma omp parallel
     {
-        number *seen = (number *)(room + (size_t)omp_get_thread_num() * (of_seen + of_tiles + of_sums));
-        Tile *tiles = (Tile *)((char *)seen + of_seen);
-        float *sums = (float *)((char *)tiles + of_tiles);
+        char *own = room + (size_t)omp_get_thread_num() * each;
         set_tiles();
 #pragma omp for schedule(dynamic)
-        for (i64 k = 0; k < jobs * groups; k++) {
-            i64 from = k / jobs * group, to = least(panels, from + group), top = k % jobs / wide * slab;
-            i64 left = k % wide * columns;
+        for (i64 k = 0; k < jobs; k++) {
+            i64 from = k / parts * group, top = k % parts / wide * slab, left = k % wide * columns;
             Part part = {top, least(rows, top + slab), left, least(width, left + columns)};
-            i64 n = cut(&job, part, seen, tiles), threes = parts_of(n, BESIDE);
-            for (i64 step = 0; step < steps; step += chunk) {
-                i64 deep = least(chunk, steps - step), ends = step + deep == steps;
-                look(&job, part, step * DEEP, deep * DEEP, seen);
-                for (i64 p = from; p < to; p++) {
-                    const number *now = weight + (p * steps + step) * TAPS * PANEL;
-                    const number *next = p + 1 < to ? now + steps * TAPS * PANEL : weight + (from * steps + step + deep) * TAPS * PANEL;
-                    i64 lines = p + 1 < to || !ends ? parts_of(PANEL / DEEP, threes) : 0, each = lines * deep * TAPS;
-                    for (i64 t = 0; t < threes; t++) {
-                        float *at = chunk < steps ? sums + ((p - from) * threes + t) * SUMS : sums;
-                        int asks = t * lines < PANEL / DEEP;
-                        product(tiles + t * BESIDE, apart, taps, deep, now, asks ? next + t * each * DEEP : next, asks ? lines : 0,
-                                step > 0, at);
-                        for (i64 i = 0; ends && i < BESIDE && t * BESIDE + i < n; i++)
-                            put_tile(&job, part, tiles[t * BESIDE + i], at + i * SQUARE, p * DEEP);
-                    }
-                }
-            }
+            convolve(&job, part, from, least(panels, from + group), (Tile *)(own + of_seen), (number *)own,
+                     (float *)(own + of_seen + of_tiles));
         }
         _tile_release();
     }

@@ -3,7 +3,6 @@
 
 #pragma once
 
-
 #include <string.h>
 
 #include "vectors.h"
@@ -28,8 +27,8 @@ static inline void set_tiles(void)
 #define STORED(i) _tile_stored(i, sums + i * SQUARE, 64);
 #define ZEROED(i) _tile_zero(i);
 
-/* `rows` of weights (width, taps), up to 16, `apart`, from a number on of which `left` are left -> for each tap a tile, a panel
-   apart: two of theirs are a row of pairs. Zeros fill up. */
+/* `rows` of weights (width, taps), up to 16, `apart`, from one on with which `left` are left of them -> for each tap a tile,
+   a panel apart, where two of each row are a pair. Zeros fill up. */
 static inline void order_tile(const number *from, i64 apart, i64 rows, i64 left, i64 taps, number *to)
 {
     const __m512i lanes = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
