@@ -468,6 +468,18 @@ def test_which_convolutions_are_our_own_depends_on_the_processor(monkeypatch: py
         assert {dtype for dtype in NUMBERS if own_convolution(dtype) is not None} == dtypes
 
 
+ROWS = {"tiles": KERNELS[0], "float": KERNELS[3]}
+products = pytest.mark.parametrize("way", ROWS.values(), ids=ROWS)
+
+
+def own_rows(way: Kernel) -> native.Product:
+    library = native._library(way.flags) if way.needs in native._processor() else None
+    if library is None:
+        pytest.skip(f"needs a C compiler and a processor with {way.needs}")
+    return native.Product(library, way.tiles)
+
+
+@products
 @pytest.mark.parametrize(
     ("rows", "width", "out"),
     [(1, 1, 2), (2, 1280, 1280), (33, 40, 70), (100, 320, 320), (77, 31, 33), (16, 32, 32), (5, 700, 34), (0, 9, 4),
@@ -475,28 +487,29 @@ def test_which_convolutions_are_our_own_depends_on_the_processor(monkeypatch: py
 )  # fmt: skip
 @pytest.mark.parametrize("halves", [False, True])
 @torch.no_grad()
-def test_linear_layers_are_exact_but_for_rounding(rows: int, width: int, out: int, halves: bool) -> None:
-    own = own_product(torch.bfloat16)
-    if own is None:
-        pytest.skip("needs a C compiler and a processor with AMX")
+def test_linear_layers_are_exact_but_for_rounding(rows: int, width: int, out: int, halves: bool, way: Kernel) -> None:
+    """No further off than rounding what comes out to 8 bits, or to 24; and sums, to 24."""
+    own, dtype = own_rows(way), way.dtype
     out += halves and out % 2
     key = torch.Generator().manual_seed(rows + width + out)
     x, weight, bias, beside = (
-        torch.randn(shape, generator=key).bfloat16() for shape in ((rows, width), (out, width), (out,), (rows, out))
+        torch.randn(shape, generator=key).to(dtype) for shape in ((rows, width), (out, width), (out,), (rows, out))
     )
     weight = weight / width**0.5
     ordered, threads = own.order(weight, halves), torch.get_num_threads()
     assert torch.equal(ordinary_rows(ordered, out, width, halves), weight)
+    last, sums = 2**-8 if dtype == torch.bfloat16 else 2**-23, 6e-7 * width**0.5 + 1e-6
     for b, other in ((bias, None), (None, beside), (bias, beside)):
         exact = F.linear(x.double(), weight.double(), None if b is None else b.double())
         exact = exact if other is None else exact + other
         got = own(x, ordered, out, b, other, halves)
-        assert got.dtype == torch.bfloat16
-        assert ((got - exact).abs() <= 2**-8 * exact.abs() + 1e-4 * width**0.5).all(), "no more than rounding to 8 bits"
+        assert got.dtype == dtype
+        assert ((got - exact).abs() <= last * exact.abs() + sums).all()
     h, gate = F.linear(x.double(), weight.double(), bias.double()).tensor_split(2, -1)
     if halves:
         got, exact = own(x, ordered, out, bias, None, halves=True, gates=True), h * F.gelu(gate)
-        assert ((got - exact).abs() <= 2**-8 * exact.abs() + 1e-3 * (h.abs() + 1)).all()
+        near = 1e-4 if dtype == torch.bfloat16 else 0.0
+        assert ((got - exact).abs() <= last * exact.abs() + (near + 2 * sums) * (h.abs() + gate.abs() + 1)).all()
     try:
         torch.set_num_threads(1)
         alone = own(x, ordered, out, bias, beside, halves)
@@ -509,19 +522,23 @@ def test_linear_layers_are_exact_but_for_rounding(rows: int, width: int, out: in
         assert torch.equal(some, alone[1:]), "each row is multiplied alone"
 
 
+@products
 @torch.no_grad()
-def test_what_is_no_number_stays_in_its_row() -> None:
-    own = own_product(torch.bfloat16)
-    if own is None:
-        pytest.skip("needs a C compiler and a processor with AMX")
-    x, weight = torch.ones(40, 33).bfloat16(), torch.ones(20, 33).bfloat16()
+def test_what_is_no_number_stays_in_its_row(way: Kernel) -> None:
+    own = own_rows(way)
+    x, weight = torch.ones(40, 33, dtype=way.dtype), torch.ones(20, 33, dtype=way.dtype)
     x[7, 32] = float("nan")
     got = own(x, own.order(weight), 20, None)
     assert got[7].isnan().all()
     assert torch.equal(got.isnan().any(-1).nonzero().flatten(), torch.tensor([7]))
 
 
-def test_only_tiles_multiply_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert own_product(torch.float32) is None
+def test_which_linear_layers_are_our_own_depends_on_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    own_rows(ROWS["float"])
+    tiles = ROWS["tiles"].needs in native._processor()
     monkeypatch.setattr(native, "_processor", lambda: frozenset({"avx512f", "avx512_bf16"}))
-    assert own_product(torch.bfloat16) is None
+    assert [own_product(dtype) for dtype in NUMBERS] == [None] * len(NUMBERS)
+    assert own_product(torch.float32, gates=True) is not None
+    assert own_product(torch.bfloat16, gates=True) is None
+    monkeypatch.setattr(native, "_processor", lambda: frozenset({"amx_bf16"}))
+    assert (own_product(torch.bfloat16) is not None) == tiles

@@ -205,24 +205,23 @@ def own_convolution(dtype: torch.dtype) -> Convolution | None:
 
 
 class Product:
-    """Linear layers of few inputs, by tiles, on a CPU, without gradients.
+    """Linear layers on a CPU, without gradients. The halves of what comes out may be a gate's: gelu(second) · first."""
 
-    The halves of what comes out may be a gate's: gelu(second) · first.
-    """
-
-    def __init__(self, library: ctypes.CDLL) -> None:
-        self.library = library
+    def __init__(self, library: ctypes.CDLL, tiles: bool) -> None:
+        self.library, self.tiles = library, tiles
 
     def order(self, weight: Tensor, halves: bool = False) -> Tensor:
-        """Weights (out, in) as they are asked for, in tiles, 32 by 32; numbers of no use are zero.
+        """Weights (out, in) as they are asked for; numbers of no use are zero.
 
-        (out/32, in/32, 2, 16, 16, 2), where the 2 are halves of 32, or of all that comes out.
+        Sixty-four that come out at a time: (out/64, in, 64), with `halves` (out/64, in, 2, 32). Or in tiles, 32 by 32:
+        (out/32, in/32, 2, 16, 16, 2), where the first 2 may be the halves.
         """
         weight, (out, width) = weight.contiguous(), weight.shape
-        panels = -(-out // (2 * LANES)) if not halves else -(-out // 2 // LANES)
-        made = weight.new_empty(panels, -(-width // (2 * LANES)), 2, LANES, LANES, 2)
-        sizes = map(ctypes.c_int64, (width, out, halves))
-        self.library.order_rows(_at(weight), _at(made), *sizes)
+        wide, deep = (2 * LANES, -(-width // (2 * LANES))) if self.tiles else (4 * LANES, width)
+        panels = -(-(out // 2) // (wide // 2)) if halves else -(-out // wide)
+        each = (2, LANES, LANES, 2) if self.tiles else (2, wide // 2) if halves else (wide,)
+        made = weight.new_empty(panels, deep, *each)
+        self.library.order_rows(_at(weight), _at(made), *map(ctypes.c_int64, (width, out, halves)))
         return made
 
     def __call__(
@@ -247,19 +246,21 @@ class Product:
 
 def ordinary_rows(ordered: Tensor, out: int, width: int, halves: bool = False) -> Tensor:
     """The weights (out, width) that `Product.order` was given."""
-    wide = ordered.shape[1] * 2 * LANES
-    if halves:
-        rows = ordered.permute(2, 0, 4, 1, 3, 5).reshape(2, -1, wide)[:, : out // 2].flatten(0, 1)
+    if ordered.dim() < 6:
+        rows = ordered.permute(2, 0, 3, 1) if halves else ordered.permute(0, 2, 1)
     else:
-        rows = ordered.permute(0, 2, 4, 1, 3, 5).reshape(-1, wide)[:out]
-    return rows[:, :width]
+        rows = ordered.permute((2, 0, 4, 1, 3, 5) if halves else (0, 2, 4, 1, 3, 5)).flatten(3)
+    if halves:
+        return rows.reshape(2, -1, rows.shape[-1])[:, : out // 2, :width].flatten(0, 1)
+    return rows.reshape(-1, rows.shape[-1])[:out, :width]
 
 
-def own_product(dtype: torch.dtype) -> Product | None:
-    """Our own product of linear layers; None where it cannot be had, or is not the quickest."""
+def own_product(dtype: torch.dtype, gates: bool = False) -> Product | None:
+    """Our own product of linear layers, or of those that gate; None where it cannot be had, or is not the quickest."""
     own = kernel(dtype)
-    library = _library(own.flags) if own and own.tiles else None
-    return Product(library) if library else None
+    quick = own is not None and (own.tiles or (gates and own.dtype == torch.float32))
+    library = _library(own.flags) if own and quick else None
+    return Product(library, own.tiles) if own and library else None
 
 
 def _at(x: Tensor | None) -> ctypes.c_void_p:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any, TypeVar, cast
 
 import torch
@@ -85,18 +85,18 @@ class PackedGate(_Packed, Gate):
 
     @staticmethod
     def ordered(layer: Any) -> Tensor:
-        own = own_product(layer.weight.dtype)
+        own = own_product(layer.weight.dtype, gates=True)
         assert own is not None
         return own.order(layer.weight.detach(), halves=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        if own := _ours(own_product, x, self.weight):
+        if own := _ours(partial(own_product, gates=True), x, self.weight):
             return own(x, self.weight, self.out_features, self.bias, halves=True)
         return F.linear(x, self.dense(), self.bias)
 
     def gated(self, x: Tensor) -> Tensor:
         """gelu(gate) · h, at once: (..., width)."""
-        if own := _ours(own_product, x, self.weight):
+        if own := _ours(partial(own_product, gates=True), x, self.weight):
             return own(x, self.weight, self.out_features, self.bias, halves=True, gates=True)
         return gated(F.linear(x, self.dense(), self.bias))
 
@@ -252,7 +252,7 @@ def _way(layer: nn.Module, convert: Convert | None = None) -> type[_Packed] | No
     if type(layer) is nn.Linear:
         return PackedLinear
     if type(layer) is Gate:
-        return PackedGate if own_product(_dtype(layer, convert)) else PackedLinear
+        return PackedGate if own_product(_dtype(layer, convert), gates=True) else PackedLinear
     if type(layer) is not nn.Conv2d or isinstance(layer.padding, str) or layer.padding_mode != "zeros":
         return None
     if layer.kernel_size == layer.stride == (1, 1) and layer.padding == (0, 0) and layer.groups == 1:
