@@ -1,6 +1,7 @@
 """Kernels in C: compiled once, where a C compiler and AVX-512 are there, and kept in the cache.
 
-How they are compiled, and for what they are used, depends on the processor: see KERNELS, benchmarks/attention.py and layers.py.
+How they are compiled, and for what they are used, depends on the processor: see KERNELS, and benchmarks/attention.py
+and layers.py.
 """
 
 from __future__ import annotations
