@@ -2,10 +2,10 @@
 
     python benchmarks/layers.py [--rounds 9]
 
-3x3 convolutions in single precision and in bfloat16, linear layers (in bfloat16, where the processor multiplies tiles)
-with and without a gate behind them, at the shapes that Stable Diffusion 1.5 has for a guided picture of 512x512. Prints
-a table as JSON: milliseconds, how many times quicker ours is (median and quartiles of the ratios), and the error of
-each against 64 bits, as a share of what comes out (root mean square).
+3x3 convolutions and linear layers with a gate behind them, in single precision and in bfloat16, and linear layers
+without one in bfloat16, each where we have our own; at the shapes that Stable Diffusion 1.5 has for a guided picture of
+512x512. Prints a table as JSON: milliseconds, how many times quicker ours is (median and quartiles of the ratios), and
+the error of each against 64 bits, as a share of what comes out (root mean square).
 """
 
 from __future__ import annotations
@@ -73,10 +73,10 @@ def convolved(shape: tuple[int, int, int, int], dtype: torch.dtype, rounds: int)
     return raced(shape, ways, plain.double(), x, rounds)
 
 
-def multiplied(shape: tuple[int, int, int], gates: bool, rounds: int) -> dict[str, object]:
-    """A row for a linear layer in bfloat16, or for one and its gate."""
+def multiplied(shape: tuple[int, int, int], dtype: torch.dtype, gates: bool, rounds: int) -> dict[str, object]:
+    """A row for a linear layer, or for one and its gate."""
     rows, width, out = shape
-    plain = (Gate if gates else nn.Linear)(width, out, dtype=torch.bfloat16).requires_grad_(False)
+    plain = (Gate if gates else nn.Linear)(width, out, dtype=dtype).requires_grad_(False)
     weight, bias = plain.weight.detach().clone(), plain.bias.detach().clone()
     ordered = torch.ops.mkldnn._reorder_linear_weight(weight, None)
 
@@ -91,7 +91,7 @@ def multiplied(shape: tuple[int, int, int], gates: bool, rounds: int) -> dict[st
 
     pack(plain, PackedGate if gates else PackedLinear)
     ways: dict[str, Way] = {"ours": (lambda x: gated_by(plain, x)) if gates else plain, "oneDNN": theirs}
-    return raced(shape, ways, exact, torch.randn(rows, width).bfloat16(), rounds)
+    return raced(shape, ways, exact, torch.randn(rows, width).to(dtype), rounds)
 
 
 @torch.no_grad()
@@ -102,13 +102,13 @@ def main() -> None:
     rounds = parser.parse_args().rounds
     told: dict[str, object] = {"torch": torch.__version__, "threads": torch.get_num_threads()}
     for dtype in (torch.float32, torch.bfloat16):
+        kind = str(dtype).removeprefix("torch.")
         if own_convolution(dtype):
-            kind = str(dtype).removeprefix("torch.")
             for name, shapes in (("U-Net", UNET), ("decoder", DECODER)):
                 told[f"{name}'s convolutions, {kind}"] = [convolved(shape, dtype, rounds) for shape in shapes]
-    if own_product(torch.bfloat16):
-        told["linear layers, bfloat16"] = [multiplied(shape, False, rounds) for shape in LINEAR]
-        told["linear layers and their gates, bfloat16"] = [multiplied(shape, True, rounds) for shape in GATES]
+        for name, gates, layers in (("linear layers", False, LINEAR), ("linear layers and their gates", True, GATES)):
+            if own_product(dtype, gates):
+                told[f"{name}, {kind}"] = [multiplied(shape, dtype, gates, rounds) for shape in layers]
     print(json.dumps(told, indent=2))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -378,11 +379,16 @@ THREES = {"tiles": KERNELS[0], "pairs": KERNELS[1], "float": KERNELS[3]}
 threes = pytest.mark.parametrize("way", THREES.values(), ids=THREES)
 
 
-def own_threes(way: Kernel) -> native.Convolution:
-    library = native._library(way.flags) if way.needs in native._processor() else None
-    if library is None:
+def library(way: Kernel) -> ctypes.CDLL:
+    """As it is compiled for a way, if this processor has it."""
+    found = native._library(way.flags) if way.needs in native._processor() else None
+    if found is None:
         pytest.skip(f"needs a C compiler and a processor with {way.needs}")
-    return native.Convolution(library, way.tiles)
+    return found
+
+
+def own_threes(way: Kernel) -> native.Convolution:
+    return native.Convolution(library(way), way.tiles)
 
 
 def maps(
@@ -473,10 +479,7 @@ products = pytest.mark.parametrize("way", ROWS.values(), ids=ROWS)
 
 
 def own_rows(way: Kernel) -> native.Product:
-    library = native._library(way.flags) if way.needs in native._processor() else None
-    if library is None:
-        pytest.skip(f"needs a C compiler and a processor with {way.needs}")
-    return native.Product(library, way.tiles)
+    return native.Product(library(way), way.tiles)
 
 
 @products

@@ -11,9 +11,6 @@ enum { DEEP = 2 * LANES, TILE = LANES * DEEP, PANEL = 2 * TILE, SQUARE = LANES *
 
 #define BARRIER __asm__ volatile("" ::: "memory") /* compilers do not know that tiles are loaded and stored */
 
-static inline i64 least(i64 a, i64 b) { return a < b ? a : b; }
-static inline i64 parts_of(i64 all, i64 each) { return (all + each - 1) / each; }
-
 /* eight tiles of 16 rows of 64 bytes, for the thread that asks */
 static inline void set_tiles(void)
 {

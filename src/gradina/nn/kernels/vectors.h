@@ -3,7 +3,6 @@
 
 #pragma once
 
-
 #include <immintrin.h>
 #include <stdint.h>
 
@@ -17,7 +16,9 @@ typedef float number;
 
 enum { LANES = 16 };
 
-static inline i64 up(i64 n, i64 step) { return (n + step - 1) / step * step; }
+static inline i64 least(i64 a, i64 b) { return a < b ? a : b; }
+static inline i64 parts_of(i64 all, i64 each) { return (all + each - 1) / each; }
+static inline i64 up(i64 n, i64 step) { return parts_of(n, step) * step; }
 
 static inline __mmask16 first(i64 n) { return (__mmask16)(n >= LANES ? 0xffff : (1 << (n > 0 ? n : 0)) - 1); }
 

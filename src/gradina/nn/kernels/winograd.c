@@ -10,7 +10,7 @@
    Source: Winograd, "Arithmetic complexity of computations", 1980; Lavin & Gray, "Fast Algorithms for Convolutional Neural
    Networks" (1509.09308), section 4.3: A' [(G g G') * (B' d B)] A. */
 
-#ifndef AMX /* tiles.c is quicker there */
+#ifndef AMX /* threes.c is quicker there */
 
 #include <omp.h>
 #include <stdlib.h>
