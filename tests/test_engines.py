@@ -12,7 +12,7 @@ import torch
 
 import gradina
 from gradina import engines, runtime
-from gradina.engines import Exported, engaged
+from gradina.engines import Decoding, Exported, engaged
 from gradina.errors import MissingExtra, RequestError
 from gradina.metrics import psnr
 from gradina.pipeline import to_pixels
@@ -84,6 +84,19 @@ def test_compiled_networks_compute_the_same() -> None:
     x = torch.randn(2, 4)
     with torch.no_grad():
         torch.testing.assert_close(engaged(network, "compile")(x), network(x))
+
+
+def test_the_compiler_sees_each_network_whole(tiny_model: Any) -> None:
+    model = tiny_model("sd1")
+    z, t, cond = torch.randn(2, 4, 8, 8), torch.full((2,), 500.0), torch.randn(2, 7, 32)
+    works: list[tuple[torch.nn.Module, tuple[torch.Tensor, ...]]] = [
+        (model.unet, (z, t, cond)),
+        (Decoding(model.vae), (z,)),
+    ]
+    for network, inputs in works:
+        whole = torch.compile(network, backend="eager", fullgraph=True)  # raises where it would have to cut
+        with torch.no_grad():
+            torch.testing.assert_close(whole(*inputs), network(*inputs))
 
 
 def test_auto_takes_an_export_that_is_ready_where_our_own_attention_is_not(

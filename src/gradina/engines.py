@@ -1,7 +1,8 @@
 """Engines: other ways to compute a network, each with the call shape that the network has.
 
 eager is PyTorch with our own attention and packed weights; compile is `torch.compile`; openvino exports a network once
-for each shape of its inputs, into the cache.
+for each shape of its inputs, into the cache. With CUDA, auto and compile replay what was recorded: only a GPU can test
+that (tests/test_devices.py, last on an H200).
 """
 
 from __future__ import annotations
@@ -9,14 +10,16 @@ from __future__ import annotations
 import copy
 import hashlib
 import logging
+import threading
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +32,7 @@ from gradina.nn.packed import unpacked
 from gradina.runtime import Engine
 from gradina.weights.store import digest
 
+RECORDINGS = 4  # that are kept of a network with CUDA, each with the memory that its maps take
 AT_ONCE = 2  # examples that go through an exported network together: with a guided picture's two, two shapes are all
 
 log = logging.getLogger(__name__)
@@ -37,19 +41,78 @@ Call = Callable[..., Tensor]
 Shapes = tuple[tuple[int, ...], ...]
 
 
-def engaged(network: nn.Module, engine: Engine) -> Call:
+def engaged(network: nn.Module, engine: Engine, often: bool = True) -> Call:
     """The network as an engine computes it, with the weights that it has when it is first asked.
 
-    auto is eager, but where our own attention does not run and an export for the shapes is ready, that.
+    auto is eager, but on a CPU, where our own attention does not run and an export for the shapes is ready, that; and
+    with CUDA a recording, if it is asked `often` for the same shapes.
     """
+    one = next(network.parameters())
     if engine == "compile":
-        return torch.compile(network, options={"freezing": True})
+        return _compiled(network)
     if engine == "openvino":
         return Exported(network)
-    if engine == "auto" and find_spec("openvino") and own_attention(next(network.parameters()).dtype) is None:
+    if engine == "auto" and one.device.type == "cuda" and often:
+        return Recorded(network)
+    if engine == "auto" and one.device.type == "cpu" and find_spec("openvino") and own_attention(one.dtype) is None:
         exported = Exported(network)
         return lambda *inputs: (exported if exported.is_ready(*inputs) else network)(*inputs)
     return network
+
+
+def _compiled(network: nn.Module) -> Call:
+    """By PyTorch's compiler; with CUDA channels last, and replayed."""
+    if next(network.parameters()).device.type != "cuda":
+        return torch.compile(network, options={"freezing": True})
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    run = torch.compile(network, options={"triton.cudagraphs": True})
+    return lambda *inputs: run(*inputs).clone()  # the next replay writes into the same memory
+
+
+class Recorded:
+    """A network on a GPU, replayed: its thousand kernels are started at once, where starting each takes longer than it.
+
+    A shape of inputs is recorded when it is met for the second time; the first has the libraries make ready.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+        self.recordings: dict[Shapes, Recording | None] = {}
+        self.lock = threading.Lock()
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        shapes = _shapes(inputs)
+        if torch.is_grad_enabled():
+            return cast(Tensor, self.network(*inputs))
+        with self.lock, torch.inference_mode(False), torch.no_grad():  # in this order: it would allow gradients
+            if shapes not in self.recordings:
+                self.recordings[shapes] = None
+                return cast(Tensor, self.network(*inputs))
+            recording = self.recordings.pop(shapes) or _recorded(self.network, inputs)
+            self.recordings[shapes] = recording
+            for other in list(self.recordings)[:-RECORDINGS]:
+                del self.recordings[other]
+            for place, x in zip(recording.inputs, inputs, strict=True):
+                place.copy_(x)
+            recording.graph.replay()
+            return recording.output.clone()
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What is started at once, where it reads, and where it writes."""
+
+    graph: torch.cuda.CUDAGraph
+    inputs: tuple[Tensor, ...]
+    output: Tensor
+
+
+def _recorded(network: nn.Module, inputs: tuple[Tensor, ...]) -> Recording:
+    places = tuple(x.clone(memory_format=torch.contiguous_format) for x in inputs)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.device(inputs[0].device), torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        output = network(*places)
+    return Recording(graph, places, output)
 
 
 class Exported:

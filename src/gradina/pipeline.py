@@ -144,7 +144,7 @@ class StableDiffusion(Parts):
     def _decode(self) -> Call:
         if self.lean is not None:
             return lambda z: self.awake(self.vae).decode(z)
-        return engaged(Decoding(self.vae), self.engine)
+        return engaged(Decoding(self.vae), self.engine, often=False)
 
     def save(self, path: str | PathLike[str], dtype: torch.dtype | None = None) -> None:
         """Writes the model as a folder in the layout of diffusers, with a card; whole or not at all.

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gradina.apps.cli import main
 from gradina.bench import learning, machine, measure, report, whole, work
-from gradina.bench.contestants import contestants
+from gradina.bench.contestants import contestants, elsewhere
 from gradina.bench.race import Failed, Times, race
 from gradina.bench.work import WORKS, Shapes, sd15, write_model
 from gradina.errors import GradinaError
@@ -77,6 +77,22 @@ def test_everyone_computes_the_same(name: str, tmp_path: Path) -> None:
         assert (got.float() - expected).abs().max() <= near * expected.abs().max(), who
 
 
+@pytest.mark.parametrize("name", WORKS)
+def test_everyone_computes_the_same_elsewhere(name: str, tmp_path: Path) -> None:
+    """As far as a CPU can tell; what is compiled there, only the device can."""
+    write_model(TINY, tmp_path / "model")
+    found = {
+        who: _tensor(opener(tmp_path / "model", TINY, name)())
+        for who, (_, opener) in elsewhere("cpu").items()
+        if "compiled" not in who
+    }
+    assert set(found) == {"gradina fp32", "gradina fp16", "diffusers fp32", "diffusers fp16"}
+    expected = found["diffusers fp32"]
+    for who, got in found.items():
+        near = 2e-4 if who.endswith("fp32") else 3e-2
+        assert (got.float() - expected).abs().max() <= near * expected.abs().max(), who
+
+
 def _tensor(made: Any) -> torch.Tensor:
     return made if isinstance(made, torch.Tensor) else torch.from_numpy(made[0])
 
@@ -129,15 +145,18 @@ def test_a_process_is_measured() -> None:
 def test_whole_pictures_are_drawn_by_everyone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_model(TINY, tmp_path / "model")
     for name, script in whole.installed(whole.DRAW).items():
-        told = whole.python(script, str(tmp_path / "model"), "fp32", "16", "2").told
+        told = whole.python(script, str(tmp_path / "model"), "fp32", "16", "2", "cpu").told
         assert 0 < told["load"] < told["first step"] < told["picture"], name
-    lean = whole.python(whole.DRAW["gradina"], str(tmp_path / "model"), "bf16", "16", "2", "low-memory")
+    lean = whole.python(whole.DRAW["gradina"], str(tmp_path / "model"), "bf16", "16", "2", "cpu", "low-memory")
     assert lean.told["load"] < lean.told["picture"]
     kinds: list[str] = []
     monkeypatch.setattr(whole, "python", lambda *how: (kinds.append(" ".join(how[2:])), whole.Taken(1.0, 2.0, "{}"))[1])
     assert len(whole.pictures(tmp_path, 16, 20, 1)) == 5
-    few = ["fp32 16 2", "bf16 16 2", "fp32 16 2", "bf16 16 2", "bf16 16 2 low-memory"]
+    few = ["fp32 16 2 cpu", "bf16 16 2 cpu", "fp32 16 2 cpu", "bf16 16 2 cpu", "bf16 16 2 cpu low-memory"]
     assert kinds == few + [how.replace(" 2", " 20") for how in few]
+    kinds.clear()
+    assert len(whole.pictures(tmp_path, 16, 2, 1, "cuda")) == 4
+    assert kinds == ["fp32 16 2 cuda", "fp16 16 2 cuda"] * 4
 
 
 def test_the_verb_measures_and_writes(
@@ -166,6 +185,10 @@ def test_the_verb_measures_and_writes(
 def test_what_it_cannot_measure_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "--only", "pony"]) == 2
     assert "--only: there is no 'pony'" in capsys.readouterr().err
+    assert main(["bench", "--only", "machine", "--device", "toaster"]) == 2
+    assert "device: toaster cannot be used here" in capsys.readouterr().err
+    assert main(["bench", "--only", "learning", "--device", "cuda"]) == 2
+    assert "(choices: machine, works, pictures)" in capsys.readouterr().err
     assert main(["bench", "-o", str(tmp_path / "bench.txt")]) == 2
     assert ".json" in capsys.readouterr().err
 

@@ -29,6 +29,7 @@ ItsModel = Annotated[str | None, opt("MODEL", "the one named in the file", NAMED
 Variant = Annotated[str | None, opt("NAME", "none", "Variant of a folder's files, such as fp16.")]
 Prediction = Annotated[str | None, opt("NAME", "as detected", "What the U-Net says: eps, v or x0.")]
 Device = Annotated[str | None, opt("NAME", "the fastest here", "Where to compute: cpu, cuda, mps.")]
+RacedDevice = Annotated[str, opt("NAME", True, "Where to compute: cpu, cuda, mps.", "--device")]
 Dtype = Annotated[str | None, opt("NAME", "the quickest here", "Numbers to compute in: fp32, bf16, fp16.")]
 Engine = Annotated[str | None, opt("NAME", "auto", "What computes: auto, eager, compile, openvino.")]
 LowMemory = Annotated[

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 TRIED = ("a red apple", "a cat", "a house", "a guitar", "a red car", "an owl")
 
 PARTS = ("machine", "attention", "works", "pictures", "learning", "imports", "cold")
+PARTS_ELSEWHERE = ("machine", "works", "pictures")  # on another device than the CPU
 
 
 def bench(
@@ -27,6 +28,7 @@ def bench(
     size: o.Size = 512,
     output: o.Figures = None,
     plot: o.Plot = None,
+    device: o.RacedDevice = "cpu",
     threads: o.Threads = None,
     quiet: o.Quiet = False,
 ) -> None:
@@ -34,16 +36,18 @@ def bench(
     for name, path, kinds in (("--output", output, (".json",)), ("--plot", plot, (".png", ".svg", ".pdf"))):
         if path is not None:
             check_target(name, path, kinds)
-    parts = [choice("--only", part.strip(), PARTS) for part in only.split(",")] if only else list(PARTS)
+    known = PARTS if device == "cpu" else PARTS_ELSEWHERE
+    parts = [choice("--only", part.strip(), known) for part in only.split(",")] if only else list(known)
     from gradina.bench import report as reports
     from gradina.bench.measure import measured
     from gradina.files import atomic_write
-    from gradina.runtime import use_threads
+    from gradina.runtime import pick_device, use_threads
 
     use_threads(threads)
+    place = str(pick_device(device))
     report: reports.Report = {}
     for report in measured(
-        parts, rounds, size, lambda text: None if quiet else typer.echo(f"measures {text}", err=True)
+        parts, rounds, size, lambda text: None if quiet else typer.echo(f"measures {text}", err=True), place
     ):
         if output is not None:  # after each part: the next might be too much for this machine
             with atomic_write(output) as file:

@@ -1,4 +1,7 @@
-"""Who runs: Gradina, and the peers that are installed. Everyone opens the same folder and gets the same inputs."""
+"""Who runs: Gradina, and the peers that are installed. Everyone opens the same folder and gets the same inputs.
+
+On a CPU in fp32 and bf16; elsewhere in fp32 and fp16, and compiled.
+"""
 
 from __future__ import annotations
 
@@ -12,39 +15,44 @@ from typing import Any
 
 import torch
 
+from gradina.bench.machine import settled
 from gradina.bench.race import Runner
 from gradina.bench.work import SCALE, Shapes
-from gradina.engines import compiled, graph_of
+from gradina.engines import Decoding, compiled, engaged, graph_of
 from gradina.pipeline import load
 from gradina.runtime import DTYPES
 
 Opener = Callable[[Path, Shapes, str], Runner]  # folder, shapes, which work
 
 
-def gradina(dtype: str, folder: Path, shapes: Shapes, work: str) -> Runner:
+def gradina(
+    dtype: str, folder: Path, shapes: Shapes, work: str, device: str = "cpu", engine: str = "auto"
+) -> Runner:  # fmt: skip
     """Ours."""
-    model, given, kind = load(folder, device="cpu", dtype=dtype), shapes.inputs, DTYPES[dtype]
-    states, latents = given.states.to(kind), given.latents.to(kind)
-    t = torch.full((2,), 500.0)
+    model, given, kind = load(folder, device=device, dtype=dtype, engine=engine), shapes.inputs, DTYPES[dtype]
+    unet, decode = engaged(model.unet, model.engine), engaged(Decoding(model.vae), model.engine, often=False)
+    ids, states, latents = given.ids.to(device), given.states.to(device, kind), given.latents.to(device, kind)
+    t = torch.full((2,), 500.0, device=device)
 
     def step() -> torch.Tensor:
-        return _guided(model.unet(latents.expand(2, -1, -1, -1), t, states))
+        return _guided(unet(latents.expand(2, -1, -1, -1), t, states))
 
     return _quietly(
-        {
-            "text encoder": lambda: model.text(given.ids),
-            "U-Net step": step,
-            "decoder": lambda: model.vae.decode(latents),
-        }[work]
+        {"text encoder": lambda: model.text(ids), "U-Net step": step, "decoder": lambda: decode(latents)}[work], device
     )
 
 
-def diffusers(dtype: str, folder: Path, shapes: Shapes, work: str) -> Runner:
-    """The reference."""
-    network, inputs = _reference(DTYPES[dtype], folder, work), _inputs(DTYPES[dtype], shapes, work)
+def diffusers(
+    dtype: str, folder: Path, shapes: Shapes, work: str, device: str = "cpu", compiles: bool = False
+) -> Runner:  # fmt: skip
+    """The reference, compiled as its documentation says."""
+    network: Callable[..., torch.Tensor] = _reference(DTYPES[dtype], folder, work, device)
+    inputs = tuple(x.to(device) for x in _inputs(DTYPES[dtype], shapes, work))
+    if compiles and work != "text encoder":
+        network = torch.compile(network, mode="reduce-overhead", fullgraph=True)
     if work == "U-Net step":
-        return _quietly(lambda: _guided(network(*inputs)))
-    return _quietly(lambda: network(*inputs))
+        return _quietly(lambda: _guided(network(*inputs)), device)
+    return _quietly(lambda: network(*inputs), device)
 
 
 def openvino(dtype: str, folder: Path, shapes: Shapes, work: str) -> Runner:
@@ -74,17 +82,17 @@ class _Alone(torch.nn.Module):
         return self.call(self.network, *inputs)
 
 
-def _reference(dtype: torch.dtype, folder: Path, work: str) -> _Alone:
+def _reference(dtype: torch.dtype, folder: Path, work: str, device: str = "cpu") -> _Alone:
     """What the reference runs for a work."""
     peer = import_module("diffusers")
     if work == "text encoder":
         text = import_module("transformers").CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=dtype)
-        return _Alone(text, lambda net, ids: net(ids, return_dict=False)[0])
+        return _Alone(text.to(device), lambda net, ids: net(ids, return_dict=False)[0])
     if work == "decoder":
         vae = peer.AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=dtype)
-        return _Alone(vae, lambda net, z: net.decode(z, return_dict=False)[0])
+        return _Alone(vae.to(device), lambda net, z: net.decode(z, return_dict=False)[0])
     unet = peer.UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=dtype)
-    return _Alone(unet, lambda net, x, t, c: net(x, t, encoder_hidden_states=c, return_dict=False)[0])
+    return _Alone(unet.to(device), lambda net, x, t, c: net(x, t, encoder_hidden_states=c, return_dict=False)[0])
 
 
 def _inputs(dtype: torch.dtype, shapes: Shapes, work: str) -> tuple[torch.Tensor, ...]:
@@ -108,9 +116,23 @@ PEERS: dict[str, tuple[str | None, Opener]] = {  # the package that each needs
 }
 
 
-def contestants() -> Mapping[str, Opener]:
-    """Those that can run here, by name."""
-    return {name: open_ for name, (package, open_) in PEERS.items() if package is None or find_spec(package)}
+def contestants(device: str = "cpu") -> Mapping[str, Opener]:
+    """Those that can run there, by name, which ends in the type of their numbers."""
+    peers = PEERS if device == "cpu" else elsewhere(device)
+    return {name: open_ for name, (package, open_) in peers.items() if package is None or find_spec(package)}
+
+
+def elsewhere(device: str) -> dict[str, tuple[str | None, Opener]]:
+    """Who computes on another device than the CPU, each with the package that it needs."""
+    ours, theirs = partial(gradina, device=device), partial(diffusers, device=device)
+    return {
+        "gradina fp32": (None, partial(ours, "fp32")),
+        "gradina fp16": (None, partial(ours, "fp16")),
+        "gradina, compiled, fp16": (None, partial(ours, "fp16", engine="compile")),
+        "diffusers fp32": ("diffusers", partial(theirs, "fp32")),
+        "diffusers fp16": ("diffusers", partial(theirs, "fp16")),
+        "diffusers, compiled, fp16": ("diffusers", partial(theirs, "fp16", compiles=True)),
+    }
 
 
 def _guided(pair: torch.Tensor) -> torch.Tensor:
@@ -118,9 +140,11 @@ def _guided(pair: torch.Tensor) -> torch.Tensor:
     return without + SCALE * (with_ - without)
 
 
-def _quietly(run: Runner) -> Runner:
+def _quietly(run: Runner, device: str) -> Runner:
     def quiet() -> object:
-        with torch.inference_mode():
-            return run()
+        with torch.no_grad():
+            made = run()
+        settled(device)
+        return made
 
     return quiet

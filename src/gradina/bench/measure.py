@@ -24,19 +24,23 @@ ATTENTION = ((2, 8, 4096, 40), (2, 8, 1024, 80), (2, 8, 256, 160))  # batch, hea
 Peaks = Mapping[str, Mapping[str, float]]  # GFLOP/s
 
 
-def measured(parts: Sequence[str], rounds: int, size: int, say: Callable[[str], None]) -> Iterator[Report]:
+def measured(
+    parts: Sequence[str], rounds: int, size: int, say: Callable[[str], None], device: str = "cpu"
+) -> Iterator[Report]:
     """The report of some parts (see `gradina bench --help`) as it grows; `say` is told what is measured next."""
-    report: Report = {"date": date.today().isoformat(), **machine.about(), "rounds": rounds, "results": {}}
-    for results in _results(parts, rounds, size, say):
+    report: Report = {"date": date.today().isoformat(), **machine.about(device), "rounds": rounds, "results": {}}
+    for results in _results(parts, rounds, size, say, device):
         report["results"] |= results
         yield report
 
 
-def _results(parts: Sequence[str], rounds: int, size: int, say: Callable[[str], None]) -> Iterator[Report]:
+def _results(
+    parts: Sequence[str], rounds: int, size: int, say: Callable[[str], None], device: str
+) -> Iterator[Report]:  # fmt: skip
     peaks: Peaks = {}
     if "machine" in parts:
         say("what the machine can do")
-        peaks = machine.peaks()
+        peaks = machine.peaks(device)
         yield {
             f"the machine, {dtype}": {name: {"GFLOP/s": round(speed)} for name, speed in of_type.items()}
             for dtype, of_type in peaks.items()
@@ -52,10 +56,10 @@ def _results(parts: Sequence[str], rounds: int, size: int, say: Callable[[str], 
             work.write_model(shapes, folder)
         for name in work.WORKS if "works" in parts else ():
             say(name)
-            yield {f"{name}, {size}x{size}": raced(folder, shapes, name, rounds, peaks)}
+            yield {f"{name}, {size}x{size}": raced(folder, shapes, name, rounds, peaks, device)}
         if "pictures" in parts:
             say("whole pictures")
-            yield {f"a picture, {size}x{size}, 20 steps": reports.whole(whole.pictures(folder, size, 20, 1))}
+            yield {f"a picture, {size}x{size}, 20 steps": reports.whole(whole.pictures(folder, size, 20, 1, device))}
     if "learning" in parts:
         say("a step of training")
         for name, folder in shipped().items():
@@ -68,9 +72,11 @@ def _results(parts: Sequence[str], rounds: int, size: int, say: Callable[[str], 
         yield {"from a cold command line to a PNG, shipped model": reports.whole(whole.cold(rounds))}
 
 
-def raced(folder: Path, shapes: work.Shapes, name: str, rounds: int, peaks: Peaks) -> Report:
+def raced(
+    folder: Path, shapes: work.Shapes, name: str, rounds: int, peaks: Peaks, device: str = "cpu"
+) -> Report:  # fmt: skip
     """One work, by everyone."""
-    known = list(contestants().items())  # the last export, which takes most memory: while it is free
+    known = list(contestants(device).items())  # the last export, which takes most memory: while it is free
     opened = {who: _opened(opener, folder, shapes, name) for who, opener in reversed(known)}
     return reports.raced(race({who: opened[who] for who, _ in known}, rounds), shapes.gflop[name], peaks)
 

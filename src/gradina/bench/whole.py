@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from gradina.bench.machine import kinds
 from gradina.bench.race import Failed
 from gradina.errors import GradinaError
 from gradina.weights.layout import OURS
@@ -24,37 +25,48 @@ IMPORTS = {
     "diffusers": "from diffusers import StableDiffusionPipeline",
 }
 
-# Each takes folder, dtype, size, steps; and says when the model was loaded, the first step taken, the picture there.
+# Each takes folder, dtype, size, steps, device, and says when the model was loaded, the first step taken, the picture
+# there, and with CUDA how much of its memory it took at most.
 DRAW = {
     "gradina": """
 import json, sys, time
 import gradina, torch
-folder, dtype, size, steps = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-start = time.perf_counter()
-model = gradina.load(folder, device="cpu", dtype=dtype, low_memory="low-memory" in sys.argv)
-loaded, first = time.perf_counter(), None
+folder, dtype, size, steps, device = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5]
+def now():
+    if device != "cpu":
+        torch.accelerator.synchronize(device)
+    return time.perf_counter()
+start = now()
+model = gradina.load(folder, device=device, dtype=dtype, low_memory="low-memory" in sys.argv)
+loaded, first = now(), None
 request = gradina.Request(prompt="a lighthouse", steps=steps, guidance_scale=7.5, width=size, height=size, seed=1)
 for step in gradina.steps(model, request):
-    first = first or time.perf_counter()
+    first = first or now()
 model.decode(step.denoised)
-print(json.dumps({"load": loaded - start, "first step": first - start, "picture": time.perf_counter() - start}))
+told = {"load": loaded - start, "first step": first - start, "picture": now() - start}
+print(json.dumps(told | ({"MB there": torch.cuda.max_memory_allocated() / 1e6} if device == "cuda" else {})))
 """,
     "diffusers": """
 import json, sys, time
 import torch
 from diffusers import StableDiffusionPipeline
-folder, dtype, size, steps = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-kind = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
-start = time.perf_counter()
-pipe = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=kind, safety_checker=None)
+folder, dtype, size, steps, device = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5]
+kind = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[dtype]
+def now():
+    if device != "cpu":
+        torch.accelerator.synchronize(device)
+    return time.perf_counter()
+start = now()
+pipe = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=kind, safety_checker=None).to(device)
 pipe.set_progress_bar_config(disable=True)
-loaded, first = time.perf_counter(), []
-def told(pipe, i, t, values):
-    first.append(time.perf_counter())
+loaded, first = now(), []
+def note(pipe, i, t, values):
+    first.append(now())
     return values
-pipe("a lighthouse", num_inference_steps=steps, guidance_scale=7.5, width=size, height=size, callback_on_step_end=told,
+pipe("a lighthouse", num_inference_steps=steps, guidance_scale=7.5, width=size, height=size, callback_on_step_end=note,
      generator=torch.Generator().manual_seed(1))
-print(json.dumps({"load": loaded - start, "first step": first[0] - start, "picture": time.perf_counter() - start}))
+told = {"load": loaded - start, "first step": first[0] - start, "picture": now() - start}
+print(json.dumps(told | ({"MB there": torch.cuda.max_memory_allocated() / 1e6} if device == "cuda" else {})))
 """,
 }
 
@@ -108,6 +120,7 @@ def cold(rounds: int) -> dict[str, list[Taken] | Failed]:
     folder = shipped()[DEFAULT]
     with tempfile.TemporaryDirectory() as room:
         ours = [sys.executable, "-m", "gradina.apps.cli", "a lighthouse", "-o", str(Path(room) / "a.png"), "--quiet"]
+        ours += ["--device", "cpu"]
         runs = {"gradina": ours}
         if find_spec("diffusers"):
             runs["diffusers"] = [sys.executable, "-c", COLD, str(folder), str(Path(room) / "b.png"), *_defaults()]
@@ -148,16 +161,18 @@ def imports(rounds: int) -> dict[str, list[Taken] | Failed]:
     return _in_turns({name: partial(python, script) for name, script in installed(IMPORTS).items()}, rounds)
 
 
-def pictures(folder: Path, size: int, steps: int, rounds: int) -> dict[str, list[Taken] | Failed]:
+def pictures(folder: Path, size: int, steps: int, rounds: int, device: str = "cpu") -> dict[str, list[Taken] | Failed]:
     """Whole pictures from disk, by everyone in every type of numbers, in turns, after one of few steps by each."""
 
     def runs(steps: int) -> dict[str, Callable[[], Taken]]:
         found: dict[str, Callable[[], Taken]] = {}
         for name, script in installed(DRAW).items():
-            for dtype in ("fp32", "bf16"):
-                found[f"{name} {dtype}"] = partial(python, script, str(folder), dtype, str(size), str(steps))
-        lean = partial(python, DRAW["gradina"], str(folder), "bf16", str(size), str(steps), "low-memory")
-        return {**found, "gradina bf16, --low-memory": lean}
+            for dtype in kinds(device):
+                found[f"{name} {dtype}"] = partial(python, script, str(folder), dtype, str(size), str(steps), device)
+        if device == "cpu":
+            lean = partial(python, DRAW["gradina"], str(folder), "bf16", str(size), str(steps), device, "low-memory")
+            found["gradina bf16, --low-memory"] = lean
+        return found
 
     _in_turns(runs(2), rounds=1, warm=0)
     return _in_turns(runs(steps), rounds, warm=0)

@@ -45,7 +45,7 @@ def traced(x: Tensor) -> bool:
 
 def added(h: Tensor, x: Tensor) -> Tensor:
     """h + x, in the memory of h where nothing learns; h is of no further use."""
-    if torch.is_grad_enabled() or h.dtype != torch.result_type(h, x):
+    if torch.is_grad_enabled() or h.dtype != torch.promote_types(h.dtype, x.dtype):
         return h + x
     return h.add_(x)
 

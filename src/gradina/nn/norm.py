@@ -69,11 +69,12 @@ def _moments(x: Tensor, groups: int, shift: Tensor) -> tuple[Tensor, Tensor]:
     """
     rows = torch.split(x[0], ROWS, dim=1)
     parts = [torch.var_mean(part.float(), dim=(1, 2), correction=0) for part in rows]
-    heights = torch.tensor([part.shape[1] for part in rows], dtype=torch.float64, device=x.device)[:, None, None]
-    variances, means = (torch.stack(m).double() for m in zip(*parts, strict=True))
-    variances, means = (m.view(len(rows), groups, -1) for m in (variances, means + shift))
-    count = heights.sum() * means.shape[2]
-    mean = (heights * means).sum((0, 2)) / count
-    variance = (heights * (variances + (means - mean[None, :, None]).square())).sum((0, 2)) / count
-    each = x.shape[1] // groups
+    wide, each = torch.float32 if x.device.type == "mps" else torch.float64, x.shape[1] // groups  # MPS has no doubles
+    shares = [part.shape[1] / (x.shape[2] * each) for part in rows]  # of a group's numbers, for each of its channels
+    variances, means = ([m.to(wide).view(groups, each) for m in moments] for moments in zip(*parts, strict=True))
+    shift = shift.to(wide).view(-1, each) if len(shift) > 1 else shift
+    means = [m + shift for m in means]
+    mean = torch.stack([share * m for share, m in zip(shares, means, strict=True)]).sum((0, 2))
+    spread = [v + (m - mean[:, None]).square() for v, m in zip(variances, means, strict=True)]
+    variance = torch.stack([share * s for share, s in zip(shares, spread, strict=True)]).sum((0, 2))
     return mean.float().repeat_interleave(each), variance.float().repeat_interleave(each)
