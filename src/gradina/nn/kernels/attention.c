@@ -33,10 +33,11 @@ enum { IN_UNIT = 1 };
 typedef __m512 units;
 #endif
 
-enum { WIDEST = 512, LIMIT = 120, NEAR = 1 << 19 };
+enum { WIDEST = 512, LIMIT = 120, NEAR = 1 << 19, AHEAD = 16 };
 /* each core packs heads of up to NEAR units before they are used: what stays in its cache. */
-/* a head is filled up with zeros to a multiple of STEP numbers, and the keys to one of TOGETHER: the numbers in a unit of
-   shares, or of values, belong to keys that are LANES apart */
+/* a head of queries is filled up with zeros to a multiple of STEP numbers: they are multiplied by what lies behind a head of
+   keys, which is not filled up. Keys are, to a multiple of TOGETHER: the numbers in a unit of shares, or of values, belong
+   to keys that are LANES apart */
 enum { TOGETHER = LANES * IN_UNIT };
 #ifdef AMX
 enum { QUERIES = 32, KEYS = 96, STEP = LANES * IN_UNIT };
@@ -65,20 +66,31 @@ static inline units units_of(const number *from, i64 left)
 #endif
 }
 
-/* keys (m, d) -> [sixteen keys at a time][units of d][key] */
+/* what is read AHEAD rows later, here by then: no processor foresees rows so far apart */
+static inline void fetch(const View *x, i64 b, i64 h, i64 n, i64 end, i64 d)
+{
+    if (n >= end) return;
+    const number *row = row_of(x, b, h, n);
+    for (i64 i = 0; i < d; i += 64 / (i64)sizeof(number)) _mm_prefetch((const char *)(row + i), _MM_HINT_T0);
+    _mm_prefetch((const char *)(row + d - 1), _MM_HINT_T0);
+}
+
+/* keys (m, d) -> [sixteen keys at a time][units of d][key], and zeros for a head to be filled up with behind them */
 static void pack_keys(const View *k, i64 b, i64 h, i64 m, i64 d, unit *out)
 {
     const __m512i apart = _mm512_mullo_epi32(_mm512_set1_epi32(LANES), _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7,
                                                                                         6, 5, 4, 3, 2, 1, 0));
-    i64 deep = up(d, STEP) / IN_UNIT;
+    i64 thin = up(d, IN_UNIT) / IN_UNIT;
     for (i64 n = 0; n < up(m, TOGETHER); n++) {
-        unit *to = out + n / LANES * LANES * deep + n % LANES;
+        unit *to = out + n / LANES * LANES * thin + n % LANES;
         const number *row = row_of(k, b, h, n < m ? n : 0);
-        for (i64 i = 0; i < deep; i += LANES) {
+        fetch(k, b, h, n + AHEAD, m, d);
+        for (i64 i = 0; i < thin; i += LANES) {
             units some = units_of(row + i * IN_UNIT, n < m ? d - i * IN_UNIT : 0);
-            SCATTER(to + i * LANES, first(deep - i), apart, some);
+            SCATTER(to + i * LANES, first(thin - i), apart, some);
         }
     }
+    memset(out + up(m, TOGETHER) * thin, 0, sizeof(unit) * (size_t)(LANES * (up(d, STEP) / IN_UNIT - thin)));
 }
 
 /* values (m, d) -> [units of keys][d], and 1 behind d, where there is room: so that shares are summed besides */
@@ -88,6 +100,8 @@ static void pack_values(const View *v, i64 b, i64 h, i64 m, i64 d, unit *out)
     for (i64 u = 0; u < up(m, TOGETHER) / IN_UNIT; u++) {
         i64 n = u / LANES * TOGETHER + u % LANES;
         unit *to = out + u * wide;
+        fetch(v, b, h, n + AHEAD, m, d);
+        if (IN_UNIT > 1) fetch(v, b, h, n + LANES + AHEAD, m, d);
         for (i64 i = 0; i < wide; i += LANES) {
 #ifdef BF16
             i64 other = n + LANES;
@@ -260,14 +274,14 @@ static float longest(const View *x, i64 b, i64 h, i64 n, i64 d)
 static inline __attribute__((always_inline)) void unbounded(const unit *query, const unit *keys, const unit *values,
                                                             i64 m, i64 d, float scale, float *sum, float *total)
 {
-    i64 deep = up(d, STEP) / IN_UNIT, wide = up(d, LANES);
+    i64 deep = up(d, STEP) / IN_UNIT, thin = up(d, IN_UNIT) / IN_UNIT, wide = up(d, LANES);
     unit shares[QUERIES * KEYS / IN_UNIT] __attribute__((aligned(64)));
     float score[QUERIES * KEYS] __attribute__((aligned(64)));
     float most[QUERIES];
     for (i64 r = 0; r < QUERIES; r++) most[r] = -INFINITY, total[r] = 0;
     for (i64 key = 0; key < m; key += KEYS) {
         i64 here = m - key < KEYS ? m - key : KEYS, vectors = up(here, TOGETHER) / LANES;
-        product(query, deep, keys + key * deep, LANES, deep * LANES, deep, vectors, score, KEYS, 0);
+        product(query, deep, keys + key * thin, LANES, thin * LANES, deep, vectors, score, KEYS, 0);
         for (i64 r = 0; r < QUERIES; r++) {
             for (i64 i = here; i < vectors * LANES; i++) score[r * KEYS + i] = -INFINITY; /* behind the last key */
             share(score + r * KEYS, vectors, scale, most + r, total + r, sum + r * wide, wide,
@@ -314,13 +328,13 @@ static inline __attribute__((always_inline)) void bounded_shares(const float *sc
 static inline __attribute__((always_inline)) void bounded(const unit *query, const unit *keys, const unit *values, i64 m,
                                                           i64 d, float scale, float *sum, float *total)
 {
-    i64 deep = up(d, STEP) / IN_UNIT, wide = up(d, LANES);
+    i64 deep = up(d, STEP) / IN_UNIT, thin = up(d, IN_UNIT) / IN_UNIT, wide = up(d, LANES);
     unit shares[QUERIES * KEYS / IN_UNIT] __attribute__((aligned(64)));
     float score[QUERIES * KEYS] __attribute__((aligned(64)));
     float totals[QUERIES * LANES] __attribute__((aligned(64))) = {0};
     for (i64 key = 0; key < m; key += KEYS) {
         i64 here = m - key < KEYS ? m - key : KEYS, vectors = up(here, TOGETHER) / LANES;
-        product(query, deep, keys + key * deep, LANES, deep * LANES, deep, vectors, score, KEYS, 0);
+        product(query, deep, keys + key * thin, LANES, thin * LANES, deep, vectors, score, KEYS, 0);
         for (i64 i = here; i < vectors * LANES; i++)
             for (i64 r = 0; r < QUERIES; r++) score[r * KEYS + i] = -LIMIT / scale; /* behind the last key */
         bounded_shares(score, vectors, scale, wide > d ? 0 : totals, shares);
@@ -367,7 +381,7 @@ int attention(const number *q, const i64 *qs, const number *k, const i64 *ks, co
               i64 batch, i64 heads, i64 n, i64 m, i64 d)
 {
     View Q = {q, qs[0], qs[1], qs[2]}, K = {k, ks[0], ks[1], ks[2]}, V = {v, vs[0], vs[1], vs[2]};
-    i64 of_keys = up(m, TOGETHER) * up(d, STEP) / IN_UNIT;
+    i64 thin = up(d, IN_UNIT) / IN_UNIT, of_keys = up(m, TOGETHER) * thin + LANES * (up(d, STEP) / IN_UNIT - thin);
     i64 of_both = up(of_keys + up(m, TOGETHER) / IN_UNIT * up(d, LANES), 16);
     i64 tiles = (n + QUERIES - 1) / QUERIES, all = batch * heads;
     i64 some = omp_get_max_threads() * (NEAR / of_both > 1 ? NEAR / of_both : 1); /* heads that are packed at a time */
