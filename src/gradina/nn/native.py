@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 Gate = Callable[[Tensor], Tensor]
+Halves = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,19 @@ def _gate(library: ctypes.CDLL, both: Tensor) -> Tensor:
     both, width = both.contiguous(), both.shape[-1] // 2
     out = both.new_empty(*both.shape[:-1], width)
     library.gated(_at(both), _at(out), ctypes.c_int64(out.numel() // max(1, width)), ctypes.c_int64(width))
+    return out
+
+
+def own_halves() -> Halves | None:
+    """float16 (contiguous, on a CPU) -> the nearest bfloat16, as PyTorch rounds; None where it cannot be had."""
+    own = kernel(torch.bfloat16)
+    library = _library(own.flags) if own else None
+    return partial(_nearest, library) if library else None
+
+
+def _nearest(library: ctypes.CDLL, x: Tensor) -> Tensor:
+    out = torch.empty_like(x, dtype=torch.bfloat16)
+    library.nearest(_at(x), _at(out), ctypes.c_int64(x.numel()))
     return out
 
 

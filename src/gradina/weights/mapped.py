@@ -22,6 +22,7 @@ class Mapped:
         self.ranges: list[tuple[int, int]] = []
         if sys.platform != "linux" or not Path("/proc/self/maps").is_file():
             return
+        self.library = ctypes.CDLL(None)
         names = {str(file.resolve()) for file in files}
         for line in Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").splitlines():
             span, rights, _, _, _, *name = line.split(maxsplit=5)
@@ -34,4 +35,4 @@ class Mapped:
         start, page = x.data_ptr(), mmap.PAGESIZE
         first, last = -(-start // page) * page, (start + x.nbytes) // page * page
         if last > first and any(low <= first and last <= high for low, high in self.ranges):
-            ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), NO_LONGER_NEEDED)
+            self.library.madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), NO_LONGER_NEEDED)

@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from gradina.errors import WeightsError
 from gradina.files import atomic_path
+from gradina.nn.native import own_halves
 from gradina.weights.mapped import Mapped
 from gradina.weights.remap import Source, read, unclaimed
 
@@ -152,7 +153,9 @@ def in_type(x: Tensor, dtype: torch.dtype, mapped: Mapped) -> Tensor:
 
 
 def _by_way_of_single(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """x in the other half precision: the same numbers as at once, in a third of the time."""
+    """x in the other half precision: the same numbers as at once, in a third of the time; by our own C in a fifth."""
+    if dtype == torch.bfloat16 and x.is_contiguous() and (own := own_halves()):
+        return own(x)
     out = torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format)
     for some, to in zip(*(torch.split(each.reshape(-1), AT_ONCE) for each in (x, out)), strict=True):
         to.copy_(some.float())
