@@ -13,16 +13,12 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
+from gradina.nn import kernel as kernel_module
 from gradina.nn import native
 from gradina.nn.attention import attention
+from gradina.nn.kernel import AMX, BF16, COMMON, KERNELS, Kernel, kernel
 from gradina.nn.native import (
-    AMX,
-    BF16,
-    COMMON,
-    KERNELS,
-    Kernel,
     compiled,
-    kernel,
     ordinary,
     ordinary_rows,
     own_attention,
@@ -52,11 +48,11 @@ def fresh() -> Iterator[None]:
 
 def forget() -> None:
     compiled.cache_clear()
-    native._library.cache_clear()
+    kernel_module.library.cache_clear()
 
 
 def own(way: Kernel) -> native.Attend:
-    found = compiled(way) if way.needs in native._processor() else None
+    found = compiled(way) if way.needs in kernel_module._processor() else None
     if found is None:
         pytest.skip(f"needs a C compiler and a processor with {way.needs}")
     return found
@@ -73,7 +69,7 @@ def test_each_way_is_compiled_in_its_own() -> None:
      ("avx512f avx512_bf16 amx_bf16", [0, 2])],
 )  # fmt: skip
 def test_the_processor_decides(flags: str, chosen: list[int | None], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "_processor", lambda: frozenset(flags.split()))
+    monkeypatch.setattr(kernel_module, "_processor", lambda: frozenset(flags.split()))
     rows = [None if row is None else KERNELS[row] for row in chosen]
     assert [kernel(torch.bfloat16), kernel(torch.float32)] == rows
     assert kernel(torch.float16) is None
@@ -381,7 +377,7 @@ threes = pytest.mark.parametrize("way", THREES.values(), ids=THREES)
 
 def library(way: Kernel) -> ctypes.CDLL:
     """As it is compiled for a way, if this processor has it."""
-    found = native._library(way.flags) if way.needs in native._processor() else None
+    found = kernel_module.library(way.flags) if way.needs in kernel_module._processor() else None
     if found is None:
         pytest.skip(f"needs a C compiler and a processor with {way.needs}")
     return found
@@ -468,9 +464,9 @@ def test_what_is_no_number_stays_near(way: Kernel) -> None:
 def test_which_convolutions_are_our_own_depends_on_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
     own_threes(THREES["float"])
     float_, both = {torch.float32}, {torch.float32, torch.bfloat16}
-    tiles = both if THREES["tiles"].needs in native._processor() else float_
+    tiles = both if THREES["tiles"].needs in kernel_module._processor() else float_
     for flags, dtypes in (("avx512f avx512_bf16 amx_bf16", tiles), ("avx512f", float_), ("", set())):
-        monkeypatch.setattr(native, "_processor", lambda flags=flags: frozenset(flags.split()))
+        monkeypatch.setattr(kernel_module, "_processor", lambda flags=flags: frozenset(flags.split()))
         assert {dtype for dtype in NUMBERS if own_convolution(dtype) is not None} == dtypes
 
 
@@ -538,10 +534,10 @@ def test_what_is_no_number_stays_in_its_row(way: Kernel) -> None:
 
 def test_which_linear_layers_are_our_own_depends_on_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
     own_rows(ROWS["float"])
-    tiles = ROWS["tiles"].needs in native._processor()
-    monkeypatch.setattr(native, "_processor", lambda: frozenset({"avx512f", "avx512_bf16"}))
+    tiles = ROWS["tiles"].needs in kernel_module._processor()
+    monkeypatch.setattr(kernel_module, "_processor", lambda: frozenset({"avx512f", "avx512_bf16"}))
     assert [own_product(dtype) for dtype in NUMBERS] == [None] * len(NUMBERS)
     assert own_product(torch.float32, gates=True) is not None
     assert own_product(torch.bfloat16, gates=True) is None
-    monkeypatch.setattr(native, "_processor", lambda: frozenset({"amx_bf16"}))
+    monkeypatch.setattr(kernel_module, "_processor", lambda: frozenset({"amx_bf16"}))
     assert (own_product(torch.bfloat16) is not None) == tiles

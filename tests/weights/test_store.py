@@ -161,13 +161,16 @@ def test_pages_of_nothing_mapped_are_left_alone() -> None:
     assert (x == 1).all()
 
 
+@pytest.mark.parametrize("native", ["0", "1"])
 @pytest.mark.parametrize("to", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize("of", [torch.bfloat16, torch.float16, torch.float32])
 def test_numbers_in_another_type_are_those_that_pytorch_makes(
-    of: torch.dtype, to: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    of: torch.dtype, to: torch.dtype, native: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(store, "AT_ONCE", 100)
+    monkeypatch.setenv("GRADINA_NATIVE", native)
     every = torch.arange(-(2**15), 2**15).to(torch.int16).view(torch.float16).float()
     x = every[~every.isnan()].to(of)
+    assert in_type(every.to(of), to, Mapped()).isnan().equal(every.isnan())
     for given in (x, x[:60000].view(300, 200).T, x[:0], x[0]):
         assert torch.equal(in_type(given, to, Mapped()), given.to(to))

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gradina.nn.kernel import kernel
 from gradina.nn.memory import drawing
-from gradina.nn.native import Attend, compiled, kernel
+from gradina.nn.native import Attend, compiled
 from gradina.nn.packed import plus
 
 SHORT = 256 * 256  # scores for each head: up to here, learning in bf16 on a CPU, plain products are the quickest way

@@ -1,82 +1,21 @@
-"""Kernels in C: compiled once, where a C compiler and AVX-512 are there, and kept in the cache.
-
-How they are compiled, and for what they are used, depends on the processor: see KERNELS, and benchmarks/attention.py
-and layers.py.
-"""
+"""What our kernels compute, asked for in tensors: on a CPU, without gradients."""
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import logging
-import os
-import subprocess
-import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache, partial
-from pathlib import Path
-from shutil import which
 
 import torch
 from torch import Tensor, nn
 
-from gradina.files import atomic_write, cache_folder
+from gradina.nn.kernel import Kernel, kernel, library
 
-SOURCES = Path(__file__).with_name("kernels")
 LANES = 16  # numbers of single precision that are multiplied at once
-COMMON = ("-O3", "-std=gnu11", "-fPIC", "-fopenmp", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq")
-BF16 = (*COMMON, "-DBF16", "-mavx512bf16")
-AMX = (*BF16, "-DAMX", "-mamx-tile", "-mamx-bf16")
-
-log = logging.getLogger(__name__)
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 Gate = Callable[[Tensor], Tensor]
 Halves = Callable[[Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """One way to compile it, and where that is quicker than PyTorch's."""
-
-    dtype: torch.dtype
-    needs: str  # of the processor, as /proc/cpuinfo has it
-    flags: tuple[str, ...]
-    work: int  # multiplications of a head of attention: as many at least
-    queries: int  # as many at least
-    width: int  # of a head, at most
-    tiles: bool = False  # whether numbers are multiplied by whole tiles
-
-    def suits(self, q: Tensor, k: Tensor) -> bool:
-        """Whether it is the quickest for q (b, heads, n, d) and k (b, heads, m, d)."""
-        n, d = q.shape[-2:]
-        return n >= self.queries and d <= self.width and n * k.shape[-2] * d >= self.work
-
-
-KERNELS = (  # for each type the first that the processor has; those of a processor with tiles are Intel's
-    Kernel(torch.bfloat16, "amx_bf16",    AMX,    work=2**22, queries=1,    width=256, tiles=True),
-    Kernel(torch.bfloat16, "avx512_bf16", BF16,   work=2**22, queries=1,    width=512),
-    Kernel(torch.float32,  "amx_bf16",    COMMON, work=2**22, queries=1024, width=256),
-    Kernel(torch.float32,  "avx512f",     COMMON, work=2**22, queries=1,    width=512),
-)  # fmt: skip
-
-
-def kernel(dtype: torch.dtype) -> Kernel | None:
-    """The one for numbers of that type on this processor. GRADINA_NATIVE=0 in the environment switches it off."""
-    if os.environ.get("GRADINA_NATIVE") == "0":
-        return None
-    return next((row for row in KERNELS if row.dtype == dtype and row.needs in _processor()), None)
-
-
-@cache
-def _processor() -> frozenset[str]:
-    """What this processor can do, in Linux's words; nothing elsewhere."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines()
-    except OSError:
-        return frozenset()
-    return frozenset(next((line for line in lines if line.startswith("flags")), "").split())
 
 
 @cache
@@ -85,25 +24,19 @@ def compiled(kernel: Kernel) -> Attend | None:
 
     q is (b, heads, n, d), k and v are (b, heads, m, d), with d up to 512.
     """
-    library = _library(kernel.flags)
-    return _attend(library) if library else None
+    found = library(kernel.flags)
+    return _attend(found) if found else None
 
 
-@cache
-def _library(flags: tuple[str, ...]) -> ctypes.CDLL | None:
-    try:
-        library = ctypes.CDLL(str(_compiled(flags)))
-    except (OSError, subprocess.SubprocessError) as error:
-        log.info("kernels are PyTorch's: our own cannot be compiled or loaded here (%s)", error)
-        return None
-    return library if library.usable() else None
+def _library(dtype: torch.dtype) -> ctypes.CDLL | None:
+    own = kernel(dtype)
+    return library(own.flags) if own else None
 
 
 def own_gate(dtype: torch.dtype) -> Gate | None:
     """gelu(gate) · h for the halves of (..., h gate) on a CPU, without gradients; None where it cannot be had."""
-    own = kernel(dtype)
-    library = _library(own.flags) if own else None
-    return partial(_gate, library) if library else None
+    found = _library(dtype)
+    return partial(_gate, found) if found else None
 
 
 def _gate(library: ctypes.CDLL, both: Tensor) -> Tensor:
@@ -115,9 +48,8 @@ def _gate(library: ctypes.CDLL, both: Tensor) -> Tensor:
 
 def own_halves() -> Halves | None:
     """float16 (contiguous, on a CPU) -> the nearest bfloat16, as PyTorch rounds; None where it cannot be had."""
-    own = kernel(torch.bfloat16)
-    library = _library(own.flags) if own else None
-    return partial(_nearest, library) if library else None
+    found = _library(torch.bfloat16)
+    return partial(_nearest, found) if found else None
 
 
 def _nearest(library: ctypes.CDLL, x: Tensor) -> Tensor:
@@ -162,9 +94,8 @@ class Norm:
 
 def own_norm(dtype: torch.dtype) -> Norm | None:
     """Our own norms; None where they cannot be had."""
-    own = kernel(dtype)
-    library = _library(own.flags) if own else None
-    return Norm(library) if library else None
+    found = _library(dtype)
+    return Norm(found) if found else None
 
 
 class Convolution:
@@ -215,8 +146,8 @@ def ordinary(ordered: Tensor, out: int, channels: int) -> Tensor:
 def own_convolution(dtype: torch.dtype) -> Convolution | None:
     """Our own convolution; None where it cannot be had."""
     own = kernel(dtype)
-    library = _library(own.flags) if own else None
-    return Convolution(library, own.tiles) if own and library else None
+    found = library(own.flags) if own else None
+    return Convolution(found, own.tiles) if own and found else None
 
 
 class Product:
@@ -274,8 +205,8 @@ def own_product(dtype: torch.dtype, gates: bool = False) -> Product | None:
     """Our own product of linear layers, or of those that gate; None where it cannot be had, or is not the quickest."""
     own = kernel(dtype)
     quick = own is not None and (own.tiles or (gates and own.dtype == torch.float32))
-    library = _library(own.flags) if own and quick else None
-    return Product(library, own.tiles) if own and library else None
+    found = library(own.flags) if own and quick else None
+    return Product(found, own.tiles) if own and found else None
 
 
 def _at(x: Tensor | None) -> ctypes.c_void_p:
@@ -301,31 +232,3 @@ def _attend(library: ctypes.CDLL) -> Attend:
         return out.transpose(1, 2)
 
     return attend
-
-
-def _compiled(flags: tuple[str, ...]) -> Path:
-    """The library, compiled unless that has been done before. Threads come from the OpenMP that PyTorch has loaded."""
-    sources = sorted(SOURCES.iterdir())
-    texts = b"".join(source.read_bytes() for source in sources)
-    name = hashlib.sha256(texts + " ".join(flags).encode()).hexdigest()[:16]
-    library = cache_folder() / "native" / f"{name}.so"
-    if library.exists():
-        return library
-    compiler = os.environ.get("CC") or which("cc") or which("gcc")
-    if compiler is None:
-        raise OSError("there is no C compiler")
-    with tempfile.TemporaryDirectory() as room:
-        made, parts = Path(room) / "kernels", []
-        for source in sources:
-            if source.suffix == ".c":
-                parts.append(f"{made}-{source.stem}.o")
-                _run(compiler, *flags, "-c", str(source), "-o", parts[-1])
-        _run(compiler, "-shared", *parts, "-o", f"{made}.so", "-lm")  # not with libgomp: there would be a second one
-        library.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(library) as file:
-            file.write(Path(f"{made}.so").read_bytes())
-    return library
-
-
-def _run(compiler: str, *flags: str) -> None:
-    subprocess.run([*compiler.split(), *flags], check=True, capture_output=True)

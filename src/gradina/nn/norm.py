@@ -69,12 +69,12 @@ def _moments(x: Tensor, groups: int, shift: Tensor) -> tuple[Tensor, Tensor]:
     """
     rows = torch.split(x[0], ROWS, dim=1)
     parts = [torch.var_mean(part.float(), dim=(1, 2), correction=0) for part in rows]
-    wide, each = torch.float32 if x.device.type == "mps" else torch.float64, x.shape[1] // groups  # MPS has no doubles
-    shares = [part.shape[1] / (x.shape[2] * each) for part in rows]  # of a group's numbers, for each of its channels
-    variances, means = ([m.to(wide).view(groups, each) for m in moments] for moments in zip(*parts, strict=True))
-    shift = shift.to(wide).view(-1, each) if len(shift) > 1 else shift
-    means = [m + shift for m in means]
-    mean = torch.stack([share * m for share, m in zip(shares, means, strict=True)]).sum((0, 2))
-    spread = [v + (m - mean[:, None]).square() for v, m in zip(variances, means, strict=True)]
-    variance = torch.stack([share * s for share, s in zip(shares, spread, strict=True)]).sum((0, 2))
+    wide = torch.float32 if x.device.type == "mps" else torch.float64  # there are no doubles with MPS
+    heights = torch.stack([x.new_full((1, 1), part.shape[1], dtype=wide) for part in rows])
+    variances, means = (torch.stack(m).to(wide) for m in zip(*parts, strict=True))
+    variances, means = (m.view(len(rows), groups, -1) for m in (variances, means + shift))
+    count = heights.sum() * means.shape[2]
+    mean = (heights * means).sum((0, 2)) / count
+    variance = (heights * (variances + (means - mean[None, :, None]).square())).sum((0, 2)) / count
+    each = x.shape[1] // groups
     return mean.float().repeat_interleave(each), variance.float().repeat_interleave(each)
