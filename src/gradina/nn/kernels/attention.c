@@ -164,11 +164,47 @@ static inline __attribute__((always_inline)) void tiles(const unit *a, i64 lda, 
     }
 }
 
+/* two tiles of rows by three of columns, added: all their sums stay in tiles 0 to 5; 6 is of b, and 7 of a */
+static inline __attribute__((always_inline)) void six_tiles(const unit *a, i64 lda, const unit *b, i64 down, i64 across,
+                                                            i64 deep, float *out, i64 ldo)
+{
+    const i64 of_a = lda * (i64)sizeof(unit), of_b = down * (i64)sizeof(unit), of_out = ldo * (i64)sizeof(float);
+#define SIX(done)                         \
+    done(0, out);                         \
+    done(1, out + LANES * ldo);           \
+    done(2, out + LANES);                 \
+    done(3, out + LANES * ldo + LANES);   \
+    done(4, out + 2 * LANES);             \
+    done(5, out + LANES * ldo + 2 * LANES);
+#define TAKEN(i, at) _tile_loadd(i, at, of_out)
+#define PUT(i, at) _tile_stored(i, at, of_out)
+    SIX(TAKEN)
+    for (i64 p = 0; p < deep; p += LANES, a += LANES, b += LANES * down) {
+        const unit *low = a + LANES * lda;
+        _tile_loadd(6, b, of_b);
+        _tile_loadd(7, a, of_a);
+        _tile_dpbf16ps(0, 7, 6);
+        _tile_loadd(7, low, of_a);
+        _tile_dpbf16ps(1, 7, 6);
+        _tile_loadd(6, b + across, of_b);
+        _tile_dpbf16ps(3, 7, 6);
+        _tile_loadd(7, a, of_a);
+        _tile_dpbf16ps(2, 7, 6);
+        _tile_loadd(6, b + 2 * across, of_b);
+        _tile_dpbf16ps(4, 7, 6);
+        _tile_loadd(7, low, of_a);
+        _tile_dpbf16ps(5, 7, 6);
+    }
+    SIX(PUT)
+}
+
 static void product(const unit *a, i64 lda, const unit *b, i64 down, i64 across, i64 deep, i64 vectors, float *out,
                     i64 ldo, int adds)
 {
     i64 c = 0;
     BARRIER;
+    for (; adds && vectors - c > 2 && vectors - c != 4; c += 3)
+        six_tiles(a, lda, b + c * across, down, across, deep, out + c * LANES, ldo);
     for (; c + 1 < vectors; c += 2) tiles(a, lda, b + c * across, down, across, deep, 1, out + c * LANES, ldo, adds);
     if (c < vectors) tiles(a, lda, b + c * across, down, across, deep, 0, out + c * LANES, ldo, adds);
     BARRIER;
