@@ -70,9 +70,9 @@ def _compiled(network: nn.Module) -> Call:
 
 
 class Recorded:
-    """A network on a GPU, replayed: its thousand kernels are started at once, where starting each takes longer than it.
+    """A network with CUDA, replayed: its thousand kernels start at once, where to start each takes longer than it.
 
-    A shape of inputs is recorded when it is met for the second time; the first has the libraries make ready.
+    A shape of inputs is recorded when it is met for the second time: at the first, the libraries make ready.
     """
 
     def __init__(self, network: nn.Module) -> None:

@@ -45,7 +45,7 @@ def gradina(
 def diffusers(
     dtype: str, folder: Path, shapes: Shapes, work: str, device: str = "cpu", compiles: bool = False
 ) -> Runner:  # fmt: skip
-    """The reference, compiled as its documentation says."""
+    """The reference, as it is or compiled as its documentation says."""
     network: Callable[..., torch.Tensor] = _reference(DTYPES[dtype], folder, work, device)
     inputs = tuple(x.to(device) for x in _inputs(DTYPES[dtype], shapes, work))
     if compiles and work != "text encoder":
