@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from gradina.nn.attention import Attention
 from gradina.nn.conv import BatchNorm
+from gradina.nn.conv2d import Conv2d
 from gradina.nn.norm import LayerNorm
 
 Activation = Literal["quick_gelu", "gelu"]
@@ -145,7 +146,7 @@ class VisionTower(nn.Module):
         super().__init__()
         c = self.config = config
         self.cls = nn.Parameter(torch.randn(c.width) * c.width**-0.5)
-        self.patch = nn.Conv2d(c.channels, c.width, c.patch, stride=c.patch, bias=False)
+        self.patch = Conv2d(c.channels, c.width, c.patch, stride=c.patch, bias=False)
         self.position = nn.Embedding((c.size // c.patch) ** 2 + 1, c.width)
         self.norm_in = LayerNorm(c.width)
         self.blocks = nn.ModuleList(
@@ -181,8 +182,8 @@ class ConvTower(nn.Module):
         super().__init__()
         c = self.config = config
         steps = [(wide, out) for a, b in pairwise(c.widths) for wide, out in ((a, b), (b, b))]
-        self.convs = nn.ModuleList([nn.Conv2d(c.channels, c.widths[0], 5, stride=2, padding=2, bias=False)])
-        self.convs.extend(nn.Conv2d(wide, out, 3, padding=1, bias=False) for wide, out in steps)
+        self.convs = nn.ModuleList([Conv2d(c.channels, c.widths[0], 5, stride=2, padding=2, bias=False)])
+        self.convs.extend(Conv2d(wide, out, 3, padding=1, bias=False) for wide, out in steps)
         self.norms = nn.ModuleList(BatchNorm(out) for out in (c.widths[0], *(out for _, out in steps)))
         self.projection = nn.Linear(c.widths[-1], c.projection, bias=False)
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gradina.nn.conv import Upsample
+from gradina.nn.conv2d import Conv2d
 
 MAGNITUDE = 3.0  # latents are bent to lie between this and its negative
 
@@ -35,7 +36,7 @@ class TinyBlock(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.convs = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(3))
+        self.convs = nn.ModuleList(Conv2d(width, width, 3, padding=1) for _ in range(3))
 
     def forward(self, x: Tensor) -> Tensor:
         first, second, third = self.convs
@@ -62,10 +63,10 @@ class TinyDecoder(nn.Module):
     def __init__(self, config: TinyConfig) -> None:
         super().__init__()
         self.config = c = config
-        self.conv_in = nn.Conv2d(c.latent_channels, c.width, 3, padding=1)
+        self.conv_in = Conv2d(c.latent_channels, c.width, 3, padding=1)
         last = len(c.blocks) - 1
         self.stages = nn.ModuleList(TinyStage(c.width, blocks, i == last) for i, blocks in enumerate(c.blocks))
-        self.conv_out = nn.Conv2d(c.width, 3, 3, padding=1)
+        self.conv_out = Conv2d(c.width, 3, 3, padding=1)
 
     def forward(self, latents: Tensor) -> Tensor:
         bent = MAGNITUDE * torch.tanh(latents / MAGNITUDE)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from gradina.nn.attention import Attention
 from gradina.nn.conv import Downsample, ResBlock, Upsample
+from gradina.nn.conv2d import Conv2d
 from gradina.nn.embed import TimeMLP
 from gradina.nn.gate import Gate
 from gradina.nn.memory import added, by_rows
@@ -79,9 +80,9 @@ class SpatialTransformer(nn.Module):
         super().__init__()
         self.linear = config.linear
         self.norm = nn.GroupNorm(config.groups, width, 1e-6)
-        self.proj_in = nn.Linear(width, width) if config.linear else nn.Conv2d(width, width, 1)
+        self.proj_in = nn.Linear(width, width) if config.linear else Conv2d(width, width, 1)
         self.blocks = nn.ModuleList(TransformerBlock(width, heads, config.context) for _ in range(config.depth))
-        self.proj_out = nn.Linear(width, width) if config.linear else nn.Conv2d(width, width, 1)
+        self.proj_out = nn.Linear(width, width) if config.linear else Conv2d(width, width, 1)
 
     def forward(self, x: Tensor, cond: Tensor) -> Tensor:
         h = normalised(self.norm, x)
@@ -176,12 +177,12 @@ class UNet(nn.Module):
         levels = range(len(c.widths))
         time_width = 4 * c.widths[0] if c.time else None
         self.time = TimeMLP(c.widths[0], time_width) if time_width else None
-        self.conv_in = nn.Conv2d(c.channels, c.widths[0], 3, padding=1)
+        self.conv_in = Conv2d(c.channels, c.widths[0], 3, padding=1)
         self.down = nn.ModuleList(Down(c, level, time_width) for level in levels)
         self.mid = Middle(c, time_width)
         self.up = nn.ModuleList(Up(c, level, time_width) for level in reversed(levels))
         self.norm = nn.GroupNorm(c.groups, c.widths[0], 1e-5)
-        self.conv_out = nn.Conv2d(c.widths[0], c.out_channels, 3, padding=1)
+        self.conv_out = Conv2d(c.widths[0], c.out_channels, 3, padding=1)
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
         x, time = self.enter(x, t)

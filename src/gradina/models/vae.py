@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from gradina.nn.attention import Attention
 from gradina.nn.conv import Downsample, ResBlock, Upsample
+from gradina.nn.conv2d import Conv2d
 from gradina.nn.memory import give_back
 from gradina.nn.norm import normalised
 from gradina.nn.strips import activated_conv, is_large
@@ -73,14 +74,14 @@ class Encoder(nn.Module):
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
         c = config
-        self.conv_in = nn.Conv2d(c.channels, c.widths[0], 3, padding=1)
+        self.conv_in = Conv2d(c.channels, c.widths[0], 3, padding=1)
         self.stages = nn.ModuleList()
         for i, width in enumerate(c.widths):
             shrink = Downsample(width, one_sided=True) if i < len(c.widths) - 1 else None
             self.stages.append(Stage(c.widths[max(i - 1, 0)], width, c.blocks, c.groups, shrink))
         self.mid = Mid(c.widths[-1], c.groups)
         self.norm = nn.GroupNorm(c.groups, c.widths[-1], 1e-6)
-        self.conv_out = nn.Conv2d(c.widths[-1], 2 * c.latent_channels, 3, padding=1)
+        self.conv_out = Conv2d(c.widths[-1], 2 * c.latent_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv_in(x)
@@ -96,14 +97,14 @@ class Decoder(nn.Module):
         super().__init__()
         c = config
         widths = c.widths[::-1]
-        self.conv_in = nn.Conv2d(c.latent_channels, widths[0], 3, padding=1)
+        self.conv_in = Conv2d(c.latent_channels, widths[0], 3, padding=1)
         self.mid = Mid(widths[0], c.groups)
         self.stages = nn.ModuleList()
         for i, width in enumerate(widths):
             grow = Upsample(width) if i < len(widths) - 1 else None
             self.stages.append(Stage(widths[max(i - 1, 0)], width, c.blocks + 1, c.groups, grow))
         self.norm = nn.GroupNorm(c.groups, widths[-1], 1e-6)
-        self.conv_out = nn.Conv2d(widths[-1], c.channels, 3, padding=1)
+        self.conv_out = Conv2d(widths[-1], c.channels, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
         z = self.mid(self.conv_in(z))
@@ -137,8 +138,8 @@ class AutoencoderKL(nn.Module):
         super().__init__()
         self.config = config
         self.encoder = Encoder(config)
-        self.quant = nn.Conv2d(2 * config.latent_channels, 2 * config.latent_channels, 1)
-        self.post_quant = nn.Conv2d(config.latent_channels, config.latent_channels, 1)
+        self.quant = Conv2d(2 * config.latent_channels, 2 * config.latent_channels, 1)
+        self.post_quant = Conv2d(config.latent_channels, config.latent_channels, 1)
         self.decoder = Decoder(config)
 
     def posterior(self, pixels: Tensor) -> Gaussian:

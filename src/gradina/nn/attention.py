@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gradina.nn.kernel import kernel
-from gradina.nn.memory import drawing
-from gradina.nn.native import Attend, compiled
+from gradina.nn.memory import drawing, learning, once
+from gradina.nn.native import Attend, compiled, own_softmax
 from gradina.nn.packed import plus
 
 SHORT = 256 * 256  # scores for each head: up to here, learning in bf16 on a CPU, plain products are the quickest way
@@ -41,11 +41,32 @@ def _own(q: Tensor, k: Tensor) -> Attend | None:
 
 def plain(q: Tensor, k: Tensor, v: Tensor, is_causal: bool = False) -> Tensor:
     """The same, written out: on the way back, in bf16, three to seven times as quick (benchmarks/attention.py)."""
-    scores = q * q.shape[-1] ** -0.5 @ k.mT
+    scale = q.shape[-1] ** -0.5
+    if not is_causal and learning(q) and own_softmax(q.dtype):
+        return cast(Tensor, Shares.apply(q @ k.mT, scale)) @ v  # type: ignore[no-untyped-call]
+    scores = q * scale @ k.mT
     if is_causal:
         later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
         scores = scores.masked_fill(later, float("-inf"))
     return torch.softmax(scores, dim=-1) @ v
+
+
+class Shares(torch.autograd.Function):
+    """softmax(scale · scores), to learn: there and back in C."""
+
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, scale: float) -> Tensor:
+        own = own_softmax(scores.dtype)
+        assert own is not None
+        shares = own(scores, scale)
+        ctx.own, ctx.scale = own, scale
+        ctx.save_for_backward(shares)
+        return shares
+
+    @staticmethod
+    @once
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None]:
+        return ctx.own.back(*ctx.saved_tensors, slope, ctx.scale), None
 
 
 class Blockwise(torch.autograd.Function):

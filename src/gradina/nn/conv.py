@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gradina.nn.conv2d import Conv2d
 from gradina.nn.strips import activated_conv, grown_conv
 
 
@@ -40,11 +41,11 @@ class ResBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.norm1 = nn.GroupNorm(groups, width, eps)
-        self.conv1 = nn.Conv2d(width, out_width, 3, padding=1)
+        self.conv1 = Conv2d(width, out_width, 3, padding=1)
         self.time = nn.Linear(time_width, out_width) if time_width else None
         self.norm2 = nn.GroupNorm(groups, out_width, eps)
-        self.conv2 = nn.Conv2d(out_width, out_width, 3, padding=1)
-        self.skip = nn.Conv2d(width, out_width, 1) if width != out_width else None
+        self.conv2 = Conv2d(out_width, out_width, 3, padding=1)
+        self.skip = Conv2d(width, out_width, 1) if width != out_width else None
 
     def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
         h = activated_conv(self.norm1, self.conv1, x)
@@ -61,7 +62,7 @@ class Downsample(nn.Module):
     def __init__(self, width: int, one_sided: bool = False) -> None:
         super().__init__()
         self.one_sided = one_sided
-        self.conv = nn.Conv2d(width, width, 3, stride=2, padding=0 if one_sided else 1)
+        self.conv = Conv2d(width, width, 3, stride=2, padding=0 if one_sided else 1)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(F.pad(x, (0, 1, 0, 1)) if self.one_sided else x)
@@ -72,7 +73,7 @@ class Upsample(nn.Module):
 
     def __init__(self, width: int, bias: bool = True) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(width, width, 3, padding=1, bias=bias)
+        self.conv = Conv2d(width, width, 3, padding=1, bias=bias)
 
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         size = size or (2 * x.shape[2], 2 * x.shape[3])

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gradina.nn.memory import drawing
+from gradina.nn.memory import drawing, learning, once
 from gradina.nn.native import own_gate
 
 
@@ -20,5 +23,24 @@ def gated(both: Tensor) -> Tensor:
     """
     if drawing(both) and (own := own_gate(both.dtype)):
         return own(both)
+    if learning(both) and own_gate(both.dtype):
+        return cast(Tensor, Gated.apply(both))  # type: ignore[no-untyped-call]
     h, gate = both.chunk(2, dim=-1)
     return h * F.gelu(gate)
+
+
+class Gated(torch.autograd.Function):
+    """The same, to learn: there and back in C, with nothing kept but what went in."""
+
+    @staticmethod
+    def forward(ctx: Any, both: Tensor) -> Tensor:
+        own = own_gate(both.dtype)
+        assert own is not None
+        ctx.own = own
+        ctx.save_for_backward(both)
+        return own(both)
+
+    @staticmethod
+    @once
+    def backward(ctx: Any, slope: Tensor) -> Tensor:
+        return cast(Tensor, ctx.own.back(*ctx.saved_tensors, slope))

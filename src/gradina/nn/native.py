@@ -1,20 +1,21 @@
-"""What our kernels compute, asked for in tensors: on a CPU, without gradients."""
+"""What our kernels compute, asked for in tensors: on a CPU, there and where it says so back, without autograd."""
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
 from functools import cache, partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from gradina.nn.kernel import Kernel, kernel, library
 
 LANES = 16  # numbers of single precision that are multiplied at once
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-Gate = Callable[[Tensor], Tensor]
 Halves = Callable[[Tensor], Tensor]
 
 
@@ -33,17 +34,58 @@ def _library(dtype: torch.dtype) -> ctypes.CDLL | None:
     return library(own.flags) if own else None
 
 
+class Gate:
+    """gelu(gate) · h for the halves of (..., h gate)."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self.library = library
+
+    def __call__(self, both: Tensor) -> Tensor:
+        """(..., 2 · width) -> (..., width)"""
+        both = both.contiguous()
+        out = both.new_empty(*both.shape[:-1], both.shape[-1] // 2)
+        _call(self.library.gated, both, out, *_rows(out))
+        return out
+
+    def back(self, both: Tensor, slope: Tensor) -> Tensor:
+        """From the slope of what came out, (..., width), to that of what went in."""
+        both, slope = both.contiguous(), slope.contiguous()
+        out = torch.empty_like(both)
+        _call(self.library.gated_back, both, slope, out, *_rows(slope))
+        return out
+
+
 def own_gate(dtype: torch.dtype) -> Gate | None:
-    """gelu(gate) · h for the halves of (..., h gate) on a CPU, without gradients; None where it cannot be had."""
+    """Our own gate; None where it cannot be had."""
     found = _library(dtype)
-    return partial(_gate, found) if found else None
+    return Gate(found) if found else None
 
 
-def _gate(library: ctypes.CDLL, both: Tensor) -> Tensor:
-    both, width = both.contiguous(), both.shape[-1] // 2
-    out = both.new_empty(*both.shape[:-1], width)
-    library.gated(_at(both), _at(out), ctypes.c_int64(out.numel() // max(1, width)), ctypes.c_int64(width))
-    return out
+class Softmax:
+    """softmax(scale · x) over the last dimension."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self.library = library
+
+    def __call__(self, x: Tensor, scale: float) -> Tensor:
+        """As it is written."""
+        x = x.contiguous()
+        out = torch.empty_like(x)
+        _call(self.library.softmax, x, out, *_rows(x), scale)
+        return out
+
+    def back(self, shares: Tensor, slope: Tensor, scale: float) -> Tensor:
+        """From what came out, and its slope, to the slope of x."""
+        slope = slope.contiguous()
+        out = torch.empty_like(shares)
+        _call(self.library.softmax_back, shares, slope, out, *_rows(shares), scale)
+        return out
+
+
+def own_softmax(dtype: torch.dtype) -> Softmax | None:
+    """Our own softmax; None where it cannot be had."""
+    found = _library(dtype)
+    return Softmax(found) if found else None
 
 
 def own_halves() -> Halves | None:
@@ -54,41 +96,50 @@ def own_halves() -> Halves | None:
 
 def _nearest(library: ctypes.CDLL, x: Tensor) -> Tensor:
     out = torch.empty_like(x, dtype=torch.bfloat16)
-    library.nearest(_at(x), _at(out), ctypes.c_int64(x.numel()))
+    _call(library.nearest, x, out, x.numel())
     return out
 
 
 class Norm:
-    """GroupNorm of maps (b, c, h, w) whose channels lie last in memory, and LayerNorm; on a CPU, without gradients."""
+    """GroupNorm of maps (b, c, h, w) whose channels lie last in memory, and LayerNorm."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self.library = library
 
-    def moments(self, norm: nn.GroupNorm, x: Tensor, shift: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Scale and offset (b, c) with which scale · x + offset is norm(x + shift), for a shift (b, c)."""
-        b, channels, height, width = x.shape
-        made = torch.empty(2, b, channels)
-        given = [None if t is None else t.float().contiguous() for t in (shift, norm.weight, norm.bias)]
-        sizes = map(ctypes.c_int64, (b, height * width, channels, norm.num_groups))
-        if self.library.moments(_at(x), *sizes, *map(_at, given), ctypes.c_double(norm.eps), *map(_at, made)):
-            raise MemoryError("GroupNorm: there is no memory left")
-        return made[0], made[1]
+    def moments(self, norm: nn.GroupNorm, x: Tensor, shift: Tensor | None) -> Tensor:
+        """Scale, offset, steepness and centre (4, b, c) of norm(x + shift), for a shift (b, c).
+
+        It is scale · x + offset, and without the norm's weight and bias steepness · (x - centre).
+        """
+        made = torch.empty(4, *x.shape[:2])
+        given = (None if t is None else t.detach().float().contiguous() for t in (shift, norm.weight, norm.bias))
+        _call(self.library.moments, x, *_places(x), norm.num_groups, *given, norm.eps, *made)
+        return made
 
     def scaled(self, x: Tensor, scale: Tensor, offset: Tensor, active: bool) -> Tensor:
         """scale · x + offset, and its SiLU if that is wanted."""
-        b, channels, height, width = x.shape
         x = x.contiguous(memory_format=torch.channels_last)
-        out = torch.empty_like(x, memory_format=torch.channels_last)
-        sizes = map(ctypes.c_int64, (b, height * width, channels))
-        self.library.scaled(_at(x), _at(out), *sizes, _at(scale), _at(offset), ctypes.c_int64(active))
+        out = torch.empty_like(x)
+        _call(self.library.scaled, x, out, *_places(x), scale, offset, active)
         return out
+
+    def back(
+        self, norm: nn.GroupNorm, x: Tensor, moments: Tensor, slope: Tensor, active: bool
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """From the slope of `scaled`, (b, c, h, w), to those of x, weight (c,), bias (c,) and shift (b, c)."""
+        x, slope = (t.contiguous(memory_format=torch.channels_last) for t in (x, slope))
+        of_x, of_shift = torch.empty_like(x), torch.empty(x.shape[:2])
+        of_weight, of_bias = torch.empty(2, x.shape[1])
+        known = (*moments, norm.weight.detach().float())
+        how = (*_places(x), norm.num_groups, active)
+        _call(self.library.moments_back, x, slope, *how, *known, of_x, of_weight, of_bias, of_shift)
+        return of_x, of_weight, of_bias, of_shift
 
     def rows(self, norm: nn.LayerNorm, x: Tensor) -> Tensor:
         """norm(x) for x (..., width) of the type of the norm's weights, which it has to have."""
         x = x.contiguous()
-        out, width = torch.empty_like(x), x.shape[-1]
-        sizes = map(ctypes.c_int64, (x.numel() // width, width))
-        self.library.rows_scaled(_at(x), _at(out), *sizes, _at(norm.weight), _at(norm.bias), ctypes.c_double(norm.eps))
+        out = torch.empty_like(x)
+        _call(self.library.rows_scaled, x, out, *_rows(x), norm.weight, norm.bias, norm.eps)
         return out
 
 
@@ -99,7 +150,7 @@ def own_norm(dtype: torch.dtype) -> Norm | None:
 
 
 class Convolution:
-    """3x3 convolutions, padded by one, of maps on a CPU, without gradients.
+    """3x3 convolutions, padded by one, of maps.
 
     By tiles where the processor has them, and elsewhere by a quarter of the multiplications.
     """
@@ -115,7 +166,7 @@ class Convolution:
         weight, (out, channels) = weight.contiguous(), weight.shape[:2]
         by_tiles = (-(-out // (2 * LANES)), -(-channels // (2 * LANES)), 9, 2, LANES, LANES, 2)
         made = weight.new_empty(by_tiles if self.tiles else (-(-out // LANES), channels, 9, LANES))
-        self.library.order(_at(weight), _at(made), ctypes.c_int64(channels), ctypes.c_int64(out))
+        _call(self.library.order, weight, made, channels, out)
         return made
 
     def __call__(
@@ -127,9 +178,7 @@ class Convolution:
         last = torch.channels_last
         x, beside = x.contiguous(memory_format=last), None if beside is None else beside.contiguous(memory_format=last)
         made = torch.empty(b, out, *size, dtype=x.dtype, memory_format=last)
-        sizes = map(ctypes.c_int64, (b, *size, channels, out, grows))
-        if self.library.convolved(*map(_at, (x, ordered, bias, beside, made)), *sizes):
-            raise MemoryError("convolution: there is no memory left")
+        _call(self.library.convolved, x, ordered, bias, beside, made, b, *size, channels, out, grows)
         return made
 
 
@@ -151,7 +200,7 @@ def own_convolution(dtype: torch.dtype) -> Convolution | None:
 
 
 class Product:
-    """Linear layers on a CPU, without gradients. The halves of what comes out may be a gate's: gelu(second) · first."""
+    """Linear layers. The halves of what comes out may be a gate's: gelu(second) · first."""
 
     def __init__(self, library: ctypes.CDLL, tiles: bool) -> None:
         self.library, self.tiles = library, tiles
@@ -167,7 +216,7 @@ class Product:
         panels = -(-(out // 2) // (wide // 2)) if halves else -(-out // wide)
         each = (2, LANES, LANES, 2) if self.tiles else (2, wide // 2) if halves else (wide,)
         made = weight.new_empty(panels, deep, *each)
-        self.library.order_rows(_at(weight), _at(made), *map(ctypes.c_int64, (width, out, halves)))
+        _call(self.library.order_rows, weight, made, width, out, halves)
         return made
 
     def __call__(
@@ -182,11 +231,8 @@ class Product:
     ) -> Tensor:
         """x (..., in) -> (..., out), plus what is beside it; where its halves are to gate, (..., out / 2)."""
         x, beside = x.contiguous(), None if beside is None else beside.contiguous()
-        width = x.shape[-1]
         made = x.new_empty(*x.shape[:-1], out // 2 if gates else out)
-        sizes = map(ctypes.c_int64, (x.numel() // width, width, out, halves, gates))
-        if self.library.multiplied(*map(_at, (x, ordered, bias, beside, made)), *sizes):
-            raise MemoryError("linear layer: there is no memory left")
+        _call(self.library.multiplied, x, ordered, bias, beside, made, *_rows(x), out, halves, gates)
         return made
 
 
@@ -209,10 +255,6 @@ def own_product(dtype: torch.dtype, gates: bool = False) -> Product | None:
     return Product(found, own.tiles) if own and found else None
 
 
-def _at(x: Tensor | None) -> ctypes.c_void_p:
-    return ctypes.c_void_p(None if x is None else x.data_ptr())
-
-
 def own_attention(dtype: torch.dtype) -> Attend | None:
     """The quickest on this processor, for what it `suits`; None where there is none."""
     own = kernel(dtype)
@@ -220,15 +262,38 @@ def own_attention(dtype: torch.dtype) -> Attend | None:
 
 
 def _attend(library: ctypes.CDLL) -> Attend:
-    function, long = library.attention, ctypes.c_int64
-
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
         (b, heads, n, d), m = q.shape, k.shape[2]
         out = q.new_empty(b, n, heads, d)
-        views = [x for t in (q, k, v) for x in (_at(t), (long * 3)(*t.stride()[:3]))]
-        if function(*views, _at(out), *map(long, (b, heads, n, m, d))):
-            raise MemoryError("attention: there is no memory left")
+        views = [x for t in (q, k, v) for x in (t, (ctypes.c_int64 * 3)(*t.stride()[:3]))]
+        _call(library.attention, *views, out, b, heads, n, m, d)
         return out.transpose(1, 2)
 
     return attend
+
+
+def _rows(x: Tensor) -> tuple[int, int]:
+    """How many rows x (..., width) has, and their width."""
+    width = x.shape[-1]
+    return x.numel() // max(1, width), width
+
+
+def _places(x: Tensor) -> tuple[int, int, int]:
+    """How many maps x (b, c, h, w) has, of how many places and channels."""
+    b, channels, height, width = x.shape
+    return b, height * width, channels
+
+
+def _call(function: Any, *given: Any) -> None:
+    """Calls a function of a library; what only stands for tensors, as memory is counted, comes out as it is."""
+    if not any(isinstance(x, FakeTensor) for x in given) and function(*map(_as_c_has_it, given)):
+        raise MemoryError(f"{function.__name__}: there is no memory left")
+
+
+def _as_c_has_it(x: Any) -> Any:
+    if isinstance(x, Tensor):
+        return ctypes.c_void_p(x.data_ptr())
+    if isinstance(x, float):
+        return ctypes.c_double(x)
+    return ctypes.c_int64(x) if isinstance(x, int) else x

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gradina.nn.memory import added, drawing, silu
+from gradina.nn.memory import added, drawing, learning, once, silu
 from gradina.nn.native import Norm, own_norm
 
+Network = TypeVar("Network", bound=nn.Module)
 Layer = Callable[[Tensor], Tensor]
 ROWS = 64  # of a map: as many at once for its moments
 
@@ -33,15 +35,28 @@ def normalised(norm: nn.GroupNorm, x: Tensor, shift: Tensor | None = None, activ
     With a shift, x is of no further use.
     """
     if own := _own(x):
-        return own.scaled(x, *own.moments(norm, x, shift), active)
+        scale, offset, *_ = own.moments(norm, x, shift)
+        return own.scaled(x, scale, offset, active)
+    if learning(x) and _last(x) and own_norm(x.dtype):
+        return cast(Tensor, Normalised.apply(norm, x, norm.weight, norm.bias, shift, active))  # type: ignore[no-untyped-call]
     h = norm(x if shift is None else added(x, shift[:, :, None, None]))
     return silu(h) if active else h
+
+
+def channels_last(network: Network, dtype: torch.dtype) -> Network:
+    """The network itself, to learn in numbers of that type: in the order in memory that is quickest to convolutions.
+
+    Their weights have their channels last, and maps follow; but only if GroupNorms are quick with that, too.
+    """
+    if own_norm(dtype) and any(isinstance(layer, nn.GroupNorm) for layer in network.modules()):
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network
 
 
 def normaliser(norm: nn.GroupNorm, x: Tensor, shift: Tensor | None = None) -> Layer:
     """What gives silu(norm(x + shift)) of some rows of a map x (1, c, h, w) at a time."""
     if own := _own(x):
-        scale, offset = own.moments(norm, x, shift)
+        scale, offset, *_ = own.moments(norm, x, shift)
         return partial(own.scaled, scale=scale, offset=offset, active=True)
     moved = x.new_zeros(1, dtype=torch.float32) if shift is None else shift[0].float()
     mean, variance = _moments(x, norm.num_groups, moved)
@@ -58,8 +73,34 @@ def is_fast(x: Tensor) -> bool:
 
 
 def _own(x: Tensor) -> Norm | None:
-    last = x.is_contiguous(memory_format=torch.channels_last)
-    return own_norm(x.dtype) if last and drawing(x) else None
+    return own_norm(x.dtype) if _last(x) and drawing(x) else None
+
+
+def _last(x: Tensor) -> bool:
+    return x.is_contiguous(memory_format=torch.channels_last)
+
+
+class Normalised(torch.autograd.Function):
+    """`normalised`, to learn: there and back in C, with nothing kept but what went in, and its moments."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, norm: nn.GroupNorm, x: Tensor, weight: Tensor, bias: Tensor, shift: Tensor | None, active: bool
+    ) -> Tensor:
+        own = own_norm(x.dtype)
+        assert own is not None
+        moments = own.moments(norm, x, shift)
+        scale, offset, *_ = moments
+        ctx.own, ctx.norm, ctx.active, ctx.shifts = own, norm, active, None if shift is None else shift.dtype
+        ctx.save_for_backward(x, moments)
+        return own.scaled(x, scale, offset, active)
+
+    @staticmethod
+    @once
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
+        x, moments = ctx.saved_tensors
+        of_x, of_weight, of_bias, of_shift = ctx.own.back(ctx.norm, x, moments, slope, ctx.active)
+        return None, of_x, of_weight, of_bias, None if ctx.shifts is None else of_shift.to(ctx.shifts), None
 
 
 def _moments(x: Tensor, groups: int, shift: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gradina.nn.conv2d import Conv2d, is_pointwise, is_three
 from gradina.nn.gate import Gate, gated
 from gradina.nn.memory import added, traced
 from gradina.nn.native import ordinary, ordinary_rows, own_convolution, own_norm, own_product
@@ -26,6 +27,7 @@ LARGE = 2**21  # weights of a convolution: smaller ones gain only where norms, t
 AWKWARD = 48  # convolutions to a multiple of so many channels take oneDNN up to 25 times as long for some maps,
 ENOUGH = {torch.bfloat16: 256}  # but not to as many at most
 NARROW = 16  # channels of a 3x3 convolution: with fewer, there is too little to multiply
+PLAIN = (nn.Conv2d, Conv2d)  # what convolutions are before
 NOTHING_FUSED: tuple[str, list[float], str] = ("none", [], "")  # with what the product is followed
 
 
@@ -214,7 +216,7 @@ def packed(network: Network, convert: Convert | None = None) -> Network:
         kind = _way(layer)
         if kind is not None and (last or issubclass(kind, nn.Linear)):
             pack(layer, kind)
-        elif type(layer) is nn.Conv2d and last:
+        elif type(layer) in PLAIN and last:
             layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last)
     return network
 
@@ -253,13 +255,14 @@ def _way(layer: nn.Module, convert: Convert | None = None) -> type[_Packed] | No
         return PackedLinear
     if type(layer) is Gate:
         return PackedGate if own_product(_dtype(layer, convert), gates=True) else PackedLinear
-    if type(layer) is not nn.Conv2d or isinstance(layer.padding, str) or layer.padding_mode != "zeros":
+    if not isinstance(layer, nn.Conv2d) or type(layer) not in PLAIN:
         return None
-    if layer.kernel_size == layer.stride == (1, 1) and layer.padding == (0, 0) and layer.groups == 1:
+    if is_pointwise(layer):
         return PackedPointwise
+    if isinstance(layer.padding, str) or layer.padding_mode != "zeros":
+        return None
     dtype = _dtype(layer, convert)
-    threes = layer.kernel_size == (3, 3) and layer.padding == layer.stride == layer.dilation == (1, 1)
-    if threes and layer.groups == 1 and min(layer.weight.shape[:2]) >= NARROW and own_convolution(dtype):
+    if is_three(layer) and min(layer.weight.shape[:2]) >= NARROW and own_convolution(dtype):
         return PackedThree
     awkward = layer.out_channels % AWKWARD == 0 and layer.out_channels > ENOUGH.get(dtype, 0)
     gains = layer.weight.numel() >= LARGE or own_norm(dtype) is not None

@@ -44,9 +44,14 @@ def load_state(state: State, path: Path, fingerprint: str) -> None:
     if state.ema is not state.network:
         state.ema.load_state_dict(_part(tensors, "ema"))
     for name, parameter in state.network.named_parameters():
-        moments: dict[str, Any] = {m: tensors[f"{m}.{name}"] for m in MOMENTS if f"{m}.{name}" in tensors}
+        moments = {m: tensors[f"{m}.{name}"] for m in MOMENTS if f"{m}.{name}" in tensors}
         if moments:
-            state.optimizer.state[parameter] = moments
+            state.optimizer.state[parameter] = {m: _laid_out(value, parameter) for m, value in moments.items()}
+
+
+def _laid_out(value: Tensor, like: Tensor) -> Tensor:
+    """A moment in the order in which its parameter lies in memory: AdamW takes both as they lie."""
+    return torch.empty_like(like).copy_(value) if value.shape == like.shape else value
 
 
 def steps_done(path: Path, fingerprint: str) -> int:

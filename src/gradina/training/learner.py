@@ -24,6 +24,7 @@ from gradina.files import cache_folder
 from gradina.models.clip import TextTower
 from gradina.models.unet import SpatialTransformer, UNet
 from gradina.nn.conv import ResBlock
+from gradina.nn.norm import channels_last
 from gradina.nn.packed import unpacked
 from gradina.pipeline import StableDiffusion
 from gradina.training.checkpoint import once
@@ -108,7 +109,8 @@ class Live:
     """The networks as they learn, and what they are asked."""
 
     def __init__(self, model: StableDiffusion, unet: UNet, text: TextTower, how: Owning) -> None:
-        self.model, self.unet, self.text, self.tokenizer = model, unet, text, model.tokenizer
+        self.model, self.text, self.tokenizer = model, text, model.tokenizer
+        self.unet = channels_last(unet, getattr(torch, how.precision))
         self.known: dict[str, Tensor] = {}  # states of texts, where the text tower does not learn
         if how.checkpointing:
             layers = {n: m for n, m in unet.named_modules() if isinstance(m, ResBlock | SpatialTransformer)}

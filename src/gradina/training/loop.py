@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from gradina.errors import Diverged, RecipeError
+from gradina.nn.norm import channels_last
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ class State:
 
         `rates` names children of the network that learn at a share of the learning rate.
         """
+        network = channels_last(network, getattr(torch, settings.precision))
         groups: dict[tuple[float, float], list[Tensor]] = {}
         for name, parameter in network.named_parameters():
             decay = settings.weight_decay if parameter.ndim > 1 else 0.0

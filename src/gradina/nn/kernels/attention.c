@@ -411,8 +411,8 @@ static void attend(const unit *keys, const unit *values, const float *limits, co
                 _mm512_mul_ps(_mm512_loadu_ps(sum + r * wide + i), _mm512_set1_ps(1 / total[r])));
 }
 
-/* q (batch, heads, n, d), k and v (batch, heads, m, d), each with its three strides; out (batch, n, heads, d). Returns
-   0, or 1 where there is no memory for what is packed. d may be up to 512. */
+/* q (batch, heads, n, d), k and v (batch, heads, m, d), each with its three strides; out (batch, n, heads, d). d may be
+   up to 512. */
 int attention(const number *q, const i64 *qs, const number *k, const i64 *ks, const number *v, const i64 *vs, number *out,
               i64 batch, i64 heads, i64 n, i64 m, i64 d)
 {

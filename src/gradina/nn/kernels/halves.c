@@ -4,7 +4,7 @@
 
 #ifdef BF16
 /* numbers of half precision -> the nearest of bfloat16 */
-void nearest(const uint16_t *in, number *out, i64 count)
+int nearest(const uint16_t *in, number *out, i64 count)
 {
     enum { AT_ONCE = 1 << 14 };
 #pragma omp parallel for schedule(static)
@@ -13,5 +13,6 @@ void nearest(const uint16_t *in, number *out, i64 count)
             __mmask16 some = first(count - i);
             put(out + i, some, _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(some, in + i)));
         }
+    return 0;
 }
 #endif

@@ -25,7 +25,7 @@ typedef struct { i64 top, bottom, from, to; } Part; /* rows, and panels */
 
 /* Weights (out, in) -> [32 that come out][32 in][16 of the first][pair of the second][16][2]; zeros fill up. With `halves`
    there are 16 of the first half and 16 of the second one in each 32. */
-void order_rows(const number *weight, number *to, i64 in, i64 out, i64 halves)
+int order_rows(const number *weight, number *to, i64 in, i64 out, i64 halves)
 {
     i64 steps = parts_of(in, DEEP), end = halves ? out / 2 : out, each = halves ? LANES : DEEP;
 #pragma omp parallel for schedule(static)
@@ -36,6 +36,7 @@ void order_rows(const number *weight, number *to, i64 in, i64 out, i64 halves)
                 number *at = to + (panel * steps + step) * PANEL + half * TILE;
                 order_tile(weight + c * in + step * DEEP, in, rows, in - step * DEEP, 1, at);
             }
+    return 0;
 }
 
 #define ALL_FOUR(DONE) DONE(0) DONE(1) DONE(2) DONE(3)
@@ -126,8 +127,7 @@ static void multiply(const Job *job, Part part, number *seen, float *sums)
 }
 
 /* x (rows, in) by weights as `order_rows` has them, into out (rows, made); adds a bias (made) and what is beside it, if they
-   are given. Where it gates, gelu(second half) first half comes out: (rows, made / 2). Returns 0, or 1 where there is no
-   memory. */
+   are given. Where it gates, gelu(second half) first half comes out: (rows, made / 2). */
 int multiplied(const number *x, const number *weight, const number *bias, const number *beside, number *out, i64 rows,
                i64 in, i64 made, i64 halves, i64 gates)
 {

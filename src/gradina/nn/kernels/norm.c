@@ -27,11 +27,12 @@ static void sums(const number *x, i64 n, i64 channels, const float *pivot, float
         }
 }
 
-/* scale and offset (batch, channels) with which scale x + offset is GroupNorm of x + shift, for maps x (batch, places,
-   channels). Sums are taken about the mean of some places, in blocks that threads do not change. Returns 0, or 1 where
-   there is no memory. Source: Wu & He, "Group Normalization" (1803.08494); Chan, Golub, LeVeque 1983, equation 2.1. */
+/* Of maps x (batch, places, channels), with a shift (batch, channels) added: `scale` and `offset` (batch, channels) with
+   which scale x + offset is their GroupNorm, `steep` and `centre` with which steep (x - centre) is the same without weight
+   and bias. Sums are taken about the mean of some places, in blocks that threads do not change.
+   Source: Wu & He, "Group Normalization" (1803.08494); Chan, Golub, LeVeque 1983, equation 2.1. */
 int moments(const number *x, i64 batch, i64 places, i64 channels, i64 groups, const float *shift, const float *weight,
-            const float *bias, double eps, float *scale, float *offset)
+            const float *bias, double eps, float *scale, float *offset, float *steep, float *centre)
 {
     i64 blocks = (places + PLACES - 1) / PLACES, each = channels / groups;
     float *room = malloc(sizeof(float) * (size_t)(batch * (2 * blocks + 1) * channels));
@@ -70,31 +71,41 @@ int moments(const number *x, i64 batch, i64 places, i64 channels, i64 groups, co
                 else
                     mean += here / (double)each;
             }
-        double steep = 1 / sqrt((within + between) / (double)each + eps);
+        double by = 1 / sqrt((within + between) / (double)each + eps);
         for (i64 i = start; i < start + each; i++) {
-            double w = weight[i - b * channels] * steep;
-            scale[i] = (float)w;
-            offset[i] = (float)(bias[i - b * channels] + w * ((shift ? shift[i] : 0) - mean));
+            double w = weight[i - b * channels] * by, from = mean - (shift ? shift[i] : 0);
+            scale[i] = (float)w, offset[i] = (float)(bias[i - b * channels] - w * from);
+            steep[i] = (float)by, centre[i] = (float)from;
         }
     }
     free(room);
     return 0;
 }
 
-static inline __m512 silu(__m512 x)
+/* 1 / (1 + exp(-x)) */
+static inline __m512 sigmoid(__m512 x)
 {
-    __m512 below = power_of_two(_mm512_mul_ps(x, _mm512_set1_ps(-1.44269504f)));
-    below = _mm512_add_ps(below, _mm512_set1_ps(1.0f));
+    const __m512 one = _mm512_set1_ps(1.0f);
+    __m512 below = _mm512_add_ps(power_of_two(_mm512_mul_ps(x, _mm512_set1_ps(-1.44269504f))), one);
 #ifdef BF16
-    return _mm512_mul_ps(x, _mm512_rcp14_ps(below));
+    return _mm512_rcp14_ps(below);
 #else
-    return _mm512_div_ps(x, below);
+    return _mm512_div_ps(one, below);
 #endif
+}
+
+static inline __m512 silu(__m512 x) { return _mm512_mul_ps(x, sigmoid(x)); }
+
+/* of silu, at x */
+static inline __m512 slope_of_silu(__m512 x)
+{
+    __m512 s = sigmoid(x);
+    return _mm512_fmadd_ps(_mm512_mul_ps(x, s), _mm512_sub_ps(_mm512_set1_ps(1.0f), s), s);
 }
 
 /* out = scale x + offset for maps (batch, places, channels) with a scale and an offset for each channel of each; and
    x / (1 + exp(-x)) of that, if `active` */
-void scaled(const number *x, number *out, i64 batch, i64 places, i64 channels, const float *scale, const float *offset,
+int scaled(const number *x, number *out, i64 batch, i64 places, i64 channels, const float *scale, const float *offset,
             i64 active)
 {
 #pragma omp parallel for schedule(static)
@@ -107,11 +118,111 @@ void scaled(const number *x, number *out, i64 batch, i64 places, i64 channels, c
             put(out + p * channels + i, some, active ? silu(y) : y);
         }
     }
+    return 0;
+}
+
+/* what is known of a group-normalised map, to go back through it */
+typedef struct {
+    const number *x, *slope;
+    i64 places, channels, groups, active;
+    const float *scale, *offset, *steep, *centre; /* as `moments` has them */
+} Way;
+
+/* the slope before the activation, of some channels from i on of place p of map b; x there goes to `seen` */
+static inline __attribute__((always_inline)) __m512 inner_slope(const Way *way, i64 b, i64 p, i64 i, __mmask16 some,
+                                                                __m512 *seen)
+{
+    i64 at = (b * way->places + p) * way->channels + i, of = b * way->channels + i;
+    __m512 slope = floats(some, way->slope + at);
+    *seen = floats(some, way->x + at);
+    if (!way->active) return slope;
+    __m512 scale = _mm512_maskz_loadu_ps(some, way->scale + of), offset = _mm512_maskz_loadu_ps(some, way->offset + of);
+    return _mm512_mul_ps(slope, slope_of_silu(_mm512_fmadd_ps(*seen, scale, offset)));
+}
+
+enum { FOUND = 3 }; /* of each channel: sums of the slope, of the slope times what is beyond the centre, and of that alone */
+
+/* of some places [from, to) of map b */
+static void slopes(const Way *way, i64 b, i64 from, i64 to, float *sums)
+{
+    i64 channels = way->channels;
+    for (i64 i = 0; i < channels; i += LANES) {
+        __mmask16 some = first(channels - i);
+        __m512 one = _mm512_setzero_ps(), two = one, three = one, x;
+        __m512 centre = _mm512_maskz_loadu_ps(some, way->centre + b * channels + i);
+        for (i64 p = from; p < to; p++) {
+            __m512 slope = inner_slope(way, b, p, i, some, &x), beyond = _mm512_sub_ps(x, centre);
+            one = _mm512_add_ps(one, slope), two = _mm512_fmadd_ps(slope, beyond, two), three = _mm512_add_ps(three, beyond);
+        }
+        _mm512_mask_storeu_ps(sums + i, some, one);
+        _mm512_mask_storeu_ps(sums + channels + i, some, two);
+        _mm512_mask_storeu_ps(sums + 2 * channels + i, some, three);
+    }
+}
+
+/* The way back through `moments` and `scaled`: from the slope of what came out, (batch, places, channels), to that of x, and
+   of weight, bias (channels) and shift (batch, channels). Source: Ioffe & Szegedy, "Batch Normalization" (1502.03167),
+   section 3, with the places and channels of a group. */
+int moments_back(const number *x, const number *slope, i64 batch, i64 places, i64 channels, i64 groups, i64 active,
+                 const float *scale, const float *offset, const float *steep, const float *centre, const float *weight,
+                 number *of_x, float *of_weight, float *of_bias, float *of_shift)
+{
+    Way way = {x, slope, places, channels, groups, active, scale, offset, steep, centre};
+    i64 blocks = parts_of(places, PLACES), each = channels / groups, size = FOUND * channels;
+    float *room = calloc((size_t)(batch * (blocks * size + 2 * channels)), sizeof(float));
+    if (!room) return 1;
+    float *lines = room + batch * blocks * size; /* of each map and channel: by what x is multiplied, and what is added */
+#pragma omp parallel for schedule(static)
+    for (i64 k = 0; k < batch * blocks; k++) {
+        i64 from = k % blocks * PLACES;
+        slopes(&way, k / blocks, from, least(places, from + PLACES), room + k * size);
+    }
+#pragma omp parallel for schedule(static)
+    for (i64 k = 0; k < batch * groups; k++) {
+        i64 b = k / groups, start = k % groups * each;
+        float *sums = room + b * blocks * size, *line = lines + b * 2 * channels;
+        double plain = 0, beyond = 0, count = (double)(places * each), by = steep[b * channels + start];
+        for (i64 i = start; i < start + each; i++) {
+            for (i64 j = 1; j < blocks; j++)
+                for (i64 f = 0; f < FOUND; f++) sums[f * channels + i] += sums[j * size + f * channels + i];
+            plain += (double)weight[i] * sums[i], beyond += (double)weight[i] * sums[channels + i];
+        }
+        for (i64 i = start; i < start + each; i++) {
+            double times = -by * by * by * beyond / count, rest = -by * plain / count;
+            line[i] = (float)times, line[channels + i] = (float)(rest - times * centre[b * channels + i]);
+            double all = by * weight[i] * sums[i] + times * sums[2 * channels + i] + rest * (double)places;
+            of_shift[b * channels + i] = (float)all;
+        }
+    }
+    for (i64 i = 0; i < channels; i++) {
+        double w = 0, s = 0;
+        for (i64 b = 0; b < batch; b++) {
+            const float *sums = room + b * blocks * size;
+            s += sums[i], w += (double)sums[channels + i] * steep[b * channels + i];
+        }
+        of_weight[i] = (float)w, of_bias[i] = (float)s;
+    }
+#pragma omp parallel for schedule(static)
+    for (i64 k = 0; k < batch * blocks; k++) {
+        i64 b = k / blocks, from = k % blocks * PLACES;
+        const float *line = lines + b * 2 * channels;
+        for (i64 p = from; p < least(places, from + PLACES); p++)
+            for (i64 i = 0; i < channels; i += LANES) {
+                __mmask16 some = first(channels - i);
+                __m512 seen, inner = inner_slope(&way, b, p, i, some, &seen);
+                __m512 y = _mm512_maskz_loadu_ps(some, line + channels + i);
+                y = _mm512_fmadd_ps(seen, _mm512_maskz_loadu_ps(some, line + i), y);
+                y = _mm512_fmadd_ps(inner, _mm512_maskz_loadu_ps(some, scale + b * channels + i), y);
+                put(of_x + (b * places + p) * channels + i, some, y);
+            }
+    }
+    free(room);
+    return 0;
 }
 
 /* out = weight (x - mean) / sqrt(variance + eps) + bias, for each of the rows of `width` numbers. Source: Ba, Kiros &
    Hinton, "Layer Normalization" (1607.06450), equation 4. */
-void rows_scaled(const number *x, number *out, i64 rows, i64 width, const number *weight, const number *bias, double eps)
+int rows_scaled(const number *x, number *out, i64 rows, i64 width, const number *weight, const number *bias, double eps)
 {
 #pragma omp parallel for schedule(static)
     for (i64 r = 0; r < rows; r++) {
@@ -130,4 +241,5 @@ void rows_scaled(const number *x, number *out, i64 rows, i64 width, const number
             put(out + r * width + i, some, _mm512_fmadd_ps(y, floats(some, weight + i), floats(some, bias + i)));
         }
     }
+    return 0;
 }

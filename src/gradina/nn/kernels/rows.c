@@ -18,7 +18,7 @@ typedef struct {
 
 /* Weights (out, in) -> [64 that come out][in][64]; zeros fill up. With `halves`, 32 of the 64 are of the first half, and 32 of
    the second. */
-void order_rows(const number *weight, number *to, i64 in, i64 out, i64 halves)
+int order_rows(const number *weight, number *to, i64 in, i64 out, i64 halves)
 {
     i64 end = halves ? out / 2 : out, each = halves ? PANEL / 2 : PANEL;
 #pragma omp parallel for schedule(static)
@@ -28,6 +28,7 @@ void order_rows(const number *weight, number *to, i64 in, i64 out, i64 halves)
                 i64 c = panel * each + i % each;
                 to[(panel * in + k) * PANEL + i] = c < end ? weight[(c + i / each * end) * in + k] : 0;
             }
+    return 0;
 }
 
 /* `high` rows by a panel of weights */
@@ -60,7 +61,7 @@ static inline __attribute__((always_inline)) void some_rows(const Job *job, i64 
 }
 
 /* x (rows, in) by weights as `order_rows` has them, into out (rows, made); adds a bias (made) and what is beside it, if they
-   are given. Where it gates, gelu(second half) first half comes out: (rows, made / 2). Returns 0. */
+   are given. Where it gates, gelu(second half) first half comes out: (rows, made / 2). */
 int multiplied(const number *x, const number *weight, const number *bias, const number *beside, number *out, i64 rows,
                i64 in, i64 made, i64 halves, i64 gates)
 {

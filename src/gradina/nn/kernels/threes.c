@@ -31,7 +31,7 @@ typedef struct { i64 top, bottom, left, right; } Part; /* of all maps, one below
 typedef struct { const number *seen; i64 row, column; } Tile; /* sixteen places; the first one, and what is left above it */
 
 /* Weights (out, in, tap) -> [32 that come out][32 in][tap][16 of the first][pair of the second][16][2]; zeros fill up. */
-void order(const number *weight, number *to, i64 in, i64 out)
+int order(const number *weight, number *to, i64 in, i64 out)
 {
     i64 steps = parts_of(in, DEEP), width = in * TAPS;
 #pragma omp parallel for schedule(static)
@@ -42,6 +42,7 @@ void order(const number *weight, number *to, i64 in, i64 out)
                 number *at = to + (panel * steps + step) * TAPS * PANEL + half * TILE;
                 order_tile(weight + c * width + i * TAPS, width, out - c, in - i, TAPS, at);
             }
+    return 0;
 }
 
 #define ALL_SIX(DONE) DONE(0) DONE(1) DONE(2) DONE(3) DONE(4) DONE(5)
@@ -166,7 +167,7 @@ static void convolve(const Job *job, Part part, i64 from, i64 to, Tile *tiles, n
 
 /* Convolves maps x (batch, height / grows, width / grows, in), each place taken `grows` times in both directions (1 or 2),
    with a zero around them, into out (batch, height, width, made); adds a bias (made) and what is beside it, if they are
-   given. Weights are as `order` has them. Returns 0, or 1 where there is no memory. */
+   given. Weights are as `order` has them. */
 int convolved(const number *x, const number *weight, const number *bias, const number *beside, number *out, i64 batch,
               i64 height, i64 width, i64 in, i64 made, i64 grows)
 {

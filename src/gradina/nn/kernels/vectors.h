@@ -1,5 +1,6 @@
 /* What the kernels share: numbers, sixteen at a time, on CPUs with AVX-512. Compiled for float, or with -DBF16 for
-   bfloat16, where the processor multiplies pairs of them. */
+   bfloat16, where the processor multiplies pairs of them. What is called from outside returns 0, or 1 where there is no
+   memory. */
 
 #pragma once
 
@@ -54,11 +55,19 @@ static inline __attribute__((always_inline)) __m512 power_of_two(__m512 x)
     return _mm512_scalef_ps(y, x);
 }
 
-/* x P(X < x) for a normal X */
-static inline __attribute__((always_inline)) __m512 gelu(__m512 x)
+/* the same, or 0 where it is below 2^-64: numbers too small to be normal ones take a core 50 times as long */
+static inline __m512 power_or_none(__m512 x)
+{
+    const __m512 least = _mm512_set1_ps(-64.0f);
+    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, least, _CMP_NLT_UQ), power_of_two(_mm512_max_ps(x, least)));
+}
+
+/* P(X < x) for a normal X */
+static inline __attribute__((always_inline)) __m512 normal(__m512 x)
 {
 #ifdef BF16
-    /* to 8e-6, before it is rounded: (P - 1/2) / x is a polynomial in 2/25 x^2 - 1, fitted to x^2 times the error, up to 5 */
+    /* x P to 8e-6, before it is rounded: (P - 1/2) / x is a polynomial in 2/25 x^2 - 1, fitted to x^2 times the error, up
+       to 5 */
     const float to[] = {2.27719569e-03f, -6.27791462e-03f, 7.02143600e-03f, -8.33000708e-03f, 1.55477906e-02f,
                         -2.42150556e-02f, 3.17441784e-02f, -4.03191932e-02f, 5.14880084e-02f,
                         -7.03005195e-02f, 1.41364306e-01f};
@@ -68,7 +77,7 @@ static inline __attribute__((always_inline)) __m512 gelu(__m512 x)
     __m512 y = _mm512_set1_ps(to[0]);
     for (unsigned k = 1; k < sizeof to / sizeof *to; k++) y = _mm512_fmadd_ps(y, u, _mm512_set1_ps(to[k]));
     __mmask16 above = _mm512_cmp_ps_mask(x, low, _CMP_NLE_UQ); /* what is no number stays none */
-    return _mm512_mul_ps(x, _mm512_maskz_fmadd_ps(above, near, y, half));
+    return _mm512_maskz_fmadd_ps(above, near, y, half);
 #else
     /* to 6e-7 of it: P below -|x| is exp(-x^2 / 2) / 2 times a polynomial in t = 1 / (1 + 0.44 |x| / sqrt(2)) */
     const float to[] = {0.0714897316f, -0.279104928f, 0.298773831f, -0.0221974705f, 0.216936211f,
@@ -80,6 +89,9 @@ static inline __attribute__((always_inline)) __m512 gelu(__m512 x)
     for (unsigned k = 1; k < sizeof to / sizeof *to; k++) y = _mm512_fmadd_ps(y, t, _mm512_set1_ps(to[k]));
     y = _mm512_mul_ps(_mm512_mul_ps(y, t), _mm512_mul_ps(below, _mm512_set1_ps(0.5f)));
     __mmask16 above = _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_GT_OQ);
-    return _mm512_mul_ps(x, _mm512_mask_sub_ps(y, above, one, y));
+    return _mm512_mask_sub_ps(y, above, one, y);
 #endif
 }
+
+/* x P(X < x) */
+static inline __attribute__((always_inline)) __m512 gelu(__m512 x) { return _mm512_mul_ps(x, normal(x)); }

@@ -166,7 +166,7 @@ static void make(const float *products, const Sizes *of, i64 tile, i64 c, const 
 }
 
 /* Weights (out, in, tap) -> [16 that come out at a time][in][tap][of the 16], the last ones filled up with zeros. */
-void order(const number *weight, number *to, i64 in, i64 out)
+int order(const number *weight, number *to, i64 in, i64 out)
 {
     i64 each = in * TAPS * TAPS;
 #pragma omp parallel for schedule(static)
@@ -174,11 +174,12 @@ void order(const number *weight, number *to, i64 in, i64 out)
         for (i64 k = 0; k < each; k++)
             for (i64 lane = 0; lane < LANES; lane++)
                 to[from * each + k * LANES + lane] = from + lane < out ? weight[(from + lane) * each + k] : 0;
+    return 0;
 }
 
 /* Convolves maps x (batch, height / grows, width / grows, in), each place taken `grows` times in both directions (1 or 2),
    with a zero around them, into out (batch, height, width, out); adds a bias (out) and what is beside it, if they are
-   given. Weights are in `order`. Returns 0, or 1 where there is no memory. */
+   given. Weights are in `order`. */
 int convolved(const number *x, const number *weight, const number *bias, const number *beside, number *to, i64 batch,
               i64 height, i64 width, i64 in, i64 out, i64 grows)
 {
