@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from gradina.errors import Diverged, RecipeError
+from gradina.nn.native import flushed
 from gradina.nn.norm import channels_last
 
 
@@ -98,33 +99,37 @@ def train(state: State, loss: Loss, settings: Settings) -> Iterator[TrainStep]:
     Raises Diverged when the loss is no longer a number; the weights are then those of the last good step.
     """
     state.network.train()
-    parameters = [p for p in state.network.parameters() if p.requires_grad]
     while state.step < settings.steps:
-        start = time.perf_counter()
-        lr = settings.lr_at(state.step)
-        for group in state.optimizer.param_groups:
-            group["lr"] = lr * group["rate"]
-        total = 0.0
-        for i in range(settings.accumulate):
-            with torch.autocast("cpu", torch.bfloat16, enabled=settings.precision == "bfloat16"):
-                mean = loss(state.network, state.step * settings.accumulate + i).mean() / settings.accumulate
-            mean.backward()  # type: ignore[no-untyped-call]
-            total += mean.item()
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        slope = nn.utils.get_total_norm(gradients).item()
-        if slope > settings.clip:
-            torch._foreach_mul_(gradients, settings.clip / (slope + 1e-6))
-        for what, value in (("loss", total), ("gradient", slope)):
-            if not math.isfinite(value):
-                state.optimizer.zero_grad()
-                raise Diverged(f"the {what} is {value} at step {state.step + 1}; try a lower lr than {settings.lr:g}")
-        state.optimizer.step()
-        state.optimizer.zero_grad()
-        del gradients  # or they would still be there while the next are made
-        state.step += 1
-        if state.ema is not state.network:
-            average(state.ema, state.network, min(settings.ema, state.step / (state.step + 10)))
-        yield TrainStep(state.step, total, lr, time.perf_counter() - start)
+        yield _taken(state, loss, settings)
+
+
+@flushed()
+def _taken(state: State, loss: Loss, settings: Settings) -> TrainStep:
+    """The next step."""
+    start = time.perf_counter()
+    lr = settings.lr_at(state.step)
+    for group in state.optimizer.param_groups:
+        group["lr"] = lr * group["rate"]
+    total = 0.0
+    for i in range(settings.accumulate):
+        with torch.autocast("cpu", torch.bfloat16, enabled=settings.precision == "bfloat16"):
+            mean = loss(state.network, state.step * settings.accumulate + i).mean() / settings.accumulate
+        mean.backward()  # type: ignore[no-untyped-call]
+        total += mean.item()
+    gradients = [p.grad for p in state.network.parameters() if p.grad is not None]
+    slope = nn.utils.get_total_norm(gradients).item()
+    if slope > settings.clip:
+        torch._foreach_mul_(gradients, settings.clip / (slope + 1e-6))
+    for what, value in (("loss", total), ("gradient", slope)):
+        if not math.isfinite(value):
+            state.optimizer.zero_grad()
+            raise Diverged(f"the {what} is {value} at step {state.step + 1}; try a lower lr than {settings.lr:g}")
+    state.optimizer.step()
+    state.optimizer.zero_grad()
+    state.step += 1
+    if state.ema is not state.network:
+        average(state.ema, state.network, min(settings.ema, state.step / (state.step + 10)))
+    return TrainStep(state.step, total, lr, time.perf_counter() - start)
 
 
 @torch.no_grad()
