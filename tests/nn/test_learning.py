@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gradina.models.unet import UNet, UNetConfig
+from gradina.nn import conv2d
 from gradina.nn.attention import plain
 from gradina.nn.conv2d import Conv2d, Three
 from gradina.nn.gate import Gated, gated
@@ -123,29 +124,52 @@ def test_what_has_no_share_has_none() -> None:
     assert q.grad.item() == 0
 
 
+@dtypes
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize(
-    ("size", "padding", "shape"),
-    [(3, 1, (2, 5, 1, 1)), (3, 1, (3, 17, 5, 4)), (3, 1, (2, 32, 8, 8)), (3, 1, (2, 9, 11, 13)), (1, 0, (2, 33, 6, 5))],
+    ("size", "shape"),
+    [(3, (2, 16, 1, 1)), (3, (3, 17, 5, 3)), (3, (2, 32, 8, 8)), (3, (2, 19, 11, 13)), (1, (2, 33, 6, 5))],
 )
-def test_convolutions(size: int, padding: int, shape: tuple[int, ...], bias: bool) -> None:
-    layer = Conv2d(shape[1], 12, size, padding=padding, bias=bias)
-    few = size == 3 and shape[2] * shape[3] <= 64
-    inputs = [drawn(*shape), drawn(12, shape[1], size, size, seed=1), *([drawn(12)] if bias else [])]
+def test_convolutions(
+    size: int, shape: tuple[int, ...], bias: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conv2d, "MUCH", 0)
+    layer = Conv2d(shape[1], 20, size, padding=size // 2, bias=bias)
+    few = dtype == torch.float32 or shape[2] * shape[3] <= 64
+    inputs = [drawn(*shape), drawn(20, shape[1], size, size, seed=1), *([drawn(20)] if bias else [])]
 
     def ours(x: Tensor, weight: Tensor, shift: Tensor | None = None) -> Tensor:
         del layer.weight, layer.bias
-        layer.weight, layer.bias = weight, shift
-        with torch.autocast("cpu", torch.bfloat16):
-            out = layer(last(x).bfloat16())
+        layer.weight, layer.bias = last(weight), shift
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            out = layer(last(x).to(dtype))
         assert out.is_contiguous(memory_format=torch.channels_last)
-        assert isinstance(out.grad_fn, Three._backward_cls) == few
+        assert isinstance(out.grad_fn, Three._backward_cls) == (size == 3 and few and is_own(dtype))
         return out.float()
 
     def exact(x: Tensor, weight: Tensor, shift: Tensor | None = None) -> Tensor:
-        return F.conv2d(x, weight, shift, padding=padding)
+        return F.conv2d(x, weight, shift, padding=size // 2)
 
-    same(ours, exact, *inputs, near=NEAR[torch.bfloat16])
+    same(ours, exact, *inputs, near=NEAR[dtype])
+
+
+def test_of_what_is_fixed_no_slopes_are_computed() -> None:
+    """Of a LoRA's base, only the slopes of what went in; of a first layer, only those of its weights."""
+    layer, x = Conv2d(16, 16, 3, padding=1).bfloat16(), last(drawn(1, 16, 4, 4, dtype=torch.bfloat16))
+    layer.requires_grad_(False)
+    (of_x,) = torch.autograd.grad(layer(x.requires_grad_()).sum(), x)
+    layer.requires_grad_(True)
+    of_weight, of_bias = torch.autograd.grad(layer(x.detach()).sum(), [layer.weight, layer.bias])
+    assert of_x.shape == x.shape
+    assert of_weight.shape == (16, 16, 3, 3)
+    assert of_bias.tolist() == [16.0] * 16
+
+
+@dtypes
+def test_little_work_in_single_precision_is_left_to_torch(dtype: torch.dtype) -> None:
+    layer = Conv2d(16, 16, 3, padding=1)
+    out = layer.to(dtype)(last(drawn(1, 16, 4, 4, dtype=dtype)))
+    assert isinstance(out.grad_fn, Three._backward_cls) == (dtype == torch.bfloat16 and is_own(dtype))
 
 
 def test_other_convolutions_are_torchs() -> None:

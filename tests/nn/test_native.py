@@ -429,6 +429,16 @@ def test_convolutions_are_exact_but_for_rounding(
 
 
 @threes
+@pytest.mark.parametrize(("channels", "out"), [(1, 1), (5, 1), (1, 33), (33, 70), (64, 32), (130, 47)])
+def test_weights_are_ordered_as_they_lie_and_turned(channels: int, out: int, way: Kernel) -> None:
+    own, weight = own_threes(way), maps(way.dtype, channels, out, (1, 1))[1]
+    turned = weight.flip(2, 3).transpose(0, 1)
+    for laid_out in (weight, weight.contiguous(memory_format=torch.channels_last), weight.mT.contiguous().mT):
+        assert torch.equal(own.order(laid_out), own.order(weight.clone()))
+        assert torch.equal(ordinary(own.order(laid_out, turned=True), channels, out), turned)
+
+
+@threes
 @torch.no_grad()
 def test_threads_batches_and_layouts_do_not_matter_to_convolutions(
     way: Kernel,

@@ -8,22 +8,25 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gradina.nn.memory import learning
+from gradina.nn.memory import learning, once
+from gradina.nn.native import own_convolution
 
-FEW = 64  # places of a map: up to here, a product is the quickest way to the slope of a 3x3 convolution's weights
+NARROW = 16  # channels of a 3x3 convolution: with fewer, there is too little for our own to multiply
+FEW = {torch.float32: 16, torch.bfloat16: 64}  # places of a map: up to here, slopes of weights are best one product
+MUCH = 2**24  # multiplications for each tap, from which on our own convolution is quickest to learn in single precision
 
 
 class Conv2d(nn.Conv2d):
     """x (b, in, h, w) -> (b, out, h', w')."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dtype == torch.bfloat16 and learning(x) and x.is_contiguous(memory_format=torch.channels_last):
-            weight = self.weight.to(x.dtype)
+        if x.dtype not in FEW or not learning(x) or not x.is_contiguous(memory_format=torch.channels_last):
+            return super().forward(x)
+        if is_pointwise(self):
+            return F.linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
+        if is_three(self) and own_convolution(x.dtype) and _is_own_quickest(x, self.weight):
             bias = None if self.bias is None else self.bias.to(x.dtype)
-            if is_pointwise(self):
-                return F.linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
-            if is_three(self) and x.shape[2] * x.shape[3] <= FEW:
-                return cast(Tensor, Three.apply(x, weight, bias))  # type: ignore[no-untyped-call]
+            return cast(Tensor, Three.apply(x, self.weight.to(x.dtype), bias))  # type: ignore[no-untyped-call]
         return super().forward(x)
 
 
@@ -33,8 +36,17 @@ def is_pointwise(layer: nn.Conv2d) -> bool:
 
 
 def is_three(layer: nn.Conv2d) -> bool:
-    """Whether it is 3x3, padded by one."""
-    return _is_plain(layer) and layer.kernel_size == (3, 3) and layer.padding == (1, 1)
+    """Whether it is 3x3, padded by one, with enough channels for our own convolution."""
+    enough = min(layer.weight.shape[:2]) >= NARROW
+    return _is_plain(layer) and layer.kernel_size == (3, 3) and layer.padding == (1, 1) and enough
+
+
+def _is_own_quickest(x: Tensor, weight: Tensor) -> bool:
+    """With all that has to be ordered for it, there and back."""
+    places = x.shape[2] * x.shape[3]
+    if x.dtype == torch.bfloat16:
+        return places <= FEW[x.dtype]
+    return len(x) * places * weight.shape[0] * weight.shape[1] >= MUCH
 
 
 def _is_plain(layer: nn.Conv2d) -> bool:
@@ -42,29 +54,35 @@ def _is_plain(layer: nn.Conv2d) -> bool:
 
 
 class Three(torch.autograd.Function):
-    """A 3x3 convolution, padded by one, of maps whose channels lie last: on the way back, weights by one product.
+    """A 3x3 convolution, padded by one, of maps whose channels lie last: there and back in C.
 
-    Source: Chellapilla, Puri & Simard, "High Performance Convolutional Neural Networks for Document Processing", 2006.
+    Of few places, the slopes of its weights are one product. Source: Chellapilla, Puri & Simard, "High Performance
+    Convolutional Neural Networks for Document Processing", 2006.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        own = own_convolution(x.dtype)
+        assert own is not None
+        ctx.own, ctx.biased = own, bias is not None
         ctx.save_for_backward(x, weight)
-        ctx.biased = bias is not None
-        return F.conv2d(x, weight, bias, padding=1)
+        return own(x, own.order(weight), len(weight), bias)
 
     @staticmethod
+    @once
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
         out, channels = weight.shape[:2]
         slope = slope.contiguous(memory_format=torch.channels_last)
+        rows = slope.permute(0, 2, 3, 1).flatten(0, 2)
         of_x = of_weight = of_bias = None
         if ctx.needs_input_grad[0]:
-            how: Any = ([1, 1], [1, 1], [1, 1], False, [0, 0], 1, [True, False, False])
-            of_x = torch.ops.aten.convolution_backward(slope, x, weight, None, *how)[0]
-        rows = slope.permute(0, 2, 3, 1).flatten(0, 2)
-        if ctx.needs_input_grad[1]:
+            of_x = ctx.own(slope, ctx.own.order(weight, turned=True), channels, None)
+        if ctx.needs_input_grad[1] and x.shape[2] * x.shape[3] <= FEW[x.dtype]:
             of_weight = (rows.T @ _seen(x)).view(out, 3, 3, channels).permute(0, 3, 1, 2)
+        elif ctx.needs_input_grad[1]:
+            how: Any = ([1, 1], [1, 1], [1, 1], False, [0, 0], 1, [False, True, False])
+            of_weight = torch.ops.aten.convolution_backward(slope, x, weight, None, *how)[1]
         if ctx.biased:
             of_bias = rows.sum(0)
         return of_x, of_weight, of_bias

@@ -174,15 +174,18 @@ class Convolution:
     def __init__(self, library: ctypes.CDLL, tiles: bool) -> None:
         self.library, self.tiles = library, tiles
 
-    def order(self, weight: Tensor) -> Tensor:
+    def order(self, weight: Tensor, turned: bool = False) -> Tensor:
         """Weights (out, in, 3, 3) as they are asked for; numbers of no use are zero.
 
         Sixteen that come out at a time: (out/16, in, 9, 16). Or in tiles, 32 by 32: (out/32, in/32, 9, 2, 16, 16, 2).
+        Turned, they are those with which slopes go back, from what came out to what went in.
         """
-        weight, (out, channels) = weight.contiguous(), weight.shape[:2]
+        last = not weight.is_contiguous() and weight.is_contiguous(memory_format=torch.channels_last)
+        weight, (out, channels) = weight if last else weight.contiguous(), weight.shape[:2]
+        out, channels = (channels, out) if turned else (out, channels)
         by_tiles = (-(-out // (2 * LANES)), -(-channels // (2 * LANES)), 9, 2, LANES, LANES, 2)
         made = weight.new_empty(by_tiles if self.tiles else (-(-out // LANES), channels, 9, LANES))
-        _call(self.library.order, weight, made, channels, out)
+        _call(self.library.order, weight, made, channels, out, last, turned)
         return made
 
     def __call__(

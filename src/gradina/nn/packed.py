@@ -26,7 +26,6 @@ Own = TypeVar("Own")
 LARGE = 2**21  # weights of a convolution: smaller ones gain only where norms, too, are quick with channels last
 AWKWARD = 48  # convolutions to a multiple of so many channels take oneDNN up to 25 times as long for some maps,
 ENOUGH = {torch.bfloat16: 256}  # but not to as many at most
-NARROW = 16  # channels of a 3x3 convolution: with fewer, there is too little to multiply
 PLAIN = (nn.Conv2d, Conv2d)  # what convolutions are before
 NOTHING_FUSED: tuple[str, list[float], str] = ("none", [], "")  # with what the product is followed
 
@@ -262,7 +261,7 @@ def _way(layer: nn.Module, convert: Convert | None = None) -> type[_Packed] | No
     if isinstance(layer.padding, str) or layer.padding_mode != "zeros":
         return None
     dtype = _dtype(layer, convert)
-    if is_three(layer) and min(layer.weight.shape[:2]) >= NARROW and own_convolution(dtype):
+    if is_three(layer) and own_convolution(dtype):
         return PackedThree
     awkward = layer.out_channels % AWKWARD == 0 and layer.out_channels > ENOUGH.get(dtype, 0)
     gains = layer.weight.numel() >= LARGE or own_norm(dtype) is not None

@@ -30,17 +30,27 @@ typedef struct { i64 top, bottom, left, right; } Part; /* of all maps, one below
 
 typedef struct { const number *seen; i64 row, column; } Tile; /* sixteen places; the first one, and what is left above it */
 
-/* Weights (out, in, tap) -> [32 that come out][32 in][tap][16 of the first][pair of the second][16][2]; zeros fill up. */
-int order(const number *weight, number *to, i64 in, i64 out)
+/* Weights (out, in), as `threes` has them -> [32 that come out][32 in][tap][16 of the first][pair of the second][16][2]; zeros fill up. */
+int order(const number *weight, number *to, i64 in, i64 out, i64 last, i64 turned)
 {
-    i64 steps = parts_of(in, DEEP), width = in * TAPS;
+    Threes w = threes(weight, in, out, last, turned);
+    i64 steps = parts_of(in, DEEP);
 #pragma omp parallel for schedule(static)
     for (i64 panel = 0; panel < parts_of(out, DEEP); panel++)
         for (i64 step = 0; step < steps; step++)
             for (i64 half = 0; half < 2; half++) {
                 i64 c = panel * DEEP + half * LANES, i = step * DEEP;
                 number *at = to + (panel * steps + step) * TAPS * PANEL + half * TILE;
-                order_tile(weight + c * width + i * TAPS, width, out - c, in - i, TAPS, at);
+                const number *from = w.from + c * w.of_out + i * w.of_in;
+                if (w.of_tap == 1) {
+                    order_tile(from, w.of_out, out - c, in - i, TAPS, at);
+                    continue;
+                }
+                for (i64 tap = 0; tap < TAPS; tap++, from += w.of_tap, at += PANEL)
+                    if (w.of_in == 1)
+                        order_tile(from, w.of_out, out - c, in - i, 1, at);
+                    else
+                        turn_tile(from, w.of_out, w.of_in, out - c, in - i, at);
             }
     return 0;
 }

@@ -44,3 +44,17 @@ static inline void order_tile(const number *from, i64 apart, i64 rows, i64 left,
             for (i64 row = 0; i + 1 == left && row < rows; row++) to[tap * PANEL + 2 * row] = one[row * apart];
         }
 }
+
+/* the same of weights that lie the other way: from one of a row to the next `apart`, from one row's to the next one's `beside` */
+static inline void turn_tile(const number *from, i64 beside, i64 apart, i64 rows, i64 left, number *to)
+{
+    number line[2][LANES];
+    for (i64 i = 0; i < DEEP; i += 2, to += DEEP) {
+        for (i64 k = 0; k < 2; k++)
+            for (i64 row = 0; row < LANES; row++)
+                line[k][row] = row < rows && i + k < left ? from[(i + k) * apart + row * beside] : 0;
+        __m512i low = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)line[0]));
+        __m512i high = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)line[1]));
+        _mm512_storeu_si512(to, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+    }
+}

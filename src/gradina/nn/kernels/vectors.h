@@ -23,6 +23,17 @@ static inline i64 up(i64 n, i64 step) { return parts_of(n, step) * step; }
 
 static inline __mmask16 first(i64 n) { return (__mmask16)(n >= LANES ? 0xffff : (1 << (n > 0 ? n : 0)) - 1); }
 
+/* where 3x3 weights (out, in) are: numbers from one to the next */
+typedef struct { const number *from; i64 of_out, of_in, of_tap; } Threes;
+
+/* as they lie, channels before taps or `last`; or `turned`: those of the way back, where what came out goes in, and each tap
+   is at the other end */
+static inline Threes threes(const number *weight, i64 in, i64 out, i64 last, i64 turned)
+{
+    i64 wide = turned ? out : in, row = 9 * wide, channel = last ? 1 : 9, tap = last ? wide : 1;
+    return turned ? (Threes){weight + 8 * tap, channel, row, -tap} : (Threes){weight, row, channel, tap};
+}
+
 /* numbers <-> single precision; what is not there is 0 */
 static inline __m512 floats(__mmask16 some, const number *from)
 {

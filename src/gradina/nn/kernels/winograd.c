@@ -165,15 +165,18 @@ static void make(const float *products, const Sizes *of, i64 tile, i64 c, const 
         }
 }
 
-/* Weights (out, in, tap) -> [16 that come out at a time][in][tap][of the 16], the last ones filled up with zeros. */
-int order(const number *weight, number *to, i64 in, i64 out)
+/* Weights (out, in), as `threes` has them -> [16 that come out at a time][in][tap][of the 16]; zeros fill up. */
+int order(const number *weight, number *to, i64 in, i64 out, i64 last, i64 turned)
 {
-    i64 each = in * TAPS * TAPS;
+    enum { ALL = TAPS * TAPS };
+    Threes w = threes(weight, in, out, last, turned);
 #pragma omp parallel for schedule(static)
-    for (i64 from = 0; from < out; from += LANES)
-        for (i64 k = 0; k < each; k++)
-            for (i64 lane = 0; lane < LANES; lane++)
-                to[from * each + k * LANES + lane] = from + lane < out ? weight[(from + lane) * each + k] : 0;
+    for (i64 c = 0; c < out; c += LANES)
+        for (i64 k = 0; k < in * ALL; k++) {
+            const number *from = w.from + c * w.of_out + k / ALL * w.of_in + k % ALL * w.of_tap;
+            number *at = to + c * in * ALL + k * LANES;
+            for (i64 lane = 0; lane < LANES; lane++) at[lane] = c + lane < out ? from[lane * w.of_out] : 0;
+        }
     return 0;
 }
 
