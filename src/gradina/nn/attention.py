@@ -78,19 +78,17 @@ class Blockwise(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        ctx.save_for_backward(q, k, v)
         with torch.no_grad():
-            out = attention(q, k, v) if type(q) is Tensor else F.scaled_dot_product_attention(q, k, v)
-        ctx.save_for_backward(q, k, v, out)
-        return out
+            return attention(q, k, v) if type(q) is Tensor else F.scaled_dot_product_attention(q, k, v)
 
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        shape, scale = ctx.saved_tensors[0].shape, ctx.saved_tensors[0].shape[-1] ** -0.5
-        q, k, v, out, slope = (x.flatten(0, 1).contiguous() for x in (*ctx.saved_tensors, slope))
-        q = q * scale
+        shape, own = ctx.saved_tensors[0].shape, own_softmax(slope.dtype)
+        q, k, v, slope = (x.flatten(0, 1).contiguous() for x in (*ctx.saved_tensors, slope))
+        scale = q.shape[-1] ** -0.5
         of_q = torch.empty_like(q)
         of_k, of_v = (torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32)) for x in (k, v))
-        mean = (slope * out).sum(-1, keepdim=True)
         n, m = q.shape[1], k.shape[1]
         rows = min(n, max(16, AT_ONCE // m))
         shares, of_scores = q.new_empty(2, rows, m)
@@ -100,13 +98,17 @@ class Blockwise(torch.autograd.Function):
                 some, back = q[head, a : a + rows], slope[head, a : a + rows]
                 share, of_score = shares[: len(some)], of_scores[: len(some)]
                 torch.mm(some, keys, out=share)
-                torch._softmax(share, -1, False, out=share)
                 torch.mm(back, values, out=of_score)
+                if own:
+                    own(share, scale, out=share)
+                    own.back(share, of_score, scale, out=of_score)
+                else:
+                    torch._softmax(share.mul_(scale), -1, False, out=share)
+                    torch._softmax_backward_data(of_score, share, -1, share.dtype, grad_input=of_score).mul_(scale)
                 of_v[head] += share.T @ back
-                of_score.sub_(mean[head, a : a + rows]).mul_(share)
                 torch.mm(of_score, k[head], out=of_q[head, a : a + rows])
                 of_k[head] += of_score.T @ some
-        of_q, of_k, of_v = of_q * scale, of_k.to(k.dtype), of_v.to(v.dtype)
+        of_k, of_v = of_k.to(k.dtype), of_v.to(v.dtype)
         return of_q.view(*shape[:2], n, -1), of_k.view(*shape[:2], m, -1), of_v.view(*shape[:2], m, -1)
 
 

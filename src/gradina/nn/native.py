@@ -83,17 +83,17 @@ class Softmax:
     def __init__(self, library: ctypes.CDLL) -> None:
         self.library = library
 
-    def __call__(self, x: Tensor, scale: float) -> Tensor:
-        """As it is written."""
+    def __call__(self, x: Tensor, scale: float, out: Tensor | None = None) -> Tensor:
+        """As it is written; what comes out may lie where x did."""
         x = x.contiguous()
-        out = torch.empty_like(x)
+        out = torch.empty_like(x) if out is None else out
         _call(self.library.softmax, x, out, *_rows(x), scale)
         return out
 
-    def back(self, shares: Tensor, slope: Tensor, scale: float) -> Tensor:
-        """From what came out, and its slope, to the slope of x."""
+    def back(self, shares: Tensor, slope: Tensor, scale: float, out: Tensor | None = None) -> Tensor:
+        """From what came out, and its slope, to the slope of x, which may lie where that slope did."""
         slope = slope.contiguous()
-        out = torch.empty_like(shares)
+        out = torch.empty_like(shares) if out is None else out
         _call(self.library.softmax_back, shares, slope, out, *_rows(shares), scale)
         return out
 
