@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gradina.nn.kernel import kernel
-from gradina.nn.memory import drawing, learning, once
 from gradina.nn.native import Attend, compiled, own_softmax
 from gradina.nn.packed import plus
+from gradina.nn.ways import drawing, learning, once
 
 SHORT = 256 * 256  # scores for each head: up to here, learning in bf16 on a CPU, plain products are the quickest way
 AT_ONCE = 2**21  # scores that are computed at once on the way back, where there are more
@@ -84,7 +84,7 @@ class Blockwise(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        shape, own = ctx.saved_tensors[0].shape, own_softmax(slope.dtype)
+        shape, own = ctx.saved_tensors[0].shape, own_softmax(ctx.saved_tensors[0].dtype)
         q, k, v, slope = (x.flatten(0, 1).contiguous() for x in (*ctx.saved_tensors, slope))
         scale = q.shape[-1] ** -0.5
         of_q = torch.empty_like(q)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gradina.nn.memory import learning, once
 from gradina.nn.native import own_convolution
+from gradina.nn.ways import learning, once
 
 NARROW = 16  # channels of a 3x3 convolution: with fewer, there is too little for our own to multiply
 FEW = {torch.float32: 16, torch.bfloat16: 64}  # places of a map: up to here, slopes of weights are best one product

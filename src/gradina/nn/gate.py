@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gradina.nn.memory import drawing, learning, once
 from gradina.nn.native import own_gate
+from gradina.nn.ways import drawing, learning, once
 
 
 class Gate(nn.Linear):

@@ -140,15 +140,16 @@ class Norm:
         return out
 
     def back(
-        self, norm: nn.GroupNorm, x: Tensor, moments: Tensor, slope: Tensor, active: bool
+        self, x: Tensor, moments: Tensor, weight: Tensor, slope: Tensor, groups: int, active: bool
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """From the slope of `scaled`, (b, c, h, w), to those of x, weight (c,), bias (c,) and shift (b, c)."""
         x, slope = (t.contiguous(memory_format=torch.channels_last) for t in (x, slope))
         of_x, of_shift = torch.empty_like(x), torch.empty(x.shape[:2])
         of_weight, of_bias = torch.empty(2, x.shape[1])
-        known = (*moments, norm.weight.detach().float())
-        how = (*_places(x), norm.num_groups, active)
-        _call(self.library.moments_back, x, slope, *how, *known, of_x, of_weight, of_bias, of_shift)
+        known = (*moments, weight.float())
+        _call(
+            self.library.moments_back, x, slope, *_places(x), groups, active, *known, of_x, of_weight, of_bias, of_shift
+        )
         return of_x, of_weight, of_bias, of_shift
 
     def rows(self, norm: nn.LayerNorm, x: Tensor) -> Tensor:

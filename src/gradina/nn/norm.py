@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gradina.nn.memory import added, drawing, learning, once, silu
+from gradina.nn.memory import added, silu
 from gradina.nn.native import Norm, own_norm
+from gradina.nn.ways import drawing, learning, once
 
 Network = TypeVar("Network", bound=nn.Module)
 Layer = Callable[[Tensor], Tensor]
@@ -91,16 +92,15 @@ class Normalised(torch.autograd.Function):
         assert own is not None
         moments = own.moments(norm, x, shift)
         scale, offset, *_ = moments
-        ctx.own, ctx.norm, ctx.active, ctx.shifts = own, norm, active, None if shift is None else shift.dtype
-        ctx.save_for_backward(x, moments)
+        ctx.own, ctx.groups, ctx.active, ctx.shifted = own, norm.num_groups, active, shift is not None
+        ctx.save_for_backward(x, moments, weight)
         return own.scaled(x, scale, offset, active)
 
     @staticmethod
     @once
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
-        x, moments = ctx.saved_tensors
-        of_x, of_weight, of_bias, of_shift = ctx.own.back(ctx.norm, x, moments, slope, ctx.active)
-        return None, of_x, of_weight, of_bias, None if ctx.shifts is None else of_shift.to(ctx.shifts), None
+        of_x, of_weight, of_bias, of_shift = ctx.own.back(*ctx.saved_tensors, slope, ctx.groups, ctx.active)
+        return None, of_x, of_weight, of_bias, of_shift if ctx.shifted else None, None
 
 
 def _moments(x: Tensor, groups: int, shift: Tensor) -> tuple[Tensor, Tensor]:

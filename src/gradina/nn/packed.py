@@ -16,8 +16,9 @@ from torch.nn import functional as F
 
 from gradina.nn.conv2d import Conv2d, is_pointwise, is_three
 from gradina.nn.gate import Gate, gated
-from gradina.nn.memory import added, traced
+from gradina.nn.memory import added
 from gradina.nn.native import ordinary, ordinary_rows, own_convolution, own_norm, own_product
+from gradina.nn.ways import traced
 
 Network = TypeVar("Network", bound=nn.Module)
 Convert = Callable[[Tensor], Tensor]
