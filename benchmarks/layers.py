@@ -21,8 +21,8 @@ from torch.nn import functional as F
 
 from gradina.bench.race import Times, race
 from gradina.nn.gate import Gate, gated
-from gradina.nn.native import own_convolution, own_product
 from gradina.nn.packed import NOTHING_FUSED, PackedConv2d, PackedGate, PackedLinear, PackedThree, gated_by, pack
+from gradina.nn.products import own_convolution, own_product
 
 # examples, channels in and out, side of the map
 UNET = (

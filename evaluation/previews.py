@@ -31,7 +31,7 @@ from gradina.bench.race import medians
 from gradina.bench.work import sd15, write_model
 from gradina.metrics import psnr
 from gradina.models.tiny import TinyConfig, TinyDecoder
-from gradina.nn.packed import packed
+from gradina.nn.packing import packed
 from gradina.pipeline import StableDiffusion, to_pixels
 from gradina.weights.pairs import read_pair
 from gradina.weights.zoo import locate_pair

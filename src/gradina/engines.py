@@ -28,7 +28,7 @@ from gradina.errors import DiskError
 from gradina.files import atomic_folder, cache_folder
 from gradina.models.vae import AutoencoderKL
 from gradina.nn.native import own_attention
-from gradina.nn.packed import unpacked
+from gradina.nn.packing import unpacked
 from gradina.runtime import Engine
 from gradina.weights.store import digest
 

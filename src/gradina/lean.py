@@ -12,7 +12,7 @@ from torch import nn
 
 from gradina.adapters.inject import Network, twin
 from gradina.nn.memory import give_back, keep_nothing
-from gradina.nn.packed import packed
+from gradina.nn.packing import packed
 from gradina.weights.mapped import Mapped
 from gradina.weights.store import in_type
 

@@ -32,7 +32,7 @@ from gradina.lean import Lean
 from gradina.models.reuse import Reusing
 from gradina.models.tiny import TinyDecoder
 from gradina.nn.memory import give_back
-from gradina.nn.packed import converted, packed
+from gradina.nn.packing import converted, packed
 from gradina.pictures import fit, open_mask, open_picture, overlay
 from gradina.request import Picture, Request
 from gradina.runtime import DTYPES, Engine, pick_device, pick_dtype, pick_engine

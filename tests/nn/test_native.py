@@ -14,20 +14,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 from gradina.nn import kernel as kernel_module
-from gradina.nn import native
 from gradina.nn.attention import attention
 from gradina.nn.kernel import AMX, BF16, COMMON, KERNELS, Kernel, kernel
-from gradina.nn.native import (
-    compiled,
-    ordinary,
-    ordinary_rows,
-    own_attention,
-    own_convolution,
-    own_gate,
-    own_norm,
-    own_product,
-)
+from gradina.nn.native import Attend, compiled, own_attention, own_gate, own_norm
 from gradina.nn.norm import LayerNorm, normalised, normaliser
+from gradina.nn.products import Convolution, Product, ordinary, ordinary_rows, own_convolution, own_product
 
 TIMES = {torch.float32: 4.0, torch.bfloat16: 1.5}  # the error of PyTorch's way
 WAYS = {"tiles": KERNELS[0], "pairs": KERNELS[1], "float": KERNELS[3]}
@@ -51,7 +42,7 @@ def forget() -> None:
     kernel_module.library.cache_clear()
 
 
-def own(way: Kernel) -> native.Attend:
+def own(way: Kernel) -> Attend:
     found = compiled(way) if way.needs in kernel_module._processor() else None
     if found is None:
         pytest.skip(f"needs a C compiler and a processor with {way.needs}")
@@ -383,8 +374,8 @@ def library(way: Kernel) -> ctypes.CDLL:
     return found
 
 
-def own_threes(way: Kernel) -> native.Convolution:
-    return native.Convolution(library(way), way.tiles)
+def own_threes(way: Kernel) -> Convolution:
+    return Convolution(library(way), way.tiles)
 
 
 def maps(
@@ -484,8 +475,8 @@ ROWS = {"tiles": KERNELS[0], "float": KERNELS[3]}
 products = pytest.mark.parametrize("way", ROWS.values(), ids=ROWS)
 
 
-def own_rows(way: Kernel) -> native.Product:
-    return native.Product(library(way), way.tiles)
+def own_rows(way: Kernel) -> Product:
+    return Product(library(way), way.tiles)
 
 
 @products

@@ -10,7 +10,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from gradina.nn.gate import Gate, gated
-from gradina.nn.native import own_convolution, own_norm, own_product
+from gradina.nn.native import own_norm
 from gradina.nn.packed import (
     PackedConv2d,
     PackedGate,
@@ -20,10 +20,10 @@ from gradina.nn.packed import (
     doubled,
     gated_by,
     grown,
-    packed,
     plus,
-    unpacked,
 )
+from gradina.nn.packing import packed, unpacked
+from gradina.nn.products import own_convolution, own_product
 
 
 def network(dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -42,7 +42,7 @@ def given(dtype: torch.dtype = torch.float32) -> torch.Tensor:
 @pytest.fixture(autouse=True)
 def small_ones_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """Convolutions are packed from 0 weights on."""
-    monkeypatch.setattr("gradina.nn.packed.LARGE", 0)
+    monkeypatch.setattr("gradina.nn.packing.LARGE", 0)
 
 
 @pytest.mark.parametrize(("dtype", "near"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
@@ -80,7 +80,7 @@ def test_what_is_added_is_added_at_once(dtype: torch.dtype, near: float) -> None
 
 def test_beside_a_packed_convolution_all_have_their_channels_last(monkeypatch: pytest.MonkeyPatch) -> None:
     plain, x = network(), given()
-    monkeypatch.setattr("gradina.nn.packed.LARGE", 24 * 24 * 9)
+    monkeypatch.setattr("gradina.nn.packing.LARGE", 24 * 24 * 9)
     monkeypatch.setenv("GRADINA_NATIVE", "0")
     mixed = packed(copy.deepcopy(plain))
     small, large = mixed[0], mixed[2]
@@ -88,7 +88,7 @@ def test_beside_a_packed_convolution_all_have_their_channels_last(monkeypatch: p
     assert small(x).is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(mixed(x), plain(x), rtol=1e-5, atol=1e-5)
     assert all(torch.equal(value, plain.state_dict()[name]) for name, value in mixed.state_dict().items())
-    monkeypatch.setattr("gradina.nn.packed.LARGE", 2**30)
+    monkeypatch.setattr("gradina.nn.packing.LARGE", 2**30)
     assert packed(copy.deepcopy(plain))[0](x).is_contiguous(), "else nothing changes"
 
 
@@ -135,7 +135,7 @@ def test_gradients_go_through() -> None:
 
 @pytest.mark.parametrize("native", ["0", "1"])
 def test_small_convolutions_stay_plain_where_norms_are_slow(native: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gradina.nn.packed.LARGE", 4 * 4 * 9)
+    monkeypatch.setattr("gradina.nn.packing.LARGE", 4 * 4 * 9)
     monkeypatch.setenv("GRADINA_NATIVE", native)
     some = nn.Sequential(nn.Conv2d(4, 4, 3), nn.Conv2d(4, 3, 3), nn.Linear(2, 2)).requires_grad_(False)
     small = nn.Conv2d if own_norm(torch.float32) is None else PackedConv2d

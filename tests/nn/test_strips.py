@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from gradina.models.vae import AutoencoderKL, VAEConfig
 from gradina.nn import strips
 from gradina.nn.conv import ResBlock, Upsample
-from gradina.nn.packed import packed
+from gradina.nn.packing import packed
 from gradina.nn.strips import activated_conv, in_strips
 
 

@@ -19,7 +19,8 @@ from torch.nn import functional as F
 
 from gradina.adapters.inject import Injected, Network, inject, layer_of, multiplying, twin
 from gradina.errors import WeightsError
-from gradina.nn.packed import pack, unpacked
+from gradina.nn.packed import pack
+from gradina.nn.packing import unpacked
 
 ATTENTION = (r".*attn\.(q|k|v|out)",)  # the layers that are usually adapted: all projections of all attentions
 

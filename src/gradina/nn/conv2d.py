@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gradina.nn.native import own_convolution
+from gradina.nn.products import own_convolution
 from gradina.nn.ways import learning, once
 
 NARROW = 16  # channels of a 3x3 convolution: with fewer, there is too little for our own to multiply

@@ -7,31 +7,24 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gradina.nn.conv2d import Conv2d, is_pointwise, is_three
 from gradina.nn.gate import Gate, gated
 from gradina.nn.memory import added
-from gradina.nn.native import ordinary, ordinary_rows, own_convolution, own_norm, own_product
+from gradina.nn.products import ordinary, ordinary_rows, own_convolution, own_product
 from gradina.nn.ways import traced
 
-Network = TypeVar("Network", bound=nn.Module)
-Convert = Callable[[Tensor], Tensor]
 Own = TypeVar("Own")
 
-LARGE = 2**21  # weights of a convolution: smaller ones gain only where norms, too, are quick with channels last
-AWKWARD = 48  # convolutions to a multiple of so many channels take oneDNN up to 25 times as long for some maps,
-ENOUGH = {torch.bfloat16: 256}  # but not to as many at most
-PLAIN = (nn.Conv2d, Conv2d)  # what convolutions are before
 NOTHING_FUSED: tuple[str, list[float], str] = ("none", [], "")  # with what the product is followed
 
 
-class _Packed(nn.Module):
+class Packed(nn.Module):
     """What the packed layers share: towards all others they are plain."""
 
     weight: Tensor
@@ -51,20 +44,20 @@ class _Packed(nn.Module):
         destination[prefix + "weight"] = self.dense()
 
     def _load_from_state_dict(self, *args: Any) -> None:
-        _unpack(self)
+        unpack(self)
         self._load_from_state_dict(*args)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        _unpack(self)
+        unpack(self)
         return self._apply(fn, recurse)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> nn.Module:
         other = copy.copy(self)
-        _unpack(other)
+        unpack(other)
         return copy.deepcopy(other, memo)
 
 
-class PackedLinear(_Packed, nn.Linear):
+class PackedLinear(Packed, nn.Linear):
     """x (..., in) -> (..., out)."""
 
     @staticmethod
@@ -82,7 +75,7 @@ class PackedLinear(_Packed, nn.Linear):
         return _rows_as_they_were(self.weight, self.out_features, self.in_features)
 
 
-class PackedGate(_Packed, Gate):
+class PackedGate(Packed, Gate):
     """x (..., in) -> (..., h gate)."""
 
     @staticmethod
@@ -106,7 +99,7 @@ class PackedGate(_Packed, Gate):
         return ordinary_rows(self.weight, self.out_features, self.in_features, halves=True)
 
 
-class PackedConv2d(_Packed, nn.Conv2d):
+class PackedConv2d(Packed, nn.Conv2d):
     """x (b, in, h, w) -> (b, out, h', w'), padded with zeros."""
 
     @staticmethod
@@ -126,7 +119,7 @@ class PackedConv2d(_Packed, nn.Conv2d):
         return torch.ops.mkldnn._convolution_pointwise.binary(h, x, self.weight, self.bias, *how)
 
 
-class PackedThree(_Packed, nn.Conv2d):
+class PackedThree(Packed, nn.Conv2d):
     """x (b, in, h, w) -> (b, out, h, w) by a 3x3 convolution, padded by one: in C."""
 
     @staticmethod
@@ -156,7 +149,7 @@ class PackedThree(_Packed, nn.Conv2d):
         return made if beside is None else made + beside
 
 
-class PackedPointwise(_Packed, nn.Conv2d):
+class PackedPointwise(Packed, nn.Conv2d):
     """x (b, in, h, w) -> (b, out, h, w) by a 1x1 convolution: to each place, what a linear layer is to each token."""
 
     @staticmethod
@@ -201,100 +194,12 @@ def doubled(x: Tensor) -> Tensor:
     return F.interpolate(x, scale_factor=2.0, mode="nearest")
 
 
-def packed(network: Network, convert: Convert | None = None) -> Network:
-    """The network itself, its linear layers and convolutions packed where they can be and gain: on a CPU, fixed.
-
-    What a packed convolution gives has its channels last in memory. So where there is one, all others follow. With
-    `convert` each layer's numbers are converted just before they are packed: no more than one layer is there twice.
-    """
-    last = any(_way(m, convert) in (PackedConv2d, PackedThree) for m in network.modules())
-    for layer in network.modules():
-        if convert is not None:
-            _renumber(layer, convert)
-        if not isinstance(layer, nn.Linear | nn.Conv2d) or not _can_be(layer):
-            continue
-        kind = _way(layer)
-        if kind is not None and (last or issubclass(kind, nn.Linear)):
-            pack(layer, kind)
-        elif type(layer) in PLAIN and last:
-            layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last)
-    return network
-
-
 def pack(layer: nn.Module, kind: type[nn.Module]) -> None:
     """A plain layer becomes one of a packed kind, which must be for such layers."""
-    assert issubclass(kind, _Packed)
+    assert issubclass(kind, Packed)
     weight, plain = kind.ordered(layer), type(layer)
     _become(layer, kind, weight)
-    cast(_Packed, layer).plain = plain
-
-
-def converted(network: Network, convert: Convert) -> Network:
-    """The network itself with other numbers, which are fixed."""
-    for layer in network.modules():
-        _renumber(layer, convert)
-    return network
-
-
-def _renumber(layer: nn.Module, convert: Convert) -> None:
-    for name, parameter in layer._parameters.items():
-        if parameter is not None:
-            layer._parameters[name] = nn.Parameter(convert(parameter.detach()), requires_grad=False)
-    for name, buffer in layer._buffers.items():
-        layer._buffers[name] = buffer if buffer is None else convert(buffer)
-
-
-def _can_be(layer: nn.Linear | nn.Conv2d) -> bool:
-    weight = layer.weight
-    return not weight.requires_grad and weight.device.type == "cpu" and _works(weight.dtype)
-
-
-def _way(layer: nn.Module, convert: Convert | None = None) -> type[_Packed] | None:
-    """How a plain layer is best packed, when its numbers are converted and channels lie last; None: not at all."""
-    if type(layer) is nn.Linear:
-        return PackedLinear
-    if type(layer) is Gate:
-        return PackedGate if own_product(_dtype(layer, convert), gates=True) else PackedLinear
-    if not isinstance(layer, nn.Conv2d) or type(layer) not in PLAIN:
-        return None
-    if is_pointwise(layer):
-        return PackedPointwise
-    if isinstance(layer.padding, str) or layer.padding_mode != "zeros":
-        return None
-    dtype = _dtype(layer, convert)
-    if is_three(layer) and own_convolution(dtype):
-        return PackedThree
-    awkward = layer.out_channels % AWKWARD == 0 and layer.out_channels > ENOUGH.get(dtype, 0)
-    gains = layer.weight.numel() >= LARGE or own_norm(dtype) is not None
-    return PackedConv2d if gains and not awkward else None
-
-
-def _dtype(layer: nn.Linear | nn.Conv2d, convert: Convert | None) -> torch.dtype:
-    return (convert(layer.weight.new_empty(0)) if convert else layer.weight).dtype
-
-
-def unpacked(network: Network) -> Network:
-    """The network itself, with its weights as plain as they were: to learn on."""
-    for layer in network.modules():
-        if isinstance(layer, _Packed):
-            _unpack(layer)
-    return network
-
-
-@cache
-def _works(dtype: torch.dtype) -> bool:
-    """Whether this processor, and this build of PyTorch, has such products for numbers of that type."""
-    line, square = torch.zeros(1, 1, dtype=dtype), torch.zeros(1, 1, 1, 1, dtype=dtype)
-    try:
-        for layer, kind, x in (
-            (nn.Linear(1, 1, dtype=dtype), PackedLinear, line),
-            (nn.Conv2d(1, 1, 1, padding=1, dtype=dtype), PackedConv2d, square),
-        ):
-            pack(layer.requires_grad_(False), kind)
-            layer(x)
-    except (RuntimeError, AttributeError):
-        return False
-    return dtype in (torch.float32, torch.bfloat16)
+    cast(Packed, layer).plain = plain
 
 
 def _become(layer: nn.Module, kind: type[nn.Module], weight: Tensor) -> None:
@@ -302,7 +207,8 @@ def _become(layer: nn.Module, kind: type[nn.Module], weight: Tensor) -> None:
     layer.weight = nn.Parameter(weight, requires_grad=False)
 
 
-def _unpack(layer: _Packed) -> None:
+def unpack(layer: Packed) -> None:
+    """A packed layer becomes what it was."""
     _become(layer, layer.plain, layer.dense())
 
 

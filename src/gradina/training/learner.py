@@ -25,7 +25,7 @@ from gradina.models.clip import TextTower
 from gradina.models.unet import SpatialTransformer, UNet
 from gradina.nn.conv import ResBlock
 from gradina.nn.norm import channels_last
-from gradina.nn.packed import unpacked
+from gradina.nn.packing import unpacked
 from gradina.pipeline import StableDiffusion
 from gradina.training.checkpoint import once
 from gradina.training.data import generator

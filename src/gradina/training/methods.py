@@ -15,7 +15,7 @@ from gradina.adapters.inject import twin
 from gradina.adapters.lora import LoRA
 from gradina.adapters.textual import Concept, taught
 from gradina.errors import RecipeError
-from gradina.nn.packed import unpacked
+from gradina.nn.packing import unpacked
 from gradina.pipeline import StableDiffusion, generate
 from gradina.request import Request
 from gradina.training.data import generator
