@@ -171,7 +171,7 @@ int moments_back(const number *x, const number *slope, i64 batch, i64 places, i6
     i64 blocks = parts_of(places, PLACES), each = channels / groups, size = FOUND * channels;
     float *room = calloc((size_t)(batch * (blocks * size + 2 * channels)), sizeof(float));
     if (!room) return 1;
-    float *lines = room + batch * blocks * size; /* of each map and channel: by what x is multiplied, and what is added */
+    float *lines = room + batch * blocks * size; /* for each: by what it is multiplied beyond the centre, and what is added */
 #pragma omp parallel for schedule(static)
     for (i64 k = 0; k < batch * blocks; k++) {
         i64 from = k % blocks * PLACES;
@@ -189,7 +189,7 @@ int moments_back(const number *x, const number *slope, i64 batch, i64 places, i6
         }
         for (i64 i = start; i < start + each; i++) {
             double times = -by * by * by * beyond / count, rest = -by * plain / count;
-            line[i] = (float)times, line[channels + i] = (float)(rest - times * centre[b * channels + i]);
+            line[i] = (float)times, line[channels + i] = (float)rest;
             double all = by * weight[i] * sums[i] + times * sums[2 * channels + i] + rest * (double)places;
             of_shift[b * channels + i] = (float)all;
         }
@@ -210,8 +210,9 @@ int moments_back(const number *x, const number *slope, i64 batch, i64 places, i6
             for (i64 i = 0; i < channels; i += LANES) {
                 __mmask16 some = first(channels - i);
                 __m512 seen, inner = inner_slope(&way, b, p, i, some, &seen);
+                __m512 beyond = _mm512_sub_ps(seen, _mm512_maskz_loadu_ps(some, centre + b * channels + i));
                 __m512 y = _mm512_maskz_loadu_ps(some, line + channels + i);
-                y = _mm512_fmadd_ps(seen, _mm512_maskz_loadu_ps(some, line + i), y);
+                y = _mm512_fmadd_ps(beyond, _mm512_maskz_loadu_ps(some, line + i), y);
                 y = _mm512_fmadd_ps(inner, _mm512_maskz_loadu_ps(some, scale + b * channels + i), y);
                 put(of_x + (b * places + p) * channels + i, some, y);
             }
