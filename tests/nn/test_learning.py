@@ -15,7 +15,7 @@ from gradina.nn import conv2d
 from gradina.nn.attention import plain
 from gradina.nn.conv2d import Conv2d, Three
 from gradina.nn.gate import Gated, gated
-from gradina.nn.native import own_gate, own_norm, own_softmax
+from gradina.nn.native import flushed, own_gate, own_norm, own_softmax
 from gradina.nn.norm import Normalised, channels_last, normalised
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -235,3 +235,15 @@ def test_slopes_of_slopes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GRADINA_NATIVE", "0")
     (slope,) = torch.autograd.grad(gated(x).sum(), x, create_graph=True)
     assert slope.requires_grad
+
+
+def test_numbers_too_small_to_be_normal_are_nothing_meanwhile() -> None:
+    if not is_own(torch.float32):
+        pytest.skip("needs our kernels")
+    small = torch.full((2**21,), 1e-39)  # enough for all threads
+    with flushed():
+        assert not (small * 1).any()
+        with pytest.raises(ValueError, match="lost"), flushed():
+            raise ValueError("lost")
+        assert not (small * 1).any(), "as it was before"
+    assert (small * 1).all()

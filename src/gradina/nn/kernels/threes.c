@@ -30,7 +30,8 @@ typedef struct { i64 top, bottom, left, right; } Part; /* of all maps, one below
 
 typedef struct { const number *seen; i64 row, column; } Tile; /* sixteen places; the first one, and what is left above it */
 
-/* Weights (out, in), as `threes` has them -> [32 that come out][32 in][tap][16 of the first][pair of the second][16][2]; zeros fill up. */
+/* Weights (out, in), as `threes` has them -> [32 that come out][32 in][tap][16 of the first][pair of the second][16][2];
+   zeros fill up. */
 int order(const number *weight, number *to, i64 in, i64 out, i64 last, i64 turned)
 {
     Threes w = threes(weight, in, out, last, turned);

@@ -45,7 +45,7 @@ static inline void order_tile(const number *from, i64 apart, i64 rows, i64 left,
         }
 }
 
-/* the same of weights that lie the other way: from one of a row to the next `apart`, from one row's to the next one's `beside` */
+/* one tile of weights that lie the other way: from one of a row to the next `apart`, from row to row `beside` */
 static inline void turn_tile(const number *from, i64 beside, i64 apart, i64 rows, i64 left, number *to)
 {
     number line[2][LANES];
