@@ -9,11 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+import gradina
 from gradina.apps.cli import main
 from gradina.bench import learning, machine, measure, report, whole, work
 from gradina.bench.contestants import contestants, elsewhere
@@ -174,6 +176,8 @@ def test_the_verb_measures_and_writes(
     told = json.loads(Path("bench.json").read_text())
     assert told["rounds"] == 2
     assert told["torch"] == torch.__version__
+    assert told["gradina"] == gradina.__version__
+    assert told["diffusers"] == diffusers.__version__
     rows = told["results"]["U-Net step, 512x512"]
     assert {"gradina fp32", "gradina bf16", "diffusers fp32", "diffusers bf16"} <= rows.keys()
     middle, low, high = rows["diffusers fp32"]["gradina bf16 is faster by"]

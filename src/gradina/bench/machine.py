@@ -5,7 +5,9 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -13,6 +15,7 @@ from torch.nn import functional as F
 
 from gradina.runtime import DTYPES
 
+PACKAGES = ("gradina", "diffusers", "transformers", "openvino")
 SIDE = 2048  # of the matrices
 ROUNDS = 5
 MORE = 4  # times as large they are where a product of the others would be done before it is asked for
@@ -67,7 +70,17 @@ def about(device: str = "cpu") -> dict[str, str | int]:
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "torch": torch.__version__,
+        **_versions(),
     }
+
+
+def _versions() -> dict[str, str]:
+    """Of ourselves and of the peers that are installed."""
+    found = {}
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def _named(device: str) -> str:
