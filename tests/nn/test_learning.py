@@ -13,10 +13,10 @@ from torch.nn import functional as F
 from gradina.models.unet import UNet, UNetConfig
 from gradina.nn import conv2d
 from gradina.nn.attention import plain
-from gradina.nn.conv2d import Conv2d, Three
+from gradina.nn.conv2d import Conv2d, Three, channels_last
 from gradina.nn.gate import Gated, gated
 from gradina.nn.native import flushed, own_gate, own_norm, own_softmax
-from gradina.nn.norm import Normalised, channels_last, normalised
+from gradina.nn.norm import Normalised, normalised
 
 DTYPES = (torch.float32, torch.bfloat16)
 NEAR = {torch.float32: 2e-6, torch.bfloat16: 1e-2}  # of the norm of what is exact
@@ -122,6 +122,24 @@ def test_what_has_no_share_has_none() -> None:
     out.sum().backward()
     assert q.grad is not None
     assert abs(q.grad.item()) < 1e-30
+
+
+@dtypes
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("at", [0, 5, 17, 23])
+def test_what_is_no_number_stays_none(at: int, bad: float, dtype: torch.dtype) -> None:
+    """Or a run that has diverged would go on. Others' rows are as they were."""
+    x = drawn(3, 24, dtype=dtype)
+    x[1, at] = bad
+    q, one = x[None, None].requires_grad_(), torch.eye(24, dtype=dtype)[None, None]
+    shares = plain(q, one, one)[0, 0]
+    assert shares.isnan().all(-1).tolist() == [False, True, False]
+    (slope,) = torch.autograd.grad(shares.sum(), q)
+    assert slope[0, 0].isnan().any(-1).tolist() == [False, True, False]
+    both = drawn(3, 48, dtype=dtype)
+    both[1, 24 + at] = float("nan")
+    of_both = slopes(gated, [both])
+    assert all(one.isnan().any(-1).tolist() == [False, True, False] for one in of_both)
 
 
 @dtypes

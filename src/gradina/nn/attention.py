@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gradina.nn.kernel import kernel
-from gradina.nn.native import Attend, compiled, own_softmax
+from gradina.nn.native import Attend, Softmax, compiled, own_softmax
 from gradina.nn.packed import plus
 from gradina.nn.ways import drawing, learning, once
 
@@ -42,8 +42,8 @@ def _own(q: Tensor, k: Tensor) -> Attend | None:
 def plain(q: Tensor, k: Tensor, v: Tensor, is_causal: bool = False) -> Tensor:
     """The same, written out: on the way back, in bf16, three to seven times as quick (benchmarks/attention.py)."""
     scale = q.shape[-1] ** -0.5
-    if not is_causal and learning(q) and own_softmax(q.dtype):
-        return cast(Tensor, Shares.apply(q @ k.mT, scale)) @ v  # type: ignore[no-untyped-call]
+    if not is_causal and learning(q) and (own := own_softmax(q.dtype)):
+        return cast(Tensor, Shares.apply(own, q @ k.mT, scale)) @ v  # type: ignore[no-untyped-call]
     scores = q * scale @ k.mT
     if is_causal:
         later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
@@ -55,9 +55,7 @@ class Shares(torch.autograd.Function):
     """softmax(scale · scores), to learn: there and back in C."""
 
     @staticmethod
-    def forward(ctx: Any, scores: Tensor, scale: float) -> Tensor:
-        own = own_softmax(scores.dtype)
-        assert own is not None
+    def forward(ctx: Any, own: Softmax, scores: Tensor, scale: float) -> Tensor:
         shares = own(scores, scale)
         ctx.own, ctx.scale = own, scale
         ctx.save_for_backward(shares)
@@ -65,8 +63,8 @@ class Shares(torch.autograd.Function):
 
     @staticmethod
     @once
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None]:
-        return ctx.own.back(*ctx.saved_tensors, slope, ctx.scale), None
+    def backward(ctx: Any, slope: Tensor) -> tuple[None, Tensor, None]:
+        return None, ctx.own.back(*ctx.saved_tensors, slope, ctx.scale), None
 
 
 class Blockwise(torch.autograd.Function):

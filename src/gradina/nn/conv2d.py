@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gradina.nn.products import own_convolution
+from gradina.nn.native import own_norm
+from gradina.nn.products import Convolution, own_convolution
 from gradina.nn.ways import learning, once
+
+Network = TypeVar("Network", bound=nn.Module)
 
 NARROW = 16  # channels of a 3x3 convolution: with fewer, there is too little for our own to multiply
 FEW = {torch.float32: 16, torch.bfloat16: 64}  # places of a map: up to here, slopes of weights are best one product
@@ -24,10 +27,20 @@ class Conv2d(nn.Conv2d):
             return super().forward(x)
         if is_pointwise(self):
             return F.linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
-        if is_three(self) and own_convolution(x.dtype) and _is_own_quickest(x, self.weight):
+        if is_three(self) and _is_own_quickest(x, self.weight) and (own := own_convolution(x.dtype)):
             bias = None if self.bias is None else self.bias.to(x.dtype)
-            return cast(Tensor, Three.apply(x, self.weight.to(x.dtype), bias))  # type: ignore[no-untyped-call]
+            return cast(Tensor, Three.apply(own, x, self.weight.to(x.dtype), bias))  # type: ignore[no-untyped-call]
         return super().forward(x)
+
+
+def channels_last(network: Network, dtype: torch.dtype) -> Network:
+    """The network itself, to learn in numbers of that type: in the order in memory that is quickest to convolutions.
+
+    Their weights have their channels last, and maps follow; but only if GroupNorms are quick with that, too.
+    """
+    if own_norm(dtype) and any(isinstance(layer, nn.GroupNorm) for layer in network.modules()):
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network
 
 
 def is_pointwise(layer: nn.Conv2d) -> bool:
@@ -61,31 +74,30 @@ class Three(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        own = own_convolution(x.dtype)
-        assert own is not None
-        ctx.own, ctx.biased = own, bias is not None
+    def forward(ctx: Any, own: Convolution, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.own = own
         ctx.save_for_backward(x, weight)
         return own(x, own.order(weight), len(weight), bias)
 
     @staticmethod
     @once
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         out, channels = weight.shape[:2]
         slope = slope.contiguous(memory_format=torch.channels_last)
         rows = slope.permute(0, 2, 3, 1).flatten(0, 2)
         of_x = of_weight = of_bias = None
-        if ctx.needs_input_grad[0]:
+        _, into_x, into_weight, into_bias = ctx.needs_input_grad
+        if into_x:
             of_x = ctx.own(slope, ctx.own.order(weight, turned=True), channels, None)
-        if ctx.needs_input_grad[1] and x.shape[2] * x.shape[3] <= FEW[x.dtype]:
+        if into_weight and x.shape[2] * x.shape[3] <= FEW[x.dtype]:
             of_weight = (rows.T @ _seen(x)).view(out, 3, 3, channels).permute(0, 3, 1, 2)
-        elif ctx.needs_input_grad[1]:
+        elif into_weight:
             how: Any = ([1, 1], [1, 1], [1, 1], False, [0, 0], 1, [False, True, False])
             of_weight = torch.ops.aten.convolution_backward(slope, x, weight, None, *how)[1]
-        if ctx.biased:
+        if into_bias:
             of_bias = rows.sum(0)
-        return of_x, of_weight, of_bias
+        return None, of_x, of_weight, of_bias
 
 
 def _seen(x: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gradina.nn.native import Gate as OwnGate
 from gradina.nn.native import own_gate
 from gradina.nn.ways import drawing, learning, once
 
@@ -23,8 +24,8 @@ def gated(both: Tensor) -> Tensor:
     """
     if drawing(both) and (own := own_gate(both.dtype)):
         return own(both)
-    if learning(both) and own_gate(both.dtype):
-        return cast(Tensor, Gated.apply(both))  # type: ignore[no-untyped-call]
+    if learning(both) and (own := own_gate(both.dtype)):
+        return cast(Tensor, Gated.apply(own, both))  # type: ignore[no-untyped-call]
     h, gate = both.chunk(2, dim=-1)
     return h * F.gelu(gate)
 
@@ -33,14 +34,12 @@ class Gated(torch.autograd.Function):
     """The same, to learn: there and back in C, with nothing kept but what went in."""
 
     @staticmethod
-    def forward(ctx: Any, both: Tensor) -> Tensor:
-        own = own_gate(both.dtype)
-        assert own is not None
+    def forward(ctx: Any, own: OwnGate, both: Tensor) -> Tensor:
         ctx.own = own
         ctx.save_for_backward(both)
         return own(both)
 
     @staticmethod
     @once
-    def backward(ctx: Any, slope: Tensor) -> Tensor:
-        return cast(Tensor, ctx.own.back(*ctx.saved_tensors, slope))
+    def backward(ctx: Any, slope: Tensor) -> tuple[None, Tensor]:
+        return None, ctx.own.back(*ctx.saved_tensors, slope)

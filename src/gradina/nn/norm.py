@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,6 @@ from gradina.nn.memory import added, silu
 from gradina.nn.native import Norm, own_norm
 from gradina.nn.ways import drawing, learning, once
 
-Network = TypeVar("Network", bound=nn.Module)
 Layer = Callable[[Tensor], Tensor]
 ROWS = 64  # of a map: as many at once for its moments
 
@@ -38,20 +37,11 @@ def normalised(norm: nn.GroupNorm, x: Tensor, shift: Tensor | None = None, activ
     if own := _own(x):
         scale, offset, *_ = own.moments(norm, x, shift)
         return own.scaled(x, scale, offset, active)
-    if learning(x) and _last(x) and own_norm(x.dtype):
-        return cast(Tensor, Normalised.apply(norm, x, norm.weight, norm.bias, shift, active))  # type: ignore[no-untyped-call]
+    if learning(x) and _last(x) and (own := own_norm(x.dtype)):
+        given = (own, norm, x, norm.weight, norm.bias, shift, active)
+        return cast(Tensor, Normalised.apply(*given))  # type: ignore[no-untyped-call]
     h = norm(x if shift is None else added(x, shift[:, :, None, None]))
     return silu(h) if active else h
-
-
-def channels_last(network: Network, dtype: torch.dtype) -> Network:
-    """The network itself, to learn in numbers of that type: in the order in memory that is quickest to convolutions.
-
-    Their weights have their channels last, and maps follow; but only if GroupNorms are quick with that, too.
-    """
-    if own_norm(dtype) and any(isinstance(layer, nn.GroupNorm) for layer in network.modules()):
-        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return network
 
 
 def normaliser(norm: nn.GroupNorm, x: Tensor, shift: Tensor | None = None) -> Layer:
@@ -86,10 +76,15 @@ class Normalised(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, norm: nn.GroupNorm, x: Tensor, weight: Tensor, bias: Tensor, shift: Tensor | None, active: bool
+        ctx: Any,
+        own: Norm,
+        norm: nn.GroupNorm,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        shift: Tensor | None,
+        active: bool,
     ) -> Tensor:
-        own = own_norm(x.dtype)
-        assert own is not None
         moments = own.moments(norm, x, shift)
         scale, offset, *_ = moments
         ctx.own, ctx.groups, ctx.active, ctx.shifted = own, norm.num_groups, active, shift is not None
@@ -100,7 +95,7 @@ class Normalised(torch.autograd.Function):
     @once
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
         of_x, of_weight, of_bias, of_shift = ctx.own.back(*ctx.saved_tensors, slope, ctx.groups, ctx.active)
-        return None, of_x, of_weight, of_bias, of_shift if ctx.shifted else None, None
+        return None, None, of_x, of_weight, of_bias, of_shift if ctx.shifted else None, None
 
 
 def _moments(x: Tensor, groups: int, shift: Tensor) -> tuple[Tensor, Tensor]:

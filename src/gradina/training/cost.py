@@ -62,9 +62,8 @@ def kept_for_the_way_back(live: Live, shape: tuple[int, ...], how: Owning) -> in
     layers = [layer for layer in live.unet.modules() if isinstance(layer, Recomputed)]
     hooks = [layer.register_forward_pre_hook(going_in) for layer in layers]
     ids = live.tokenizer([""] * how.batch)
-    bf16 = torch.autocast("cpu", torch.bfloat16, enabled=how.precision == "bfloat16")
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True), bf16, weighed() as kept:
+        with FakeTensorMode(allow_non_fake_inputs=True), how.autocast(), weighed() as kept:
             learns = any(p.requires_grad for p in live.text.parameters())
             with torch.set_grad_enabled(learns):
                 cond = live.text(ids)

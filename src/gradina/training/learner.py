@@ -24,7 +24,7 @@ from gradina.files import cache_folder
 from gradina.models.clip import TextTower
 from gradina.models.unet import SpatialTransformer, UNet
 from gradina.nn.conv import ResBlock
-from gradina.nn.norm import channels_last
+from gradina.nn.conv2d import channels_last
 from gradina.nn.packing import unpacked
 from gradina.pipeline import StableDiffusion
 from gradina.training.checkpoint import once
@@ -110,7 +110,7 @@ class Live:
 
     def __init__(self, model: StableDiffusion, unet: UNet, text: TextTower, how: Owning) -> None:
         self.model, self.text, self.tokenizer = model, text, model.tokenizer
-        self.unet = channels_last(unet, getattr(torch, how.precision))
+        self.unet = channels_last(unet, how.dtype)
         self.known: dict[str, Tensor] = {}  # states of texts, where the text tower does not learn
         if how.checkpointing:
             layers = {n: m for n, m in unet.named_modules() if isinstance(m, ResBlock | SpatialTransformer)}

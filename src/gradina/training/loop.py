@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from gradina.errors import Diverged, RecipeError
+from gradina.nn.conv2d import channels_last
 from gradina.nn.native import flushed
-from gradina.nn.norm import channels_last
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,15 @@ class Settings:
         if len(self.betas) != 2:
             raise RecipeError(f"betas: got {self.betas}, expected two numbers")
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the numbers between the layers."""
+        return torch.bfloat16 if self.precision == "bfloat16" else torch.float32
+
+    def autocast(self) -> torch.autocast:
+        """Within it networks compute in that type."""
+        return torch.autocast("cpu", torch.bfloat16, enabled=self.dtype == torch.bfloat16)
+
     def lr_at(self, step: int) -> float:
         """The learning rate of a step (counted from 0): warm-up, constant, cosine to 0."""
         tail = max(1, round(self.decay * self.steps))
@@ -79,7 +88,7 @@ class State:
 
         `rates` names children of the network that learn at a share of the learning rate.
         """
-        network = channels_last(network, getattr(torch, settings.precision))
+        network = channels_last(network, settings.dtype)
         groups: dict[tuple[float, float], list[Tensor]] = {}
         for name, parameter in network.named_parameters():
             decay = settings.weight_decay if parameter.ndim > 1 else 0.0
@@ -112,7 +121,7 @@ def _taken(state: State, loss: Loss, settings: Settings) -> TrainStep:
         group["lr"] = lr * group["rate"]
     total = 0.0
     for i in range(settings.accumulate):
-        with torch.autocast("cpu", torch.bfloat16, enabled=settings.precision == "bfloat16"):
+        with settings.autocast():
             mean = loss(state.network, state.step * settings.accumulate + i).mean() / settings.accumulate
         mean.backward()  # type: ignore[no-untyped-call]
         total += mean.item()

@@ -136,5 +136,5 @@ class Samples:
 @torch.no_grad()
 def checked(learner: Learner, loss: Loss, how: Owning) -> float:
     """The loss of some batches that are the same each time."""
-    with torch.autocast("cpu", torch.bfloat16, enabled=how.precision == "bfloat16"):
+    with how.autocast():
         return float(torch.cat([loss(learner, -1 - k).float() for k in range(CHECKS)]).mean())

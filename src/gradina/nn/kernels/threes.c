@@ -11,6 +11,7 @@
 #include <omp.h>
 #include <stdlib.h>
 
+#include "threes.h"
 #include "tiles.h"
 
 enum { TAPS = 9, BESIDE = 3, SUMS = BESIDE * 2 * SQUARE };

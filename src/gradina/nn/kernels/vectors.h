@@ -1,5 +1,5 @@
 /* What the kernels share: numbers, sixteen at a time, on CPUs with AVX-512. Compiled for float, or with -DBF16 for
-   bfloat16, where the processor multiplies pairs of them. What is called from outside returns 0, or 1 where there is no
+   bfloat16, where the processor multiplies pairs of them. What computes for others returns 0, or 1 where there is no
    memory. */
 
 #pragma once
@@ -22,17 +22,6 @@ static inline i64 parts_of(i64 all, i64 each) { return (all + each - 1) / each; 
 static inline i64 up(i64 n, i64 step) { return parts_of(n, step) * step; }
 
 static inline __mmask16 first(i64 n) { return (__mmask16)(n >= LANES ? 0xffff : (1 << (n > 0 ? n : 0)) - 1); }
-
-/* where 3x3 weights (out, in) are: numbers from one to the next */
-typedef struct { const number *from; i64 of_out, of_in, of_tap; } Threes;
-
-/* as they lie, channels before taps or `last`; or `turned`: those of the way back, where what came out goes in, and each tap
-   is at the other end */
-static inline Threes threes(const number *weight, i64 in, i64 out, i64 last, i64 turned)
-{
-    i64 wide = turned ? out : in, row = 9 * wide, channel = last ? 1 : 9, tap = last ? wide : 1;
-    return turned ? (Threes){weight + 8 * tap, channel, row, -tap} : (Threes){weight, row, channel, tap};
-}
 
 /* numbers <-> single precision; what is not there is 0 */
 static inline __m512 floats(__mmask16 some, const number *from)
@@ -66,11 +55,12 @@ static inline __attribute__((always_inline)) __m512 power_of_two(__m512 x)
     return _mm512_scalef_ps(y, x);
 }
 
-/* the same, or 0 where it is below 2^-64: numbers too small to be normal ones take a core 50 times as long */
+/* the same, or 0 where it is below 2^-64: numbers too small to be normal ones take a core 50 times as long. What is no number
+   stays none. */
 static inline __m512 power_or_none(__m512 x)
 {
     const __m512 least = _mm512_set1_ps(-64.0f);
-    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, least, _CMP_NLT_UQ), power_of_two(_mm512_max_ps(x, least)));
+    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, least, _CMP_NLT_UQ), power_of_two(_mm512_max_ps(least, x)));
 }
 
 /* P(X < x) for a normal X */

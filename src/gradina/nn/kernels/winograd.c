@@ -15,6 +15,7 @@
 #include <omp.h>
 #include <stdlib.h>
 
+#include "threes.h"
 #include "vectors.h"
 
 enum { MADE = 4, SEEN = 6, TAPS = 3, POINTS = SEEN * SEEN };
