@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import re
 import subprocess
@@ -383,3 +384,18 @@ def test_a_grid_names_files_by_their_names_alone() -> None:
     assert [cell_label(name, value) for value in values] == ["bear 0.5", "bear 1"]
     assert cell_label("guidance_scale", 7.5) == "guidance_scale 7.5"
     assert cell_label("sampler", "ddim") == "sampler ddim"
+
+
+def test_logged_warnings_are_notes_on_stderr_once(
+    room: Path, model_folder: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def load(*_: object, **__: object) -> None:
+        for _ in range(2):
+            logging.getLogger("gradina.weights").warning("x.txt: is read\nas %s", "cp1252")
+        logging.getLogger("gradina.weights").info("nothing")
+        raise gradina.GradinaError("enough")
+
+    monkeypatch.setattr(pipeline, "load", load)
+    assert main(["a seven", "-m", model_folder]) == 2
+    assert capsys.readouterr().err == "gradina: note: x.txt: is read as cp1252\ngradina: enough\n"
+    assert not logging.getLogger("gradina").handlers

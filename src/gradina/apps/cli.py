@@ -5,10 +5,12 @@ Heavy modules are imported by the verb that needs them, so that --help and mista
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import typer
@@ -16,6 +18,7 @@ import typer.core
 
 import gradina
 from gradina.apps import draw, files, find, learn, own, timing
+from gradina.apps.draw import say
 from gradina.errors import GradinaError
 
 USAGE = """Stable Diffusion, whole, in Python.
@@ -87,7 +90,31 @@ def with_verb(arguments: list[str]) -> list[str]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; a mistake is one line on standard error and exit code 2."""
-    warnings.showwarning = _say_warning
+    warnings.showwarning = lambda message, *_, **__: say(str(message))
+    with notes_on_stderr():
+        return _run(arguments)
+
+
+@contextmanager
+def notes_on_stderr() -> Iterator[None]:
+    """Prints each warning that the library logs as one line on standard error, and no sentence twice."""
+    log, handler, printed = logging.getLogger("gradina"), logging.Handler(logging.WARNING), set[str]()
+
+    def emit(record: logging.LogRecord) -> None:
+        note = record.getMessage()
+        if note not in printed:
+            printed.add(note)
+            say(note)
+
+    handler.emit = emit  # type: ignore[method-assign]
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+
+
+def _run(arguments: list[str] | None) -> int:
     try:
         arguments = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
         status = app(with_verb(arguments), prog_name="gradina", standalone_mode=False)
@@ -118,10 +145,6 @@ def main(arguments: list[str] | None = None) -> int:
 def _fail(message: str, code: int = 2) -> int:
     print(f"gradina: {' '.join(message.split())}", file=sys.stderr)
     return code
-
-
-def _say_warning(message: Warning | str, *_: object, **__: object) -> None:
-    print(f"gradina: note: {message}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -135,8 +135,8 @@ def again(
 
 
 def say(note: str) -> None:
-    """Tells what is worth knowing and no mistake."""
-    print(f"gradina: note: {note}", file=sys.stderr)
+    """Prints a note on standard error: what is worth knowing and no error."""
+    print(f"gradina: note: {' '.join(note.split())}", file=sys.stderr)
 
 
 def open_model(

@@ -84,6 +84,7 @@ def preparations_said(quiet: bool) -> Iterator[None]:
     """What takes its time before a stage's first step is said when it begins."""
     log, handler = logging.getLogger("gradina.training"), logging.Handler()
     handler.emit = lambda record: said(record.getMessage(), always=True)  # type: ignore[method-assign]
+    handler.addFilter(lambda record: record.levelno < logging.WARNING)  # those are notes, which all verbs print
     before = log.level
     if not quiet:
         log.addHandler(handler)
