@@ -9,7 +9,17 @@ from pathlib import Path
 import pytest
 
 from gradina.errors import DiskError, GradinaError
-from gradina.files import atomic_folder, atomic_path, atomic_write, cache_folder, replaceable
+from gradina.files import (
+    atomic_folder,
+    atomic_path,
+    atomic_write,
+    cache_folder,
+    check_model_folder,
+    check_writable,
+    check_writable_folder,
+    replaceable,
+    with_ending,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -221,3 +231,49 @@ def test_where_the_cache_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert cache_folder() == Path("/caches/gradina")
     monkeypatch.setenv("GRADINA_CACHE", "/elsewhere")
     assert cache_folder() == Path("/elsewhere")
+
+
+def test_names_are_cut_by_bytes(tmp_path: Path) -> None:
+    assert with_ending(Path("a/b.jpg"), "-again.png") == Path("a/b-again.png")
+    for letter in ("x", "é", "𠀀"):
+        name = letter * (250 // len(letter.encode())) + ".png"
+        cut = with_ending(tmp_path / name, "-18446744073709551615.png")
+        assert len(os.fsencode(cut.name)) <= 255
+        assert cut.name.rstrip("0123456789.png").strip(letter) == "-"
+        cut.touch()
+    odd = os.fsdecode(b"caf\xe9.jpg")
+    assert os.fsencode(with_ending(Path(odd), ".latents").name) == b"caf\xe9.latents"
+
+
+def test_places_that_cannot_be_written_are_found_and_nothing_is_left(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    for path, words in (
+        ("folder", "there is a folder of that name"),
+        ("file/a.png", "a part of its path is a file"),
+        ("none/a.png", "its folder does not exist"),
+        ("x" * 300, "the name is too long"),
+    ):
+        with pytest.raises(DiskError, match=words):
+            check_writable(tmp_path / path)
+    for path, words in (("file", "a part of its path is a file"), ("a/" + "x" * 300, "the name is too long")):
+        with pytest.raises(DiskError, match=words):
+            check_writable_folder(tmp_path / path)
+    with pytest.raises(DiskError, match="there is a file of that name, which is not replaced"):
+        check_model_folder(tmp_path / "file")
+    check_writable(tmp_path / "new.png")
+    check_writable(tmp_path / "file")
+    check_writable(os.devnull)
+    check_writable_folder(tmp_path / "some" / "new" / "place")
+    check_model_folder(tmp_path / "folder")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_a_folder_without_permission_is_found_by_trying(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> int:
+        raise PermissionError(errno.EACCES, "no")
+
+    monkeypatch.setattr(os, "open", refused)
+    for check in (check_writable, check_writable_folder, check_model_folder):
+        with pytest.raises(DiskError, match="there is no permission to write there"):
+            check(tmp_path / "a")

@@ -56,7 +56,7 @@ def requests(text: st.SearchStrategy[str]) -> st.SearchStrategy[Request]:
         edit=st.none() | st.tuples(st.text(min_size=1), st.floats(-2, 3)),
         concepts=st.lists(st.text(min_size=1)).map(tuple),
         loras=st.lists(st.tuples(st.text(min_size=1), st.floats(-100, 100))).map(tuple),
-        seed=st.integers(0, 2**63 - 1),
+        seed=st.integers(0, 2**64 - 1),
         width=st.integers(1, 512).map(lambda n: 8 * n),
         height=st.integers(1, 512).map(lambda n: 8 * n),
     )

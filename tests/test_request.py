@@ -41,7 +41,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"schedule": "karas"}, "schedule: there is no 'karas'; did you mean 'karras'? (choices: leading"),
     ({"eta": 2}, "eta: got 2, expected a number from 0 to 1"),
     ({"seed": -1}, "seed: got -1, expected a whole number from 0"),
-    ({"seed": MAX_SEED + 1}, "seed: got 9223372036854775808"),
+    ({"seed": MAX_SEED + 1}, "seed: got 18446744073709551616"),
     ({"width": 500}, "width: got 500, expected a multiple of 8 (try 496)"),
     ({"height": 9}, "height: got 9, expected a multiple of 8 (try 8)"),
     ({"width": 4}, "width: got 4, expected a whole number from 8 to 8192"),

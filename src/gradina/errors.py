@@ -7,6 +7,7 @@ GradinaError
 │   └── HubError     a model that could not be fetched from, or pushed to, the hub
 ├── RecipeError      a training recipe or its data that cannot be used
 │   └── Diverged         training whose loss is no longer a number
+├── NumericalError   a network or sampler that gave NaN or infinite values: no picture
 ├── DiskError        a file or folder that cannot be written: no room, no permission, no such place
 └── MissingExtra     an optional package that is not installed
 """
@@ -40,6 +41,10 @@ class RecipeError(GradinaError, ValueError):
 
 class Diverged(RecipeError):
     """Training whose loss is no longer a number; the weights are those of the last good step."""
+
+
+class NumericalError(GradinaError, ArithmeticError):
+    """A network or a sampler that gave NaN or infinite values, of which no picture can be made."""
 
 
 class DiskError(GradinaError, OSError):

@@ -35,6 +35,7 @@ CAUSES = {
     errno.EISDIR:  "there is a folder of that name; choose another name",
     errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
 }  # fmt: skip
+NAME_BYTES = 255  # of a file's name, on all usual file systems
 WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)  # faults that only writing meets
 
 
@@ -49,6 +50,52 @@ def _beside(target: Path, kind: str) -> Path:
     with suppress(FileNotFoundError):
         target.lstat()  # the system's own word on the name, before any work is done
     return target.with_name(f".{target.name[:40]}.{secrets.token_hex(4)}.{kind}")
+
+
+def with_ending(path: Path, ending: str) -> Path:
+    """The path whose name is the stem of `path` and then `ending`; a stem of too many bytes is cut."""
+    room, stem = NAME_BYTES - len(os.fsencode(ending)), os.fsencode(path.stem)
+    return path.with_name((path.stem if len(stem) <= room else stem[:room].decode("utf-8", "ignore")) + ending)
+
+
+def check_writable(path: str | PathLike[str]) -> None:
+    """Raises DiskError, which says what stands in the way, where no file can be written at `path`."""
+    target = Path(os.path.realpath(path))
+    with _as_disk_error(path):
+        if os.path.isdir(target):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if not _is_device(target):
+            _probe(target)
+        elif not os.access(target, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+def check_writable_folder(path: str | PathLike[str]) -> None:
+    """Raises DiskError where `path` is no folder that can be written to, and none can be made."""
+    there, missing = Path(os.path.realpath(path)), []
+    with _as_disk_error(path):
+        while not there.exists():
+            missing.append(there.name)
+            there = there.parent
+        if not there.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        for name in (*missing, "probe"):
+            _probe(there / name)
+
+
+def check_model_folder(path: str | PathLike[str]) -> None:
+    """Raises DiskError where `atomic_folder` would: before a model is read that is to be written to `path`."""
+    target = Path(os.path.realpath(path))
+    _admit_folder(path, target)
+    with _as_disk_error(path):
+        _probe(target)
+
+
+def _probe(target: Path) -> None:
+    """Makes an empty file beside `target`, and removes it: what permissions say is not always what holds."""
+    part = _beside(target, "part")
+    os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    part.unlink()
 
 
 def _sync(path: Path) -> None:
@@ -153,9 +200,7 @@ def atomic_folder(path: str | PathLike[str]) -> Iterator[Path]:
     Raises DiskError.
     """
     target = Path(os.path.realpath(path))
-    if os.path.lexists(target) and not (target.is_dir() and replaceable(target)):
-        what = "a folder with other things than a model in it" if target.is_dir() else "a file of that name"
-        raise DiskError(f"{path}: there is {what}, which is not replaced; choose another name or remove it first")
+    _admit_folder(path, target)
     with _as_disk_error(path):
         part = _beside(target, "part")
         part.mkdir()
@@ -171,6 +216,14 @@ def atomic_folder(path: str | PathLike[str]) -> Iterator[Path]:
             _sync(target.parent)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def _admit_folder(path: str | PathLike[str], target: Path) -> None:
+    with _as_disk_error(path):
+        there = os.path.lexists(target)
+    if there and not (target.is_dir() and replaceable(target)):
+        what = "a folder with other things than a model in it" if target.is_dir() else "a file of that name"
+        raise DiskError(f"{path}: there is {what}, which is not replaced; choose another name or remove it first")
 
 
 def _swap(part: Path, target: Path) -> None:

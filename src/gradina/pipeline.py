@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
@@ -28,6 +29,8 @@ from gradina.diffusion.schedule import spaced, tail
 from gradina.diffusion.step import Step
 from gradina.engines import Call, Decoding, engaged
 from gradina.errors import RequestError
+from gradina.finite import finite, finite_step
+from gradina.ineffective import UNGUIDED, guidance_notes, mask_notes, sampler_notes, start_notes
 from gradina.lean import Lean
 from gradina.models.reuse import Reusing
 from gradina.models.tiny import TinyDecoder
@@ -42,6 +45,8 @@ from gradina.weights.loras import read_lora
 from gradina.weights.mapped import Mapped
 from gradina.weights.parts import Parts
 from gradina.weights.store import in_type
+
+log = logging.getLogger(__name__)
 
 AT_ONCE = 64 * 64  # places of latents that are drawn in one batch: one 512x512 picture, or many small ones
 
@@ -99,26 +104,30 @@ class StableDiffusion(Parts):
     def read(self, texts: Sequence[str]) -> Tensor:
         """Text states of prompts (b, n, width); a long prompt is read in chunks and makes all as long as itself."""
         ids = self.tokenizer.chunks(texts).to(self.device)
-        return self.awake(self.text)(ids.flatten(0, 1)).reshape(len(texts), -1, self.text.config.width)
+        states = self.awake(self.text)(ids.flatten(0, 1)).reshape(len(texts), -1, self.text.config.width)
+        return finite(states, "text tower", self.text, self.dtype)
 
     @torch.no_grad()
     def encode(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
         """Latents (b, 4, h/8, w/8) of pixels (b, 3, h, w) in -1..1: the mean, or a sample if unit noise is given."""
         given = None if noise is None else noise.to(self.device, self.dtype)
-        return self.awake(self.vae).encode(pixels.to(self.device, self.dtype), given).float()
+        z = self.awake(self.vae).encode(pixels.to(self.device, self.dtype), given)
+        return finite(z, "autoencoder (its encoder)", self.vae, self.dtype).float()
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> list[Image.Image]:
         """Pictures of latents (b, 4, h, w), such as those of `Step.denoised`."""
         give_back()
-        return [to_image(self._decode(z[None].to(self.device, self.dtype))[0].float()) for z in latents]
+        decoded = (self._decode(z[None].to(self.device, self.dtype))[0] for z in latents)
+        return [to_image(finite(x, "autoencoder (its decoder)", self.vae, self.dtype).float()) for x in decoded]
 
     @torch.no_grad()
     def preview(self, latents: Tensor) -> list[Image.Image]:
         """Pictures of latents (b, 4, h, w), rough but quick where a tiny decoder was loaded."""
         if self.tiny is None:
             return self.decode(latents)
-        return [to_image(self.tiny(z[None].to(self.device, self.dtype))[0].float()) for z in latents]
+        decoded = (self.tiny(z[None].to(self.device, self.dtype))[0] for z in latents)
+        return [to_image(finite(x, "tiny decoder", self.tiny, self.dtype).float()) for x in decoded]
 
     def network(self, reuse: int = 1) -> Network:
         """The U-Net in its own number type, given fp32 and giving fp32; above 1, `reuse` makes it serve one walk only.
@@ -206,6 +215,7 @@ def steps(model: StableDiffusion, request: Request) -> Iterator[Step]:
     """
     whole = resolved(model, request)
     model = model.adapted(whole)
+    note_ineffective(model, whole)
     return walk(model, prepare(model, replace(whole, prompt=whole.prompts, images=1)))
 
 
@@ -213,17 +223,21 @@ def plans(model: StableDiffusion, request: Request) -> Iterator[Plan]:
     """The batches in which a request is drawn; the first is prepared at once, so that errors come early."""
     whole = resolved(model, request)
     model = model.adapted(whole)
+    note_ineffective(model, whole)
     first, *rest = batches(model, whole)
     return chain([prepare(model, first)], (prepare(model, part) for part in rest))
 
 
 @torch.no_grad()
 def walk(model: StableDiffusion, plan: Plan) -> Iterator[Step]:
-    """The walk from noise to latents, step by step."""
+    """The walk from noise to latents, step by step. Raises NumericalError at a step that gives NaN or infinity."""
     row = SAMPLERS[cast(str, plan.request.sampler)]
     given = {"eta": plan.request.eta, "rates": plan.request.rates, "prediction": prediction_named(model.prediction)}
     options = {k: v for k, v in given.items() if k in row.options and v is not None}
-    yield from row.run(plan.denoise, plan.x, plan.sigmas, plan.noise, **options)
+    for step in row.run(plan.denoise, plan.x, plan.sigmas, plan.noise, **options):
+        finite(step.denoised, "U-Net", model.unet, model.dtype)
+        finite_step(step.x, cast(str, plan.request.sampler))
+        yield step
 
 
 def finished(plan: Plan, step: Step | None = None) -> Tensor:
@@ -261,6 +275,22 @@ def resolved(model: StableDiffusion, request: Request) -> Request:
             raise RequestError(f"{name}: got {getattr(request, name)}, expected a multiple of {unit} for this model")
     request.alone(len(request.prompts) - 1)  # raises if its seed is too large
     return request
+
+
+def note_ineffective(model: StableDiffusion, request: Request) -> None:
+    """Logs a warning for each field of a resolved request that has no effect on the picture."""
+    row = SAMPLERS[cast(str, request.sampler)]
+    sigmas = _levels(model, request, row).tolist()
+    notes = chain(
+        guidance_notes(request, sigmas[:-1]), sampler_notes(request, row.options), start_notes(request, len(sigmas))
+    )
+    if request.mask_image is not None:
+        grey, factor = fit(open_mask(request.mask_image), *_size(request)), model.vae.config.factor
+        mask = _black_and_white(grey)
+        drawn = bool(_small(mask, factor).any())
+        notes = chain(notes, mask_notes(request, grey, mask, drawn, factor))
+    for note in notes:
+        log.warning(note)
 
 
 def batches(model: StableDiffusion, request: Request) -> list[Request]:
@@ -311,10 +341,19 @@ def prepare(model: StableDiffusion, request: Request) -> Plan:
 
 def _pictures(request: Request) -> tuple[Image.Image | None, Image.Image | None]:
     """The picture to start from and its mask, of the size that is drawn; the mask is black and white."""
-    size = cast(int, request.width), cast(int, request.height)
+    size = _size(request)
     init = None if request.init_image is None else fit(open_picture(request.init_image), *size)
     mask = None if request.mask_image is None else fit(open_mask(request.mask_image), *size)
-    return init, mask and mask.point(lambda value: 255 * (value >= 128))
+    return init, mask and _black_and_white(mask)
+
+
+def _size(request: Request) -> tuple[int, int]:
+    """Width and height in pixels of a resolved request."""
+    return cast(int, request.width), cast(int, request.height)
+
+
+def _black_and_white(mask: Image.Image) -> Image.Image:
+    return mask.point(lambda value: 255 * (value >= 128))
 
 
 def _levels(model: StableDiffusion, request: Request, row: SamplerRow) -> Tensor:
@@ -335,7 +374,7 @@ def _guided(model: StableDiffusion, request: Request, network: Network, row: Sam
     if request.edit is not None:
         cond = _edited(model, cond, *request.edit)
     denoiser = Denoiser(network, model.schedule, prediction_named(model.prediction), row.whole_t)
-    scale = cast(float, request.guidance_scale)
+    scale = 1.0 if request.guidance_scale in UNGUIDED else cast(float, request.guidance_scale)
     return cfg(denoiser, cond, uncond, scale, request.guidance_rescale, request.guidance_interval)
 
 

@@ -29,7 +29,7 @@ SCHEDULE_NAMES: tuple[str, ...] = get_args(ScheduleName)
 RATES_NAMES: tuple[str, ...] = get_args(RatesName)
 
 MAX_PIXELS = 16_800_000  # of a picture, read or drawn
-MAX_SEED = 2**63 - 1
+MAX_SEED = 2**64 - 1  # as torch.manual_seed takes it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +54,7 @@ class Request:
     prompt: str | tuple[str, ...] = ""
     negative_prompt: str = ""
     steps: int | None = None
-    guidance_scale: float | None = None
+    guidance_scale: float | None = None  # above 1 it guides; 1 and 0: the prompt alone; between: mixed with uncond
     guidance_rescale: float = 0.0
     guidance_interval: tuple[float, float] | None = None  # sigma, lowest and highest at which guidance acts
     sampler: SamplerName | None = None

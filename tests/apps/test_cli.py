@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,9 +20,14 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import gradina
-from gradina import files, pipeline
+from gradina import Picture, Request, files, pipeline, similarity
 from gradina.apps.cli import VERBS, app, main
+from gradina.codec import Latents
+from gradina.metadata import save_picture
 from gradina.pipeline import StableDiffusion
+from gradina.weights import convert as weights_convert
+
+RECIPE = Path(__file__).parents[2] / "recipes" / "digits.toml"
 
 
 @pytest.fixture(scope="session")
@@ -399,3 +405,71 @@ def test_logged_warnings_are_notes_on_stderr_once(
     assert main(["a seven", "-m", model_folder]) == 2
     assert capsys.readouterr().err == "gradina: note: x.txt: is read as cp1252\ngradina: enough\n"
     assert not logging.getLogger("gradina").handlers
+
+
+def test_names_are_cut_by_bytes(room: Path, model_folder: str) -> None:
+    rest = ["-m", model_folder, "--steps", "1", "--seed", str(2**64 - 1)]
+    for _ in range(2):
+        assert main(["\U00020000" * 80, *rest, "-o", "made/"]) == 0
+    assert main(["\U00020000" * 80, "-m", model_folder, "--grid", "steps=1,2", "-o", "grids/"]) == 0
+    for name in [*names(room / "made"), *names(room / "grids")]:
+        assert len(os.fsencode(name)) <= 255
+        assert name.startswith("\U00020000" * 50)
+    long = "é" * 125 + ".png"
+    assert main(["x", "y", "-m", model_folder, "--steps", "1", "--seed", "0", "-o", long]) == 0
+    first = next(name for name in names(room) if name.endswith("-0.png"))
+    (room / first).rename(room / long)
+    assert main(["again", long, "-m", model_folder]) == 0
+    assert main(["encode", long, "-m", model_folder]) == 0
+    assert sum(name.endswith(("-again.png", ".latents")) for name in names(room)) == 2
+
+
+PLACES = ("text.txt/x.png", "nowhere/x.png", "x" * 300 + ".png")  # where no file can be written
+WRITERS = [
+    *(["x", "-o", place] for place in PLACES),
+    ["x", "-o", "text.txt/"],
+    ["x", "-o", "text.txt/deeper/"],
+    ["x", "-o", "made/" + "x" * 300 + "/"],
+    ["x", "--grid", "steps=1,2", "-o", "text.txt/"],
+    *(["x", option, place] for option in ("--film", "--strip") for place in PLACES),
+    *(["again", "drawn.png", "-o", place] for place in PLACES),
+    *(["encode", "photo.png", "-o", place.replace(".png", ".latents")] for place in PLACES),
+    *(["decode", "photo.latents", "-o", place] for place in PLACES),
+    *(["search", ".", "x", "--sheet", place] for place in PLACES),
+    *(["convert", "digits", place.replace(".png", ".safetensors")] for place in PLACES),
+    *(["convert", "digits", place.removesuffix(".png")] for place in PLACES),
+    ["convert", "digits", "text.txt"],
+    ["convert", "digits", "."],
+    ["train", "recipe.toml", "--out", "text.txt/run"],
+    *([verb, "pictures", "--out", "text.txt/run"] for verb in ("finetune", "dreambooth", "invert")),
+    ["imagic", "photo.png", "x", "--out", "text.txt/run"],
+    *(["bench", option, place] for option, place in (("-o", "text.txt/x.json"), ("--plot", "nowhere/x.png"))),
+    ["tune", "--plot", "text.txt/x.png"],
+]
+
+
+@pytest.mark.parametrize("arguments", WRITERS, ids=lambda value: " ".join(value)[:40])
+def test_a_place_that_cannot_be_written_is_found_before_anything_is_loaded(
+    arguments: list[str],
+    room: Path,
+    photo: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def nothing(*_: object, **__: object) -> None:
+        raise AssertionError("something was read")
+
+    for place, name in ((pipeline, "load"), (similarity, "open_pair"), (weights_convert, "convert")):
+        monkeypatch.setattr(place, name, nothing)
+    save_picture(Picture(Image.new("RGB", (8, 8)), 0, Request(seed=0)), "drawn.png")
+    Latents(torch.zeros(4, 8, 8), 64, 64).save("photo.latents")
+    (room / "text.txt").touch()
+    (room / "pictures").mkdir()
+    shutil.copy(photo, room / "pictures" / "a boat.png")
+    shutil.copy(RECIPE, room / "recipe.toml")
+    before = names(room)
+    assert main(arguments) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert re.search("cannot be written|there is no folder|is not replaced", err), err
+    assert names(room) == before

@@ -104,3 +104,23 @@ def test_all_laws_go_all_the_way_down() -> None:
         assert rates.shape == (9,)
         assert (rates > 0).all()
     torch.testing.assert_close(RATES["levels"](levels(9)).cumsum(0), levels(9)[0] - levels(9)[1:])
+
+
+@pytest.mark.parametrize("rates", RATES_NAMES)
+@pytest.mark.parametrize("name", ["sgd", "momentum", "nesterov", "adam"])
+def test_with_zero_terminal_snr_optimizers_begin_where_euler_leads(name: str, rates: str) -> None:
+    """From 4096 Euler's method walks to a usual level, and the optimizer goes on as if it began there."""
+    for high in ([4096.0, 40.0], [4096.0, 3000.0, 900.0, 100.0], [4096.0]):
+        sigmas = torch.cat([torch.tensor(high, dtype=torch.float64), levels(12)])
+        steps = run(name, sigmas, rates=rates)
+        before = len(high)
+        torch.testing.assert_close(steps[:before], run("euler", sigmas)[:before], rtol=1e-9, atol=1e-9)
+        start = steps[before - 1]
+        alone = [s.x for s in SAMPLERS[name].run(denoise, start, sigmas[before:], Noise([7], SHAPE), rates=rates)]
+        torch.testing.assert_close(steps[before:], alone)
+        assert steps[-1].abs().max() < 5
+
+
+def test_levels_below_zero_terminal_snr_are_all_optimized() -> None:
+    sigmas = torch.cat([torch.tensor([900.0, 40.0], dtype=torch.float64), levels(12)])
+    assert not torch.allclose(run("adam", sigmas)[0], run("euler", sigmas)[0])

@@ -15,7 +15,7 @@ SHAPE = (4, 8, 8)
 
 
 def test_noise_is_that_of_a_list_of_generators() -> None:
-    seeds = [1024, 0, 2**63 - 1]
+    seeds = [1024, 0, 2**64 - 1]
     noise = Noise(seeds, SHAPE)
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
     for _ in range(3):

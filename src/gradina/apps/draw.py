@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -15,12 +16,15 @@ import typer
 from gradina.apps import options as o
 from gradina.apps.grids import Axis, axis, cell_label, cells, check_grid, parse
 from gradina.errors import RequestError, WeightsError
+from gradina.files import check_writable, check_writable_folder, with_ending
 from gradina.request import Defaults, Picture, Request, choice
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from gradina.pipeline import Plan, StableDiffusion
+
+SLUG_BYTES = 200  # of the 255 that a name may have; seed, number and suffix follow
 
 
 def generate(
@@ -118,7 +122,7 @@ def again(
     record = read_picture(picture)
     for note in record.notes:
         say(note)
-    target = output or f"{Path(picture).with_suffix('')}-again.png"
+    target = output or str(with_ending(Path(picture), "-again.png"))
     check_files(record.request, target, None, None)
     was = record.model or {}
     name, numbers = model or was.get("source") or was.get("name"), dtype or was.get("dtype")
@@ -242,10 +246,9 @@ def draw_grid(model: StableDiffusion, request: Request, axes: list[Axis], output
         row_labels=label[1] if len(axes) > 1 else (),
         title=None if any(name == "prompt" for name, _ in axes) else request.prompts[0],
     )
-    own = f"{slug(request.prompts[0])}-grid.png"
     if output is None or is_folder(output):
-        output = str(unused(Path(output or ".") / own))
-        Path(output).parent.mkdir(parents=True, exist_ok=True)
+        Path(output or ".").mkdir(parents=True, exist_ok=True)
+        output = str(unused(Path(output or ".") / f"{slug(request.prompts[0])}-grid.png"))
     save_sheet(drawn, output)
 
 
@@ -272,16 +275,19 @@ def check_files(request: Request, output: str | None, film: str | None, strip: s
     for name, path, kinds in (("--output", output, SAVED), ("--film", film, FILMS), ("--strip", strip, (".png",))):
         if path is not None and not (name == "--output" and is_folder(path)):
             check_target(name, path, kinds)
+    if output is None or is_folder(output):
+        check_writable_folder(output or ".")
     named = (("--init-image", request.init_image), ("--mask-image", request.mask_image))
     check_apart(("--output", output), ("--film", film), ("--strip", strip), *named)
 
 
 def check_target(name: str, path: str, kinds: Iterable[str] = ()) -> str:
-    """The path of a file to write, if its folder is there and its name ends in one of `kinds`, where there are any."""
+    """The path of a file to write, if it can be written and its name ends in one of `kinds`, where there are any."""
     if kinds:
         choice(name, Path(path).suffix.lower(), tuple(kinds))
     if not Path(path).parent.is_dir():
         raise RequestError(f"{name}: there is no folder {Path(path).parent}; make it first")
+    check_writable(path)
     return path
 
 
@@ -297,7 +303,7 @@ def check_apart(*files: tuple[str, Any]) -> None:
 
 def is_folder(path: str) -> bool:
     """Whether an output names a folder."""
-    return path.endswith(("/", "\\")) or Path(path).is_dir()
+    return path.endswith(("/", "\\")) or os.path.isdir(path)
 
 
 def path_for(picture: Picture, output: str | None, alone: bool) -> Path:
@@ -309,20 +315,21 @@ def path_for(picture: Picture, output: str | None, alone: bool) -> Path:
         Path(output).mkdir(parents=True, exist_ok=True)
         return unused(Path(output) / own)
     path = Path(output)
-    return path if alone else path.with_stem(f"{path.stem}-{picture.seed}")
+    return path if alone else with_ending(path, f"-{picture.seed}{path.suffix}")
 
 
 def unused(path: Path) -> Path:
     """The path, or the next one of its kind that does not exist yet."""
     free, n = path, 2
     while free.exists():
-        free, n = path.with_stem(f"{path.stem}-{n}"), n + 1
+        free, n = with_ending(path, f"-{n}{path.suffix}"), n + 1
     return free
 
 
 def slug(prompt: str) -> str:
-    """A prompt as a file name."""
-    return re.sub(r"\W+", "-", prompt.lower()).strip("-")[:60] or "picture"
+    """A prompt as the stem of a file's name: at most 60 letters, and SLUG_BYTES bytes."""
+    letters = re.sub(r"\W+", "-", prompt.lower()).strip("-")[:60]
+    return letters.encode()[:SLUG_BYTES].decode("utf-8", "ignore") or "picture"
 
 
 @contextmanager

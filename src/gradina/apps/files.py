@@ -10,6 +10,7 @@ import typer
 from gradina.apps import options as o
 from gradina.apps.draw import check_apart, check_target, open_model, save_sheet
 from gradina.errors import RequestError
+from gradina.files import check_model_folder, check_writable, with_ending
 
 
 def info(picture: o.Picture, as_json: o.Json = False) -> None:
@@ -46,7 +47,7 @@ def encode(
     from gradina.pictures import SAVED, open_picture
 
     opened = open_picture(picture, "picture")
-    target = check_target("--output", output or str(Path(picture).with_suffix(".latents")))
+    target = check_target("--output", output or str(with_ending(Path(picture), ".latents")))
     if Path(target).suffix.lower() in SAVED:
         raise RequestError(f"--output: got {target}, a picture's name, for latents; end it in .latents")
     check_apart(("PICTURE", picture), ("--output", target))
@@ -78,7 +79,7 @@ def decode(
     from gradina.pictures import SAVED
 
     read = codec.open_latents(latents)
-    target = check_target("--output", output or str(Path(latents).with_suffix(".png")), SAVED)
+    target = check_target("--output", output or str(with_ending(Path(latents), ".png")), SAVED)
     loaded = open_model(model or read.model or None, variant, None, device, dtype, threads)
     save_sheet(codec.decode(loaded, read), target)
 
@@ -104,6 +105,7 @@ def convert(
     from gradina.runtime import DTYPES
     from gradina.weights.convert import convert as converted
 
+    (check_writable if target.endswith(".safetensors") else check_model_folder)(target)
     numbers = None if dtype is None else DTYPES[choice("--dtype", dtype, tuple(DTYPES))]
     typer.echo(converted(source, target, dtype=numbers, variant=variant, prediction=prediction))
 

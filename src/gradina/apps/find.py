@@ -14,6 +14,7 @@ from gradina.apps import options as o
 from gradina.apps.draw import check_target, progress, save_sheet, say
 from gradina.apps.embeddings import embedded, remembered
 from gradina.errors import PictureError, RequestError
+from gradina.files import check_writable
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -41,6 +42,9 @@ def caption(
     given = None if phrases is None else read_phrases(phrases)
     files = [path for name in pictures for path in (files_in(name) if Path(name).is_dir() else [admitted(name)])]
     files = [path for path in dict.fromkeys(files) if not (write and path.with_suffix(".txt").exists())]
+    if write:
+        for path in files:
+            check_writable(path.with_suffix(".txt"))
     if by == "clip":
         pair = opened_pair(model, device, dtype, threads)
         check_phrases(pair, given)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from gradina.apps import options as o
+from gradina.files import check_writable_folder
 
 if TYPE_CHECKING:
     from gradina.training.run import Progress
@@ -31,6 +32,7 @@ def train(recipe: o.Recipe, out: o.Out = None, threads: o.Threads = None, quiet:
 
     read = read_recipe(recipe)
     folder = Path(out or f"runs/{read.name}")
+    check_writable_folder(folder)
     use_threads(threads)
     with asked_to_stop() as stopped, preparations_said(quiet):
         running = run(read, folder)

@@ -50,7 +50,8 @@ Prompts = Annotated[list[str], arg("PROMPT...", "What to draw; each prompt gets 
 Negative = Annotated[str, opt("TEXT", "none", "What to keep away from.", "--negative-prompt", "-n")]
 Steps = Annotated[int | None, opt("N", OWN, "Steps from noise to the picture.", "--steps", "-s")]
 Scale = Annotated[
-    float | None, opt("X", OWN, "How strongly to follow the prompt; 1: unguided.", "--guidance-scale", "-g")
+    float | None,
+    opt("X", OWN, "How strongly to follow the prompt; 1, or 0: the prompt alone.", "--guidance-scale", "-g"),
 ]
 Rescale = Annotated[float, opt("X", True, "0..1: how much of the contrast that guidance adds is taken back.")]
 Interval = Annotated[str | None, opt("LOW:HIGH", "all", "Noise levels (sigma) at which guidance acts.")]

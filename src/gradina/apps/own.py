@@ -14,6 +14,7 @@ from gradina.apps import options as o
 from gradina.apps.draw import say
 from gradina.apps.learn import asked_to_stop, preparations_said, said, told
 from gradina.errors import RecipeError
+from gradina.files import cache_folder, check_writable_folder
 from gradina.request import Request
 
 if TYPE_CHECKING:
@@ -229,6 +230,8 @@ class Shop:
 
         use_threads(given["threads"])
         self.method, self.given, self.out = method, given, Path(given["out"])
+        for place in () if given["dry_run"] else (self.out, cache_folder()):
+            check_writable_folder(place)
         numbers = str(pick_dtype(given["dtype"], pick_device("cpu"))).removeprefix("torch.")
         if numbers == "float16":
             raise RecipeError("dtype: fp16 does not learn; take bf16 or fp32")

@@ -11,6 +11,7 @@ import typer
 
 from gradina.apps import options as o
 from gradina.apps.draw import check_target, open_model, progress
+from gradina.files import cache_folder, check_writable_folder
 from gradina.request import Request, choice
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ def tune(
     """Find which settings are worth their seconds with a model on this machine; `--preset` then uses them."""
     if plot is not None:
         check_target("--plot", plot, (".png", ".svg", ".pdf"))
+    check_writable_folder(cache_folder())
     request = Request(prompt=tuple(prompts or TRIED), seed=0)
     opened = open_model(model, variant, prediction, device, dtype, threads, engine)
     from gradina import tuning

@@ -3,6 +3,10 @@
 (x - denoised) / sigma is the slope of the probability flow, and, up to a factor, of the distance to the pictures
 (Permenter & Yuan, 2306.04848). Whoever follows it by as much as the noise level falls is Euler's method; an optimizer
 follows the slopes of the steps before, too, and a law says how far it goes each time.
+
+With zero terminal SNR the first level is 4096: nothing of the picture is in x, gradients say nothing of later ones, and
+all optimizers diverge. So Euler's method walks to the first level that networks are usually trained up to, and the
+optimizer begins there.
 """
 
 from __future__ import annotations
@@ -25,6 +29,9 @@ RATES: dict[str, Callable[[Tensor], Tensor]] = {
     "cosine": lambda sigmas: 1 + torch.cos(torch.linspace(0, torch.pi, 2 * len(sigmas) - 1)[1::2]).to(sigmas),
 }
 
+NO_SIGNAL = 1000.0  # sigma above which a schedule has zero terminal SNR (2305.08891)
+USUAL_START = 15.0  # sigma: the highest level of Stable Diffusion's own schedule is 14.6
+
 
 def _descent(
     denoise: Denoise,
@@ -36,12 +43,15 @@ def _descent(
     eta: float,
 ) -> Iterator[Step]:
     """Steps along `direction(i, slope)`; eta puts noise back (DDIM, eq. 16); the last step is the guess itself."""
-    law = RATES[rates](sigmas)
-    law = law * (sigmas[0] - sigmas[-1]) / law.sum()
+    before = int((sigmas[:-1] > USUAL_START).sum()) if sigmas[0] > NO_SIGNAL else 0  # steps of Euler's method
+    optimized = sigmas[before:]
+    law = RATES[rates](optimized)
+    law = torch.cat([sigmas[:before] - sigmas[1 : before + 1], law * (optimized[0] - optimized[-1]) / law.sum()])
     for i, ((sigma, to), rate) in enumerate(zip(pairwise(sigmas), law, strict=True)):
         denoised = denoise(x, sigma)
         up = fresh(sigma, to, eta)
-        ahead = direction(i, (x - denoised) / sigma)
+        slope = (x - denoised) / sigma
+        ahead = slope if i < before else direction(i - before, slope)
         x = denoised if to == 0 else x - (rate + to - (to**2 - up**2).sqrt()) * ahead
         if up > 0:
             x = x + up * noise()

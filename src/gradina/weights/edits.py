@@ -5,6 +5,7 @@ from __future__ import annotations
 from os import PathLike
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from gradina.adapters.lora import LoRA
@@ -27,4 +28,6 @@ def read_states(path: str | PathLike[str], width: int) -> Tensor:
         raise WeightsError(f"{path}: is no edit (it has no states); expected a file that `gradina imagic` made")
     if states.shape[1] != width:
         raise WeightsError(f"{path}: its states are {states.shape[1]} wide, this model's {width}; take its own model")
+    if not torch.isfinite(states).all():
+        raise WeightsError(f"{path}: its states hold NaN or infinite values; make it again with `gradina imagic`")
     return states

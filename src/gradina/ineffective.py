@@ -1,0 +1,84 @@
+"""Which fields of a request have no effect on the picture, in a sentence each: nothing is ignored silently."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from gradina.request import Request
+
+UNTOUCHED = Request()
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+UNGUIDED = (0, 1)  # guidance scales at which the prompt alone is drawn
+
+
+def guidance_notes(request: Request, sigmas: list[float]) -> Iterator[str]:
+    """Of guidance, for a resolved request and the falling noise levels of its run, without the end."""
+    scale = request.guidance_scale
+    if scale == 0:
+        yield (
+            "guidance_scale: 0 draws the prompt alone, without guidance, as 1 does and as the cards of few-step models "
+            "mean it; for a picture without the prompt, give an empty prompt"
+        )
+    unguided = f"at guidance_scale {scale:g}" if scale in UNGUIDED else ""
+    if request.guidance_interval is not None and not unguided:
+        low, high = request.guidance_interval
+        between = [
+            (a * b) ** 0.5 for a, b in pairwise(sigmas)
+        ]  # where samplers of two calls ask in the middle of a step
+        if not any(low <= sigma <= high for sigma in (*sigmas, *between)):
+            levels = f"{sigmas[0]:.4g} to {sigmas[-1]:.4g}" if sigmas else "there are none"
+            yield (
+                f"guidance_interval: none of this run's noise levels ({levels}) lies in {low:g} to {high:g}, "
+                "so nothing is guided; give an interval that holds some of them"
+            )
+            unguided = "as nothing is guided"
+    given = {
+        "negative_prompt": bool(request.negative_prompt.strip()),
+        "guidance_rescale": request.guidance_rescale > 0,
+        "guidance_interval": request.guidance_interval is not None and scale in UNGUIDED,
+    }
+    for name, is_given in given.items():
+        if is_given and unguided:
+            yield f"{name}: has no effect {unguided}; give a guidance_scale above 1 (7.5, say), or leave it out"
+
+
+def sampler_notes(request: Request, options: tuple[str, ...]) -> Iterator[str]:
+    """Of the options that the sampler of a resolved request does not take."""
+    for name in ("eta", "rates"):
+        if getattr(request, name) is not None and name not in options:
+            yield f"{name}: has no effect, as the sampler {request.sampler} takes none; leave it out"
+
+
+def start_notes(request: Request, levels: int) -> Iterator[str]:
+    """Of the start picture, for a resolved request whose run has so many noise levels, the end included."""
+    if request.init_image is None:
+        if request.strength != UNTOUCHED.strength:
+            yield f"strength: {request.strength:g} has no effect without an init_image; give one, or leave it out"
+    elif levels < 2:
+        yield (
+            f"strength: {request.strength:g} of {request.steps} steps is less than one, so nothing is drawn, and the "
+            "picture comes back as the autoencoder gives it; give a higher strength, or more steps"
+        )
+
+
+def mask_notes(request: Request, grey: Image.Image, mask: Image.Image, drawn: bool, factor: int) -> Iterator[str]:
+    """Of a mask at the size of the picture: in `grey`, in black and white, and whether any of the latents are drawn.
+
+    `factor` is the side of a latent in pixels.
+    """
+    darkest, brightest = mask.getextrema()
+    if not drawn:
+        if brightest:
+            why = f"its white is narrower than the {factor} x {factor} pixels of a latent; paint it wider"
+        elif peak := int(grey.getextrema()[1]):  # type: ignore[arg-type]
+            why = f"it has no white (brightest: {peak} of 255, and white begins at 128); scale it to 0..255"
+        else:
+            why = "it is black or transparent all over, and white marks what is drawn anew; invert it, perhaps"
+        yield f"mask_image: nothing is drawn anew, and the picture comes back as it was: {why}"
+    elif darkest and request.strength == 1:
+        yield "init_image: has no effect, as the mask is white all over and strength 1 keeps nothing; leave both out"
