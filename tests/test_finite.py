@@ -18,6 +18,8 @@ from gradina.diffusion.samplers import SAMPLERS
 from gradina.errors import NumericalError
 from gradina.finite import finite, finite_step
 from gradina.pipeline import StableDiffusion
+from gradina.similarity import search
+from gradina.weights.pairs import Pair
 
 Tiny = Callable[..., StableDiffusion]
 ASKED = Request(prompt="a red boat", seed=7, steps=3)
@@ -85,8 +87,18 @@ def test_a_sampler_that_diverges_is_named(tiny_model: Tiny, monkeypatch: pytest.
     monkeypatch.setitem(SAMPLERS, "euler", replace(row, run=lambda denoise, x, *rest: row.run(denoise, x / 0, *rest)))
     with pytest.raises(NumericalError, match=r"^(sampler: euler|U-Net: gave)"):
         list(generate(tiny_model(), replace(ASKED, sampler="euler")))
-    with pytest.raises(NumericalError, match=r"sampler: adam left all bounds \(infinite values\)"):
+    with pytest.raises(NumericalError, match=r"sampler: adam diverged \(infinite values\)"):
         finite_step(torch.tensor(float("inf")), "adam")
+
+
+@pytest.mark.parametrize("part", ["text", "vision"])
+def test_no_picture_is_found_by_nan(pair: Pair, squares: dict[str, Image.Image], part: str) -> None:
+    clip = copy.deepcopy(pair.clip)
+    with torch.no_grad():
+        clip.get_parameter(f"{part}.projection.weight").fill_(float("nan"))
+    name = {"text": "text tower", "vision": "image tower"}[part]
+    with pytest.raises(NumericalError, match=f"^{name}: gave NaN.*projection.weight holds such values"):
+        search(replace(pair, clip=clip), list(squares.values()), "a red square")
 
 
 def test_no_file_is_written(

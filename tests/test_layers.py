@@ -29,7 +29,7 @@ ALLOWED: dict[str, set[str]] = {
     "captioning": set(),
     "tuning": {"pipeline", "metrics"},
     "codec": {"pipeline", "weights", "runtime", "metrics", "models", "diffusion", "nn"},
-    "similarity": {"weights", "runtime", "models", "nn"},
+    "similarity": {"finite", "weights", "runtime", "models", "nn"},
     "training": {
         "adapters",
         "pipeline",

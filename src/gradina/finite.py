@@ -1,4 +1,4 @@
-"""No NaN becomes a picture: what a network gave is checked, and the network is named with what to try."""
+"""No NaN becomes a picture or a score: what a network gives is checked, and the network named with what to try."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def finite(x: Tensor, what: str, network: nn.Module, dtype: torch.dtype) -> Tens
         cause = f"all its weights are finite, so it overflows in {str(dtype).removeprefix('torch.')}; try dtype fp32"
     else:
         cause = "all its weights are finite; try a lower guidance_scale, or lower scales of LoRAs"
-    raise NumericalError(f"{what}: gave {_kind(x)}, and no picture is made of that; {cause}")
+    raise NumericalError(f"{what}: gave {_kind(x)}, which cannot be used; {cause}")
 
 
 def finite_step(x: Tensor, sampler: str) -> Tensor:
@@ -33,7 +33,7 @@ def finite_step(x: Tensor, sampler: str) -> Tensor:
     if bool(torch.isfinite(x).all()):
         return x
     raise NumericalError(
-        f"sampler: {sampler} left all bounds ({_kind(x)}), and no picture is made of that; "
+        f"sampler: {sampler} diverged ({_kind(x)}), and no picture is made of that; "
         "take more steps, another schedule, or another sampler"
     )
 

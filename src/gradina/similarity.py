@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gradina.errors import RequestError, WeightsError
+from gradina.finite import finite
 from gradina.pictures import LARGEST, middle, open_picture
 from gradina.runtime import pick_device, pick_dtype
 from gradina.weights.layout import PAIR
@@ -86,7 +87,8 @@ def preprocess(pair: Pair, picture: ImageLike) -> Tensor:
 def embed_pixels(pair: Pair, pixels: Tensor) -> Tensor:
     """Embeddings (n, d) of length 1, fp32 on the CPU, of what `preprocess` gives (n, 3, h, w)."""
     parts = [pair.clip.vision(some.to(pair.device, pair.dtype)) for some in torch.split(pixels, AT_ONCE)]
-    return F.normalize(torch.cat(parts).float().cpu(), dim=1)
+    embeddings = finite(torch.cat(parts), "image tower", pair.clip.vision, pair.dtype)
+    return F.normalize(embeddings.float().cpu(), dim=1)
 
 
 def embed_pictures(pair: Pair, pictures: Iterable[ImageLike]) -> Tensor:
@@ -105,7 +107,8 @@ def embed_texts(pair: Pair, texts: Sequence[str]) -> Tensor:
         return torch.empty(0, pair.clip.vision.config.projection)
     ids = torch.split(pair.tokenizer(texts), AT_ONCE)
     parts = [pair.clip.text.embed(some.to(pair.device)) for some in ids]
-    return F.normalize(torch.cat(parts).float().cpu(), dim=1)
+    embeddings = finite(torch.cat(parts), "text tower", pair.clip.text, pair.dtype)
+    return F.normalize(embeddings.float().cpu(), dim=1)
 
 
 def scores(pair: Pair, pictures: Tensor, texts: Tensor) -> Tensor:
