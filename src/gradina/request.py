@@ -132,8 +132,8 @@ def _frozen(value: Any) -> Any:
 def _number(name: str, value: Any, low: float, high: float, kind: type = float) -> None:
     right_kind = isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
     if not right_kind or not low <= value <= high:  # neither NaN nor infinity lies between
-        what = "a whole number" if kind is int else "a number"
-        raise RequestError(f"{name}: got {value!r}, expected {what} from {low:g} to {high:g}")
+        what = f"a whole number from {low} to {high}" if kind is int else f"a number from {low:g} to {high:g}"
+        raise RequestError(f"{name}: got {value!r}, expected {what}")
 
 
 def _check(r: Request) -> None:
