@@ -7,6 +7,7 @@ The fourth scaling, c_noise, is `Schedule.t_of`: the time step at which the netw
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -71,4 +72,4 @@ def prediction_named(name: str) -> Prediction:
         if name in (prediction.name, prediction.diffusers):
             return prediction
     choices = ", ".join(f"{p.name} ({p.diffusers})" for p in PREDICTIONS.values())
-    raise WeightsError(f"prediction: there is no {name!r} (choices: {choices})")
+    raise WeightsError(f"prediction: there is no {reprlib.repr(name)} (choices: {choices})")
