@@ -301,6 +301,10 @@ class Tokenizer:
         read: list[int] = self._engine.encode(_valid(text), add_special_tokens=False).ids
         return [i for first in read for i in (first, *self._more.get(first, ()))] if self._more else read
 
+    def token(self, i: int) -> str:
+        """The entry of the vocabulary with that id."""
+        return str(self._engine.id_to_token(i))
+
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids of shape (n,), in lower case with spaces between words; special tokens are left out."""
         text = self._engine.decode([int(i) for i in ids], skip_special_tokens=True)
