@@ -13,7 +13,9 @@ from gradina.weights.folders import write_folder
 from gradina.weights.parts import Parts
 from gradina.weights.pickles import is_pickle, open_any, read_pickle, read_vectors
 from gradina.weights.single import parts_of, write_file
-from gradina.weights.vaes import Alone, is_vae, is_vae_alone, read_vae, write_vae, write_vae_folder
+from gradina.weights.store import save_weights
+from gradina.weights.tiny import is_tiny
+from gradina.weights.vaes import is_vae, is_vae_alone, read_vae, write_vae, write_vae_folder
 from gradina.weights.zoo import locate, open_source
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
@@ -42,9 +44,7 @@ def convert(
     if learnt is not None:
         write_concept(learnt, target)
         return target
-    autoencoder = _autoencoder(source)
-    if autoencoder is not None:
-        (write_vae if target.suffix == ".safetensors" else write_vae_folder)(autoencoder, target, dtype)
+    if _is_decoder(Path(source), target, dtype):
         return target
     parts = _read(source, variant, prediction)
     write = write_file if target.suffix == ".safetensors" else write_folder
@@ -61,11 +61,18 @@ def _concept(source: str | Path) -> Concept | None:
     return None if vectors is None else concept_of(vectors, path)
 
 
-def _autoencoder(source: str | Path) -> Alone | None:
-    """The autoencoder that a file or folder holds and nothing else; None for any other."""
-    path = Path(source)
-    alone = is_vae(path) if path.is_dir() else path.is_file() and is_vae_alone(open_any(path).tensors)
-    return read_vae(path, pickles=open_any) if alone else None
+def _is_decoder(path: Path, target: Path, dtype: torch.dtype | None) -> bool:
+    """Whether a file or folder is an autoencoder or a tiny decoder alone; if so, it is written."""
+    tensors = open_any(path).tensors if path.is_file() else {}
+    one_file = target.suffix == ".safetensors"
+    if is_vae(path) if path.is_dir() else is_vae_alone(tensors):
+        (write_vae if one_file else write_vae_folder)(read_vae(path, pickles=open_any), target, dtype)
+        return True
+    if is_tiny(tensors) and not one_file:
+        raise WeightsError(f"{target}: a tiny decoder is one file; end the name in .safetensors")
+    if is_tiny(tensors):
+        save_weights({name: x if dtype is None else x.to(dtype) for name, x in tensors.items()}, target)
+    return is_tiny(tensors)
 
 
 def _read(source: str | Path, variant: str | None, prediction: str | None) -> Parts:

@@ -46,6 +46,14 @@ def read_tiny(source: str | PathLike[str], vae: VAEConfig) -> TinyDecoder:
     return build(TinyDecoder, config, weights, where, dropped=("encoder.*",), dialect="tiny decoder")
 
 
+def is_tiny(names: Iterable[str]) -> bool:
+    """Whether a file with those names holds a tiny decoder, in either layout."""
+    names = list(names)
+    return any(
+        f"{prefix}{first}.weight" in names and _blocks(names, prefix) for prefix, first in ((LAYERS, 0), ("", 1))
+    )
+
+
 def _config(weights: Weights, prefix: str, first: int) -> TinyConfig:
     """Read off the names and shapes: blocks stand in runs, with two layers between one run and the next."""
     start = weights.tensors.get(f"{prefix}{first}.weight")
