@@ -38,7 +38,8 @@ def choose(folders: Mapping[str, Path], variant: str | None, pickles: bool = Fal
     others = [str(chosen[part]) for part, there in found.items() if asked not in there]
     if others:
         lacking = f"in the variant {variant}" if variant else "without a variant"
-        log.warning("%s: there is no such file %s, so %s is taken", name, lacking, ", ".join(others))
+        taken = " and ".join(others) + (" is" if len(others) == 1 else " are") + " taken"
+        log.warning("%s: not all of its parts are there %s; %s", name, lacking, taken)
     return chosen
 
 

@@ -134,6 +134,7 @@ def write_vae_folder(alone: Alone, path: str | Path, dtype: torch.dtype | None =
     tensors = write(ours, sources(ours, VAE, "diffusers"))
     with atomic_folder(path) as folder:
         said = configs.vae_to(config, 64 * config.factor)
+        said = said if alone.scaled else {name: value for name, value in said.items() if name != "scaling_factor"}
         (folder / CONFIG).write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8", newline="\n")
         save_weights(_in(dtype, tensors), folder / f"{STEMS['vae']}.safetensors")
 
