@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from textwrap import shorten
 from typing import cast
 
 import torch
@@ -143,7 +144,7 @@ class Live:
             log.warning(
                 "captions: %d of %d are longer than the %d tokens that the text tower reads at once; they are read in "
                 "up to %d chunks, as prompts are, which takes more memory and time (the first: %r)",
-                len(long), len(chunks), self.tokenizer.length - 2, self.chunks, long[0],
+                len(long), len(chunks), self.tokenizer.length - 2, self.chunks, shorten(long[0], 80),
             )  # fmt: skip
 
     def remember(self, texts: Sequence[str]) -> None:
