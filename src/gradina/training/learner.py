@@ -10,6 +10,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from textwrap import shorten
 from typing import cast
@@ -154,7 +155,7 @@ class Live:
         for some in self._alike(texts):
             name = hashlib.sha256(repr((digest(self.text), some)).encode()).hexdigest()[:24]
             path = cache_folder() / "texts" / f"{name}.safetensors"
-            there = once(path, name, lambda some=some: {"states": self._read(some)})
+            there = once(path, name, partial(self._kept, some))
             self.known |= dict(zip(some, there["states"], strict=True))
 
     def _alike(self, texts: Sequence[str]) -> list[list[str]]:
@@ -168,6 +169,9 @@ class Live:
     def _read(self, texts: Sequence[str]) -> Tensor:
         parts = (texts[i : i + READ_AT_ONCE] for i in range(0, len(texts), READ_AT_ONCE))
         return torch.cat([self._states(part) for part in parts])
+
+    def _kept(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        return {"states": self._read(texts)}
 
     def _states(self, texts: Sequence[str]) -> Tensor:
         states: Tensor = self.text(self.tokenizer.chunks(texts).flatten(0, 1))
