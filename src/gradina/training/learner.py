@@ -6,6 +6,7 @@ So a checkpoint holds it alone, and the model that it began from stays as it is.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from gradina.adapters.inject import inject, replaced, twin
 from gradina.adapters.lora import ATTENTION, Adapted, LoRA, Thin, adapt, fresh, merged
 from gradina.diffusion.denoiser import Denoiser
 from gradina.diffusion.prediction import prediction_named
+from gradina.errors import RecipeError
 from gradina.files import cache_folder
 from gradina.models.clip import TextTower
 from gradina.models.unet import SpatialTransformer, UNet
@@ -53,6 +55,16 @@ class Owning(Settings):
     checkpointing: bool = False  # the U-Net's blocks are computed again on the way back: half the memory, slower
     prior: float = 1.0  # DreamBooth: weight of the pictures of the class
     vectors: int = 1  # textual inversion: tokens of the new word
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, low, high in (
+            ("rank", 1, math.inf), ("vectors", 1, math.inf), ("caption_dropout", 0, 1), ("text_rate", 0, math.inf),
+            ("min_snr", 1e-9, math.inf), ("noise_offset", 0, math.inf), ("prior", 0, math.inf),
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                raise RecipeError(f"{name}: got {value}, expected a number from {low:g} to {high:g}")
 
 
 class Learner(nn.Module):
@@ -129,7 +141,7 @@ class Live:
         """Reads texts that will be asked for, unless the text tower learns: from the cache, where they are kept."""
         if any(p.requires_grad for p in self.text.parameters()) or not texts:
             return
-        name = hashlib.sha256(repr((digest(self.text), list(texts))).encode()).hexdigest()[:24]
+        name = hashlib.sha256(repr((digest(self.text), self.tokenizer(texts).tolist())).encode()).hexdigest()[:24]
         path = cache_folder() / "texts" / f"{name}.safetensors"
         there = once(path, name, lambda: {"states": self._read(texts)})
         self.known |= dict(zip(texts, there["states"], strict=True))

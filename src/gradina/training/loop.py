@@ -53,8 +53,8 @@ class Settings:
         for name in ("decay", "ema"):
             if not 0 <= getattr(self, name) <= 1:
                 raise RecipeError(f"{name}: got {getattr(self, name)}, expected 0 to 1")
-        if len(self.betas) != 2:
-            raise RecipeError(f"betas: got {self.betas}, expected two numbers")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise RecipeError(f"betas: got {self.betas}, expected two numbers from 0 to below 1")
 
     @property
     def dtype(self) -> torch.dtype:

@@ -177,8 +177,8 @@ def model_hash(files: Iterable[Path]) -> str:
 
 
 def digest(network: nn.Module) -> str:
-    """A name for the weights of a network."""
-    found = hashlib.sha256()
+    """A name for what a network computes: its configurations, which say what shapes do not, and its weights."""
+    found = hashlib.sha256(repr([m.config for m in network.modules() if hasattr(m, "config")]).encode())
     for name, value in network.state_dict().items():
         found.update(f"{name} {value.dtype}".encode())
         found.update(value.contiguous().reshape(-1).view(torch.uint8).numpy())
