@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import functools
-import hashlib
 import importlib.metadata
 import io
 import json
@@ -21,7 +20,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from gradina.errors import PictureError, RequestError
-from gradina.files import atomic_write
+from gradina.files import atomic_write, content
 from gradina.infotext import model_of, read_parameters, write_parameters
 from gradina.pictures import SAVED, admit_file, fit, open_mask, open_picture, texts
 from gradina.request import Picture, Request, choice
@@ -55,17 +54,12 @@ def _version() -> str:
 # A request as JSON
 
 
-def _sha256(path: str | PathLike[str]) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _image_out(name: str, value: Any) -> dict[str, str] | None:
     """A file as its path and hash; a picture in memory as the PNG of what the model will see of it."""
     if value is None:
         return None
     if not isinstance(value, Image.Image):
-        return {"path": str(value), "sha256": _sha256(admit_file(value, name))}
+        return {"path": str(value), "sha256": content(admit_file(value, name))}
     file = io.BytesIO()
     IMAGES[name](value, name).save(file, "PNG")
     return {"png": base64.b64encode(file.getvalue()).decode()}
@@ -92,7 +86,7 @@ def _image_in(name: str, value: Any, folder: Path | None) -> Any:
     places = [given] if folder is None else [given, folder / given, folder / given.name]
     there = [place for place in places if place.is_file()]
     for place in there:
-        if _sha256(place) == value["sha256"]:
+        if content(place) == value["sha256"]:
             return str(place)
     what = f"{there[0]} is not the picture any more that it was" if there else f"{given} is not there"
     raise PictureError(f"{name}: {what}; put the one with sha256 {value['sha256'][:12]}... back, or name another")

@@ -29,6 +29,7 @@ from gradina.diffusion.schedule import spaced, tail
 from gradina.diffusion.step import Step
 from gradina.engines import Call, Decoding, engaged
 from gradina.errors import RequestError
+from gradina.files import content
 from gradina.finite import finite, finite_step
 from gradina.ineffective import UNGUIDED, guidance_notes, mask_notes, sampler_notes, start_notes
 from gradina.lean import Lean
@@ -79,7 +80,7 @@ class StableDiffusion(Parts):
         files = (*request.concepts, *(path for path, _ in loras))
         if not files:
             return self
-        key = (request.concepts, loras, tuple(map(_changed, files)))
+        key = (request.concepts, loras, tuple(content(file) if Path(file).is_file() else "" for file in files))
         if key not in self._adapted:
             stack = [(read_lora(path, self.unet, self.text), scale) for path, scale in loras]
             unet = merged(self.unet, *((lora.unet, scale) for lora, scale in stack))
@@ -163,11 +164,6 @@ class StableDiffusion(Parts):
         from gradina.weights.folders import write_folder
 
         write_folder(self, Path(path), dtype=dtype)
-
-
-def _changed(path: str) -> int:
-    """When a file was written last, in nanoseconds; 0: there is none."""
-    return Path(path).stat().st_mtime_ns if Path(path).is_file() else 0
 
 
 def to_pixels(picture: Image.Image) -> Tensor:

@@ -55,7 +55,7 @@ def test_guidance_is_that_of_the_reference(each: bool, rescale: float, predictio
 
 
 def test_what_has_no_spread_is_not_rescaled() -> None:
-    """Where cond and uncond are the same everywhere, their standard deviation is 0, and so is that of the guided one."""
+    """Where cond and uncond are the same everywhere, the standard deviation of what is guided is 0."""
     cond, uncond = torch.full((1, 1), 2.0), torch.full((1, 1), 1.0)
     denoiser = Denoiser(lambda x, t, c: c[..., None, None].expand(x.shape), SCHEDULE, PREDICTIONS["x0"])
     got = cfg(denoiser, cond, uncond, 7.5, rescale=0.7)(torch.zeros(1, *SHAPE), torch.tensor(3.0))

@@ -102,7 +102,7 @@ def test_the_network_is_asked_at_the_time_steps_of_its_noise_levels() -> None:
 
 
 def test_min_snr_has_its_limits() -> None:
-    """Hang et al., section 3.4: the weights of min(snr, 5) over snr, over snr + 1, and alone; also at snr 0 and none."""
+    """Hang et al., section 3.4: min(snr, 5) over snr, over snr + 1, and alone; also without noise or signal."""
     sigma = torch.tensor([0.0, 0.1, 1.0, 2.0, 4096.0, math.inf], dtype=torch.float64)
     expected = {
         "eps": [0, 5 / 100, 1, 1, 1, 1],

@@ -38,7 +38,11 @@ def test_shipped_recipes_are_read(path: Path) -> None:
         ("batch = 4", "batch = 4\naccumulate = 0", r"vae\.training\.accumulate: got 0, expected more than 0"),
         ("batch = 4", 'batch = 4\nprecision = "fp8"', r"vae\.training\.precision: got 'fp8', expected one of float32"),
         ("batch = 4", "batch = 4\nbetas = [0.9]", r"vae\.training\.betas: got \(0\.9,\), expected two numbers"),
-        ("batch = 4", "batch = 4\nbetas = [0.9, 1.0]", r"vae\.training\.betas: got \(0\.9, 1\.0\), expected two numbers"),
+        (
+            "batch = 4",
+            "batch = 4\nbetas = [0.9, 1.0]",
+            r"vae\.training\.betas: got \(0\.9, 1\.0\), expected two numbers",
+        ),
         ("groups = 4", "groups = 7", r"vae\.network: cannot be built \(num_channels"),
         ("widths = [8, 8, 8, 8]", "widths = []", r"vae\.network: cannot be built"),
         ("heads = [2, 2]", "heads = [2]", r"unet\.network: expected as many widths as entries of attention and heads"),

@@ -16,7 +16,7 @@ import typer
 from gradina.apps import options as o
 from gradina.apps.grids import Axis, axis, cell_label, cells, check_grid, parse
 from gradina.errors import RequestError, WeightsError
-from gradina.files import check_writable, check_writable_folder, with_ending
+from gradina.files import check_writable, check_writable_folder, unused, with_ending
 from gradina.request import Defaults, Picture, Request, choice
 
 if TYPE_CHECKING:
@@ -316,14 +316,6 @@ def path_for(picture: Picture, output: str | None, alone: bool) -> Path:
         return unused(Path(output) / own)
     path = Path(output)
     return path if alone else with_ending(path, f"-{picture.seed}{path.suffix}")
-
-
-def unused(path: Path) -> Path:
-    """The path, or the next one of its kind that does not exist yet."""
-    free, n = path, 2
-    while free.exists():
-        free, n = with_ending(path, f"-{n}{path.suffix}"), n + 1
-    return free
 
 
 def slug(prompt: str) -> str:
