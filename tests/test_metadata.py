@@ -21,9 +21,10 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from gradina.errors import DiskError, PictureError, RequestError
+from gradina.images.texts import texts
 from gradina.infotext import SAMPLERS, SCHEDULES, model_of, read_parameters, write_parameters
 from gradina.metadata import from_json, read_picture, save_picture, to_json
-from gradina.pictures import SAVED, open_mask, open_picture, texts
+from gradina.pictures import SAVED, open_mask, open_picture
 from gradina.request import RATES_NAMES, SAMPLER_NAMES, SCHEDULE_NAMES, Defaults, Picture, Request
 
 QUICK = settings(
