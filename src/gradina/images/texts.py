@@ -154,7 +154,7 @@ def _wide(data: bytes, first: str = "utf-16-le") -> str:
             if len(set(data[at::2])) <= 2 and (text := _decoded(data, encoding)):
                 return text
     order = sorted(("utf-16-be", "utf-16-le", "utf-8"), key=lambda encoding: encoding != first)
-    order += ["latin-1"] if first == "utf-8" else []
+    order += ["latin-1"] if first == "utf-8" and not _decoded(data, "utf-8") else []
     read = [text for encoding in order if (text := _decoded(data, encoding))]
     best = min(read, key=_odd, default="")
     return best if best and _odd(best)[0] <= 0 else plain(data)
