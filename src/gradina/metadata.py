@@ -21,8 +21,9 @@ from PIL.PngImagePlugin import PngInfo
 
 from gradina.errors import PictureError, RequestError
 from gradina.files import atomic_write, content
+from gradina.images.texts import texts
 from gradina.infotext import model_of, read_parameters, write_parameters
-from gradina.pictures import SAVED, admit_file, fit, open_mask, open_picture, texts
+from gradina.pictures import SAVED, admit_file, fit, open_mask, open_picture
 from gradina.request import Picture, Request, choice
 
 log = logging.getLogger(__name__)
