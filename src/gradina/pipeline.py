@@ -38,7 +38,7 @@ from gradina.models.tiny import TinyDecoder
 from gradina.nn.memory import give_back
 from gradina.nn.packing import converted, packed
 from gradina.pictures import fit, open_mask, open_picture, overlay
-from gradina.request import Picture, Request
+from gradina.request import Picture, Request, word_and_file
 from gradina.runtime import DTYPES, Engine, pick_device, pick_dtype, pick_engine
 from gradina.weights.concepts import read_concept
 from gradina.weights.edits import read_states
@@ -77,7 +77,7 @@ class StableDiffusion(Parts):
         that does not fit.
         """
         loras = request.loras if request.edit is None else (*request.loras, (request.edit[0], 1.0))
-        files = (*request.concepts, *(path for path, _ in loras))
+        files = (*(word_and_file(one)[1] for one in request.concepts), *(path for path, _ in loras))
         if not files:
             return self
         key = (request.concepts, loras, tuple(content(file) if Path(file).is_file() else "" for file in files))

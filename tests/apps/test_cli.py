@@ -311,6 +311,10 @@ WRONG = [
     (["x", "--grid", "steps"], "--grid: got 'steps', expected FIELD=A,B"),
     (["x", "--grid", "steps=1,x"], "steps: got 'x', expected a number"),
     (["x", "--grid", "steps=1", "--grid", "steps=2"], "--grid: got steps, steps; expected one field, or two"),
+    (["x", "--lora", ":0.5"], "loras: got ':0.5', which names no file; expected FILE or FILE:SCALE"),
+    (["x", "--lora", ""], "loras: got '', which names no file"),
+    (["x", "--edit", ":0.5"], "edit: got ':0.5', which names no file"),
+    (["x", "--grid", "loras=a.safetensors:1+:0.5"], "loras: got ':0.5', which names no file"),
     (["x", "--grid", "width=64,65"], "width: got 65, expected a multiple of 8"),
     (["x", "y", "--grid", "steps=1,2"], "--grid: give one prompt and one image"),
     (["x", "--guidance-interval", "3"], "guidance_interval: got '3', expected LOW:HIGH"),
@@ -388,6 +392,8 @@ def test_a_grid_names_files_by_their_names_alone() -> None:
 
     name, values = axis("loras=some/where/bear.safetensors:0.5|bear.safetensors:1")
     assert [cell_label(name, value) for value in values] == ["bear 0.5", "bear 1"]
+    name, values = axis("concepts=some/where/bear.safetensors|my-bear=a.safetensors+b.safetensors")
+    assert [cell_label(name, value) for value in values] == ["bear", "my-bear\nb"]
     assert cell_label("guidance_scale", 7.5) == "guidance_scale 7.5"
     assert cell_label("sampler", "ddim") == "sampler ddim"
 

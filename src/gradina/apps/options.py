@@ -71,7 +71,8 @@ Lora = Annotated[
     list[str] | None, opt("FILE[:SCALE]", "none", "A LoRA to draw with, and how much of it; give it again for more.")
 ]
 Concept = Annotated[
-    list[str] | None, opt("FILE", "none", "A word that was learnt by textual inversion, to use in prompts.")
+    list[str] | None,
+    opt("[WORD=]FILE", "none", "A word that was learnt by textual inversion, to use in prompts; WORD calls it so."),
 ]
 Edit = Annotated[
     str | None,
