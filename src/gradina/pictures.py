@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import struct
 import threading
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
@@ -22,6 +23,8 @@ from gradina.request import MAX_PIXELS
 if TYPE_CHECKING:
     from gradina.request import ImageLike
 
+log = logging.getLogger(__name__)
+
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM")
 SAVED: dict[str, dict[str, Any]] = {  # as what, and how, a picture is written, by the suffix of its name
     ".png":  {"format": "PNG"},
@@ -32,6 +35,15 @@ SAVED: dict[str, dict[str, Any]] = {  # as what, and how, a picture is written, 
 SUFFIXES = (  # of what is read
     ".png", ".apng", ".jpg", ".jpeg", ".jfif", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm",
 )  # fmt: skip
+UNREAD = (  # of what is a picture, and of no use here
+    ".heic", ".heif", ".hif", ".jxl", ".psd", ".svg", ".raw", ".dng", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw",
+    ".srf", ".sr2", ".raf", ".orf", ".rw2", ".pef", ".srw", ".x3f", ".3fr", ".iiq", ".mrw", ".rwl",
+)  # fmt: skip
+UNREAD_ADVICE = "convert them to PNG or JPEG"
+PRIVATE = {  # folders in which systems keep thumbnails and what was removed, in small letters
+    "@eadir", "@recycle", "@recently-snapshot", "@__thumb", "#recycle", "#snapshot", "__macosx", "$recycle.bin",
+    "system volume information", "lost+found",
+}  # fmt: skip
 LARGEST = 120_000_000  # pixels of a picture that is only looked at, and made small first
 LONGEST = 64  # times as long as wide, beyond which only the middle of a picture is looked at
 
@@ -180,13 +192,35 @@ def _cut(image: Image.Image, width: int, height: int) -> Image.Image:
     return image.crop((left, top, left + width, top + height))
 
 
-def pictures_in(folder: Path) -> list[Path]:
-    """The files in a folder and those below it that are named as pictures are, in order; nothing that is hidden."""
+def visible(parts: Iterable[str]) -> bool:
+    """Whether none of the names of a path is hidden, or of a folder that systems keep to themselves."""
+    return not any((name.startswith(".") and name not in (".", "..")) or name.lower() in PRIVATE for name in parts)
+
+
+def files_in(folder: Path) -> list[Path]:
+    """The files in a folder and those below it that are visible, in order."""
     found = []
     for place, below, names in os.walk(folder):
-        below[:] = sorted(name for name in below if not name.startswith("."))
-        shown = (Path(place, name) for name in sorted(names) if not name.startswith("."))
-        found += [path for path in shown if path.suffix.lower() in SUFFIXES and path.is_file()]
+        below[:] = sorted(name for name in below if visible([name]))
+        found += [Path(place, name) for name in sorted(names) if visible([name])]
+    return found
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    """The visible files in a folder and those below it that are named as pictures are, in order.
+
+    A note counts those in formats that are not read, such as HEIC; raises PictureError where there are no others.
+    """
+    files = files_in(folder)
+    found = [path for path in files if path.suffix.lower() in SUFFIXES and path.is_file()]
+    unread = [path for path in files if path.suffix.lower() in UNREAD and path.is_file()]
+    if unread:
+        names = ", ".join(str(path.relative_to(folder)) for path in unread[:3]) + (", ..." if len(unread) > 3 else "")
+        kinds = ", ".join(sorted({path.suffix.lower() for path in unread}))
+        said = f"{folder}: {len(unread)} pictures are in formats that are not read ({kinds}: {names})"
+        if not found:
+            raise PictureError(f"{said}; {UNREAD_ADVICE}")
+        log.warning("%s, and left out; %s", said, UNREAD_ADVICE)
     return found
 
 
