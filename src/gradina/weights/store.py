@@ -26,6 +26,7 @@ from gradina.weights.remap import Source, read, unclaimed
 
 Network = TypeVar("Network", bound=nn.Module)
 INDEX = ".safetensors.index.json"
+WRAPPERS = ("state_dict.", "module.", "_orig_mod.")
 AT_ONCE = 2**18  # numbers that are converted together: what is in between takes 1 MB, near the cores
 
 # How files begin that are taken for safetensors, and what to do about it.
@@ -66,6 +67,14 @@ class _Unfilled(TorchFunctionMode):
         if getattr(func, "__module__", "") == "torch.nn.init":
             return args[0] if args else kwargs["tensor"]
         return func(*args, **(kwargs or {}))
+
+
+def unwrapped(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Names without what a trainer or a compiler put before all of them."""
+    for wrapper in WRAPPERS:
+        if tensors and all(name.startswith(wrapper) for name in tensors):
+            return unwrapped({name.removeprefix(wrapper): x for name, x in tensors.items()})
+    return tensors
 
 
 def open_weights(path: str | Path) -> Weights:
