@@ -280,7 +280,7 @@ WRONG = [
     (["search", "photos", ""], 'words: got none, expected what to look for, such as "a red apple"'),
     (["search", "photos", " ", ""], "words: got none"),
     (["search", "photos"], "Missing argument"),
-    (["search", "photos", "red", "--sheet", "hits.bmp"], "--sheet: there is no '.bmp'"),
+    (["search", "photos", "red", "--sheet", "hits.bmp"], "--sheet: got hits.bmp, expected a name that ends in .png"),
     (["search", "photos", "red", "--sheet", "nowhere/hits.png"], "--sheet: there is no folder nowhere; make it first"),
     (["search", "photos", "red", "--sheet", "photos/a.png"], "--sheet: got photos/a.png, which is one of the pictures"),
     (["search", "photos", "red", "--device", "none"], "device: none cannot be used here"),

@@ -34,8 +34,8 @@ def test_shipped_recipes_are_read(path: Path) -> None:
         ('sampler = "ddim"', 'sampler = "dim"', r"defaults\.sampler: got 'dim', expected one of ddpm, ddim"),
         ("[data]", "[data", "not a TOML file"),
         ("sample_every = 4", "sample_every = 0", "sample_every: got 0, expected more than 0"),
-        ("batch = 4", "batch = 0", r"vae\.training\.batch: got 0, expected more than 0"),
-        ("batch = 4", "batch = 4\naccumulate = 0", r"vae\.training\.accumulate: got 0, expected more than 0"),
+        ("batch = 4", "batch = 0", r"vae\.training\.batch: got 0, expected a number above 0"),
+        ("batch = 4", "batch = 4\naccumulate = 0", r"vae\.training\.accumulate: got 0, expected a number above 0"),
         ("batch = 4", 'batch = 4\nprecision = "fp8"', r"vae\.training\.precision: got 'fp8', expected one of float32"),
         ("batch = 4", "batch = 4\nbetas = [0.9]", r"vae\.training\.betas: got \(0\.9,\), expected two numbers"),
         (

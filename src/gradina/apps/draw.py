@@ -283,8 +283,8 @@ def check_files(request: Request, output: str | None, film: str | None, strip: s
 
 def check_target(name: str, path: str, kinds: Iterable[str] = ()) -> str:
     """The path of a file to write, if it can be written and its name ends in one of `kinds`, where there are any."""
-    if kinds:
-        choice(name, Path(path).suffix.lower(), tuple(kinds))
+    if kinds and Path(path).suffix.lower() not in kinds:
+        raise RequestError(f"{name}: got {path}, expected a name that ends in {', '.join(kinds)}")
     if not Path(path).parent.is_dir():
         raise RequestError(f"{name}: there is no folder {Path(path).parent}; make it first")
     check_writable(path)

@@ -58,13 +58,14 @@ class Owning(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, low, high in (
-            ("rank", 1, math.inf), ("vectors", 1, math.inf), ("caption_dropout", 0, 1), ("text_rate", 0, math.inf),
-            ("min_snr", 1e-9, math.inf), ("noise_offset", 0, math.inf), ("prior", 0, math.inf),
-        ):  # fmt: skip
-            value = getattr(self, name)
-            if value is not None and not low <= value <= high:
-                raise RecipeError(f"{name}: got {value}, expected a number from {low:g} to {high:g}")
+        if not 0 <= self.caption_dropout <= 1:
+            raise RecipeError(f"caption_dropout: got {self.caption_dropout}, expected 0 to 1")
+        for name in ("rank", "vectors", "min_snr"):
+            if getattr(self, name) is not None and not 0 < getattr(self, name) < math.inf:
+                raise RecipeError(f"{name}: got {getattr(self, name)}, expected a number above 0")
+        for name in ("text_rate", "noise_offset", "prior"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise RecipeError(f"{name}: got {getattr(self, name)}, expected 0, or a number above it")
 
 
 class Learner(nn.Module):
