@@ -23,7 +23,7 @@ def info(picture: o.Picture, as_json: o.Json = False) -> None:
         return
     model = record.model or {}
     named = " ".join(filter(None, (model.get("name"), model.get("hash"), model.get("source"))))
-    rows = {"source": record.source, "model": named}
+    rows = {"source": record.source} | ({"model": named} if named else {})
     rows |= {name: model[name] for name in ("dtype", "engine") if name in model}
     rows |= {k: v for k, v in json.loads(to_json(record.request)).items() if v not in (None, "", [])}
     for name, value in rows.items():
