@@ -68,11 +68,13 @@ def _sha256(path: str | PathLike[str]) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _image_out(name: str, value: Any) -> dict[str, str] | None:
+def _image_out(name: str, value: Any, strict: bool = True) -> dict[str, str] | None:
     """A file as its path and hash; a picture in memory as the PNG of what the model will see of it."""
     if value is None:
         return None
     if not isinstance(value, Image.Image):
+        if not strict and not os.path.isfile(value):
+            return {"path": str(value)}
         return {"path": str(value), "sha256": _sha256(admit_file(value, name))}
     file = io.BytesIO()
     IMAGES[name](value, name).save(file, "PNG")
@@ -106,9 +108,9 @@ def _image_in(name: str, value: Any, folder: Path | None) -> Any:
     raise PictureError(f"{name}: {what}; put the one with sha256 {value['sha256'][:12]}... back, or name another")
 
 
-def _request_out(request: Request) -> dict[str, Any]:
+def _request_out(request: Request, strict: bool = True) -> dict[str, Any]:
     return {
-        field.name: _image_out(field.name, value) if field.name in IMAGES else value
+        field.name: _image_out(field.name, value, strict) if field.name in IMAGES else value
         for field in fields(Request)
         for value in (getattr(request, field.name),)
     }
@@ -122,13 +124,13 @@ def _request_in(values: Any, folder: Path | None) -> Request:
     return Request(**{k: _image_in(k, v, folder) if k in IMAGES else v for k, v in values.items()})
 
 
-def to_json(request: Request) -> str:
+def to_json(request: Request, strict: bool = True) -> str:
     """The request as a JSON object of all its fields, in ASCII.
 
     A picture in memory is embedded as a base64 PNG, a path is written with the sha256 of its file; PictureError
-    says which cannot be read.
+    says which cannot be read. Unless `strict`, the path of a file that is gone is written alone.
     """
-    return json.dumps(_request_out(request))
+    return json.dumps(_request_out(request, strict))
 
 
 def from_json(text: str, folder: str | PathLike[str] | None = None) -> Request:
@@ -215,7 +217,7 @@ def read_picture(path: str | PathLike[str], strict: bool = True) -> Record:
         found = texts(path)
         record = _read(found, Path(path), strict) or _read(hidden(path), Path(path), strict)
     except (PictureError, RequestError) as error:
-        if name in str(error):
+        if str(error).startswith(f"picture: {name} "):
             raise
         raise type(error)(f"picture: {name}: {error}") from error
     if record is None:
