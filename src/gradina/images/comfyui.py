@@ -181,7 +181,8 @@ def _prompt(graph: Graph, value: object, side: str) -> str | None:
             return ", ".join(texts)
         said = [_value(graph, node.inputs.get(key)) for key in PROMPTS]
         said += [node.inputs.get(side)]  # a loader that holds both prompts
-        texts += [text for text in dict.fromkeys(filter(None, said)) if isinstance(text, str) and text not in texts]
+        for text in said:
+            texts += [text] if isinstance(text, str) and text and text not in texts else []
     return ", ".join(texts) if texts else None
 
 
