@@ -424,7 +424,7 @@ def test_files_without_a_request(tmp_path: Path) -> None:
             read_picture(tmp_path / name)
         assert "\n" not in str(error.value)
     (tmp_path / "comfy.png").write_bytes(png((b"tEXt", b"workflow\0{}"), (b"tEXt", b"prompt\0{}")))
-    with pytest.raises(PictureError, match="carries ComfyUI's workflow, which is not read here"):
+    with pytest.raises(PictureError, match=r"comfy\.png: carries ComfyUI's prompt, in which there is no sampler"):
         read_picture(tmp_path / "comfy.png")
 
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 from gradina.errors import RequestError
 from gradina.images.grammar import NEGATIVE, parse
 from gradina.images.names import SAMPLERS, SCHEDULES, sampler_and_schedule, short
+from gradina.images.told import noted, syntax, without_networks
 from gradina.request import Request
 
 # Their key             our field            its value from theirs
@@ -72,8 +72,6 @@ KNOWN = {  # keys by their small letters
     key.lower(): key for key in ("Sampler", "Schedule type", "Scheduler", "Size", *SILENT, *(key for key, *_ in FIELDS))
 }
 
-_NETWORK = re.compile(r"<(lora|lyco|hypernet):([^<>\n]*)>")
-
 
 def _quoted(value: object) -> str:
     text = str(value)
@@ -86,7 +84,7 @@ def _fields(pairs: Mapping[str, str], notes: list[str]) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     for key, name, value_of in FIELDS:
         if key in pairs:
-            with _noted(key, pairs[key], notes):
+            with noted(key, pairs[key], notes):
                 rows.append((key, {name: value_of(pairs[key])}))
     if size := re.fullmatch(r"(\d{1,6})\s*[x×]\s*(\d{1,6})", pairs.get("Size", "").lower()):
         width, height = int(size[1]), int(size[2])
@@ -96,18 +94,10 @@ def _fields(pairs: Mapping[str, str], notes: list[str]) -> dict[str, Any]:
     elif pairs.get("Size"):
         notes.append(f"Size: {short(pairs['Size'])} (cannot be used, left open)")
     for key, values in rows:
-        with _noted(key, pairs[key], notes):
+        with noted(key, pairs[key], notes):
             Request(**values)
             fields |= values
     return fields
-
-
-@contextmanager
-def _noted(key: str, value: str, notes: list[str]) -> Iterator[None]:
-    try:
-        yield
-    except (ValueError, TypeError, RecursionError):
-        notes.append(f"{key}: {short(value)} (cannot be used, left open)")
 
 
 def _not_honoured(pairs: Mapping[str, str]) -> list[str]:
@@ -118,20 +108,6 @@ def _not_honoured(pairs: Mapping[str, str]) -> list[str]:
             why = next((why for begin, why in NOT_HONOURED if key.lower().startswith(begin.lower())), "not known here")
             reasons.setdefault(why, []).append(f"{short(key)}: {short(value)}" if value else short(key))
     return [f"{', '.join(stopped)} (not honoured: {why})" for why, stopped in reasons.items()]
-
-
-def _syntax(text: str) -> list[str]:
-    """What the web UI would read in a prompt beyond its words."""
-    notes = [
-        f"prompt: {short(network[0])} is left out: it names no file; give a LoRA's to the request itself"
-        for network in _NETWORK.finditer(text)
-    ]
-    if re.search(r"(?<!\\)[()\[\]]", text):
-        notes.append("prompt: weights such as (word:1.2), ((word)) or [word] are read as plain words")
-    for word, meaning in (("AND", "draws two prompts at once"), ("BREAK", "begins a new chunk of tokens")):
-        if re.search(rf"\b{word}\b", text):
-            notes.append(f"prompt: {word} is read as a plain word; there it {meaning}")
-    return notes
 
 
 def read_parameters(text: str) -> tuple[Request, list[str]]:
@@ -153,8 +129,8 @@ def read_parameters(text: str) -> tuple[Request, list[str]]:
             "Denoising strength: drawn over another picture, which this text does not hold; give it as init_image"
         )
     if not ours:
-        notes += _syntax("\n".join(prompts))
-        prompts = [_NETWORK.sub("", prompt) for prompt in prompts]
+        notes += syntax("\n".join(prompts))
+        prompts = [without_networks(prompt) for prompt in prompts]
         if "Seed" in pairs and pairs.get("RNG", "").upper() != "CPU":
             notes.append("Seed: its noise was drawn on the graphics card (no `RNG: CPU`), so the picture will differ")
     if not pairs:
@@ -162,6 +138,11 @@ def read_parameters(text: str) -> tuple[Request, list[str]]:
     if parsed.rest:
         notes.append(f"{short(parsed.rest)} (lines after the parameters, left out)")
     return Request(prompt=prompts[0], negative_prompt=prompts[1], **fields), notes
+
+
+def has_settings(text: str) -> bool:
+    """Whether a text that may be anything is A1111's."""
+    return len(parse(text, KNOWN).pairs) >= 3
 
 
 def model_of(text: str) -> dict[str, str] | None:

@@ -131,6 +131,6 @@ def test_long_texts_take_no_long_time(evil: str) -> None:
 def test_values_that_cannot_be_used_are_said() -> None:
     request, notes = read_parameters(f"x\n{LINE}, Loras: {'[' * 3000}, Edit: 3, Eta DDIM: 0.5, Guidance interval: 1")
     assert (request.loras, request.edit, request.eta) == ((), None, 0.5)
-    assert [note.split(":")[0] for note in notes] == ["Guidance interval", "Loras", "Edit"]
+    assert [note.split(":")[0] for note in notes] == ["Loras", "Guidance interval", "Edit"]
     assert read_parameters("x\nSteps: 20, Size: big, RNG: CPU")[1] == ["Size: big (cannot be used, left open)"]
     assert read_parameters("x\nSteps: 20, Size: 64 x 128, RNG: CPU")[0].height == 128

@@ -11,7 +11,8 @@ from gradina.request import SAMPLER_NAMES, SCHEDULE_NAMES
 # A1111 1.10 and Forge
 A1111_SAMPLERS = (
     "DPM++ 2M", "DPM++ SDE", "DPM++ 2M SDE", "DPM++ 2M SDE Heun", "DPM++ 2S a", "DPM++ 3M SDE", "Euler a", "Euler",
-    "LMS", "Heun", "DPM2", "DPM2 a", "DPM fast", "DPM adaptive", "Restart", "LCM", "DDIM", "DDIM CFG++", "PLMS", "UniPC",
+    "LMS", "Heun", "DPM2", "DPM2 a", "DPM fast", "DPM adaptive", "Restart", "LCM", "DDIM", "DDIM CFG++", "PLMS",
+    "UniPC",
 )  # fmt: skip
 A1111_SCHEDULES = (
     "Automatic", "Uniform", "Karras", "Exponential", "Polyexponential", "SGM Uniform", "KL Optimal", "Align Your Steps",
