@@ -408,7 +408,7 @@ def _shape(model: StableDiffusion, request: Request) -> tuple[int, int, int]:
 
 def _chunks(model: StableDiffusion, request: Request, prompt: str) -> int:
     """How many chunks of tokens a prompt and its negative prompt take."""
-    return model.tokenizer.chunks([prompt, request.negative_prompt]).shape[1]
+    return max(map(model.tokenizer.chunks_of, (prompt, request.negative_prompt)))
 
 
 def load(

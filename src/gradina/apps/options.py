@@ -9,7 +9,6 @@ import typer
 from gradina.errors import RequestError
 from gradina.request import RATES_NAMES, SAMPLER_NAMES, SCHEDULE_NAMES
 
-
 MAY_BE_EMPTY = ("PROMPT...", "TEXT", "WORDS...")
 
 

@@ -355,6 +355,10 @@ class Tokenizer:
         rows = self._rows(texts)
         return self._framed(rows, max([1, *(math.ceil(len(row) / (self.length - 2)) for row in rows)]))
 
+    def chunks_of(self, text: str) -> int:
+        """How many chunks a text takes."""
+        return max(1, math.ceil(len(self.ids(text)) / (self.length - 2)))
+
     def _rows(self, texts: str | Sequence[str]) -> list[list[int]]:
         return [self.ids(text) for text in ([texts] if isinstance(texts, str) else texts)]
 

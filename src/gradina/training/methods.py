@@ -17,6 +17,7 @@ from gradina.adapters.textual import Concept, taught
 from gradina.errors import PictureError, RecipeError
 from gradina.files import unused
 from gradina.metadata import Record, read_picture
+from gradina.models.tokenizer import as_word
 from gradina.nn.packing import unpacked
 from gradina.pictures import pictures_in
 from gradina.pipeline import StableDiffusion, generate
@@ -92,7 +93,9 @@ def finetuning(model: StableDiffusion, data: Owned, how: Owning) -> Learning:
 
         return loss
 
-    live.remember(["", *dict.fromkeys(text for texts in data.captions for text in texts)])
+    captions = list(dict.fromkeys(text for texts in data.captions for text in texts))
+    live.expect(captions)
+    live.remember(["", *captions])
     rates = {"text": how.text_rate}
     return Learning(learner, on(data, how.caption_dropout), live, kept.model, kept.keep, rates, on)
 
@@ -103,6 +106,7 @@ def dreambooth(model: StableDiffusion, data: Owned, others: Owned | None, how: O
     Source: Ruiz et al., "DreamBooth" (2208.12242), equation 2.
     """
     live, learner, kept = ready(model, how)
+    live.expect([text for owned in (data, others) if owned is not None for texts in owned.captions for text in texts])
 
     def loss(_: nn.Module, k: int) -> Tensor:
         key = generator(how.seed, "dreambooth", k)
@@ -127,7 +131,8 @@ def inversion(
 ) -> Learning:
     """A new word learns to mean what the pictures show; all else stays as it is.
 
-    Source: Gal et al., "An Image is Worth One Word" (2208.01618), equation 2. It begins as the word `start`.
+    Source: Gal et al., "An Image is Worth One Word" (2208.01618), equation 2. It begins as the word `start`, and is
+    kept in small letters, as prompts are read.
     """
     begun = first_vectors(model, start, how.vectors)
     tokenizer, text = taught(model.tokenizer, unpacked(twin(model.text)), [Concept(word, begun)])
@@ -135,6 +140,10 @@ def inversion(
     text.token = cast(nn.Embedding, WithWord(model.text.token.weight[: len(tokenizer) - how.vectors], vectors))
     live = Live(model, unpacked(twin(model.unet)), text, how)
     live.tokenizer = tokenizer
+    if word != as_word(word):
+        log.warning("word: %s is kept as %s, as prompts are read in small letters", word, as_word(word))
+        word = as_word(word)
+    live.expect([template.format(word) for template in templates])
 
     def loss(_: nn.Module, k: int) -> Tensor:
         key = generator(how.seed, "inversion", k)
@@ -198,10 +207,21 @@ def onto(model: StableDiffusion, data: Owned, states: Tensor, how: Owning) -> Le
 
 
 def first_vectors(model: StableDiffusion, start: str, count: int) -> Tensor:
-    """Vectors (count, width) to begin from: those of the tokens of a word, again and again if they are too few."""
+    """Vectors (count, width) to begin from: those of the tokens of a word, again and again if they are too few.
+
+    Logs a warning if they are too many. Raises RecipeError for what holds no word, or none that is known.
+    """
     ids = model.tokenizer.ids(start)
     if not ids:
         raise RecipeError(f"init word: {start!r} holds no word; give one, such as toy")
+    if model.tokenizer.eos in ids:
+        raise RecipeError(f"init word: the model's tokenizer does not know all of {start!r}; give another, such as toy")
+    if len(ids) > count:
+        said = [model.tokenizer.decode([i]) for i in ids]
+        log.warning(
+            "init word: %r has %d tokens (%s), and the word begins as the first %s; --vectors %d takes all",
+            start, len(ids), ", ".join(said), said[0] if count == 1 else count, len(ids),
+        )  # fmt: skip
     rows = [ids[i % len(ids)] for i in range(count)]
     return model.text.token.weight.detach()[rows].float().cpu()
 

@@ -15,6 +15,7 @@ from gradina.adapters.textual import Concept
 from gradina.errors import WeightsError
 from gradina.models.tokenizer import SMALL, as_word
 from gradina.request import word_and_file
+from gradina.weights.pickles import NARROWEST
 from gradina.weights.store import open_weights, save_weights
 
 log = logging.getLogger(__name__)
@@ -41,6 +42,12 @@ def read_concept(source: str | PathLike[str]) -> Concept:
     return concept
 
 
+def is_concept(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether a file with these tensors holds a word, and nothing else."""
+    wide = all(x.ndim in (1, 2) and x.shape[-1] >= NARROWEST for x in tensors.values())
+    return wide and (set(tensors) == OF_XL or len(tensors) == 1)
+
+
 def concept_of(tensors: Mapping[str, Tensor], path: Path) -> Concept:
     """The word among the tensors of a file, as prompts are read: in small letters, hyphens for spaces.
 
@@ -59,9 +66,14 @@ def concept_of(tensors: Mapping[str, Tensor], path: Path) -> Concept:
     return Concept(token, vectors, path)
 
 
-def write_concept(concept: Concept, path: str | PathLike[str], metadata: Mapping[str, str] | None = None) -> None:
-    """Writes a word, for diffusers and A1111's web UI alike. Raises DiskError.
+def write_concept(
+    concept: Concept,
+    path: str | PathLike[str],
+    metadata: Mapping[str, str] | None = None,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Writes a word, for diffusers and A1111's web UI alike; in fp32, or in `dtype`. Raises DiskError.
 
     In small letters: transformers, too, writes prompts so before it looks for words.
     """
-    save_weights({as_word(concept.token): concept.vectors.detach().float()}, Path(path), metadata)
+    save_weights({as_word(concept.token): concept.vectors.detach().to(dtype or torch.float32)}, Path(path), metadata)

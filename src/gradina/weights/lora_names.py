@@ -30,6 +30,7 @@ ENDINGS = (  # peft's (with or without an adapter's name) and kohya's; diffusers
 HALVES = {"A": "down", "B": "up"}
 KINDS = (  # what is in the names of tensors that are no plain LoRA
     ("LoHa", r"\.hada_"), ("LoKr", r"\.lokr_"), ("OFT", r"oft_|\.oft\."), ("GLoRA", r"\.(a|b)[12]\.weight$|glora"),
+    ("layers that have but numbers (cloneofsimo's trainer)", r"^(unet|text_encoder):\d+:"),
     ("DoRA", r"dora_scale|lora_magnitude_vector"), ("LoCon with a middle (CP)", r"\.lora_mid\."),
     ("IA3", r"ia3|\.on_input$"), ("full differences", r"\.(diff|diff_b|set_weight|w_norm|b_norm)$"),
 )  # fmt: skip
@@ -71,8 +72,9 @@ def place(name: str, spellings: Spellings) -> Place | None:
 
 
 def is_lora(names: Iterable[str]) -> bool:
-    """Whether a file with these names holds a LoRA, for whatever model."""
-    return any(ending.fullmatch(name) for name in names for ending in ENDINGS[:3])
+    """Whether a file with these names is a LoRA, for whatever model, and not one that has some left over."""
+    said = [kind_of(name) is not None or any(ending.fullmatch(name) for ending in ENDINGS) for name in names]
+    return sum(said) > len(said) / 2
 
 
 def is_further(name: str) -> bool:

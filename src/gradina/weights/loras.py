@@ -44,7 +44,7 @@ def read_lora(path: str | PathLike[str], unet: UNet, text: TextTower) -> LoRA:
     """
     path = Path(path)
     file = open_weights(path)
-    _refuse_other_kinds(path, file.tensors)
+    refuse_other_kinds(path, file.tensors)
     found, further = _places(file, unet, text)
     networks: dict[str, nn.Module] = {"unet": unet, "text": text}
     learnt: dict[str, dict[str, Thin]] = {"unet": {}, "text": {}}
@@ -98,6 +98,18 @@ def named(lora: LoRA, unet: UNet, text: TextTower, dialect: LoRADialect = "diffu
     return tensors
 
 
+def refuse_other_kinds(path: Path, names: Iterable[str]) -> None:
+    """Raises WeightsError for a file in which these names are those of LoHa, DoRA and their like."""
+    kinds = [(kind, name) for name in names if (kind := kind_of(name))]
+    if kinds:
+        kind, first = kinds[0]
+        count = sum(other == kind for other, _ in kinds)
+        raise WeightsError(
+            f"{path}: {count} of its tensors are those of {kind} (the first: {first}), which is no plain LoRA; "
+            "those are not read"
+        )
+
+
 def settings_beside(path: Path) -> dict[str, str]:
     """The metadata in which a file of peft's says what otherwise stands beside it; empty for other files."""
     beside = path.parent / BESIDE
@@ -131,17 +143,6 @@ def _places(file: Weights, unet: UNet, text: TextTower) -> tuple[dict[tuple[str,
             f"{file.path}: {len(unknown)} names fit no layer of this model (the first: {unknown[0]}){whose}"
         )
     return found, further
-
-
-def _refuse_other_kinds(path: Path, names: Iterable[str]) -> None:
-    kinds = [(kind, name) for name in names if (kind := kind_of(name))]
-    if kinds:
-        kind, first = kinds[0]
-        count = sum(other == kind for other, _ in kinds)
-        raise WeightsError(
-            f"{path}: {count} of its tensors are those of {kind} (the first: {first}), which is no plain LoRA; "
-            "those are not read"
-        )
 
 
 def _finite(path: Path, name: str, x: Tensor) -> Tensor:
