@@ -61,6 +61,7 @@ def generate(
     engine: o.Engine = None,
     low_memory: o.LowMemory = False,
     tiny: o.Tiny = None,
+    vae: o.Vae = None,
     preset: o.Preset = None,
     threads: o.Threads = None,
     quiet: o.Quiet = False,
@@ -94,7 +95,7 @@ def generate(
     check_grid(axes, request, film or strip)
     if tiny and not (film or strip):
         raise RequestError(f"--tiny: got {tiny}, but no --film and no --strip, for which alone it is; add one")
-    opened = open_model(model, variant, prediction, device, dtype, threads, engine, low_memory, tiny)
+    opened = open_model(model, variant, prediction, device, dtype, threads, engine, low_memory, tiny, vae)
     if preset is not None:
         request = with_preset(opened, request, preset)
     if axes:
@@ -113,6 +114,7 @@ def again(
     dtype: o.Dtype = None,
     engine: o.Engine = None,
     low_memory: o.LowMemory = False,
+    vae: o.ItsVae = None,
     threads: o.Threads = None,
     quiet: o.Quiet = False,
 ) -> None:
@@ -128,13 +130,18 @@ def again(
     name, numbers = model or was.get("source") or was.get("name"), dtype or was.get("dtype")
     try:
         engine = engine or was.get("engine")
-        opened = open_model(name, variant, prediction, device, numbers, threads, engine, low_memory)
+        own = vae or was.get("vae")
+        opened = open_model(name, variant, prediction, device, numbers, threads, engine, low_memory, vae=own)
     except WeightsError as error:
-        if model:
+        unsaid = [] if model else ["the model yourself with --model"]
+        unsaid += ["the autoencoder with --vae"] if was.get("vae") and not vae else []
+        if not unsaid:
             raise
-        raise WeightsError(f"{error} (so says {picture}; name the model yourself with --model)") from error
-    if was.get("hash") and opened.hash and was["hash"] != opened.hash:
-        say(f"drawn by {was.get('name')} [{was['hash']}], this is {opened.name} [{opened.hash}]")
+        raise WeightsError(f"{error} (so says {picture}; name {', or '.join(unsaid)})") from error
+    now = opened.about
+    for what, name, found in (("by", "name", "hash"), ("with the autoencoder", "vae", "vae_hash")):
+        if was.get(found) and now.get(found) and was[found] != now[found]:
+            say(f"drawn {what} {was.get(name)} [{was[found]}], this is {now.get(name)} [{now[found]}]")
     draw(opened, record.request, target, None, None, quiet)
 
 
@@ -153,6 +160,7 @@ def open_model(
     engine: str | None = None,
     low_memory: bool = False,
     tiny: str | None = None,
+    vae: str | None = None,
 ) -> StableDiffusion:
     """The model that the options name."""
     from gradina.pipeline import load
@@ -168,6 +176,7 @@ def open_model(
         engine=engine or "auto",
         low_memory=low_memory,
         tiny=tiny,
+        vae=vae,
     )
 
 

@@ -49,6 +49,14 @@ LowMemory = Annotated[
 Tiny = Annotated[
     str | None, opt("DECODER", "none", "A tiny decoder (TAESD) for films and strips: a folder, a file, an owner/name.")
 ]
+Vae = Annotated[
+    str | None,
+    opt("VAE", "the model's own", "An autoencoder: a file of it or of a whole model, a folder, or an owner/name."),
+]
+ItsVae = Annotated[
+    str | None,
+    opt("VAE", "the one named in the file", "An autoencoder in place of the model's own.", "--vae"),
+]
 Threads = Annotated[int | None, opt("N", "one for each core", "Threads to compute with.", least=1)]
 Preset = Annotated[
     str | None, opt("NAME", "none", "Settings that `gradina tune` found: fast, balanced, best, or 1.5s.")

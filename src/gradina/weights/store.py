@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from shlex import quote
 from typing import Any, TypeVar
 
 import torch
@@ -31,8 +32,8 @@ AT_ONCE = 2**18  # numbers that are converted together: what is in between takes
 
 # How files begin that are taken for safetensors, and what to do about it.
 OTHERS: tuple[tuple[bytes, str], ...] = (
-    (b"PK\x03\x04", "a pickle of torch.save, which can run programs; `gradina convert` reads it safely"),
-    (b"\x80", "a pickle of torch.save, which can run programs; `gradina convert` reads it safely"),
+    (b"PK\x03\x04", "a pickle of torch.save, which can run programs; {convert} reads it safely"),
+    (b"\x80", "a pickle of torch.save, which can run programs; {convert} reads it safely"),
     (b"version https://git-lfs", "a Git LFS pointer, not the file itself; run `git lfs pull` beside it"),
     (b"GGUF", "a GGUF file, which is not read here; take the safetensors file of the same model"),
     (b"<!DOCTYPE", "a web page, probably of a failed download; fetch the file again"),
@@ -238,7 +239,8 @@ def _why(path: Path, error: Exception) -> str:
         return f"cannot be read ({refused.strerror})"
     for beginning, what in OTHERS:
         if head.startswith(beginning):
-            return f"is {what}"
+            target = path.stem + ("-safe" if path.suffix == ".safetensors" else "") + ".safetensors"
+            return f"is {what}".replace("{convert}", f"`gradina convert {quote(str(path))} {quote(target)}`")
     if _announced(path, head) > path.stat().st_size:
         return f"is truncated: its {path.stat().st_size} bytes are fewer than it announces; fetch or copy it again"
     return f"is no safetensors file ({error}); take one, or convert it with `gradina convert`"
