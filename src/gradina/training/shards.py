@@ -62,8 +62,13 @@ def _members(path: Path, tell: Tell) -> Mapping[str, Member]:
         store = _unpacked(path)
         with tarfile.open(store, "r:") as shard:
             every = shard.getmembers()
+            end = spanned(store, shard.offset, tarfile.BLOCKSIZE)
+        if end.strip(b"\0") or 0 < len(end) < tarfile.BLOCKSIZE:  # there, the library stops without a word
+            raise tarfile.ReadError("unexpected end of data")
     except DAMAGE as error:
         raise RecipeError(f"{path}: is no tar file, or is cut off ({error})") from error
+    if not end:
+        tell(str(path), "has no mark of its end; if it was cut off, pictures are lost")
     named = {posixpath.normpath(member.name): member for member in every}
     found = {}
     for member in every:
