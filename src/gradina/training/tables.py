@@ -176,7 +176,7 @@ def _found(name: str, source: Path, folder: Path, find: Names, where: str, tell:
             return picture
         if os.path.isfile(source / path):
             if path.startswith("../"):
-                raise RecipeError(f"{where}: {name} lies outside {source}; give a folder that has both in it")
+                raise RecipeError(f"{where}: {some([name])} lies outside {source}; give a folder that has both in it")
             tell(where, "names a file that is no picture, or of a kind that is left out")
             return ""
     return None
