@@ -69,6 +69,26 @@ def test_finetune(room: Path, capsys: Said) -> None:
     assert "run: holds what was made with other pictures or settings" in capsys.readouterr().err
 
 
+def test_where_captions_come_from_is_told_before_anything_learns(room: Path, capsys: Said) -> None:
+    asked = ["finetune", "boats", *COMMON, "--validation", "boats", "--out", "run"]
+    assert main([*asked, "--dry-run"]) == 0
+    told = 'captions: from names of files (2 of 2); a blue boat.png: "a blue boat"'
+    assert capsys.readouterr().err.splitlines()[:2] == [
+        f"gradina: note: {told}", f"gradina: note: validation, {told}",
+    ]  # fmt: skip
+    Path("boats/3_ship").mkdir()
+    for colour in ("red", "blue"):
+        Path(f"boats/a {colour} boat.png").rename(f"boats/3_ship/a {colour} boat.png")
+    assert main([*asked, "--dry-run"]) == 0
+    repeats, told = capsys.readouterr().err.splitlines()[:2]
+    assert repeats.endswith("by kohya's scripts (3_ship: 2 pictures x 3)")
+    assert told == 'gradina: note: captions: from names of folders (2 of 2); a blue boat.png: "ship"'
+    assert main([*asked, "--steps", "1", "-p", "a boat"]) == 0
+    Path("boats/3_ship").rename("boats/4_ship")
+    assert main([*asked, "--steps", "1", "-p", "a boat"]) == 2
+    assert "run: holds what was made with other pictures or settings" in capsys.readouterr().err
+
+
 def test_finetune_all_weights(room: Path, capsys: Said) -> None:
     assert main(["finetune", "boats", *COMMON, "--full", "--text-rate", "0.5", "--out", "run", "--random-crop"]) == 0
     assert capsys.readouterr().out == "run/model\n"

@@ -169,8 +169,8 @@ def _repeated(
         top = one.file.relative_to(source).parts[0]
         counts[top] += 1
         times, words = repeats[top]
-        worded = {} if one.caption else {"caption": words, "place": "names of folders"}
-        yield replace(one, repeats=times, **worded)
+        worded = one if one.caption else replace(one, caption=words, place="names of folders")
+        yield replace(worded, repeats=times)
     told = ", ".join(f"{top}: {count} pictures x {repeats[top][0]}" for top, count in counts.items())
     tell(str(source), f"pictures are drawn as often as folders say, as by kohya's scripts ({told})")
 

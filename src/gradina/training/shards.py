@@ -74,11 +74,11 @@ def _members(path: Path, tell: Tell) -> Mapping[str, Member]:
     for member in every:
         if not visible(member.name.split("/")) or member.isdir():
             continue
-        end = _followed(member, named)
-        if end is None or not end.isreg() or end.issparse():
+        true = _followed(member, named)
+        if true is None or not true.isreg() or true.issparse():
             tell(f"{path}/{member.name}", "is no file, or a link to none, and is left out")
         else:
-            found[member.name] = (store, end.offset_data, end.size)
+            found[member.name] = (store, true.offset_data, true.size)
     return found
 
 
