@@ -10,7 +10,7 @@ import pytest
 
 from gradina.errors import RecipeError
 from gradina.training.captioned import given, spoken
-from gradina.training.captions import captions_told, read_folder
+from gradina.training.captions import captions_told, read_folder, without_captions
 
 Files = dict[str, bytes | str]
 
@@ -209,4 +209,22 @@ def test_a_file_is_no_folder(tmp_path: Path) -> None:
 
 def test_packed_files_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert captions(make(tmp_path, {"a.png": "", "more.zip": ""})) == {"a.png": "a"}
-    assert "more.zip: is not read; unpack it" in caplog.text
+    assert "more.zip: is not read; unpack what is in it" in caplog.text
+
+
+def test_pictures_that_have_a_caption_need_no_other(tmp_path: Path) -> None:
+    said, silent = '{"caption": "a seven"}', '{"shapes": []}'
+    make(tmp_path, {"a.png": "", "a.TXT": "", "b.png": "", "b.caption": "x", "c.png": "", "c.json": said, "d.png": "",
+                    "d.json": silent, "x/e.png": "", "x/e.png.txt": "x", "x/f.png": ""})  # fmt: skip
+    pictures = sorted(tmp_path.rglob("*.png"))
+    assert [path.name for path in without_captions(pictures)] == ["d.png", "f.png"]
+
+
+def test_parquet_is_told_where_it_may_have_more(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    read_folder(make(tmp_path, {"a boat.png": "", "train.parquet": ""}))
+    assert "train.parquet: is not read; unpack what is in it" in caplog.text
+
+
+def test_words_given_are_a_place(tmp_path: Path) -> None:
+    pictures = read_folder(make(tmp_path, {"1.png": ""}), "a sks dog")
+    assert captions_told(pictures) == 'captions: from the words given (1 of 1); 1.png: "a sks dog"'

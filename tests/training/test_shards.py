@@ -190,6 +190,12 @@ def test_a_shard_is_opened_once_for_all_its_pictures(tmp_path: Path, monkeypatch
     assert [one.caption for one in found] == [str(i) for i in range(50)]
 
 
+def test_tables_in_shards_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    shard(tmp_path / "s.tar", {"x/a.png": b"", "x/a.txt": b"a seven", "x/metadata.jsonl": b"{}"})
+    assert captions(tmp_path) == {"x/a.png": "a seven"}
+    assert "s.tar/x/metadata.jsonl: is not read in a shard; unpack it, and give the folder" in caplog.text
+
+
 def test_one_caption_for_all_needs_no_other(tmp_path: Path) -> None:
     path = shard(tmp_path / "s.tar", {"a.png": b"", "b.png": b""})
     assert [one.caption for one in in_shard(path, "a sks dog", lambda data, _: data.decode(), lambda *_: None)] == [

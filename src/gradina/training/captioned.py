@@ -16,6 +16,7 @@ from gradina.texts import parsed
 log = logging.getLogger(__name__)
 
 CAPTION_KEYS = ("text", "caption", "prompt")  # what captions are called in tables of metadata and in JSON
+GIVEN_WORDS = "the words given"  # the place of a caption that is not in the folder
 NAMED = 3  # files in an error
 SHOWN = 60  # letters of a caption in a message
 LONGEST = 256  # letters of a name there
