@@ -114,3 +114,17 @@ def test_an_image_tower_is_the_kind_that_its_keys_say(recipe_file: Path, shape: 
 def test_a_missing_recipe_is_named() -> None:
     with pytest.raises(RecipeError, match=r"nowhere\.toml: there is no such recipe"):
         read_recipe("nowhere.toml")
+
+
+def test_recipes_are_read_whatever_the_editor(recipe_file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    expected = read_recipe(recipe_file)
+    for data in (b"\xef\xbb\xbf" + recipe_file.read_bytes(), recipe_file.read_text().encode("utf-16")):
+        recipe_file.write_bytes(data.replace(b"\n", b"\r\n") if data.startswith(b"\xef") else data)
+        assert read_recipe(recipe_file) == expected
+    assert not caplog.messages
+    recipe_file.write_text("a = " + "[" * 100_000)
+    with pytest.raises(RecipeError, match=r"not a TOML file \(it is nested too deep\)"):
+        read_recipe(recipe_file)
+    recipe_file.write_bytes(b"\x89PNG\0")
+    with pytest.raises(RecipeError, match="is no text in UTF-8"):
+        read_recipe(recipe_file)

@@ -42,8 +42,11 @@ def caption(
     """Say what pictures show, and write it down for training."""
     given = None if phrases is None else read_phrases(phrases)
     files = [path for name in pictures for path in (files_in(name) if Path(name).is_dir() else [admitted(name)])]
-    files = [path for path in dict.fromkeys(files) if not (write and path.with_suffix(".txt").exists())]
+    files = list(dict.fromkeys(files))
     if write:
+        from gradina.training.captions import without_captions
+
+        files = without_captions(files)
         for path in files:
             check_writable(path.with_suffix(".txt"))
     if by == "clip":

@@ -16,8 +16,10 @@ from gradina.texts import parsed
 log = logging.getLogger(__name__)
 
 CAPTION_KEYS = ("text", "caption", "prompt")  # what captions are called in tables of metadata and in JSON
+GIVEN_WORDS = "the words given"  # the place of a caption that is not in the folder
 NAMED = 3  # files in an error
 SHOWN = 60  # letters of a caption in a message
+LONGEST = 256  # letters of a name there
 
 # Of names that cameras, telephones and programs give: words, those that come behind them, and single letters.
 GIVEN = re.compile(
@@ -129,10 +131,10 @@ def _kind(part: str) -> str:
 
 
 def some(names: Sequence[str]) -> str:
-    """The first of some names."""
-    return ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
+    """The first of some names, cut if they are longer than any file's."""
+    return ", ".join(shown(name, LONGEST) for name in names[:NAMED]) + (", ..." if len(names) > NAMED else "")
 
 
-def shown(text: str) -> str:
+def shown(text: str, room: int = SHOWN) -> str:
     """A text cut to what a message has room for."""
-    return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."
+    return text if len(text) <= room else text[: room - 3] + "..."

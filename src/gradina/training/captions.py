@@ -15,14 +15,14 @@ from gradina.errors import PictureError, RecipeError
 from gradina.pictures import SUFFIXES, files_in, pictures_in
 from gradina.texts import Read, decoded, reading
 from gradina.training.beside import beside
-from gradina.training.captioned import Captioned, Tell, caption_of_json, shown, some, spoken, telling
+from gradina.training.captioned import GIVEN_WORDS, Captioned, Tell, caption_of_json, shown, some, spoken, telling
 from gradina.training.repeats import meant, repeated
 from gradina.training.shards import SHARD, in_shard
 from gradina.training.tables import in_tables
 
 NAMES = "names of files"
 MASK = re.compile(r"(.*)-(mask|cond)label")  # how OneTrainer calls what goes with a picture
-PACKED = (".zip", ".7z", ".rar", ".parquet", ".zst")
+PACKED = (".zip", ".7z", ".rar", ".zst")
 ADVICE = "put each into a .txt of its picture's name, or let `gradina caption FOLDER --write` do it"
 
 
@@ -58,8 +58,8 @@ def _in_folder(source: Path, caption: str | None, read: Read, tell: Tell) -> lis
     files = files_in(source)
     shards = [path for path in files if SHARD.fullmatch(path.name) and path.is_file()]
     for path in files:
-        if path.suffix.lower() in PACKED:
-            tell(str(path), "is not read; unpack it")
+        if path.suffix.lower() in (PACKED if shards else (*PACKED, ".parquet")):  # beside shards, it says the same
+            tell(str(path), "is not read; unpack what is in it")
     pictures = _without_masks(_pictures(source, bool(shards)), tell)
     named = {path.relative_to(source).as_posix(): path for path in pictures}
     packed = [one for path in shards for one in in_shard(path, caption, read, tell)]
@@ -68,7 +68,7 @@ def _in_folder(source: Path, caption: str | None, read: Read, tell: Tell) -> lis
     if caption is None:
         loose = _captioned(source, files, named, bool(repeats), read, tell)
     else:
-        loose = [Captioned(path, caption) for path in pictures]
+        loose = [Captioned(path, caption, place=GIVEN_WORDS) for path in pictures]
         for texts in beside(list(named), _relative(source, files)).values():
             for text in texts:
                 tell(str(source / text), f'is not read, since "{shown(caption)}" is the caption of all pictures')
@@ -150,6 +150,21 @@ def _bytes(path: Path) -> bytes:
     raise RecipeError(f"{path}: is no file, or a link to none; remove it")
 
 
+def without_captions(pictures: Sequence[Path]) -> list[Path]:
+    """Of pictures those beside which there is no text for them, and no JSON that has a caption."""
+    folders: dict[Path, list[str]] = {}
+    for path in pictures:
+        folders.setdefault(path.parent, []).append(path.name)
+    bare = set()
+    with reading(RecipeError) as read, telling() as tell:
+        for folder, names in folders.items():
+            for name, texts in beside(names, os.listdir(folder)).items():
+                plain = any(not text.lower().endswith(".json") for text in texts)
+                if not plain and not _from_beside(folder, folder / name, texts, read, tell).caption:
+                    bare.add(folder / name)
+    return [path for path in pictures if path in bare]
+
+
 def _readable(name: str, tell: Tell) -> str:
     """A name of a file as text, also where its bytes are no UTF-8."""
     text, _ = decoded(os.fsencode(name))
@@ -169,8 +184,8 @@ def _repeated(
         top = one.file.relative_to(source).parts[0]
         counts[top] += 1
         times, words = repeats[top]
-        worded = {} if one.caption else {"caption": words, "place": "names of folders"}
-        yield replace(one, repeats=times, **worded)
+        worded = one if one.caption else replace(one, caption=words, place="names of folders")
+        yield replace(worded, repeats=times)
     told = ", ".join(f"{top}: {count} pictures x {repeats[top][0]}" for top, count in counts.items())
     tell(str(source), f"pictures are drawn as often as folders say, as by kohya's scripts ({told})")
 

@@ -21,7 +21,8 @@ from gradina.files import atomic_write, cache_folder
 from gradina.pictures import SUFFIXES, visible
 from gradina.texts import Read
 from gradina.training.beside import beside
-from gradina.training.captioned import Captioned, Tell, caption_of_json, spanned
+from gradina.training.captioned import GIVEN_WORDS, Captioned, Tell, caption_of_json, spanned
+from gradina.training.tables import is_table
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +42,10 @@ def in_shard(path: Path, caption: str | None, read: Read, tell: Tell) -> list[Ca
     members = _members(path, tell)
     pictures = [name for name in members if PurePosixPath(name).suffix.lower() in SUFFIXES]
     if caption is not None:
-        return [Captioned(path, caption, name, span=members[name]) for name in pictures]
+        return [Captioned(path, caption, name, GIVEN_WORDS, span=members[name]) for name in pictures]
+    for name in members:
+        if is_table(PurePosixPath(name).name):
+            tell(f"{path}/{name}", "is not read in a shard; unpack it, and give the folder")
     found = []
     for name, texts in beside(pictures, members, keyed=True).items():
         one = Captioned(path, "", name, span=members[name])
@@ -62,18 +66,23 @@ def _members(path: Path, tell: Tell) -> Mapping[str, Member]:
         store = _unpacked(path)
         with tarfile.open(store, "r:") as shard:
             every = shard.getmembers()
+            end = spanned(store, shard.offset, tarfile.BLOCKSIZE)
+        if end.strip(b"\0") or 0 < len(end) < tarfile.BLOCKSIZE:  # there, the library stops without a word
+            raise tarfile.ReadError("unexpected end of data")
     except DAMAGE as error:
         raise RecipeError(f"{path}: is no tar file, or is cut off ({error})") from error
+    if not end:
+        tell(str(path), "has no mark of its end; if it was cut off, pictures are lost")
     named = {posixpath.normpath(member.name): member for member in every}
     found = {}
     for member in every:
         if not visible(member.name.split("/")) or member.isdir():
             continue
-        end = _followed(member, named)
-        if end is None or not end.isreg() or end.issparse():
+        true = _followed(member, named)
+        if true is None or not true.isreg() or true.issparse():
             tell(f"{path}/{member.name}", "is no file, or a link to none, and is left out")
         else:
-            found[member.name] = (store, end.offset_data, end.size)
+            found[member.name] = (store, true.offset_data, true.size)
     return found
 
 
@@ -97,6 +106,7 @@ def _unpacked(path: Path) -> Path:
         opened = next((open_packed for mark, open_packed in PACKED if head.startswith(mark)), None)
         if opened is None:
             return path
+        file.seek(0)
         name = hashlib.file_digest(file, "sha256").hexdigest()[:24]
     place = cache_folder() / "shards" / f"{name}.tar"
     if not place.is_file():

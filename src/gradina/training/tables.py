@@ -71,7 +71,7 @@ def _tables(files: Sequence[Path], tell: Tell) -> Iterator[tuple[Path, Callable[
     """The table of each folder, and how it is read; others beside it are told."""
     folders: dict[Path, list[tuple[int, str, Path]]] = {}
     for path in files:
-        rank = next((i for i, (pattern, _) in enumerate(TABLES) if re.fullmatch(pattern, path.name.lower())), None)
+        rank = _rank(path.name)
         if rank is not None:  # kohya's scripts call each table by what it has more: the last name has all
             folders.setdefault(path.parent, []).append((rank, "" if rank < len(TABLES) - 1 else path.name, path))
     for there in folders.values():
@@ -83,6 +83,15 @@ def _tables(files: Sequence[Path], tell: Tell) -> Iterator[tuple[Path, Callable[
         if table.name.lower().endswith("json1"):
             tell(str(table), 'ends with the digit one, and is read as ".jsonl"')
         yield table, TABLES[best][1]
+
+
+def _rank(name: str) -> int | None:
+    return next((rank for rank, (pattern, _) in enumerate(TABLES) if re.fullmatch(pattern, name.lower())), None)
+
+
+def is_table(name: str) -> bool:
+    """Whether a file is called as tables of captions are."""
+    return _rank(name) is not None
 
 
 def _json_lines(text: str, name: str) -> Rows:
@@ -122,8 +131,10 @@ def _json(text: str, name: str) -> Rows:
 
 def _separated(text: str, name: str) -> Rows:
     """Rows under a header, which decides whether commas, semicolons or tabs are between their fields."""
+    told = re.match(r"sep=(.)\n", text)  # as Excel has it
+    text = text[told.end() - 1 :] if told else text
     head = text.lstrip("\n").partition("\n")[0]
-    between = max(",;\t", key=head.count)
+    between = told[1] if told else max(",;\t", key=head.count)
     lines = csv.reader(io.StringIO(text, newline=""), delimiter=between, strict=True)
     keys: list[str] = []
     begun = 1
@@ -176,7 +187,7 @@ def _found(name: str, source: Path, folder: Path, find: Names, where: str, tell:
             return picture
         if os.path.isfile(source / path):
             if path.startswith("../"):
-                raise RecipeError(f"{where}: {name} lies outside {source}; give a folder that has both in it")
+                raise RecipeError(f"{where}: {some([name])} lies outside {source}; give a folder that has both in it")
             tell(where, "names a file that is no picture, or of a kind that is left out")
             return ""
     return None
