@@ -284,6 +284,10 @@ class Tokenizer:
         first, *more = (ids[name] for name in names)
         return Tokenizer(engine, self.length, self.bos, self.eos, self.pad, {**self._further, first: more})
 
+    def of_length(self, length: int) -> Tokenizer:
+        """A tokenizer that reads alike, for texts of so many tokens."""
+        return Tokenizer(self._engine, length, self.bos, self.eos, self.pad)
+
     def save(self, folder: str | Path) -> None:
         """Writes vocab.json, merges.txt, tokenizer_config.json and special_tokens_map.json as transformers has them.
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +25,7 @@ from gradina.adapters.inject import inject, replaced, twin
 from gradina.adapters.lora import ATTENTION, Adapted, LoRA, Thin, adapt, fresh, merged
 from gradina.diffusion.denoiser import Denoiser
 from gradina.diffusion.prediction import prediction_named
+from gradina.errors import RecipeError
 from gradina.files import cache_folder
 from gradina.models.clip import TextTower
 from gradina.models.unet import SpatialTransformer, UNet
@@ -59,6 +61,17 @@ class Owning(Settings):
     checkpointing: bool = False  # the U-Net's blocks are computed again on the way back: half the memory, slower
     prior: float = 1.0  # DreamBooth: weight of the pictures of the class
     vectors: int = 1  # textual inversion: tokens of the new word
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.caption_dropout <= 1:
+            raise RecipeError(f"caption_dropout: got {self.caption_dropout}, expected 0 to 1")
+        for name in ("rank", "vectors", "min_snr"):
+            if getattr(self, name) is not None and not 0 < getattr(self, name) < math.inf:
+                raise RecipeError(f"{name}: got {getattr(self, name)}, expected a number above 0")
+        for name in ("text_rate", "noise_offset", "prior"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise RecipeError(f"{name}: got {getattr(self, name)}, expected 0, or a number above it")
 
 
 class Learner(nn.Module):
@@ -153,7 +166,8 @@ class Live:
         if any(p.requires_grad for p in self.text.parameters()) or not texts:
             return
         for some in self._alike(texts):
-            name = hashlib.sha256(repr((digest(self.text), some)).encode()).hexdigest()[:24]
+            ids = self.tokenizer.chunks(some).tolist()
+            name = hashlib.sha256(repr((digest(self.text), ids)).encode()).hexdigest()[:24]
             path = cache_folder() / "texts" / f"{name}.safetensors"
             there = once(path, name, partial(self._kept, some))
             self.known |= dict(zip(some, there["states"], strict=True))

@@ -10,8 +10,9 @@ from gradina.errors import WeightsError
 from gradina.weights.addons import convert_addon
 from gradina.weights.folders import write_folder
 from gradina.weights.parts import Parts
-from gradina.weights.pickles import is_pickle, read_pickle
+from gradina.weights.pickles import is_pickle, open_any, read_pickle
 from gradina.weights.single import parts_of, write_file
+from gradina.weights.vaes import Alone, is_vae, is_vae_alone, read_vae, write_vae, write_vae_folder
 from gradina.weights.zoo import locate, open_source
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
@@ -37,14 +38,25 @@ def convert(
         raise WeightsError(f"{target}: pickles are not written; end the name in .safetensors, or name a folder")
     if Path(source).is_file() and convert_addon(Path(source), target, dtype):
         return target
+    autoencoder = _autoencoder(source)
+    if autoencoder is not None:
+        (write_vae if target.suffix == ".safetensors" else write_vae_folder)(autoencoder, target, dtype)
+        return target
     parts = _read(source, variant, prediction)
     write = write_file if target.suffix == ".safetensors" else write_folder
     write(parts, target, dtype)
     return target
 
 
+def _autoencoder(source: str | Path) -> Alone | None:
+    """The autoencoder that a file or folder holds and nothing else; None for any other."""
+    path = Path(source)
+    alone = is_vae(path) if path.is_dir() else path.is_file() and is_vae_alone(open_any(path).tensors)
+    return read_vae(path, pickles=open_any) if alone else None
+
+
 def _read(source: str | Path, variant: str | None, prediction: str | None) -> Parts:
-    path = locate(source, variant)
+    path = locate(source, variant, pickles=True)
     if path.is_file() and is_pickle(path):
         return parts_of(read_pickle(path), prediction=prediction)
-    return open_source(source, variant, prediction)
+    return open_source(source, variant, prediction, pickles=open_any)

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from gradina.errors import WeightsError
-from gradina.weights.store import Weights
+from gradina.weights.store import Weights, open_weights
 
 # Modules whose classes trainers left in published checkpoints; they are never imported, and never called.
 LEFT_BEHIND = ("pytorch_lightning.", "lightning.", "lightning_fabric.", "numpy.", "omegaconf.", "ldm.", "typing.Any")
@@ -145,3 +145,11 @@ def tensors_of(path: Path, content: Any) -> dict[str, Tensor]:
     if not tensors:
         raise WeightsError(f"{path}: holds no tensors by name; expected a checkpoint of Stable Diffusion 1.x or 2.x")
     return tensors
+
+
+def open_any(path: Path) -> Weights:
+    """The tensors of a safetensors file, of a pickle that is read as `read_pickle` does, or of an index of either."""
+    if path.suffix == ".json" and ".bin.index." in path.name:
+        shards = [read_pickle(file) for file in Weights(path, {}).files]
+        return Weights(path, {name: x for shard in shards for name, x in shard.tensors.items()})
+    return read_pickle(path) if path.is_file() and path.suffix != ".json" and is_pickle(path) else open_weights(path)
