@@ -140,9 +140,7 @@ def inversion(
     text.token = cast(nn.Embedding, WithWord(model.text.token.weight[: len(tokenizer) - how.vectors], vectors))
     live = Live(model, unpacked(twin(model.unet)), text, how)
     live.tokenizer = tokenizer
-    if word != as_word(word):
-        log.warning("word: %s is kept as %s, as prompts are read in small letters", word, as_word(word))
-        word = as_word(word)
+    word = small_word(word)
     live.expect([template.format(word) for template in templates])
 
     def loss(_: nn.Module, k: int) -> Tensor:
@@ -204,6 +202,14 @@ def onto(model: StableDiffusion, data: Owned, states: Tensor, how: Owning) -> Le
         return path
 
     return Learning(learner, loss, live, kept.model, keep)
+
+
+def small_word(word: str) -> str:
+    """The word as it is kept; a warning says so where that is another."""
+    small = as_word(word)
+    if small != word:
+        log.warning("word: %s is kept as %s, as prompts are read in small letters", word, small)
+    return small
 
 
 def first_vectors(model: StableDiffusion, start: str, count: int) -> Tensor:

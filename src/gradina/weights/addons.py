@@ -12,8 +12,8 @@ from gradina.errors import WeightsError
 from gradina.weights.concepts import concept_of, is_concept, write_concept
 from gradina.weights.lora_names import is_lora
 from gradina.weights.loras import refuse_other_kinds, settings_beside
-from gradina.weights.pickles import content_of, is_pickle, tensors_of, vectors_of
-from gradina.weights.store import Weights, open_weights, save_weights
+from gradina.weights.pickles import content_of, is_pickle, open_any, tensors_of, vectors_of
+from gradina.weights.store import Weights, save_weights
 from gradina.weights.tiny import is_tiny
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ def _opened(path: Path) -> tuple[Weights, dict[str, Tensor] | None]:
         content = content_of(path)
         vectors = vectors_of(path, content)
         return Weights(path, {} if vectors else tensors_of(path, content)), vectors
-    weights = open_weights(path)
+    weights = open_any(path)
     return weights, dict(weights.tensors) if is_concept(weights.tensors) else None
 
 

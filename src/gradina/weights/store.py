@@ -243,7 +243,7 @@ def _why(path: Path, error: Exception) -> str:
             return f"is {what}".replace("{convert}", f"`gradina convert {quote(str(path))} {quote(target)}`")
     if _announced(path, head) > path.stat().st_size:
         return f"is truncated: its {path.stat().st_size} bytes are fewer than it announces; fetch or copy it again"
-    return f"is no safetensors file ({error}); take one, or convert it with `gradina convert`"
+    return f"is no safetensors file ({error}); take one, or fetch it again"
 
 
 def _announced(path: Path, head: bytes) -> int:
