@@ -19,7 +19,7 @@ from torch import Tensor
 
 from gradina.adapters.inject import Network as Part
 from gradina.adapters.lora import merged
-from gradina.adapters.textual import taught
+from gradina.adapters.textual import Concept, taught
 from gradina.diffusion.denoiser import Denoise, Denoiser, Network, noised, with_channels
 from gradina.diffusion.guidance import cfg, masked
 from gradina.diffusion.noise import Noise
@@ -31,7 +31,7 @@ from gradina.engines import Call, Decoding, engaged
 from gradina.errors import RequestError
 from gradina.files import content
 from gradina.finite import finite, finite_step
-from gradina.ineffective import UNGUIDED, guidance_notes, mask_notes, sampler_notes, start_notes
+from gradina.ineffective import UNGUIDED, concept_notes, guidance_notes, mask_notes, sampler_notes, start_notes
 from gradina.lean import Lean
 from gradina.models.reuse import Reusing
 from gradina.models.tiny import TinyDecoder
@@ -59,6 +59,7 @@ class StableDiffusion(Parts):
     engine: Engine = "eager"  # how U-Net and decoder are computed
     lean: Lean | None = None  # in little memory: what takes the networks out of their files, one at a time
     tiny: TinyDecoder | None = None  # what previews are decoded by, if not by the autoencoder
+    concepts: tuple[Concept, ...] = ()  # that were added to its words
 
     @property
     def device(self) -> torch.device:
@@ -85,9 +86,10 @@ class StableDiffusion(Parts):
             stack = [(read_lora(path, self.unet, self.text), scale) for path, scale in loras]
             unet = merged(self.unet, *((lora.unet, scale) for lora, scale in stack))
             text = merged(self.text, *((lora.text, scale) for lora, scale in stack))
-            tokenizer, text = taught(self.tokenizer, text, [read_concept(path) for path in request.concepts])
+            concepts = tuple(map(read_concept, request.concepts))
+            tokenizer, text = taught(self.tokenizer, text, concepts)
             self._adapted.clear()
-            self._adapted[key] = replace(self, unet=unet, text=text, tokenizer=tokenizer)
+            self._adapted[key] = replace(self, unet=unet, text=text, tokenizer=tokenizer, concepts=concepts)
         return self._adapted[key]
 
     @cached_property
@@ -278,7 +280,10 @@ def note_ineffective(model: StableDiffusion, request: Request) -> None:
     row = SAMPLERS[cast(str, request.sampler)]
     sigmas = _levels(model, request, row).tolist()
     notes = chain(
-        guidance_notes(request, sigmas[:-1]), sampler_notes(request, row.options), start_notes(request, len(sigmas))
+        guidance_notes(request, sigmas[:-1]),
+        sampler_notes(request, row.options),
+        start_notes(request, len(sigmas)),
+        concept_notes(_unread(model, request)),
     )
     if request.mask_image is not None:
         grey, factor = fit(open_mask(request.mask_image), *_size(request)), model.vae.config.factor
@@ -287,6 +292,13 @@ def note_ineffective(model: StableDiffusion, request: Request) -> None:
         notes = chain(notes, mask_notes(request, grey, mask, drawn, factor))
     for note in notes:
         log.warning(note)
+
+
+def _unread(model: StableDiffusion, request: Request) -> list[tuple[str, str]]:
+    """The words, and their files, that were added to the model's, and that no prompt holds."""
+    read = {i for text in (*request.prompts, request.negative_prompt) for i in model.tokenizer.ids(text)}
+    first = {concept: model.tokenizer.ids(concept.token)[0] for concept in model.concepts}
+    return [(concept.token, concept.said) for concept, i in first.items() if i not in read]
 
 
 def batches(model: StableDiffusion, request: Request) -> list[Request]:

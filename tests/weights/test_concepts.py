@@ -220,6 +220,25 @@ def test_the_word_of_a_file_is_told_if_it_is_not_its_name(
     assert [f"teaches the word {word};" in note for note in caplog.messages] == [True] * told
 
 
+@pytest.mark.parametrize(
+    ("prompt", "negative", "told"),
+    [
+        (("a red boat", "a <Teddy> boat"), "", False),
+        ("a boat", "<teddy>", False),
+        ("a teddy boat", "", True),
+        ("a < teddy > boat", "", True),
+    ],
+)
+def test_a_word_that_no_prompt_holds_is_told(
+    tiny_model: Tiny, tmp_path: Path, caplog: pytest.LogCaptureFixture, prompt: Any, negative: str, told: bool
+) -> None:
+    model, path = tiny_model("sd1"), tmp_path / "<teddy>.safetensors"
+    write_concept(Concept("<teddy>", vectors(2)), path)
+    generate(model, replace(ASKED, prompt=prompt, negative_prompt=negative, concepts=(str(path),)))
+    note = f"concepts: {path} has no effect, as no prompt holds its word, <teddy>; write it in one"
+    assert caplog.messages == [note] * told
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_no_nan_comes_in(tmp_path: Path, value: float) -> None:
     save_file({"<teddy>": torch.tensor([1.0, value])}, tmp_path / "x.safetensors")
