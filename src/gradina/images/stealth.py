@@ -39,9 +39,7 @@ def hidden(path: str | PathLike[str], what: str = "picture") -> dict[str, str]:
     except zlib.error:
         unpacked = b""
     if not unpacked or length > len(alpha) - HEAD:
-        raise PictureError(
-            f"{what}: {os.fspath(path)} hides a text in its alpha channel that is damaged; give another copy"
-        )
+        raise PictureError(f"{what}: {os.fspath(path)} hides a damaged text in its alpha channel; give another copy")
     return _named(plain(unpacked))
 
 
