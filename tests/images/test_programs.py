@@ -265,6 +265,25 @@ def test_swarmui_in_a_jpeg(tmp_path: Path) -> None:
     assert read_picture(tmp_path / "a.jpg").request.prompt == KITE["prompt"]
 
 
+def test_comfyui_in_a_comment_as_civitai_writes(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0x9286] = b"UNICODE\0" + json.dumps(comfy() | {"extra": {"x": 1}}).encode("utf-16-be")
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg", exif=exif)
+    assert read_picture(tmp_path / "a.jpg").request.seed == 77
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".webp"])
+def test_a1111_elsewhere_as_sd_parsers_reads_it(tmp_path: Path, suffix: str) -> None:
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0x9286] = b"UNICODE\0" + A1111.encode("utf-16-be")
+    Image.new("RGB", (8, 8)).save(tmp_path / f"a{suffix}", exif=exif)
+    judged, request = ParserManager().parse(tmp_path / f"a{suffix}"), read_picture(tmp_path / f"a{suffix}").request
+    assert judged
+    told = judged.samplers[0]
+    assert (request.prompt, request.negative_prompt) == (told.prompts[0].value, told.negative_prompts[0].value)
+    assert (str(request.seed), str(request.steps)) == (told.parameters["seed"], told.parameters["steps"])
+
+
 def test_comfyui_in_a_webp(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0110], exif[0x010F] = f"prompt:{json.dumps(comfy())}", f"workflow:{json.dumps(links(comfy()))}"
