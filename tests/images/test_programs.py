@@ -243,6 +243,24 @@ def test_the_hash_of_swarmuis_model(tmp_path: Path) -> None:
     assert read(tmp_path, FILES["swarmui"]).model == {"name": "sd-1.5", "hash": "0x2"}
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        '"a red kite" -s50 -S77 -W512 -H768 -C7.5 -Ak_lms',
+        '"a red kite" -s 50 -S 77 -W 512 -H 768 -C 7.5 -A k_lms',
+        "a red kite -s50 -S77 -W512 -H768 -C7.5 -Ak_lms",
+        '"a red kite" --steps 50 --seed=77 --width 512 --height 768 --cfg_scale 7.5 --sampler k_lms',
+    ],
+)
+def test_lines_of_dream(tmp_path: Path, line: str) -> None:
+    record = read(tmp_path, {"Dream": f"{line} --hires_fix -G 0.8"})
+    assert record.request == Request(
+        prompt="a red kite", steps=50, seed=77, width=512, height=768, guidance_scale=7.5, sampler="lms",
+        schedule="linspace",
+    )  # fmt: skip
+    assert record.notes == ("not honoured: -hires_fix: on, -G: 0.8",)
+
+
 def test_weights_of_novelai_are_said(tmp_path: Path) -> None:
     record = read(tmp_path, {**NOVEL_CHUNKS, "Description": "a {red} kite", "Comment": NOVEL})
     assert record.notes[0] == "prompt: weights such as {word} or 1.2::word:: are read as plain words"
