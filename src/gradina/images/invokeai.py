@@ -16,16 +16,8 @@ VALUES = {
 }  # fmt: skip
 # What is read elsewhere, says nothing about the pixels, or is as it is here
 READ = {
-    "positive_prompt",
-    "negative_prompt",
-    "scheduler",
-    "model",
-    "loras",
-    "app_version",
-    "prompt",
-    "sampler",
-    *VALUES,
-}
+    *VALUES, "positive_prompt", "negative_prompt", "scheduler", "model", "loras", "app_version", "prompt", "sampler",
+}  # fmt: skip
 HARMLESS = (
     ("generation_mode", "txt2img"), ("type", "txt2img"), ("rand_device", "cpu"), ("model", "stable diffusion"),
     ("app_id", "invoke-ai/InvokeAI"), ("orig_hash", ""),
