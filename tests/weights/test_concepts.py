@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -32,6 +36,16 @@ def vectors(count: int, width: int = 32) -> torch.Tensor:
 
 def grey(one: Any, other: Any) -> int:
     return int(np.abs(np.asarray(one).astype(int) - np.asarray(other).astype(int)).max())
+
+
+@contextmanager
+def refused_by_name(path: Path) -> Iterator[None]:
+    """What is inside may be refused, in an error that names the file."""
+    try:
+        yield
+    except WeightsError as error:
+        if str(path) not in str(error):
+            raise
 
 
 @pytest.mark.parametrize(("count", "word"), [(1, "<teddy>"), (3, "<teddy>"), (3, "<Teddy>"), (2, "MyTeddy")])
@@ -105,6 +119,27 @@ def test_what_holds_no_word_is_named(tmp_path: Path, tensors: Any, words: str) -
         read_concept(tmp_path / "x.safetensors")
 
 
+@given(
+    names=st.lists(st.sampled_from(["emb_params", "clip_l", "clip_g", "<a>", "", " "]) | st.text(), unique=True),
+    shape=st.lists(st.integers(0, 40), max_size=3),
+    dtype=st.sampled_from([torch.float32, torch.float16, torch.float8_e4m3fn, torch.int8, torch.complex64]),
+    value=st.floats(),
+)
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+def test_whatever_a_file_holds_it_is_a_word_or_refused_by_name(
+    tmp_path: Path, names: list[str], shape: list[int], dtype: torch.dtype, value: float
+) -> None:
+    path = tmp_path / "x.safetensors"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of numbers that do not fit into a type
+        save_file({name: (torch.ones(shape) * value).to(dtype) for name in names}, path)
+    with refused_by_name(path):
+        read = read_concept(path)
+        assert len(read.token.split()) == 1
+        assert read.vectors.dtype == torch.float32
+        assert torch.isfinite(read.vectors).all()
+
+
 def test_steps_know_the_word_too(tiny_model: Tiny, tmp_path: Path) -> None:
     model, path = tiny_model("sd1"), tmp_path / "teddy.safetensors"
     write_concept(Concept("<teddy>", vectors(1)), path)
@@ -150,7 +185,7 @@ def test_a_file_is_called_by_the_word_that_is_given(
     assert "My-Bear=teddy.safetensors" in str(read_picture("a.png").parameters)
     words = "concepts=<x>=teddy.safetensors|<y>=teddy.safetensors+<z>=a=b.safetensors"
     assert main(["a boat", *asked, "--grid", words, "-o", "grid.png"]) == 0
-    for given, said in (
+    for typed, said in (
         ("=teddy.safetensors", "=teddy.safetensors: expected WORD=FILE with a word without spaces, such as <teddy>="),
         ("my bear=teddy.safetensors", "expected WORD=FILE with a word without spaces, such as my-bear=teddy.safet"),
         ("bear=", "bear=: expected WORD=FILE"),
@@ -159,7 +194,7 @@ def test_a_file_is_called_by_the_word_that_is_given(
         ("seven=teddy.safetensors", "teddy.safetensors: 'seven' is a token of this model already"),
     ):
         capsys.readouterr()
-        assert main(["a boat", *asked, "--concept", given]) == 2
+        assert main(["a boat", *asked, "--concept", typed]) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert said in line
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -61,6 +63,16 @@ def drawn(pipe: Any) -> np.ndarray[Any, Any]:
     noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(7))
     image = pipe("a red boat", num_inference_steps=3, guidance_scale=3.0, latents=noise).images[0]
     return np.asarray(image).astype(int)
+
+
+@contextmanager
+def refused_by_name(path: Path) -> Iterator[None]:
+    """What is inside may be refused, in an error that names the file."""
+    try:
+        yield
+    except WeightsError as error:
+        if str(path) not in str(error):
+            raise
 
 
 @pytest.fixture
@@ -286,7 +298,7 @@ def test_no_nan_comes_in(
     broken = tensors[name].clone()
     broken.view(-1)[-1] = value
     save_file(tensors | {name: broken}, path)
-    with pytest.raises(WeightsError, match=f"a.safetensors: {re.escape(name)} holds NaN or infinite values"):
+    with pytest.raises(WeightsError, match=f"a.safetensors: {re.escape(name)} holds NaN, infinite or complex values"):
         read_lora(path, model.unet, model.text)
 
 
@@ -356,6 +368,32 @@ def test_what_cannot_be_read_is_named(tiny_model: Tiny, tmp_path: Path, tensors:
     save_file({name: torch.zeros(shape) for name, shape in tensors.items()}, path)
     with pytest.raises(WeightsError, match=words):
         read_lora(path, model.unet, model.text)
+
+
+SHAPES = st.lists(st.integers(0, 3), max_size=5).map(tuple) | st.sampled_from([(2, 32), (32, 2), (2, 32, 1, 1)])
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.int8, torch.bool, torch.complex64)
+
+
+@given(
+    layer=st.sampled_from(["conv_in", "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"]),
+    halves=st.dictionaries(
+        st.sampled_from(["lora_down.weight", "lora_up.weight", "alpha", "lora_mid.weight", "x"]),
+        st.tuples(SHAPES, st.sampled_from(DTYPES), st.floats()),
+        min_size=1,
+    ),
+)
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+def test_whatever_a_file_holds_it_is_a_lora_or_refused_by_name(
+    tiny_model: Tiny, tmp_path: Path, layer: str, halves: dict[str, Any]
+) -> None:
+    model, path = tiny_model("sd1"), tmp_path / "a.safetensors"
+    tensors = {f"unet.{layer}.{half}": torch.ones(shape) * value for half, (shape, _, value) in halves.items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of numbers that do not fit into a type
+        save_file({name: x.to(halves[name.removeprefix(f"unet.{layer}.")][1]) for name, x in tensors.items()}, path)
+    with refused_by_name(path):
+        read = read_lora(path, model.unet, model.text)
+        assert all(torch.isfinite(x.product()).all() for x in read.unet.values())
 
 
 def test_one_for_another_family_is_refused_before_anything_is_drawn(tiny_model: Tiny, tmp_path: Path) -> None:

@@ -46,10 +46,10 @@ def taught(tokenizer: Tokenizer, text: TextTower, concepts: Sequence[Concept]) -
                 f"{concept.said}: its vectors have {width} numbers, this model's words {text.config.width}; "
                 "take one that was made for this family"
             )
-        other = words.setdefault(as_word(concept.token), concept)
-        if other is not concept:
+        first = words.setdefault(as_word(concept.token), concept)
+        if first is not concept:
             raise WeightsError(
-                f"{concept.said}: teaches the word {concept.token}, as {other.said} does; "
+                f"{concept.said}: teaches the word {concept.token}, as {first.said} does; "
                 f"name another, such as {concept.token}2={concept.said}"
             )
         try:

@@ -204,7 +204,7 @@ class Tokenizer:
         self.length, self.bos, self.eos, self.pad = length, bos, eos, pad
         self._engine = engine
         added = {token.content: i for i, token in engine.get_added_tokens_decoder().items()}
-        self._further = _further(added) if further is None else further  # tokens of a word, by its first
+        self._further = dict(_further(added) if further is None else further)  # tokens of a word, by its first
 
     @classmethod
     def clip(cls, length: int = 77, pad: int | None = None) -> Tokenizer:
@@ -280,9 +280,9 @@ class Tokenizer:
         engine = tokenizers.Tokenizer.from_str(self._engine.to_str())
         names = [small, *(f"{HIDDEN}{small}_{i}" for i in range(1, tokens))]
         engine.add_tokens([AddedToken(name, single_word=name.isalnum(), normalized=True) for name in names])
-        first, *more = (engine.token_to_id(name) for name in names)
-        further = {**self._further, first: more}
-        return Tokenizer(engine, self.length, self.bos, self.eos, self.pad, further)
+        ids = engine.get_vocab(with_added_tokens=True)
+        first, *more = (ids[name] for name in names)
+        return Tokenizer(engine, self.length, self.bos, self.eos, self.pad, {**self._further, first: more})
 
     def of_length(self, length: int) -> Tokenizer:
         """A tokenizer that reads alike, for texts of so many tokens."""

@@ -11,7 +11,9 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from textwrap import shorten
 from typing import cast
 
 import torch
@@ -156,7 +158,7 @@ class Live:
             log.warning(
                 "captions: %d of %d are longer than the %d tokens that the text tower reads at once; they are read in "
                 "up to %d chunks, as prompts are, which takes more memory and time (the first: %r)",
-                len(long), len(chunks), self.tokenizer.length - 2, self.chunks, long[0],
+                len(long), len(chunks), self.tokenizer.length - 2, self.chunks, shorten(long[0], 80),
             )  # fmt: skip
 
     def remember(self, texts: Sequence[str]) -> None:
@@ -167,7 +169,7 @@ class Live:
             ids = self.tokenizer.chunks(some).tolist()
             name = hashlib.sha256(repr((digest(self.text), ids)).encode()).hexdigest()[:24]
             path = cache_folder() / "texts" / f"{name}.safetensors"
-            there = once(path, name, lambda some=some: {"states": self._read(some)})
+            there = once(path, name, partial(self._kept, some))
             self.known |= dict(zip(some, there["states"], strict=True))
 
     def _alike(self, texts: Sequence[str]) -> list[list[str]]:
@@ -181,6 +183,9 @@ class Live:
     def _read(self, texts: Sequence[str]) -> Tensor:
         parts = (texts[i : i + READ_AT_ONCE] for i in range(0, len(texts), READ_AT_ONCE))
         return torch.cat([self._states(part) for part in parts])
+
+    def _kept(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        return {"states": self._read(texts)}
 
     def _states(self, texts: Sequence[str]) -> Tensor:
         states: Tensor = self.text(self.tokenizer.chunks(texts).flatten(0, 1))

@@ -56,7 +56,7 @@ def concept_of(tensors: Mapping[str, Tensor], path: Path) -> Concept:
     if set(tensors) >= OF_XL:
         raise WeightsError(f"{path}: is for SDXL, with vectors for two text towers; expected one for SD 1.x or 2.x")
     (name, vectors), *others = tensors.items() if tensors else [("", Tensor())]
-    if others or vectors.ndim not in (1, 2) or not vectors.numel():
+    if others or vectors.ndim not in (1, 2) or not vectors.numel() or vectors.is_complex():
         names = ", ".join([name, *(other for other, _ in others)][:3])
         raise WeightsError(f"{path}: expected one word, as (k, width) vectors; it holds {len(tensors)} names ({names})")
     vectors = vectors.float().reshape(-1, vectors.shape[-1])

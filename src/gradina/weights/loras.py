@@ -146,8 +146,8 @@ def _places(file: Weights, unet: UNet, text: TextTower) -> tuple[dict[tuple[str,
 
 
 def _finite(path: Path, name: str, x: Tensor) -> Tensor:
-    if not torch.isfinite(x.float()).all():
-        raise WeightsError(f"{path}: {name} holds NaN or infinite values; fetch or make the file again")
+    if x.is_complex() or not torch.isfinite(x.float()).all():
+        raise WeightsError(f"{path}: {name} holds NaN, infinite or complex values; fetch or make the file again")
     return x
 
 
