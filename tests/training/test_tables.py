@@ -76,6 +76,15 @@ def test_every_way_to_a_picture(tmp_path: Path, name: str) -> None:
     assert captions(make(folder, {"x/a.png": "", "metadata.jsonl": table})) == {"x/a.png": "a seven"}
 
 
+def test_a_whole_path_is_found_by_way_of_a_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = rows({"file_name": str(tmp_path / "F" / "a.png"), "text": "a seven"})
+    make(tmp_path / "F", {"a.png": "", "metadata.jsonl": table})
+    (tmp_path / "link").symlink_to("F")
+    assert captions(tmp_path / "link") == {"a.png": "a seven"}
+    monkeypatch.chdir(tmp_path / "F")
+    assert captions(Path()) == {"a.png": "a seven"}
+
+
 def test_a_picture_is_found_by_the_name_that_it_has(tmp_path: Path) -> None:
     table = rows({"file_name": "x\\a.png", "text": "flat"}, {"file_name": "x/a.png", "text": "deep"})
     folder = make(tmp_path, {"x\\a.png": "", "x/a.png": "", "metadata.jsonl": table})
