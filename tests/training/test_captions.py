@@ -95,6 +95,11 @@ def test_a_mixture_of_places_is_read_and_told(tmp_path: Path) -> None:
         read_folder(tmp_path)
 
 
+def test_an_empty_text_leaves_a_caption_missing(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"captions are missing for 2 of 2 pictures \(a boat.png, b.png\); put each"):
+        read_folder(make(tmp_path, {"a boat.png": "", "a boat.txt": "\ufeff\r\n", "b.png": ""}))
+
+
 def test_long_captions_are_told_in_part(tmp_path: Path) -> None:
     make(tmp_path, {"a.png": "", "a.txt": "x" * 61})
     assert captions_told(read_folder(tmp_path)).endswith(f'a.png: "{"x" * 57}..."')
