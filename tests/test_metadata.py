@@ -21,9 +21,10 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from gradina.errors import DiskError, PictureError, RequestError
+from gradina.images.texts import texts
 from gradina.infotext import SAMPLERS, SCHEDULES, model_of, read_parameters, write_parameters
 from gradina.metadata import from_json, read_picture, save_picture, to_json
-from gradina.pictures import SAVED, open_mask, open_picture, texts
+from gradina.pictures import SAVED, open_mask, open_picture
 from gradina.request import RATES_NAMES, SAMPLER_NAMES, SCHEDULE_NAMES, Defaults, Picture, Request
 
 QUICK = settings(
@@ -287,7 +288,7 @@ def test_samplers_and_schedules_by_their_names(named: str, sampler: str, schedul
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("Sampler: DPM2 a Karras", "Sampler: DPM2 a (not among ours, the model's own is used; choices: DDPM, DDIM"),
+        ("Sampler: DPM2 a Karras", "Sampler: DPM2 a Karras (not among ours; euler_ancestral draws instead)"),
         ("Schedule type: KL Optimal", "Schedule type: KL Optimal (not among ours"),
         ("Variation seed: 3, Variation seed strength: 0.1", "Variation seed: 3, Variation seed strength: 0.1 (not"),
         ("Face restoration: CodeFormer", "Face restoration: CodeFormer (not honoured: faces"),
@@ -423,7 +424,7 @@ def test_files_without_a_request(tmp_path: Path) -> None:
             read_picture(tmp_path / name)
         assert "\n" not in str(error.value)
     (tmp_path / "comfy.png").write_bytes(png((b"tEXt", b"workflow\0{}"), (b"tEXt", b"prompt\0{}")))
-    with pytest.raises(PictureError, match="carries ComfyUI's workflow, which is not read here"):
+    with pytest.raises(PictureError, match=r"comfy\.png: carries ComfyUI's prompt, in which there is no sampler"):
         read_picture(tmp_path / "comfy.png")
 
 

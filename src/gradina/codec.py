@@ -30,10 +30,12 @@ class Latents:
     height: int
     model: str = ""
     hash: str = ""
+    vae: str = ""  # the autoencoder, if it is not the model's own
 
     def save(self, path: str | PathLike[str]) -> None:
         """Writes them in half precision: safetensors, one tensor `latents`. Atomic; raises DiskError."""
         about = {"format": FORMAT, "width": self.width, "height": self.height, "model": self.model, "hash": self.hash}
+        about |= {"vae": self.vae} if self.vae else {}
         data = save({"latents": self.z.cpu().half().contiguous()}, {k: str(v) for k, v in about.items()})
         with atomic_write(path) as file:
             file.write(data)
@@ -45,7 +47,7 @@ def encode(model: StableDiffusion, picture: Image.Image) -> Latents:
     width, height = picture.size
     padding = (0, -width % factor, 0, -height % factor)
     pixels = F.pad(to_pixels(picture)[None], padding, mode="replicate")
-    return Latents(model.encode(pixels)[0], width, height, model.source or model.name, model.hash)
+    return Latents(model.encode(pixels)[0], width, height, model.source or model.name, model.hash, model.vae_source)
 
 
 def decode(model: StableDiffusion, latents: Latents) -> Image.Image:
@@ -75,7 +77,7 @@ def open_latents(path: str | PathLike[str]) -> Latents:
         raise PictureError(f"{path}: not a file of latents, or cut short; make it with `gradina encode`") from error
     if z.ndim != 3 or not z.is_floating_point() or not torch.isfinite(z).all() or min(size) < 1:
         raise PictureError(f"{path}: holds damaged latents; make them again with `gradina encode`")
-    return Latents(z, *size, about.get("model", ""), about.get("hash", ""))
+    return Latents(z, *size, about.get("model", ""), about.get("hash", ""), about.get("vae", ""))
 
 
 @dataclass(frozen=True)

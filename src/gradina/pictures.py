@@ -1,7 +1,4 @@
-"""Pictures from anywhere, made into what a model can start from: upright, opaque, eight bits, of its size.
-
-And the texts that their files carry.
-"""
+"""Pictures from anywhere, made into what a model can start from: upright, opaque, eight bits, of its size."""
 
 from __future__ import annotations
 
@@ -16,9 +13,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
-from PIL import ExifTags, Image, ImageChops, ImageFilter, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageChops, ImageFilter, ImageOps, UnidentifiedImageError
 
 from gradina.errors import PictureError
 from gradina.request import MAX_PIXELS
@@ -28,8 +25,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-TEXT_BYTES = 64 * 2**20  # of text that is read from one file
-CHUNKS = 1_000_000
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM")
 SAVED: dict[str, dict[str, Any]] = {  # as what, and how, a picture is written, by the suffix of its name
     ".png":  {"format": "PNG"},
@@ -238,68 +233,3 @@ def overlay(known: Image.Image, drawn: Image.Image, mask: Image.Image, blur: flo
     radius = max(mask.size) / 256 if blur is None else blur
     soft = mask.filter(ImageFilter.GaussianBlur(radius)).point(lambda value: max(0, 2 * value - 255))
     return Image.composite(drawn, known, ImageChops.darker(soft, mask))
-
-
-def texts(path: str | PathLike[str], what: str = "picture") -> dict[str, str]:
-    """The texts that a picture file carries, without decoding its pixels: PNG chunks by keyword, EXIF by tag name.
-
-    Raises PictureError for what is no picture, and where the texts are larger than 64 MiB.
-    """
-    with open(admit_file(path, what), "rb") as file:
-        if file.read(8) == b"\x89PNG\r\n\x1a\n":
-            return _png_texts(file, f"{what}: {os.fspath(path)}")
-    with opened(path, what) as image:
-        try:
-            exif = image.getexif()
-            tags = {ExifTags.TAGS.get(tag, str(tag)): value for tag, value in exif.items()}
-            comment = exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment)
-        except DAMAGE:  # such EXIF carries nothing
-            return {}
-    found = {name: value for name, value in tags.items() if isinstance(value, str)}
-    return found | ({"UserComment": _comment(comment)} if comment else {})
-
-
-def _png_texts(file: BinaryIO, name: str) -> dict[str, str]:
-    """Walks from chunk to chunk; texts behind the pixels, which Pillow sees only after decoding, are found too."""
-    found: dict[str, str] = {}
-    room = TEXT_BYTES
-    for _ in range(CHUNKS):
-        head = file.read(8)
-        if len(head) < 8 or head[4:] == b"IEND":
-            break
-        length, kind = struct.unpack(">I4s", head)
-        if kind not in (b"tEXt", b"zTXt", b"iTXt"):
-            file.seek(length + 4, os.SEEK_CUR)
-            continue
-        try:
-            key, text = _chunk_text(kind, file.read(min(length, room + 1)), room)
-        except (ValueError, zlib.error):
-            key, text = "", b""  # a damaged chunk carries nothing
-        room -= max(length, len(text))
-        if room < 0:
-            raise PictureError(f"{name} carries more than {TEXT_BYTES >> 20} MiB of text; it is not read")
-        file.seek(4, os.SEEK_CUR)
-        found.setdefault(key, text.decode("utf-8" if kind == b"iTXt" else "latin-1", "replace"))
-    return found
-
-
-def _chunk_text(kind: bytes, data: bytes, room: int) -> tuple[str, bytes]:
-    """Keyword and text of a tEXt, zTXt or iTXt chunk; of a compressed one no more than `room` + 1 bytes."""
-    key, text = data.split(b"\0", 1)
-    packed = kind == b"zTXt"
-    if kind == b"iTXt":
-        packed = text[0:1] == b"\1"
-        _language, _translated, text = text[2:].split(b"\0", 2)
-    elif packed:
-        text = text[1:]  # the method, of which there is one
-    return key.decode("latin-1"), zlib.decompressobj().decompress(text, room + 1) if packed else text
-
-
-def _comment(value: str | bytes) -> str:
-    """EXIF's UserComment: eight bytes that name the encoding, then the text; UTF-16 in either byte order."""
-    if isinstance(value, str):
-        return value
-    if not value.startswith(b"UNICODE\0"):
-        return value.removeprefix(b"ASCII\0\0\0").decode("utf-8", "replace").strip("\0")
-    big, little = (value[8:].decode(f"utf-16-{order}", "replace") for order in ("be", "le"))
-    return little if sum(c < "\x80" for c in little) > sum(c < "\x80" for c in big) else big

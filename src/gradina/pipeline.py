@@ -29,6 +29,7 @@ from gradina.diffusion.schedule import spaced, tail
 from gradina.diffusion.step import Step
 from gradina.engines import Call, Decoding, engaged
 from gradina.errors import RequestError
+from gradina.files import content
 from gradina.finite import finite, finite_step
 from gradina.ineffective import UNGUIDED, guidance_notes, mask_notes, sampler_notes, start_notes
 from gradina.lean import Lean
@@ -37,7 +38,7 @@ from gradina.models.tiny import TinyDecoder
 from gradina.nn.memory import give_back
 from gradina.nn.packing import converted, packed
 from gradina.pictures import fit, open_mask, open_picture, overlay
-from gradina.request import Picture, Request
+from gradina.request import Picture, Request, word_and_file
 from gradina.runtime import DTYPES, Engine, pick_device, pick_dtype, pick_engine
 from gradina.weights.concepts import read_concept
 from gradina.weights.edits import read_states
@@ -76,10 +77,10 @@ class StableDiffusion(Parts):
         that does not fit.
         """
         loras = request.loras if request.edit is None else (*request.loras, (request.edit[0], 1.0))
-        files = (*request.concepts, *(path for path, _ in loras))
+        files = (*(word_and_file(one)[1] for one in request.concepts), *(path for path, _ in loras))
         if not files:
             return self
-        key = (request.concepts, loras, tuple(map(_changed, files)))
+        key = (request.concepts, loras, tuple(content(file) if Path(file).is_file() else "" for file in files))
         if key not in self._adapted:
             stack = [(read_lora(path, self.unet, self.text), scale) for path, scale in loras]
             unet = merged(self.unet, *((lora.unet, scale) for lora, scale in stack))
@@ -163,11 +164,6 @@ class StableDiffusion(Parts):
         from gradina.weights.folders import write_folder
 
         write_folder(self, Path(path), dtype=dtype)
-
-
-def _changed(path: str) -> int:
-    """When a file was written last, in nanoseconds; 0: there is none."""
-    return Path(path).stat().st_mtime_ns if Path(path).is_file() else 0
 
 
 def to_pixels(picture: Image.Image) -> Tensor:
@@ -412,7 +408,7 @@ def _shape(model: StableDiffusion, request: Request) -> tuple[int, int, int]:
 
 def _chunks(model: StableDiffusion, request: Request, prompt: str) -> int:
     """How many chunks of tokens a prompt and its negative prompt take."""
-    return model.tokenizer.chunks([prompt, request.negative_prompt]).shape[1]
+    return max(map(model.tokenizer.chunks_of, (prompt, request.negative_prompt)))
 
 
 def load(
@@ -426,6 +422,7 @@ def load(
     plain: bool = False,
     low_memory: bool = False,
     tiny: str | PathLike[str] | None = None,
+    vae: str | PathLike[str] | None = None,
 ) -> StableDiffusion:
     """A model, ready to draw: a shipped one, a folder, a file, or an "owner/name" of the hub; None: the shipped one.
 
@@ -433,8 +430,9 @@ def load(
     are bf16 on a CPU that multiplies in it, fp32 on another and fp16 elsewhere, unless `dtype` (fp32, bf16, fp16) or
     $GRADINA_DTYPE says otherwise; `engine` is one of auto, eager, compile and openvino; `plain` leaves weights in the
     order in which they can learn; with `low_memory` one network at a time is in memory; `tiny` is a tiny decoder for
-    previews: a folder, a file, or an "owner/name" (madebyollin/taesd). Raises WeightsError, HubError where the hub does
-    not answer, RequestError for a device that is not there or has no such engine, MissingExtra.
+    previews: a folder, a file, or an "owner/name" (madebyollin/taesd); `vae` is an autoencoder in place of the model's
+    own: a safetensors file of it or of a whole checkpoint, a folder, or an "owner/name". Raises WeightsError, HubError
+    where the hub does not answer, RequestError for a device that is not there or has no such engine, MissingExtra.
     """
     from gradina.weights.tiny import read_tiny
     from gradina.weights.zoo import open_source
@@ -444,9 +442,10 @@ def load(
     numbers = pick_dtype(dtype, place)
     if low_memory and (place.type != "cpu" or chosen in ("compile", "openvino")):
         raise RequestError(f"low_memory: is for the CPU and engine eager, not for {place} and {chosen}")
-    parts = open_source(source, variant=variant, prediction=prediction)
+    parts = open_source(source, variant=variant, prediction=prediction, vae=vae)
+    files = (*parts.files, *parts.vae_files)
     previewer = None if tiny is None else read_tiny(tiny, parts.vae.config)
-    convert = partial(in_type, dtype=numbers, mapped=Mapped(*parts.files))
+    convert = partial(in_type, dtype=numbers, mapped=Mapped(*files))
     for network in (previewer,) if low_memory else (parts.text, parts.vae, parts.unet, previewer):
         packs = not plain and (chosen in ("auto", "eager") or network not in (parts.vae, parts.unet))
         if network is not None and place.type == "cpu" and packs:
@@ -457,7 +456,7 @@ def load(
     return StableDiffusion(
         **{f.name: getattr(parts, f.name) for f in fields(parts)},
         engine=chosen,
-        lean=Lean(numbers, parts.files) if low_memory else None,
+        lean=Lean(numbers, files) if low_memory else None,
         tiny=previewer,
     )
 

@@ -302,15 +302,24 @@ WRONG = [
     (["x", "--mask-image", "photo.png"], "mask_image: got a mask without an init_image"),
     (["x", "-i", "nothing.png"], "init_image: nothing.png does not exist"),
     (["x", "-i", "text.txt"], "init_image: text.txt is no picture"),
-    (["x", "-o", "x.bmp"], "--output: there is no '.bmp'"),
+    (["x", "-o", "x.bmp"], "--output: got x.bmp, expected a name that ends in .png"),
+    (["x", "-o", "/dev/full"], "--output: got /dev/full, expected a name that ends in .png"),
+    (["x", "-o", ""], "--output: got an empty text, expected PATH"),
+    (["x", "--model", ""], "--model: got an empty text, expected MODEL"),
+    (["x", "--lora", "a.safetensors", "--lora", ""], "--lora: got an empty text, expected FILE[:SCALE]"),
+    (["again", ""], "picture: got an empty text, expected PICTURE"),
+    (["convert", "", "x"], "source: got an empty text, expected SOURCE"),
     (["x", "-o", "nowhere/x.png"], "--output: there is no folder nowhere; make it first"),
     (["x", "--tiny", "taesd"], "--tiny: got taesd, but no --film and no --strip"),
     (["x", "--tiny", "nowhere", "--film", "x.gif", "-m", "digits"], "nowhere: there is no such tiny decoder"),
-    (["x", "--film", "x.mp4"], "--film: there is no '.mp4'"),
+    (["x", "--film", "x.mp4"], "--film: got x.mp4, expected a name that ends in .gif"),
     (["x", "--grid", "guidance=1,2"], "--grid: there is no 'guidance'"),
     (["x", "--grid", "steps"], "--grid: got 'steps', expected FIELD=A,B"),
     (["x", "--grid", "steps=1,x"], "steps: got 'x', expected a number"),
     (["x", "--grid", "steps=1", "--grid", "steps=2"], "--grid: got steps, steps; expected one field, or two"),
+    (["x", "--lora", ":0.5"], "loras: got ':0.5', which names no file; expected FILE or FILE:SCALE"),
+    (["x", "--edit", ":0.5"], "edit: got ':0.5', which names no file"),
+    (["x", "--grid", "loras=a.safetensors:1+:0.5"], "loras: got ':0.5', which names no file"),
     (["x", "--grid", "width=64,65"], "width: got 65, expected a multiple of 8"),
     (["x", "y", "--grid", "steps=1,2"], "--grid: give one prompt and one image"),
     (["x", "--guidance-interval", "3"], "guidance_interval: got '3', expected LOW:HIGH"),
@@ -388,6 +397,8 @@ def test_a_grid_names_files_by_their_names_alone() -> None:
 
     name, values = axis("loras=some/where/bear.safetensors:0.5|bear.safetensors:1")
     assert [cell_label(name, value) for value in values] == ["bear 0.5", "bear 1"]
+    name, values = axis("concepts=some/where/bear.safetensors|my-bear=a.safetensors+b.safetensors")
+    assert [cell_label(name, value) for value in values] == ["bear", "my-bear\nb"]
     assert cell_label("guidance_scale", 7.5) == "guidance_scale 7.5"
     assert cell_label("sampler", "ddim") == "sampler ddim"
 

@@ -160,7 +160,12 @@ WRONG = [
     (["finetune", "numbers"], "captions are missing for 1 of 1 pictures (1.png)"),
     (["finetune", "small"], "1 of 1 pictures are too small, expected about 64x64 pixels (small/a boat.png: 8x8)"),
     (["finetune", "boats", "--dtype", "fp16"], "fp16 does not learn"),
-    (["finetune", "boats", "--lr", "0"], "lr: got 0.0, expected more than 0"),
+    (["finetune", "boats", "--lr", "0"], "lr: got 0.0, expected a number above 0"),
+    (["finetune", "boats", "--lr", "inf"], "lr: got inf, expected a number above 0"),
+    (["finetune", "boats", "--min-snr", "-1"], "min_snr: got -1.0, expected a number above 0"),
+    (["finetune", "boats", "--noise-offset", "nan"], "noise_offset: got nan, expected 0, or a number above it"),
+    (["finetune", "boats", "--caption-dropout", "2"], "caption_dropout: got 2.0, expected 0 to 1"),
+    (["dreambooth", "boats", "--instance", ""], "--instance: got an empty text, expected PROMPT"),
     (["imagic", "nothing.png", "a boat"], "nothing.png: there is no such picture"),
     (["invert", "boats", "--word", "two words"], "'two words': expected a word without spaces"),
 ]

@@ -3,7 +3,9 @@ keeps draws elsewhere as it does here."""
 
 from __future__ import annotations
 
+import copy
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -186,6 +188,40 @@ def test_class_pictures_are_drawn_once(tiny_model: Tiny, tmp_path: Path) -> None
     assert [path.read_bytes() for path in three[:2]] == before
     assert len(three) == 3
     assert len(list(class_pictures(model, "a boat", 2, tmp_path / "class"))) == 2
+
+
+def test_class_pictures_are_those_of_the_prompt_the_model_and_its_settings(
+    tiny_model: Tiny, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Others stay in the folder, and are not used; photographs, which carry no request, are."""
+    tiny_model("sd1").save(tmp_path / "model")
+    model, folder = load(tmp_path / "model", dtype="fp32", plain=True), tmp_path / "class"
+    first = class_pictures(model, "a boat", 2, folder)
+    kept = [path.read_bytes() for path in first]
+    for note, other, prompt in (
+        ("the prompt 'a boat'", model, "a cat"),
+        ("the width 64", replace(model, defaults=replace(model.defaults, width=128)), "a boat"),
+        ("the model model [", load(second(model, tmp_path / "second"), dtype="fp32"), "a boat"),
+    ):
+        caplog.clear()
+        there = shutil.copytree(folder, tmp_path / f"class of {note}")
+        drawn = class_pictures(other, prompt, 2, there)
+        assert f"2 pictures there are not of the class {prompt!r}: 0000.png has {note}" in caplog.text
+        assert [path.name for path in drawn] == ["0000-2.png", "0001-2.png"]
+        assert [(there / path.name).read_bytes() for path in first] == kept
+        assert class_pictures(other, prompt, 2, there) == drawn
+    caplog.clear()
+    Image.new("RGB", (64, 64), "red").save(folder / "photograph.jpg")
+    assert class_pictures(model, "a boat", 3, folder) == [folder / "photograph.jpg", *first]
+    assert "1 pictures are taken for the class 'a boat' that do not say what they show: photograph.jpg" in caplog.text
+
+
+def second(model: StableDiffusion, folder: Path) -> Path:
+    """Another model than that."""
+    unet = copy.deepcopy(model.unet)
+    unet.conv_in.bias.data += 1
+    replace(model, unet=unet).save(folder)
+    return folder
 
 
 def test_a_loss_that_is_no_number_keeps_what_was_learnt(tiny_model: Tiny, pictures: Path, tmp_path: Path) -> None:

@@ -167,7 +167,17 @@ def test_a_shape_that_does_not_fit(folder, saved):
 @pytest.mark.parametrize(
     ("file", "change", "message"),
     [
-        ("model_index.json", {"_class_name": "StableDiffusionXLPipeline"}, "StableDiffusionXLPipeline, another family"),
+        (
+            "model_index.json",
+            {
+                "_class_name": "StableDiffusionXLPipeline",
+                "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
+            },
+            "StableDiffusionXLPipeline with text_encoder_2, another family",
+        ),
+        ("model_index.json", {"controlnet": ["diffusers", "ControlNetModel"]}, "with controlnet, another family"),
+        ("model_index.json", {"unet": ["diffusers", "UNet3DConditionModel"]}, "whose unet is a UNet3DConditionModel"),
+        ("model_index.json", {"vae": ["diffusers", "AutoencoderTiny"]}, "whose vae is a AutoencoderTiny"),
         (
             "unet/config.json",
             {"class_embed_type": "projection"},
@@ -192,13 +202,21 @@ def test_configs_that_cannot_be_honoured(file, change, message, folder, saved):
 
 
 @pytest.mark.parametrize("file", ["model_index.json", "unet/config.json", "scheduler/scheduler_config.json"])
-def test_files_that_are_missing_or_damaged(file, folder, saved):
+def test_files_that_are_damaged(file, folder, saved):
     saved(folder)
     (folder / file).write_text("{")
     with pytest.raises(WeightsError, match=f"{file}: is no JSON"):
         read_folder(folder)
+
+
+@pytest.mark.parametrize("file", ["unet/config.json", "scheduler/scheduler_config.json"])
+def test_files_that_are_missing(file, folder, saved):
+    saved(folder)
     (folder / file).unlink()
-    with pytest.raises(WeightsError, match=r"no such file|has no model_index.json"):
+    with pytest.raises(WeightsError, match=f"{file}: there is no such file"):
+        read_folder(folder)
+    (folder / "model_index.json").unlink()
+    with pytest.raises(WeightsError, match=r"has no model_index\.json|no such file"):
         read_folder(folder)
 
 

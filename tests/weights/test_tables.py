@@ -1,5 +1,6 @@
 """Every parameter of the real networks has one name in each dialect, and every name there is taken once."""
 
+import re
 from collections import Counter
 from dataclasses import replace
 from functools import cache
@@ -21,7 +22,18 @@ from gradina.models.unet import UNet, UNetConfig
 from gradina.models.vae import AutoencoderKL, VAEConfig
 from gradina.weights import configs
 from gradina.weights.remap import read, sources, unclaimed, write
-from gradina.weights.tables import DROPPED, PAIR, TEXT, UNET, VAE, VISION, unet_numbers, vae_numbers
+from gradina.weights.tables import (
+    DROPPED,
+    PAIR,
+    SPELLINGS,
+    TEXT,
+    UNET,
+    VAE,
+    VISION,
+    unet_numbers,
+    vae_numbers,
+    with_attention_of,
+)
 
 SD1 = UNetConfig()
 SD2 = UNetConfig(heads=(5, 10, 20, 20), context=1024, linear=True)
@@ -96,15 +108,21 @@ def test_vae():
     assert shapes(ours) == {name: shapes(reference)[source.name] for name, source in where.items()}
 
 
-def test_vae_with_the_attention_names_of_old():
-    ours = on_meta(AutoencoderKL, VAEConfig()).state_dict()
-    changed = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
-    for side in ("encoder", "decoder"):
-        for new, old in changed.items():
-            name = f"{side}.mid.attn.{'out' if new == 'to_out.0' else new[-1]}.weight"
-            assert sources(ours, VAE, "diffusers")[name].name == f"{side}.mid_block.attentions.0.{new}.weight"
-            assert sources(ours, VAE, "diffusers-old")[name].name == f"{side}.mid_block.attentions.0.{old}.weight"
-    assert len({s.name for s in sources(ours, VAE, "diffusers-old").values()}) == 248
+@pytest.mark.parametrize("layout", ["original", "diffusers"])
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_vae_attention_in_every_spelling(layout, spelling):
+    ours = on_meta(AutoencoderKL, VAEConfig())
+    where = sources(ours.state_dict(), VAE, layout, vae_numbers(ours.config))
+    right = write(ours.state_dict(), where)
+    spelt = right
+    for own, other in zip(SPELLINGS[layout], SPELLINGS[spelling], strict=True):
+        spelt = {re.sub(rf"(\.mid.*\.){re.escape(own)}(\.\w+)$", rf"\1{other}\2", n): x for n, x in spelt.items()}
+    assert (spelt.keys() == right.keys()) == (layout == spelling)
+    assert len(spelt.keys() - right.keys()) == (0 if layout == spelling else 16)
+    for weights in (spelt, {n: x.flatten(1) if x.ndim == 4 and x.shape[2:] == (1, 1) else x for n, x in spelt.items()}):
+        found = read(with_attention_of(layout, weights), {n: s for n, s in where.items() if ".mid.attn" in n})
+        assert {n: tuple(x.shape) for n, x in found.items()} == {n: shapes(ours)[n] for n in found}
+    assert with_attention_of(layout, spelt).keys() == right.keys()
 
 
 def test_original_vae_is_what_diffusers_makes_of_it():

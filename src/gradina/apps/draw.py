@@ -16,7 +16,7 @@ import typer
 from gradina.apps import options as o
 from gradina.apps.grids import Axis, axis, cell_label, cells, check_grid, parse
 from gradina.errors import RequestError, WeightsError
-from gradina.files import check_writable, check_writable_folder, with_ending
+from gradina.files import check_writable, check_writable_folder, unused, with_ending
 from gradina.request import Defaults, Picture, Request, choice
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ def generate(
     engine: o.Engine = None,
     low_memory: o.LowMemory = False,
     tiny: o.Tiny = None,
+    vae: o.Vae = None,
     preset: o.Preset = None,
     threads: o.Threads = None,
     quiet: o.Quiet = False,
@@ -94,7 +95,7 @@ def generate(
     check_grid(axes, request, film or strip)
     if tiny and not (film or strip):
         raise RequestError(f"--tiny: got {tiny}, but no --film and no --strip, for which alone it is; add one")
-    opened = open_model(model, variant, prediction, device, dtype, threads, engine, low_memory, tiny)
+    opened = open_model(model, variant, prediction, device, dtype, threads, engine, low_memory, tiny, vae)
     if preset is not None:
         request = with_preset(opened, request, preset)
     if axes:
@@ -113,6 +114,7 @@ def again(
     dtype: o.Dtype = None,
     engine: o.Engine = None,
     low_memory: o.LowMemory = False,
+    vae: o.ItsVae = None,
     threads: o.Threads = None,
     quiet: o.Quiet = False,
 ) -> None:
@@ -128,13 +130,18 @@ def again(
     name, numbers = model or was.get("source") or was.get("name"), dtype or was.get("dtype")
     try:
         engine = engine or was.get("engine")
-        opened = open_model(name, variant, prediction, device, numbers, threads, engine, low_memory)
+        own = vae or was.get("vae")
+        opened = open_model(name, variant, prediction, device, numbers, threads, engine, low_memory, vae=own)
     except WeightsError as error:
-        if model:
+        unsaid = [] if model else ["the model yourself with --model"]
+        unsaid += ["the autoencoder with --vae"] if was.get("vae") and not vae else []
+        if not unsaid:
             raise
-        raise WeightsError(f"{error} (so says {picture}; name the model yourself with --model)") from error
-    if was.get("hash") and opened.hash and was["hash"] != opened.hash:
-        say(f"drawn by {was.get('name')} [{was['hash']}], this is {opened.name} [{opened.hash}]")
+        raise WeightsError(f"{error} (so says {picture}; name {', or '.join(unsaid)})") from error
+    now = opened.about
+    for what, name, found in (("by", "name", "hash"), ("with the autoencoder", "vae", "vae_hash")):
+        if was.get(found) and now.get(found) and was[found] != now[found]:
+            say(f"drawn {what} {was.get(name)} [{was[found]}], this is {now.get(name)} [{now[found]}]")
     draw(opened, record.request, target, None, None, quiet)
 
 
@@ -153,6 +160,7 @@ def open_model(
     engine: str | None = None,
     low_memory: bool = False,
     tiny: str | None = None,
+    vae: str | None = None,
 ) -> StableDiffusion:
     """The model that the options name."""
     from gradina.pipeline import load
@@ -168,6 +176,7 @@ def open_model(
         engine=engine or "auto",
         low_memory=low_memory,
         tiny=tiny,
+        vae=vae,
     )
 
 
@@ -283,8 +292,8 @@ def check_files(request: Request, output: str | None, film: str | None, strip: s
 
 def check_target(name: str, path: str, kinds: Iterable[str] = ()) -> str:
     """The path of a file to write, if it can be written and its name ends in one of `kinds`, where there are any."""
-    if kinds:
-        choice(name, Path(path).suffix.lower(), tuple(kinds))
+    if kinds and Path(path).suffix.lower() not in kinds:
+        raise RequestError(f"{name}: got {path}, expected a name that ends in {', '.join(kinds)}")
     if not Path(path).parent.is_dir():
         raise RequestError(f"{name}: there is no folder {Path(path).parent}; make it first")
     check_writable(path)
@@ -316,14 +325,6 @@ def path_for(picture: Picture, output: str | None, alone: bool) -> Path:
         return unused(Path(output) / own)
     path = Path(output)
     return path if alone else with_ending(path, f"-{picture.seed}{path.suffix}")
-
-
-def unused(path: Path) -> Path:
-    """The path, or the next one of its kind that does not exist yet."""
-    free, n = path, 2
-    while free.exists():
-        free, n = with_ending(path, f"-{n}{path.suffix}"), n + 1
-    return free
 
 
 def slug(prompt: str) -> str:

@@ -19,13 +19,13 @@ def info(picture: o.Picture, as_json: o.Json = False) -> None:
 
     record = read_picture(picture, strict=False)
     if as_json:
-        typer.echo(to_json(record.request))
+        typer.echo(to_json(record.request, strict=False))
         return
     model = record.model or {}
     named = " ".join(filter(None, (model.get("name"), model.get("hash"), model.get("source"))))
-    rows = {"source": record.source, "model": named}
-    rows |= {name: model[name] for name in ("dtype", "engine") if name in model}
-    rows |= {k: v for k, v in json.loads(to_json(record.request)).items() if v not in (None, "", [])}
+    rows = {"source": record.source} | ({"model": named} if named else {})
+    rows |= {name: model[name] for name in ("vae", "dtype", "engine") if name in model}
+    rows |= {k: v for k, v in json.loads(to_json(record.request, strict=False)).items() if v not in (None, "", [])}
     for name, value in rows.items():
         shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         typer.echo(f"{name:18} {shown if len(shown) < 2000 else shown[:200] + ' ...'}")
@@ -37,6 +37,7 @@ def encode(
     picture: o.Picture,
     output: o.Target = None,
     model: o.Model = None,
+    vae: o.Vae = None,
     variant: o.Variant = None,
     device: o.Device = None,
     dtype: o.Dtype = None,
@@ -52,7 +53,7 @@ def encode(
         raise RequestError(f"--output: got {target}, a picture's name, for latents; end it in .latents")
     check_apart(("PICTURE", picture), ("--output", target))
     before = Path(picture).stat().st_size
-    loaded = open_model(model, variant, None, device, dtype, threads)
+    loaded = open_model(model, variant, None, device, dtype, threads, vae=vae)
     latents = codec.encode(loaded, opened)
     latents.save(target)
     loss = codec.measure(loaded, opened, latents)
@@ -69,6 +70,7 @@ def decode(
     latents: o.LatentsFile,
     output: o.Target = None,
     model: o.ItsModel = None,
+    vae: o.ItsVae = None,
     variant: o.Variant = None,
     device: o.Device = None,
     dtype: o.Dtype = None,
@@ -80,7 +82,7 @@ def decode(
 
     read = codec.open_latents(latents)
     target = check_target("--output", output or str(with_ending(Path(latents), ".png")), SAVED)
-    loaded = open_model(model or read.model or None, variant, None, device, dtype, threads)
+    loaded = open_model(model or read.model or None, variant, None, device, dtype, threads, vae=vae or read.vae or None)
     save_sheet(codec.decode(loaded, read), target)
 
 

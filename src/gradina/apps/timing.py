@@ -68,6 +68,7 @@ def tune(
     device: o.Device = None,
     dtype: o.Dtype = None,
     engine: o.Engine = None,
+    vae: o.Vae = None,
     threads: o.Threads = None,
     quiet: o.Quiet = False,
 ) -> None:
@@ -76,7 +77,7 @@ def tune(
         check_target("--plot", plot, (".png", ".svg", ".pdf"))
     check_writable_folder(cache_folder())
     request = Request(prompt=tuple(prompts or TRIED), seed=0)
-    opened = open_model(model, variant, prediction, device, dtype, threads, engine)
+    opened = open_model(model, variant, prediction, device, dtype, threads, engine, vae=vae)
     from gradina import tuning
     from gradina.bench.report import pyplot, tried
 

@@ -27,6 +27,8 @@ PATTERN = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[
 DEFAULTS = {"bos_token": BOS, "eos_token": EOS, "unk_token": EOS, "pad_token": EOS}
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 AGAIN = "fetch or save the tokenizer folder again"
+SMALL = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])  # as prompts are read
+HIDDEN = "\ue000"  # before the names of a word's further tokens, which no prompt shall hold by chance
 
 Merge = tuple[str, str]
 
@@ -78,10 +80,20 @@ def _learned_merges(captions: Iterable[str], most: int) -> list[Merge]:
     return [("".join(token[c] for c in left), "".join(token[c] for c in right)) for left, right in found]
 
 
-def _tail(word: str, added: Mapping[str, int]) -> list[int]:
-    """The further tokens of a word that was added as several: those of WORD_1, WORD_2, ..., as diffusers has them."""
-    names = takewhile(added.__contains__, (f"{word}_{i}" for i in count(1)))
-    return [added[name] for name in names]
+def as_word(text: str) -> str:
+    """A text as one word of a prompt: in small letters, as prompts are read, with hyphens for its spaces."""
+    small: str = SMALL.normalize_str("-".join(_valid(text).split()))
+    return small
+
+
+def _further(added: Mapping[str, int]) -> dict[int, list[int]]:
+    """The further tokens of words that were added as several: those of WORD_1, WORD_2, ..., as diffusers has them."""
+    found = {}
+    for word, first in added.items():
+        names = takewhile(added.__contains__, (f"{word}_{i}" for i in count(1)))
+        if more := [added[name] for name in names]:
+            found[first] = more
+    return found
 
 
 def _valid(text: str) -> str:
@@ -178,13 +190,21 @@ class Tokenizer:
     (Stable Diffusion 2) every "!" of a prompt becomes id 0.
     """
 
-    def __init__(self, engine: tokenizers.Tokenizer, length: int, bos: int, eos: int, pad: int) -> None:
+    def __init__(
+        self,
+        engine: tokenizers.Tokenizer,
+        length: int,
+        bos: int,
+        eos: int,
+        pad: int,
+        further: Mapping[int, list[int]] | None = None,
+    ) -> None:
         if length < 3:
             raise ValueError(f"a context length of {length} has no room between start and end: use 3 or more")
         self.length, self.bos, self.eos, self.pad = length, bos, eos, pad
         self._engine = engine
         added = {token.content: i for i, token in engine.get_added_tokens_decoder().items()}
-        self._more = {added[word]: tail for word in added if (tail := _tail(word, added))}
+        self._further = _further(added) if further is None else further  # tokens of a word, by its first
 
     @classmethod
     def clip(cls, length: int = 77, pad: int | None = None) -> Tokenizer:
@@ -246,33 +266,42 @@ class Tokenizer:
         return cls(engine, int(length) if length < 1e6 else 77, bos, eos, pad)  # transformers writes 1e30 for "unknown"
 
     def with_word(self, word: str, tokens: int = 1) -> Tokenizer:
-        """A tokenizer that reads one more word as so many tokens of its own: WORD, WORD_1, ... at the vocabulary's end.
+        """A tokenizer that reads one more word, in whatever capitals, as so many tokens at the vocabulary's end.
 
-        Raises WeightsError for a word that is a token already, or that no prompt could hold.
+        They are its own: no other word, whatever it is called, changes them or is changed. Raises WeightsError for a
+        word that is a token already, or that no prompt could hold.
         """
-        new = [word if i == 0 else f"{word}_{i}" for i in range(tokens)]
-        known = self._engine.get_vocab(with_added_tokens=True)
         if not word.strip() or len(word.split()) != 1 or word != _valid(word):
             raise WeightsError(f"{word!r}: expected a word without spaces, such as <teddy>")
-        for token in new:
-            if {token, token.lower(), token.lower() + SUFFIX} & set(known):
-                raise WeightsError(f"{token!r} is a token of this model already; choose another word, such as <{word}>")
+        small = as_word(word)
+        added = {as_word(token.content) for token in self._engine.get_added_tokens_decoder().values()}
+        if {small, small + SUFFIX} & (added | self._engine.get_vocab(with_added_tokens=False).keys()):
+            raise WeightsError(f"{word!r} is a token of this model already; choose another word, such as <{word}>")
         engine = tokenizers.Tokenizer.from_str(self._engine.to_str())
-        engine.add_tokens([AddedToken(token, single_word=token.isalnum(), normalized=True) for token in new])
-        return Tokenizer(engine, self.length, self.bos, self.eos, self.pad)
+        names = [small, *(f"{HIDDEN}{small}_{i}" for i in range(1, tokens))]
+        engine.add_tokens([AddedToken(name, single_word=name.isalnum(), normalized=True) for name in names])
+        first, *more = (engine.token_to_id(name) for name in names)
+        further = {**self._further, first: more}
+        return Tokenizer(engine, self.length, self.bos, self.eos, self.pad, further)
+
+    def of_length(self, length: int) -> Tokenizer:
+        """A tokenizer that reads alike, for texts of so many tokens."""
+        return Tokenizer(self._engine, length, self.bos, self.eos, self.pad)
 
     def save(self, folder: str | Path) -> None:
-        """Writes vocab.json, merges.txt, tokenizer_config.json and special_tokens_map.json as transformers has them."""
+        """Writes vocab.json, merges.txt, tokenizer_config.json and special_tokens_map.json as transformers has them.
+
+        Raises WeightsError where the names of two words' tokens would be the same there.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         model = json.loads(self._engine.to_str())["model"]
         vocabulary = dict(sorted(model["vocab"].items(), key=lambda item: item[1]))
         ids = {"bos_token": self.bos, "eos_token": self.eos, "pad_token": self.pad}
         named = {key: self._engine.id_to_token(i) for key, i in ids.items()} | {"unk_token": model["unk_token"] or EOS}
-        added = {str(i): token.__getstate__() for i, token in sorted(self._engine.get_added_tokens_decoder().items())}
         config = named | {
             "add_prefix_space": False,
-            "added_tokens_decoder": added,
+            "added_tokens_decoder": self._added(),
             "clean_up_tokenization_spaces": False,
             "do_lower_case": True,
             "errors": "replace",
@@ -287,6 +316,18 @@ class Tokenizer:
         }.items():
             (folder / name).write_text(text + "\n", encoding="utf-8", newline="\n")
 
+    def _added(self) -> dict[str, dict[str, Any]]:
+        """The added tokens as transformers writes them."""
+        tokens = dict(sorted(self._engine.get_added_tokens_decoder().items()))
+        states = {i: {**t.__getstate__(), "content": t.content.removeprefix(HIDDEN)} for i, t in tokens.items()}
+        names = {state["content"]: i for i, state in states.items()}
+        if len(names) < len(states) or _further(names) != {
+            first: more for first, more in self._further.items() if more
+        }:
+            words = ", ".join(token.content for token in tokens.values() if not token.special)
+            raise WeightsError(f"the words {words}: the tokens of one are called as another is; save them apart")
+        return {str(i): state for i, state in states.items()}
+
     def __len__(self) -> int:
         """How many entries the vocabulary has: the rows of a text tower's token embedding."""
         return self._engine.get_vocab_size(with_added_tokens=True)
@@ -294,11 +335,12 @@ class Tokenizer:
     def ids(self, text: str) -> list[int]:
         """The bare ids of a text of any length: no start, no end, no padding."""
         read: list[int] = self._engine.encode(_valid(text), add_special_tokens=False).ids
-        return [i for first in read for i in (first, *self._more.get(first, ()))] if self._more else read
+        return [i for first in read for i in (first, *self._further.get(first, ()))] if self._further else read
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids of shape (n,), in lower case with spaces between words; special tokens are left out."""
-        text = self._engine.decode([int(i) for i in ids], skip_special_tokens=True)
+        further = {i for more in self._further.values() for i in more}
+        text = self._engine.decode([int(i) for i in ids if int(i) not in further], skip_special_tokens=True)
         return text.replace(SUFFIX, " ").strip()
 
     def __call__(self, texts: str | Sequence[str]) -> Tensor:
@@ -312,6 +354,10 @@ class Tokenizer:
         """
         rows = self._rows(texts)
         return self._framed(rows, max([1, *(math.ceil(len(row) / (self.length - 2)) for row in rows)]))
+
+    def chunks_of(self, text: str) -> int:
+        """How many chunks a text takes."""
+        return max(1, math.ceil(len(self.ids(text)) / (self.length - 2)))
 
     def _rows(self, texts: str | Sequence[str]) -> list[list[int]]:
         return [self.ids(text) for text in ([texts] if isinstance(texts, str) else texts)]

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, TypeAlias, cast
 
 from PIL.Image import Resampling
 
+from gradina.diffusion.prediction import prediction_named
+from gradina.diffusion.schedule import Schedule, schedule_from_config
 from gradina.errors import WeightsError
 from gradina.models.clip import ACTIVATIONS, Activation, ConvConfig, TextConfig, VisionConfig
 from gradina.models.unet import UNetConfig
 from gradina.models.vae import VAEConfig
+from gradina.request import Defaults, Request
+from gradina.weights.settings import checked, number, shown, whole
 
 Json = Mapping[str, Any]
 Rgb: TypeAlias = tuple[float, float, float]
@@ -50,7 +55,7 @@ def unet_from(json: Json, time: bool = True) -> UNetConfig:
     attention = tuple(_one_of("down_block_types", kind, ATTENDED) for kind in down)
     if tuple(_one_of("up_block_types", kind, ATTENDED) for kind in reversed(up)) != attention:
         raise WeightsError(f"U-Net config: up_block_types is {up}, expected the mirror of {down}")
-    return UNetConfig(
+    found = UNetConfig(
         channels=json["in_channels"],
         out_channels=json["out_channels"],
         widths=widths,
@@ -62,8 +67,9 @@ def unet_from(json: Json, time: bool = True) -> UNetConfig:
         linear=json.get("use_linear_projection", False),
         groups=json.get("norm_num_groups", 32),
         time=time,
-        size=_same("sample_size", json.get("sample_size") or 64),
+        size=_size(json),
     )
+    return checked(found)
 
 
 def unet_to(c: UNetConfig) -> dict[str, Any]:
@@ -92,7 +98,7 @@ def vae_from(json: Json) -> VAEConfig:
     for key, kind in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
         if set(json.get(key, [kind])) != {kind}:
             raise WeightsError(f"autoencoder config: {key} is {json[key]}, expected {kind} alone")
-    return VAEConfig(
+    found = VAEConfig(
         channels=json.get("in_channels", 3),
         latent_channels=json.get("latent_channels", 4),
         widths=tuple(json["block_out_channels"]),
@@ -100,6 +106,7 @@ def vae_from(json: Json) -> VAEConfig:
         groups=json.get("norm_num_groups", 32),
         scale=json.get("scaling_factor") or 0.18215,
     )
+    return checked(found)
 
 
 def vae_to(c: VAEConfig, size: int) -> dict[str, Any]:
@@ -124,7 +131,7 @@ def text_from(json: Json, projection: int | None = None) -> TextConfig:
     """The text tower that text_encoder/config.json describes; `projection` is known from the weights alone."""
     _check("text tower", json, CLIP_FIXED)
     vocabulary, eos = json.get("vocab_size", 49408), json.get("eos_token_id")
-    return TextConfig(
+    found = TextConfig(
         vocabulary=vocabulary,
         length=json.get("max_position_embeddings", 77),
         width=json["hidden_size"],
@@ -135,6 +142,7 @@ def text_from(json: Json, projection: int | None = None) -> TextConfig:
         projection=projection,
         eos=end_of_text(vocabulary) if eos in (None, 2) else eos,  # older files say 2 and mean the highest id
     )
+    return checked(found)
 
 
 def text_to(c: TextConfig) -> dict[str, Any]:
@@ -240,11 +248,48 @@ def end_of_text(vocabulary: int) -> int:
     return 49407 if vocabulary >= 49408 else vocabulary - 1
 
 
+def schedule_from(json: Json) -> tuple[Schedule, str | None]:
+    """The schedule of scheduler/scheduler_config.json, as diffusers' pipelines correct it, and eps, v or x0 if it says.
+
+    Those pipelines take 1 for every other `steps_offset`, which files of before diffusers 0.4 lack, and never clip.
+    """
+    told = {name: value for name, value in json.items() if value is not None}
+    whole("num_train_timesteps", told.get("num_train_timesteps", 1000), 2, 100_000)
+    for name in ("beta_start", "beta_end"):
+        number(name, told.get(name, 0.01), 0, 1)
+    if "trained_betas" in told:
+        whole("the length of trained_betas", len(told["trained_betas"]), 2, 100_000)
+        for beta in told["trained_betas"]:
+            number("trained_betas", beta, 0, 1)
+    said = told.get("prediction_type")
+    return schedule_from_config({**told, "steps_offset": 1}), said and prediction_named(said).name
+
+
+def defaults_from(json: Json) -> Defaults:
+    """What a model of ours draws with, from gradina.json; raises RequestError for what no request could be."""
+    given = json["defaults"]
+    Request(**given)
+    return Defaults(**{name: value for name, value in given.items() if value is not None})
+
+
+def _size(json: Json) -> int:
+    """The side of the latents that a U-Net was trained on.
+
+    The first files for Stable Diffusion said 32 and meant 64; diffusers' pipelines correct all of before version 0.9.
+    """
+    size = _same("sample_size", json.get("sample_size") or 64)
+    version = re.match(r"(\d+)\.(\d+)", str(json.get("_diffusers_version", "")))
+    old = version is not None and (int(version[1]), int(version[2])) < (0, 9)
+    return 64 if old and isinstance(json.get("sample_size"), int) and size < 64 else size
+
+
 def _check(network: str, json: Json, fixed: Json) -> None:
     for key, expected in fixed.items():
         got = json.get(key, expected)
         if got != expected:
-            raise WeightsError(f"{network} config: {key} is {got!r}, which is not built here (expected {expected!r})")
+            raise WeightsError(
+                f"{network} config: {key} is {shown(got)}, which is not built here (expected {expected!r})"
+            )
 
 
 def _one_of(key: str, kind: str, kinds: Mapping[str, bool]) -> bool:

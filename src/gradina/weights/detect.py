@@ -24,6 +24,10 @@ from gradina.weights.others import Shapes, refuse_channels, refuse_others
 from gradina.weights.store import Weights
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
+VAE_BLOCKS = {
+    "original": "encoder.down.{}.block.{}.conv1.weight",
+    "diffusers": "encoder.down_blocks.{}.resnets.{}.conv1.weight",
+}
 V_BIAS = UNET + "output_blocks.11.1.transformer_blocks.0.norm1.bias"
 V_SPREAD = 0.09  # of that bias; above it ComfyUI takes an SD 2 checkpoint for one of velocities
 
@@ -106,15 +110,16 @@ def unet_of(shapes: Shapes) -> UNetConfig:
     )
 
 
-def vae_of(shapes: Shapes) -> VAEConfig:
-    """The autoencoder with these shapes, by original names."""
-    levels = _length(shapes, "encoder.down.{}.block.0.conv1.weight")
-    widths = tuple(shapes[f"encoder.down.{i}.block.0.conv1.weight"][0] for i in range(levels))
+def vae_of(shapes: Shapes, dialect: str = "original") -> VAEConfig:
+    """The autoencoder with these shapes, by names of a dialect of `tables.VAE`."""
+    block = VAE_BLOCKS[dialect]
+    levels = max(1, _length(shapes, block.format("{}", 0)))
+    widths = tuple(shapes[block.format(i, 0)][0] for i in range(levels))
     return VAEConfig(
         channels=shapes["encoder.conv_in.weight"][1],
         latent_channels=shapes["post_quant_conv.weight"][0],
         widths=widths,
-        blocks=_length(shapes, "encoder.down.0.block.{}.conv1.weight"),
+        blocks=_length(shapes, block.format(0, "{}")),
         groups=_groups(widths),
     )
 
@@ -146,16 +151,19 @@ def text_of(shapes: Shapes, home: TextHome) -> TextConfig:
     )
 
 
-def prediction_of(weights: Weights, found: Detected) -> str:
-    """eps or v: what metadata or marker keys say, else the way of the family; warns where that is a guess.
-
-    SD 2.x files come in both kinds and do not tell; the guess is ComfyUI's, by the spread of one bias.
-    """
+def said_of(weights: Weights) -> str | None:
+    """eps or v, where metadata or a marker key of an original file says it."""
     said = weights.metadata.get("modelspec.prediction_type", "").lower()
     if said in ("v", "v_prediction", "epsilon", "eps"):
         return "v" if said.startswith("v") else "eps"
-    if "v_pred" in weights.tensors:
-        return "v"
+    return "v" if "v_pred" in weights.tensors else None
+
+
+def guessed(weights: Weights, found: Detected) -> str:
+    """eps or v, for a file that does not say: the way of its family; warns where that is a guess.
+
+    SD 2.x files come in both kinds; the guess is ComfyUI's, by the spread of one bias.
+    """
     if not found.unet.linear or found.unet.channels != found.unet.out_channels:
         return "eps"
     guess = "v" if _spread(weights.tensors) > V_SPREAD else "eps"

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import logging
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
 
-from gradina.diffusion.prediction import prediction_named
-from gradina.diffusion.schedule import schedule_from_config
 from gradina.errors import WeightsError
 from gradina.files import atomic_folder
 from gradina.models.clip import TextTower
@@ -23,17 +21,18 @@ from gradina.models.vae import AutoencoderKL
 from gradina.request import Defaults
 from gradina.weights import configs
 from gradina.weights.card import model_card, restated
-from gradina.weights.layout import CARD, INDEX, OURS, PAIR, PIPELINES
+from gradina.weights.choice import STEMS, Opener, choose
+from gradina.weights.layout import CARD, INDEX, OURS, PAIR, is_model, refusal, unread
+from gradina.weights.others import refuse_channels
 from gradina.weights.pairs import copy_pair
-from gradina.weights.parts import Parts
+from gradina.weights.parts import Parts, fitting, predicted
 from gradina.weights.remap import Table, sources, write
-from gradina.weights.store import Weights, build, find_weights, open_weights, save_weights
+from gradina.weights.settings import read_json, read_settings
+from gradina.weights.store import Weights, build, open_weights, save_weights
 from gradina.weights.tables import DROPPED, TEXT, UNET, VAE, with_text_model
+from gradina.weights.vaes import build_vae
 
-STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}  # file names
-OLD_VAE = "encoder.mid_block.attentions.0.query.weight"  # how diffusers named attention before version 0.18
-
-T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 
 def read_folder(
@@ -42,32 +41,33 @@ def read_folder(
     dtype: torch.dtype | None = None,
     prediction: str | None = None,
     name: str | None = None,
+    pickles: Opener | None = None,
 ) -> Parts:
     """A folder of the diffusers layout; weights are mapped, and converted only where `dtype` asks for it.
 
-    `variant` ("fp16") chooses among files, `prediction` (eps, v, x0) overrides what the scheduler's config says.
-    Raises WeightsError.
+    `variant` ("fp16") chooses among files, `prediction` (eps, v, x0) overrides what the scheduler's config says, and
+    `pickles` opens .bin files, which are refused without it. Raises WeightsError.
     """
     folder = Path(path)
     _check_family(folder)
-    unet_weights, vae_weights, text_weights = (
-        open_weights(find_weights(folder / part, stem, variant)) for part, stem in STEMS.items()
-    )
-    scheduler = _json(folder / "scheduler" / "scheduler_config.json")
-    unet, vae = _unet(folder, unet_weights, dtype), _vae(folder, vae_weights, dtype)
-    return Parts(
+    chosen = choose({part: folder / part for part in STEMS}, variant, pickles is not None, name or str(folder))
+    opened = {part: (pickles or open_weights)(file) for part, file in chosen.items()}
+    unet, vae = _unet(folder, opened["unet"], dtype), _vae(folder, opened["vae"], dtype)
+    schedule, said = read_settings(folder / "scheduler" / "scheduler_config.json", configs.schedule_from)
+    parts = Parts(
         unet=unet,
         vae=vae,
-        text=_text(folder, text_weights, dtype),
+        text=_text(folder, opened["text_encoder"], dtype),
         tokenizer=_tokenizer(folder),
-        schedule=schedule_from_config(scheduler),
-        prediction=prediction_named(prediction or scheduler.get("prediction_type", "epsilon")).name,
+        schedule=schedule,
+        prediction=predicted(folder, prediction, said),
         defaults=_defaults(folder, unet.config.size * vae.config.factor),
         name=name or folder.resolve().name,
         card=_words(folder / CARD),
-        files=(*text_weights.files, *unet_weights.files, *vae_weights.files),
+        files=tuple(file for part in ("text_encoder", "unet", "vae") for file in opened[part].files),
         clip=folder / PAIR if (folder / PAIR / "config.json").is_file() else None,
     )
+    return fitting(parts, folder)
 
 
 def write_folder(parts: Parts, path: str | Path, dtype: torch.dtype | None = None) -> None:
@@ -102,21 +102,22 @@ def _words(path: Path) -> str:
 
 def _unet(folder: Path, weights: Weights, dtype: torch.dtype | None) -> UNet:
     timed = "time_embedding.linear_1.weight" in weights.tensors
-    config = _config(folder / "unet" / "config.json", lambda json: configs.unet_from(json, timed))
+    config = read_settings(folder / "unet" / "config.json", lambda json: configs.unet_from(json, timed))
+    refuse_channels(folder, config.channels, config.out_channels)
     where = partial(sources, table=UNET, dialect="diffusers")
-    return build(UNet, config, weights, where, dialect="U-Net in the diffusers layout", dtype=dtype)
+    dialect = "U-Net in the diffusers layout"
+    return build(UNet, config, weights, where, dropped=DROPPED["unet"], dialect=dialect, dtype=dtype)
 
 
 def _vae(folder: Path, weights: Weights, dtype: torch.dtype | None) -> AutoencoderKL:
-    config = _config(folder / "vae" / "config.json", configs.vae_from)
-    where = partial(sources, table=VAE, dialect="diffusers-old" if OLD_VAE in weights.tensors else "diffusers")
-    return build(AutoencoderKL, config, weights, where, dialect="autoencoder in the diffusers layout", dtype=dtype)
+    config = read_settings(folder / "vae" / "config.json", configs.vae_from)
+    return build_vae(weights, config, "diffusers", "autoencoder in the diffusers layout", dtype)
 
 
 def _text(folder: Path, weights: Weights, dtype: torch.dtype | None) -> TextTower:
     projection = weights.tensors.get("text_projection.weight")
     width = None if projection is None else projection.shape[0]
-    config = _config(folder / "text_encoder" / "config.json", lambda json: configs.text_from(json, width))
+    config = read_settings(folder / "text_encoder" / "config.json", lambda json: configs.text_from(json, width))
     weights = replace(weights, tensors=with_text_model(weights.tensors))
     where = partial(sources, table=TEXT, dialect="transformers")
     dialect = "text tower in the transformers layout"
@@ -128,39 +129,19 @@ def _tokenizer(folder: Path) -> Tokenizer:
 
 
 def _check_family(folder: Path) -> None:
-    if not (folder / INDEX).is_file():
+    index = read_json(folder / INDEX) if (folder / INDEX).is_file() else {}
+    if not is_model(folder):
         raise WeightsError(f"{folder}: has no {INDEX}; expected a model folder in the diffusers layout")
-    name = _json(folder / INDEX).get("_class_name")
-    if name not in PIPELINES:
-        raise WeightsError(f"{folder}: is a {name}, another family; expected one of {', '.join(PIPELINES)}")
-
-
-def _config(path: Path, reader: Callable[[Any], T]) -> T:
-    content = _json(path)
-    try:
-        return reader(content)
-    except WeightsError as error:
-        raise WeightsError(f"{path}: {error}") from error
-    except (KeyError, TypeError, ValueError) as error:
-        raise WeightsError(f"{path}: a setting is missing or malformed ({error!r}); fetch the folder again") from error
+    if why := refusal(folder, index):
+        raise WeightsError(f"{folder}: {why}")
+    if others := unread(index):
+        log.warning("%s: its parts %s are not read here; pictures are drawn without them", folder, ", ".join(others))
 
 
 def _defaults(folder: Path, side: int) -> Defaults:
     if not (folder / OURS).is_file():
         return Defaults(width=side, height=side)
-    return _config(folder / OURS, lambda json: Defaults(**json["defaults"]))
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise WeightsError(f"{path}: there is no such file; expected a model folder in the diffusers layout") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise WeightsError(f"{path}: is no JSON ({error}); fetch it again") from error
-    if not isinstance(content, dict):
-        raise WeightsError(f"{path}: expected a JSON object, got {type(content).__name__}; fetch it again")
-    return content
+    return read_settings(folder / OURS, configs.defaults_from)
 
 
 def _write_network(network: nn.Module, table: Table, dialect: str, path: Path, dtype: torch.dtype | None) -> None:

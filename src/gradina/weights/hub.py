@@ -26,19 +26,31 @@ PAIR = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "model.safetensors",
     "model-*-of-*.safetensors", "model.safetensors.index.json",
 )  # fmt: skip
+VAE = tuple(
+    f"{place}{file}"
+    for place in ("", "vae/")
+    for file in ("config.json", "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors")
+)
 TINY = ("config.json", "diffusion_pytorch_model.safetensors")
 
 
-def fetch(name: str, variant: str | None = None) -> Path:
+def fetch(name: str, variant: str | None = None, pickles: bool = False) -> Path:
     """The folder of "owner/name", or the file "owner/name/file.safetensors", in the hub's cache; fetched if need be.
 
+    Where a network has no file in that variant, those that it has are fetched; `pickles` among them if asked for.
     HF_HUB_OFFLINE, HF_HUB_CACHE and HF_TOKEN are obeyed. Raises HubError.
     """
     owner, repository, *file = name.split("/", 2)
     with _in_one_line(name):
         if file:
             return Path(huggingface_hub.hf_hub_download(f"{owner}/{repository}", file[0]))
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=wanted(variant)))
+        folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=wanted(variant)))
+        lacking = [stem for stem in WEIGHTS if not any(folder.glob(f"{stem}*.safetensors"))]
+        nowhere = len(lacking) == len(WEIGHTS) and variant and not pickles
+        if lacking and not nowhere and not huggingface_hub.constants.HF_HUB_OFFLINE:
+            others = [pattern for stem in lacking for pattern in _instead(stem, variant, pickles)]
+            huggingface_hub.snapshot_download(name, allow_patterns=others)
+        return folder
 
 
 def fetch_pair(name: str) -> Path:
@@ -54,6 +66,14 @@ def fetch_tiny(name: str) -> Path:
     return _fetch_some(name, *TINY)
 
 
+def fetch_vae(name: str) -> Path:
+    """The folder of "owner/name" in the hub's cache with its autoencoder alone, which lies in it or in `vae/`.
+
+    Raises HubError.
+    """
+    return _fetch_some(name, *VAE)
+
+
 def _fetch_some(name: str, *patterns: str) -> Path:
     with _in_one_line(name):
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(patterns)))
@@ -61,10 +81,22 @@ def _fetch_some(name: str, *patterns: str) -> Path:
 
 def wanted(variant: str | None = None) -> list[str]:
     """Patterns of the files that loading needs: no pickles, no safety checker, one variant."""
+    return [*REST, *(stem + ending for stem in WEIGHTS for ending in _endings(variant))]
+
+
+def _instead(stem: str, variant: str | None, pickles: bool) -> list[str]:
+    """Patterns of what may hold a network that has no safetensors file in that variant."""
+    patterns = [stem + ending for ending in _endings(None if variant else "fp16")]
+    old = stem.replace("/model", "/pytorch_model")
+    return patterns + [old + ending for each in (variant, None) for ending in _endings(each, "bin") if pickles]
+
+
+def _endings(variant: str | None, kind: str = "safetensors") -> list[str]:
+    """Of a file, of shards, and of their index, which is named in two ways."""
     dot = f".{variant}" if variant else ""
-    endings = (f"{dot}.safetensors", f"{dot}-*-of-*.safetensors", f"{dot}.safetensors.index.json",
-               f".safetensors.index{dot}.json")  # fmt: skip
-    return [*REST, *dict.fromkeys(stem + ending for stem in WEIGHTS for ending in endings)]
+    return list(dict.fromkeys(
+        (f"{dot}.{kind}", f"{dot}-*-of-*.{kind}", f"{dot}.{kind}.index.json", f".{kind}.index{dot}.json")
+    ))  # fmt: skip
 
 
 def push(parts: Parts, name: str, *, private: bool = False) -> str:

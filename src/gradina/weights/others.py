@@ -10,6 +10,7 @@ from gradina.errors import WeightsError
 Shapes = Mapping[str, tuple[int, ...]]
 
 WHOLE = "expected a whole Stable Diffusion 1.x or 2.x checkpoint"
+VAE = "give it by --vae (in Python: vae=...) beside a whole checkpoint or model folder"
 FOLDER = "load the whole folder that it belongs to"
 
 # The first row with a name that fits says what the file is; `*` is anything.
@@ -31,14 +32,15 @@ OTHERS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("an upscaler (ESRGAN)",                  WHOLE,  ("*.rdb1.*", "*.RDB1.*")),
 )  # fmt: skip
 ALONE: tuple[tuple[str, str, tuple[str, ...]], ...] = (
-    ("an autoencoder alone",                           WHOLE,  ("first_stage_model.*", "encoder.down.*")),
-    ("an autoencoder alone, in the diffusers layout",  FOLDER, ("encoder.down_blocks.*",)),
+    ("an autoencoder alone",                           VAE,    ("first_stage_model.*", "encoder.down.*")),
+    ("an autoencoder alone, in the diffusers layout",  VAE,    ("encoder.down_blocks.*",)),
     ("a U-Net alone, in the diffusers layout",         FOLDER, ("down_blocks.*",)),
     ("a U-Net alone",                                  WHOLE,  ("input_blocks.*",)),
     ("a CLIP model alone",                             FOLDER, ("text_model.*", "vision_model.*", "embeddings.token*",
                                                                 "transformer.resblocks.*")),
     ("a transformer (another family)",                 WHOLE,  ("transformer_blocks.*", "*adaln_single.*")),
 )  # fmt: skip
+BESIDE = ("a LoRA adapter", "a textual inversion embedding")  # what merges leave in whole checkpoints, unread
 HOMES = ("model.diffusion_model.", "first_stage_model.", ("cond_stage_model.", "conditioner."))  # of the three parts
 CHANNELS = {
     5: "depth-conditioned (SD 2 depth)",
@@ -51,8 +53,8 @@ def refuse_others(path: object, names: Iterable[str]) -> None:
     """Raises WeightsError, saying what the file is, unless it has the names of a whole original checkpoint."""
     names = list(names)
     whole = [any(n.startswith(p) for n in names) for p in HOMES]
-    for what, advice, patterns in OTHERS if all(whole) else OTHERS + ALONE * (not whole[0]):
-        if _any(names, patterns):
+    for what, advice, patterns in OTHERS + ALONE * (not whole[0]):
+        if _any(names, patterns) and not (all(whole) and what in BESIDE):
             raise WeightsError(f"{path}: is {what}; {advice}")
     lacking = [what for has, what in zip(whole, ("U-Net", "autoencoder", "text tower"), strict=True) if not has]
     if len(lacking) == 3:
@@ -60,6 +62,18 @@ def refuse_others(path: object, names: Iterable[str]) -> None:
         raise WeightsError(f"{path}: is of an unknown kind ({len(names)} tensors, first: {first or 'none'}); {WHOLE}")
     if lacking:
         raise WeightsError(f"{path}: has no {' and no '.join(lacking)}; {WHOLE}")
+
+
+def named_as(names: Iterable[str]) -> str:
+    """What a file with those names is, if it is no checkpoint of ours; "" if that cannot be told."""
+    names = list(names)
+    return next((what for what, _, patterns in OTHERS + ALONE if _any(names, patterns)), "")
+
+
+def foreign(names: Iterable[str]) -> str:
+    """The family of a whole checkpoint that is not of ours; "" for ours."""
+    names = list(names)
+    return next((what for what, _, patterns in OTHERS if what not in BESIDE and _any(names, patterns)), "")
 
 
 def refuse_channels(path: object, channels: int, out_channels: int) -> None:

@@ -55,10 +55,15 @@ def _third(n: int) -> Rule:
     return Rule(lambda x: x.chunk(3)[n], lambda *qkv: torch.cat(qkv), order=n)
 
 
+def _flat(x: Tensor) -> Tensor:
+    return x.flatten(1) if x.ndim == 4 else x
+
+
 RULES: dict[str, Rule] = {
     "same":      Rule(lambda x: x, lambda x: x),
     "transpose": Rule(lambda x: x.T.contiguous(), lambda x: x.T.contiguous()),
-    "1x1":       Rule(lambda x: x.flatten(1) if x.ndim == 4 else x, lambda x: x[..., None, None] if x.ndim == 2 else x),
+    "1x1":       Rule(_flat, lambda x: x[..., None, None] if x.ndim == 2 else x),
+    "flat":      Rule(_flat, lambda x: x),
     "first":     _third(0),
     "second":    _third(1),
     "third":     _third(2),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -18,8 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradina.diffusion.prediction import prediction_named
-from gradina.diffusion.schedule import Schedule, schedule_from_config, sd_schedule
+from gradina.diffusion.schedule import Schedule, sd_schedule
 from gradina.errors import WeightsError
 from gradina.models.clip import TextTower
 from gradina.models.tokenizer import Tokenizer
@@ -28,14 +27,13 @@ from gradina.models.vae import AutoencoderKL
 from gradina.request import Defaults
 from gradina.weights import detect, tables
 from gradina.weights.detect import Detected, TextHome
-from gradina.weights.parts import Parts
+from gradina.weights.parts import Parts, fitting, predicted
 from gradina.weights.remap import Numbers, Table, sources, unclaimed, write
-from gradina.weights.store import Weights, build, open_weights, save_weights
+from gradina.weights.said import KEPT, Said, as_said, said_by
+from gradina.weights.settings import naming
+from gradina.weights.store import Weights, build, open_weights, save_weights, unwrapped
 
 log = logging.getLogger(__name__)
-
-KEPT = {"unet": ("heads", "groups", "size"), "vae": ("groups", "scale"), "text": ("heads", "eos")}  # in the metadata
-WRAPPERS = ("state_dict.", "module.", "_orig_mod.")
 
 
 @dataclass(frozen=True)
@@ -66,24 +64,26 @@ def parts_of(
     weights: Weights, dtype: torch.dtype | None = None, prediction: str | None = None, name: str | None = None
 ) -> Parts:
     """The parts of an original checkpoint whose tensors are at hand; see `read_file`."""
-    weights = replace(weights, tensors=_unwrapped(weights.tensors))
-    found, ours = detect.detect(weights), _metadata(weights)
-    found = replace(found, **{part: _with(getattr(found, part), ours.get(part, {}), KEPT[part]) for part in KEPT})
-    said = ours.get("scheduler", {}).get("prediction_type")
-    predicted = prediction_named(prediction or said or detect.prediction_of(weights, found)).name
-    found = replace(found, unet=_sized(found, ours, predicted))
+    weights = replace(weights, tensors=unwrapped(weights.tensors))
+    found = detect.detect(weights)
+    ours = said_by(weights)
+    found = replace(found, **{part: as_said(getattr(found, part), part, ours, weights) for part in KEPT})
+    said = ours.prediction or detect.said_of(weights)
+    chosen = predicted(weights.path, prediction or (None if said else detect.guessed(weights, found)), said)
+    found = replace(found, unet=_sized(found, ours, chosen))
     networks: dict[str, Any] = {part: _network(weights, part, found, dtype) for part in KEPT}
     _note_the_rest(weights, found.home)
     side = found.unet.size * found.vae.factor
-    return Parts(
+    parts = Parts(
         **networks,
-        tokenizer=_tokenizer(ours.get("tokenizer"), found),
-        schedule=_schedule(weights, ours),
-        prediction=predicted,
-        defaults=Defaults(**ours["defaults"]) if "defaults" in ours else Defaults(width=side, height=side),
+        tokenizer=_tokenizer(weights, ours.tokenizer, found),
+        schedule=ours.schedule or _schedule(weights),
+        prediction=chosen,
+        defaults=ours.defaults or Defaults(width=side, height=side),
         name=name or weights.path.stem,
         files=(weights.path,),
     )
+    return fitting(parts, weights.path)
 
 
 def write_file(parts: Parts, path: str | Path, dtype: torch.dtype | None = None) -> None:
@@ -119,7 +119,7 @@ def _network(weights: Weights, part: str, found: Detected, dtype: torch.dtype | 
     return build(
         network,
         getattr(found, part),
-        replace(weights, tensors=tables.with_text_model(weights.under(home.prefix))),
+        replace(weights, tensors=_spelt(part, weights.under(home.prefix))),
         partial(sources, table=home.table, dialect=home.dialect, numbers=home.numbers),
         dropped=[*tables.DROPPED[part], *unused],
         dialect=f"{network.__name__} of an original {found.family} checkpoint, under {home.prefix}",
@@ -127,51 +127,42 @@ def _network(weights: Weights, part: str, found: Detected, dtype: torch.dtype | 
     )
 
 
-def _unwrapped(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Names without what a trainer or a compiler put before all of them."""
-    for wrapper in WRAPPERS:
-        if tensors and all(name.startswith(wrapper) for name in tensors):
-            return _unwrapped({name.removeprefix(wrapper): x for name, x in tensors.items()})
-    return tensors
+def _spelt(part: str, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The names of a network as our tables spell them."""
+    if part == "vae":
+        return tables.with_attention_of("original", tensors)
+    return tables.with_text_model(tensors) if part == "text" else tensors
 
 
 def _note_the_rest(weights: Weights, home: TextHome) -> None:
-    """What lies outside the three networks changes no picture; it is logged and let go."""
+    """What lies outside the three networks changes no picture; it is let go, and a note says so."""
     outside = [n for n in weights.tensors if not n.startswith((detect.UNET, detect.VAE, home.prefix))]
     rest = unclaimed(outside, {}, tables.DROPPED["outside"])
     if rest:
-        log.info("%s: %d tensors of no network here are left out (first: %s)", weights.path, len(rest), rest[0])
+        log.warning("%s: %d tensors of no network here are left out (first: %s)", weights.path, len(rest), rest[0])
 
 
-def _with(config: Any, said: Mapping[str, Any], keys: Iterable[str]) -> Any:
-    """The config with what the metadata says of it."""
-    known = {key: said[key] for key in keys if key in said}
-    return replace(config, **{key: tuple(v) if isinstance(v, list) else v for key, v in known.items()})
-
-
-def _sized(found: Detected, ours: Mapping[str, Any], prediction: str) -> Any:
+def _sized(found: Detected, ours: Said, prediction: str) -> Any:
     """SD 2 learnt velocities on 768 pixels, everything else of the family saw 512."""
-    large = found.unet.linear and found.unet.context == 1024 and prediction == "v" and "unet" not in ours
+    large = found.unet.linear and found.unet.context == 1024 and prediction == "v" and not ours.unet
     return replace(found.unet, size=96) if large else found.unet
 
 
-def _schedule(weights: Weights, ours: Mapping[str, Any]) -> Schedule:
-    if "scheduler" in ours:
-        return schedule_from_config(ours["scheduler"])
+def _schedule(weights: Weights) -> Schedule:
     return sd_schedule(rescale_betas_zero_snr=True) if "ztsnr" in weights.tensors else sd_schedule()
 
 
-def _tokenizer(said: Mapping[str, Any] | None, found: Detected) -> Tokenizer:
+def _tokenizer(weights: Weights, said: Mapping[str, Any] | None, found: Detected) -> Tokenizer:
     if said is None and found.text.vocabulary < 49408:
         raise WeightsError(
-            f"the text tower knows {found.text.vocabulary} tokens, not CLIP's 49408, and the file does not say which; "
-            "take the model as a folder"
+            f"{weights.path}: the text tower knows {found.text.vocabulary} tokens, not CLIP's 49408, and the file does "
+            "not say which; take the model as a folder"
         )
     if said is None:
         return Tokenizer.clip(length=found.text.length, pad=found.home.pad)
-    if "files" not in said:
-        return Tokenizer.clip(length=said["length"], pad=said["pad"])
-    with tempfile.TemporaryDirectory() as folder:
+    with naming(weights.path), tempfile.TemporaryDirectory() as folder:
+        if "files" not in said:
+            return Tokenizer.clip(length=said["length"], pad=said["pad"])
         for file, text in said["files"].items():
             (Path(folder) / Path(file).name).write_text(text, encoding="utf-8", newline="\n")
         return Tokenizer.load(folder)
@@ -186,15 +177,6 @@ def _texts(tokenizer: Tokenizer) -> dict[str, str]:
 @cache
 def _clip_texts(length: int, pad: int) -> dict[str, str]:
     return _texts(Tokenizer.clip(length, pad))
-
-
-def _metadata(weights: Weights) -> dict[str, Any]:
-    """What a file that we wrote says of itself."""
-    try:
-        ours = json.loads(weights.metadata.get("gradina", "{}"))
-        return {key: ours[key] for key in ("unet", "vae", "text", "scheduler", "defaults", "tokenizer") if key in ours}
-    except (ValueError, TypeError, RecursionError) as error:
-        raise WeightsError(f"{weights.path}: its metadata is damaged ({error}); fetch or convert it again") from error
 
 
 def _written(parts: Parts) -> dict[str, str]:

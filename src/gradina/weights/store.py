@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from shlex import quote
 from typing import Any, TypeVar
 
 import torch
@@ -26,12 +27,13 @@ from gradina.weights.remap import Source, read, unclaimed
 
 Network = TypeVar("Network", bound=nn.Module)
 INDEX = ".safetensors.index.json"
+WRAPPERS = ("state_dict.", "module.", "_orig_mod.")
 AT_ONCE = 2**18  # numbers that are converted together: what is in between takes 1 MB, near the cores
 
 # How files begin that are taken for safetensors, and what to do about it.
 OTHERS: tuple[tuple[bytes, str], ...] = (
-    (b"PK\x03\x04", "a pickle of torch.save, which can run programs; `gradina convert` reads it safely"),
-    (b"\x80", "a pickle of torch.save, which can run programs; `gradina convert` reads it safely"),
+    (b"PK\x03\x04", "a pickle of torch.save, which can run programs; {convert} reads it safely"),
+    (b"\x80", "a pickle of torch.save, which can run programs; {convert} reads it safely"),
     (b"version https://git-lfs", "a Git LFS pointer, not the file itself; run `git lfs pull` beside it"),
     (b"GGUF", "a GGUF file, which is not read here; take the safetensors file of the same model"),
     (b"<!DOCTYPE", "a web page, probably of a failed download; fetch the file again"),
@@ -66,6 +68,14 @@ class _Unfilled(TorchFunctionMode):
         if getattr(func, "__module__", "") == "torch.nn.init":
             return args[0] if args else kwargs["tensor"]
         return func(*args, **(kwargs or {}))
+
+
+def unwrapped(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Names without what a trainer or a compiler put before all of them."""
+    for wrapper in WRAPPERS:
+        if tensors and all(name.startswith(wrapper) for name in tensors):
+            return unwrapped({name.removeprefix(wrapper): x for name, x in tensors.items()})
+    return tensors
 
 
 def open_weights(path: str | Path) -> Weights:
@@ -177,8 +187,8 @@ def model_hash(files: Iterable[Path]) -> str:
 
 
 def digest(network: nn.Module) -> str:
-    """A name for the weights of a network."""
-    found = hashlib.sha256()
+    """A name for what a network computes: its configurations, which say what shapes do not, and its weights."""
+    found = hashlib.sha256(repr([m.config for m in network.modules() if hasattr(m, "config")]).encode())
     for name, value in network.state_dict().items():
         found.update(f"{name} {value.dtype}".encode())
         found.update(value.contiguous().reshape(-1).view(torch.uint8).numpy())
@@ -229,7 +239,8 @@ def _why(path: Path, error: Exception) -> str:
         return f"cannot be read ({refused.strerror})"
     for beginning, what in OTHERS:
         if head.startswith(beginning):
-            return f"is {what}"
+            target = path.stem + ("-safe" if path.suffix == ".safetensors" else "") + ".safetensors"
+            return f"is {what}".replace("{convert}", f"`gradina convert {quote(str(path))} {quote(target)}`")
     if _announced(path, head) > path.stat().st_size:
         return f"is truncated: its {path.stat().st_size} bytes are fewer than it announces; fetch or copy it again"
     return f"is no safetensors file ({error}); take one, or convert it with `gradina convert`"

@@ -6,6 +6,7 @@ are numbers that `unet_numbers` and `vae_numbers` compute; ` | rule` names a cha
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from torch import Tensor
@@ -78,47 +79,53 @@ def unet_numbers(config: UNetConfig) -> Numbers:
 
 
 VAE_RES: Rows = (
-    ("norm1", "norm1",         "norm1",         "norm1"),
-    ("conv1", "conv1",         "conv1",         "conv1"),
-    ("norm2", "norm2",         "norm2",         "norm2"),
-    ("conv2", "conv2",         "conv2",         "conv2"),
-    ("skip",  "conv_shortcut", "conv_shortcut", "nin_shortcut"),
+    ("norm1", "norm1",         "norm1"),
+    ("conv1", "conv1",         "conv1"),
+    ("norm2", "norm2",         "norm2"),
+    ("conv2", "conv2",         "conv2"),
+    ("skip",  "conv_shortcut", "nin_shortcut"),
 )  # fmt: skip
 
 VAE_MID: Rows = (
-    *within(VAE_RES, "res1", "resnets.0", "resnets.0", "block_1"),
-    ("norm",     "attentions.0.group_norm", "attentions.0.group_norm", "attn_1.norm"),
-    ("attn.q",   "attentions.0.to_q",       "attentions.0.query",      "attn_1.q | 1x1"),
-    ("attn.k",   "attentions.0.to_k",       "attentions.0.key",        "attn_1.k | 1x1"),
-    ("attn.v",   "attentions.0.to_v",       "attentions.0.value",      "attn_1.v | 1x1"),
-    ("attn.out", "attentions.0.to_out.0",   "attentions.0.proj_attn",  "attn_1.proj_out | 1x1"),
-    *within(VAE_RES, "res2", "resnets.1", "resnets.1", "block_2"),
+    *within(VAE_RES, "res1", "resnets.0", "block_1"),
+    ("norm",     "attentions.0.group_norm",      "attn_1.norm"),
+    ("attn.q",   "attentions.0.to_q | flat",     "attn_1.q | 1x1"),
+    ("attn.k",   "attentions.0.to_k | flat",     "attn_1.k | 1x1"),
+    ("attn.v",   "attentions.0.to_v | flat",     "attn_1.v | 1x1"),
+    ("attn.out", "attentions.0.to_out.0 | flat", "attn_1.proj_out | 1x1"),
+    *within(VAE_RES, "res2", "resnets.1", "block_2"),
 )  # fmt: skip
+
+# What the four projections of that attention are called: in original files, in diffusers, and there before 0.18. Each
+# is found in either layout, as converters mixed them.
+SPELLINGS: dict[str, tuple[str, ...]] = {
+    "original":  ("q", "k", "v", "proj_out"),
+    "diffusers": ("to_q", "to_k", "to_v", "to_out.0"),
+    "older":     ("query", "key", "value", "proj_attn"),
+}  # fmt: skip
+ATTENTION = re.compile(r"(.*\.(?:attentions\.0|attn_1)\.)(.+)(\.(?:weight|bias))")
 
 
 def _coder(side: str, block: str, sampler: str, original: str, resample: str) -> Rows:
     """One half of the autoencoder; the two halves differ in what their blocks are called and numbered."""
     stage, blocks = f"{side}.stages.{{i}}", f"{side}.{block}.{{i}}"
-    middle = f"{side}.mid_block"
     return (
-        (f"{side}.conv_in",       f"{side}.conv_in",            f"{side}.conv_in",            f"{side}.conv_in"),
-        *within(VAE_RES, f"{stage}.res.{{j}}", f"{blocks}.resnets.{{j}}", f"{blocks}.resnets.{{j}}",
-                f"{side}.{original}.block.{{j}}"),
-        (f"{stage}.resample.conv", f"{blocks}.{sampler}.0.conv", f"{blocks}.{sampler}.0.conv",
-         f"{side}.{original}.{resample}.conv"),
-        *within(VAE_MID, f"{side}.mid", middle, middle, f"{side}.mid"),
-        (f"{side}.norm",          f"{side}.conv_norm_out",      f"{side}.conv_norm_out",      f"{side}.norm_out"),
-        (f"{side}.conv_out",      f"{side}.conv_out",           f"{side}.conv_out",           f"{side}.conv_out"),
+        (f"{side}.conv_in",        f"{side}.conv_in",            f"{side}.conv_in"),
+        *within(VAE_RES, f"{stage}.res.{{j}}", f"{blocks}.resnets.{{j}}", f"{side}.{original}.block.{{j}}"),
+        (f"{stage}.resample.conv", f"{blocks}.{sampler}.0.conv", f"{side}.{original}.{resample}.conv"),
+        *within(VAE_MID, f"{side}.mid", f"{side}.mid_block", f"{side}.mid"),
+        (f"{side}.norm",           f"{side}.conv_norm_out",      f"{side}.norm_out"),
+        (f"{side}.conv_out",       f"{side}.conv_out",           f"{side}.conv_out"),
     )  # fmt: skip
 
 
 VAE = Table(
-    ("ours", "diffusers", "diffusers-old", "original"),
+    ("ours", "diffusers", "original"),
     (
         *_coder("encoder", "down_blocks", "downsamplers", "down.{i}", "downsample"),
         *_coder("decoder", "up_blocks", "upsamplers", "up.{reverse}", "upsample"),
-        ("quant",      "quant_conv",      "quant_conv",      "quant_conv"),
-        ("post_quant", "post_quant_conv", "post_quant_conv", "post_quant_conv"),
+        ("quant",      "quant_conv",      "quant_conv"),
+        ("post_quant", "post_quant_conv", "post_quant_conv"),
     ),
 )  # fmt: skip
 
@@ -230,3 +237,16 @@ def with_text_model(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     if "embeddings.token_embedding.weight" not in tensors:
         return tensors
     return {n if n.startswith("text_projection") else f"text_model.{n}": x for n, x in tensors.items()}
+
+
+def with_attention_of(dialect: str, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """An autoencoder's names with its attention spelt as that dialect has it; a name that is there stays."""
+    own = SPELLINGS[dialect]
+    names = {spelt: own[i] for spelling in SPELLINGS.values() for i, spelt in enumerate(spelling)}
+
+    def renamed(name: str) -> str:
+        found = ATTENTION.fullmatch(name)
+        new = found[1] + names.get(found[2], found[2]) + found[3] if found else name
+        return name if new in tensors else new
+
+    return {renamed(name): x for name, x in tensors.items()}

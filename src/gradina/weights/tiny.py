@@ -46,6 +46,12 @@ def read_tiny(source: str | PathLike[str], vae: VAEConfig) -> TinyDecoder:
     return build(TinyDecoder, config, weights, where, dropped=("encoder.*",), dialect="tiny decoder")
 
 
+def is_tiny(names: Iterable[str]) -> bool:
+    """Whether a file with these names holds a tiny decoder, or the encoder to one."""
+    names = list(names)
+    return any(_blocks(names, prefix) for prefix in ("", LAYERS, LAYERS.replace("de", "en")))
+
+
 def _config(weights: Weights, prefix: str, first: int) -> TinyConfig:
     """Read off the names and shapes: blocks stand in runs, with two layers between one run and the next."""
     start = weights.tensors.get(f"{prefix}{first}.weight")

@@ -6,6 +6,7 @@ Nothing heavy is imported here, so that models can be listed without torch.
 from __future__ import annotations
 
 import json
+import logging
 import re
 from dataclasses import replace
 from os import PathLike
@@ -13,12 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gradina.errors import WeightsError
-from gradina.weights.layout import INDEX, PAIR, PIPELINES
+from gradina.weights.layout import INDEX, PAIR, is_model, refusal
 
 if TYPE_CHECKING:
     import torch
 
+    from gradina.weights.choice import Opener
     from gradina.weights.parts import Parts
+
+log = logging.getLogger(__name__)
 
 ASSETS = Path(__file__).parents[1] / "assets"
 DEFAULT = "emoji"  # the shipped model that load() takes
@@ -37,23 +41,24 @@ def cached() -> dict[str, Path]:
     found = {}
     for repository in sorted(Path(HF_HUB_CACHE).glob("models--*--*")):
         indexes = sorted(repository.glob(f"snapshots/*/{INDEX}"), key=lambda index: index.stat().st_mtime)
-        known = [index.parent for index in indexes if _pipeline(index) in PIPELINES]
+        known = [index.parent for index in indexes if _is_ours(index)]
         if known:
             found["/".join(repository.name.split("--")[1:])] = known[-1]
     return found
 
 
-def locate(source: str | PathLike[str] | None = None, variant: str | None = None) -> Path:
+def locate(source: str | PathLike[str] | None = None, variant: str | None = None, pickles: bool = False) -> Path:
     """The folder or file that a name stands for, fetched from the hub if it is nowhere here.
 
     In this order: a folder or file, a shipped name, "owner/name" or "owner/name/file.safetensors" of the hub; None is
-    the shipped model. Raises WeightsError where there is none, HubError where the hub does not give it.
+    the shipped model. `pickles` fetches those, too. Raises WeightsError where there is none, HubError where the hub
+    does not give it.
     """
     here = shipped()
     if source is None:
         source = DEFAULT if DEFAULT in here else next(iter(here), DEFAULT)
     path, name = Path(source), str(source)
-    if path.is_file() or (path / INDEX).is_file():
+    if path.is_file() or is_model(path):
         return path
     if name in here:
         return here[name]
@@ -62,7 +67,7 @@ def locate(source: str | PathLike[str] | None = None, variant: str | None = None
     if _is_of_hub(source):
         from gradina.weights.hub import fetch
 
-        return fetch(name, variant)
+        return fetch(name, variant, pickles)
     raise WeightsError(
         f"there is no model {name!r}: no such folder or file, not shipped (there is: {', '.join(here) or 'nothing'}), "
         'and no "owner/name" of the hub'
@@ -110,6 +115,25 @@ def locate_tiny(source: str | PathLike[str]) -> Path:
     )
 
 
+def locate_vae(source: str | PathLike[str]) -> Path:
+    """The folder or file of the autoencoder that a name stands for: its own, or a model's that has one.
+
+    Raises WeightsError, HubError.
+    """
+    if Path(source).exists():
+        return Path(source)
+    if str(source) in shipped():
+        return shipped()[str(source)]
+    if _is_of_hub(source):
+        from gradina.weights.hub import fetch, fetch_vae
+
+        return fetch(str(source)) if str(source).endswith(".safetensors") else fetch_vae(str(source))
+    raise WeightsError(
+        f"{source}: there is no such autoencoder; expected a safetensors file, a folder, a shipped model's name, or an "
+        "owner/name of the hub"
+    )
+
+
 def _is_of_hub(source: str | PathLike[str] | None) -> bool:
     """Whether that can be a name of the hub: no path, and nothing that begins as one."""
     return isinstance(source, str) and HUB_NAME.fullmatch(source) is not None and not source.startswith(".")
@@ -126,26 +150,35 @@ def open_source(
     variant: str | None = None,
     prediction: str | None = None,
     dtype: torch.dtype | None = None,
+    vae: str | PathLike[str] | None = None,
+    pickles: Opener | None = None,
 ) -> Parts:
     """The parts of the model that `source` names (see `locate`), mapped from its files.
 
     `variant` ("fp16") chooses among a folder's files, `prediction` (eps, v, x0) overrides what was detected, `dtype`
-    converts. Raises WeightsError.
+    converts, `vae` names an autoencoder in place of the model's own (see `locate_vae`), and `pickles` opens those of a
+    folder. Raises WeightsError.
     """
     from gradina.weights.folders import read_folder
     from gradina.weights.single import read_file
+    from gradina.weights.vaes import with_vae
 
-    path = locate(source, variant)
+    path = locate(source, variant, pickles is not None)
     on_disk = source is not None and Path(source).exists()
     name = None if on_disk else (path.name if source is None else str(source))
-    parts = (
-        read_file(path, dtype, prediction) if path.is_file() else read_folder(path, variant, dtype, prediction, name)
-    )
-    return replace(parts, source=str(source or path.name))
+    if path.is_file():
+        parts = read_file(path, dtype, prediction)
+    else:
+        parts = read_folder(path, variant, dtype, prediction, name, pickles)
+    if variant and path.is_file():
+        log.warning("variant: %r has no effect on a single file; leave it out", variant)
+    parts = replace(parts, source=str(source or path.name))
+    return parts if vae is None else with_vae(parts, vae)
 
 
-def _pipeline(index: Path) -> str:
+def _is_ours(index: Path) -> bool:
     try:
-        return str(json.loads(index.read_text(encoding="utf-8"))["_class_name"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
+        content = json.loads(index.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and not refusal(index.parent, content)
