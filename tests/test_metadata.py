@@ -491,6 +491,27 @@ def test_json_that_is_no_request(text: str, words: str) -> None:
     assert len(str(error.value)) < 500
 
 
+def test_errors_of_a_request_name_its_file(tmp_path: Path) -> None:
+    for request, words in (
+        ({"prompt": 3}, "prompt: got 3, expected a text"),
+        ({"steps": 0}, "steps: got 0"),
+        ({"loras": [[]]}, "loras: got"),
+        ({"init_image": {"path": "/none", "sha256": "0"}}, "init_image: /none is not there"),
+        ({"init_image": 3}, "init_image: got '3'"),
+    ):
+        path = ours(tmp_path, request=request)
+        with pytest.raises((RequestError, PictureError)) as error:
+            read_picture(path)
+        assert str(error.value).startswith(f"picture: {path}: {words}")
+
+
+def test_a_request_is_shown_whose_picture_is_gone(tmp_path: Path) -> None:
+    record = read_picture(ours(tmp_path, request={"init_image": {"path": "/none", "sha256": "0"}}), strict=False)
+    assert json.loads(to_json(record.request, strict=False))["init_image"] == {"path": "/none"}
+    with pytest.raises(PictureError, match="/none does not exist"):
+        to_json(record.request)
+
+
 def test_an_embedded_bomb_is_refused(tmp_path: Path) -> None:
     file = io.BytesIO()
     Image.new("1", (5000, 5000)).save(file, "PNG")

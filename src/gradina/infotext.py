@@ -131,7 +131,7 @@ def read_parameters(text: str) -> tuple[Request, list[str]]:
     if not ours:
         notes += syntax("\n".join(prompts))
         prompts = [without_networks(prompt) for prompt in prompts]
-        if "Seed" in pairs and pairs.get("RNG", "").upper() != "CPU":
+        if "Seed" in pairs and pairs.get("RNG", "").upper() != "CPU" and pairs.get("Version") != "ComfyUI":
             notes.append("Seed: its noise was drawn on the graphics card (no `RNG: CPU`), so the picture will differ")
     if not pairs:
         notes.append("no line of parameters (Steps: ...) was found: all of it is read as prompts")

@@ -41,6 +41,10 @@ def kite(negative: str = "blurry, ugly", prompt: str = "a red kite", rest: str =
         (f"a red\nkite Negative prompt: blurry, ugly {LINE}", kite(prompt="a red\nkite")),
         (f"Negative prompt: blurry, ugly, {LINE}", kite(prompt="")),
         (f"a red kite\nNegative prompt: blurry, ugly, {LINE}\nTemplate: x", kite(rest="Template: x")),
+        ("a, Negative prompt: b, Sampler: Euler, Steps: 4, Seed: 3",
+         Parts("a", "b", {"Sampler": "Euler", "Steps": "4", "Seed": "3"}, "")),
+        ("a Model: tall, red, Negative prompt: b, Steps: 4, Seed: 3, Size: 8x8",
+         Parts("a Model: tall, red", "b", {"Steps": "4", "Seed": "3", "Size": "8x8"}, "")),
         # a negative prompt that only looks like settings
         ("a red kite\nNegative prompt: a: b, c: d, e: f", Parts("a red kite", "a: b, c: d, e: f", {}, "")),
         ("a kite\nNegative prompt: Steps: 20, x: y, Seed: 3", Parts("a kite", "Steps: 20, x: y, Seed: 3", {}, "")),

@@ -82,7 +82,9 @@ SWARM = {
     "sui_image_params": {
         "prompt": KITE["prompt"], "negativeprompt": "blurry", "model": "sd-1.5", "seed": 77, "steps": 20,
         "cfgscale": 7.0, "aspectratio": "2:3", "width": 512, "height": 768, "sampler": "dpmpp_2m",
-        "scheduler": "karras", "swarm_version": "0.9.5", "loras": ["fluffy"], "loraweights": ["0.8"], "automaticvae": True, "refinerupscale": 1.5,
+        "scheduler": "karras", "swarm_version": "0.9.5", "loras": ["fluffy"], "loraweights": ["0.8"],
+        "automaticvae": True,
+        "refinerupscale": 1.5,
     },
     "sui_extra_data": {"date": "2025-01-25"},
     "sui_models": [{"name": "x", "param": "vae", "hash": "0x1"}, {"name": "sd-1.5", "param": "model", "hash": "0x2"}],
@@ -241,6 +243,24 @@ def test_the_hash_of_swarmuis_model(tmp_path: Path) -> None:
     assert read(tmp_path, FILES["swarmui"]).model == {"name": "sd-1.5", "hash": "0x2"}
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        '"a red kite" -s50 -S77 -W512 -H768 -C7.5 -Ak_lms',
+        '"a red kite" -s 50 -S 77 -W 512 -H 768 -C 7.5 -A k_lms',
+        "a red kite -s50 -S77 -W512 -H768 -C7.5 -Ak_lms",
+        '"a red kite" --steps 50 --seed=77 --width 512 --height 768 --cfg_scale 7.5 --sampler k_lms',
+    ],
+)
+def test_lines_of_dream(tmp_path: Path, line: str) -> None:
+    record = read(tmp_path, {"Dream": f"{line} --hires_fix -G 0.8"})
+    assert record.request == Request(
+        prompt="a red kite", steps=50, seed=77, width=512, height=768, guidance_scale=7.5, sampler="lms",
+        schedule="linspace",
+    )  # fmt: skip
+    assert record.notes == ("not honoured: -hires_fix: on, -G: 0.8",)
+
+
 def test_weights_of_novelai_are_said(tmp_path: Path) -> None:
     record = read(tmp_path, {**NOVEL_CHUNKS, "Description": "a {red} kite", "Comment": NOVEL})
     assert record.notes[0] == "prompt: weights such as {word} or 1.2::word:: are read as plain words"
@@ -261,6 +281,25 @@ def test_swarmui_in_a_jpeg(tmp_path: Path) -> None:
     exif.get_ifd(0x8769)[0x9286] = b"UNICODE\0" + json.dumps(SWARM, ensure_ascii=False).encode("utf-16-le")
     Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg", exif=exif)
     assert read_picture(tmp_path / "a.jpg").request.prompt == KITE["prompt"]
+
+
+def test_comfyui_in_a_comment_as_civitai_writes(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0x9286] = b"UNICODE\0" + json.dumps(comfy() | {"extra": {"x": 1}}).encode("utf-16-be")
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg", exif=exif)
+    assert read_picture(tmp_path / "a.jpg").request.seed == 77
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".webp"])
+def test_a1111_elsewhere_as_sd_parsers_reads_it(tmp_path: Path, suffix: str) -> None:
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0x9286] = b"UNICODE\0" + A1111.encode("utf-16-be")
+    Image.new("RGB", (8, 8)).save(tmp_path / f"a{suffix}", exif=exif)
+    judged, request = ParserManager().parse(tmp_path / f"a{suffix}"), read_picture(tmp_path / f"a{suffix}").request
+    assert judged
+    told = judged.samplers[0]
+    assert (request.prompt, request.negative_prompt) == (told.prompts[0].value, told.negative_prompts[0].value)
+    assert (str(request.seed), str(request.steps)) == (told.parameters["seed"], told.parameters["steps"])
 
 
 def test_comfyui_in_a_webp(tmp_path: Path) -> None:
@@ -394,7 +433,8 @@ def test_damaged_texts_name_the_file_and_the_program(tmp_path: Path, texts: dict
 
 WORDS = sorted({
     "class_type", "inputs", "1", "2", "image", "prompt", "model", "loras", "sui_image_params", "seed", "steps",
-    "caption", "v4_prompt", "text", "positive", "sampler", "sigmas", "latent_image", "sampler_name", "images", "resolution",
+    "caption", "v4_prompt", "text", "positive", "sampler", "sigmas", "latent_image", "sampler_name", "images",
+    "resolution",
 })  # fmt: skip
 JSONS = st.recursive(
     st.none()
@@ -410,7 +450,7 @@ TEXTS = ("invokeai_metadata", "sd-metadata", "Dream", "Comment", "parameters", "
 
 
 @given(data=st.dictionaries(st.sampled_from(WORDS), JSONS), which=st.sampled_from(TEXTS), software=st.text(max_size=5))
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 def test_any_json_is_read_or_refused(data: dict[str, Any], which: str, software: str) -> None:
     found = {which: json.dumps(data), "Software": "NovelAI" if which == "Comment" else software}
     if which == "fooocus":

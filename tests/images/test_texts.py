@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from gradina.images.texts import comment, plain, texts
 
@@ -93,6 +94,14 @@ def test_other_tags(tmp_path: Path) -> None:
     block[0x0110], block[0x010F] = 'prompt:{"1": "café"}', "workflow:{}"
     Image.new("RGB", (8, 8)).save(tmp_path / "a.webp", exif=block)
     assert texts(tmp_path / "a.webp")["Make"] == "workflow:{}"
+
+
+def test_exif_as_imagemagick_writes_it(tmp_path: Path) -> None:
+    block = b"Exif\0\0" + exif(b"UNICODE\0" + KITE.encode("utf-16-be"))
+    info = PngInfo()
+    info.add_text("Raw profile type exif", f"\nexif\n{len(block):8}\n{block.hex()}\n", zip=True)
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png", pnginfo=info)
+    assert texts(tmp_path / "a.png")["UserComment"] == KITE
 
 
 def test_xmp_of_stable_diffusion_cpp(tmp_path: Path) -> None:

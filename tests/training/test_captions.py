@@ -95,6 +95,11 @@ def test_a_mixture_of_places_is_read_and_told(tmp_path: Path) -> None:
         read_folder(tmp_path)
 
 
+def test_an_empty_text_leaves_a_caption_missing(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"captions are missing for 2 of 2 pictures \(a boat.png, b.png\); put each"):
+        read_folder(make(tmp_path, {"a boat.png": "", "a boat.txt": "\ufeff\r\n", "b.png": ""}))
+
+
 def test_long_captions_are_told_in_part(tmp_path: Path) -> None:
     make(tmp_path, {"a.png": "", "a.txt": "x" * 61})
     assert captions_told(read_folder(tmp_path)).endswith(f'a.png: "{"x" * 57}..."')
@@ -142,7 +147,8 @@ def test_names_that_are_no_utf_8_are_read(tmp_path: Path, caplog: pytest.LogCapt
 
 
 CAMERAS = """
-IMG_1234|IMG_1|img1|IMG_1234 (2)|IMG_E1234|IMG_1234-edited|IMG-20230101-WA0001|IMG_20200101_111111_Burst01|DSC0001
+IMG_1234|IMG_1|img1|IMG_1234 (2)|IMG_E1234|IMG_1234-edited|IMG-20230101-WA0001|IMG_20200101_111111_Burst01
+DSC0001|cropped-IMG_1
 DSC_0001|DSC01234-2|_DSC1234|dsc00001|DSCN1234|_MG_1234|P1010001|PXL_20230101_123456789|PXL_20230101_123456789.MP
 MVIMG_20200101_111111|20230101_123456|20230101_123456_HDR|Screenshot 2023-01-01 at 10.11.12|Screenshot_20230101-101112
 Screenshot from 2023-01-01 12-00-00|Screen Shot 2020-01-01 at 1.02.03 PM|WhatsApp Image 2023-01-01 at 12.00.00 (1)

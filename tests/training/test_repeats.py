@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tarfile
 from collections import Counter
 from pathlib import Path
 
@@ -48,6 +49,16 @@ def test_folders_say_how_often_and_what(tmp_path: Path, caplog: pytest.LogCaptur
     assert captions_told(read_folder(tmp_path)) == (
         'captions: from names of folders (3 of 4); a boat.png: "sks dog"; from .txt files (1 of 4); b.png: "a seven"'
     )
+
+
+def test_shards_lie_in_folders_as_pictures_do(tmp_path: Path) -> None:
+    make(tmp_path, "2_dog/a.png", "5_cat/b.png")
+    with tarfile.open(tmp_path / "5_cat" / "s.tar", "w") as shard:
+        shard.add(tmp_path / "5_cat" / "b.png", "c.png")
+    (tmp_path / "5_cat" / "b.png").unlink()
+    assert [(one.name, one.caption, one.repeats) for one in read_folder(tmp_path)] == [
+        (f"{tmp_path}/2_dog/a.png", "dog", 2), (f"{tmp_path}/5_cat/s.tar/c.png", "cat", 5),
+    ]  # fmt: skip
 
 
 def test_words_are_as_they_are_written(tmp_path: Path) -> None:

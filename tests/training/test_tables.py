@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -74,6 +76,24 @@ def test_every_way_to_a_picture(tmp_path: Path, name: str) -> None:
     folder = tmp_path / "F"
     table = rows({"file_name": name.replace("FOLDER", str(folder)), "text": "a seven"})
     assert captions(make(folder, {"x/a.png": "", "metadata.jsonl": table})) == {"x/a.png": "a seven"}
+
+
+@pytest.mark.parametrize(("form", "other"), [("NFD", "NFC"), ("NFC", "NFD")])
+def test_names_in_any_form_of_unicode(
+    tmp_path: Path, form: Literal["NFC", "NFD"], other: Literal["NFC", "NFD"]
+) -> None:
+    table = rows({"file_name": unicodedata.normalize(form, "été.png"), "text": "a seven"})
+    make(tmp_path, {unicodedata.normalize(other, "été.png"): "", "metadata.jsonl": table})
+    assert list(captions(tmp_path).values()) == ["a seven"]
+
+
+def test_a_whole_path_is_found_by_way_of_a_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = rows({"file_name": str(tmp_path / "F" / "a.png"), "text": "a seven"})
+    make(tmp_path / "F", {"a.png": "", "metadata.jsonl": table})
+    (tmp_path / "link").symlink_to("F")
+    assert captions(tmp_path / "link") == {"a.png": "a seven"}
+    monkeypatch.chdir(tmp_path / "F")
+    assert captions(Path()) == {"a.png": "a seven"}
 
 
 def test_a_picture_is_found_by_the_name_that_it_has(tmp_path: Path) -> None:

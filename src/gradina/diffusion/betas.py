@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -55,6 +56,8 @@ class BetaLaw:
     def betas(self) -> Tensor:
         """The betas (num_train_timesteps,); raises WeightsError where the law has no known name."""
         if self.beta_schedule not in BETAS:
-            raise WeightsError(f"beta_schedule: got {self.beta_schedule!r}, expected one of {', '.join(BETAS)}")
+            raise WeightsError(
+                f"beta_schedule: got {reprlib.repr(self.beta_schedule)}, expected one of {', '.join(BETAS)}"
+            )
         betas = BETAS[self.beta_schedule](self.num_train_timesteps, self.beta_start, self.beta_end)
         return zero_terminal_snr(betas) if self.rescale_betas_zero_snr else betas

@@ -8,6 +8,7 @@ should say is the same equation solved for its output, with both scalings in the
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -78,4 +79,4 @@ def prediction_named(name: str) -> Prediction:
         if name in (prediction.name, prediction.diffusers):
             return prediction
     choices = ", ".join(f"{p.name} ({p.diffusers})" for p in PREDICTIONS.values())
-    raise WeightsError(f"prediction: there is no {name!r} (choices: {choices})")
+    raise WeightsError(f"prediction: there is no {reprlib.repr(name)} (choices: {choices})")

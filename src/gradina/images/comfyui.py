@@ -46,7 +46,8 @@ def read(found: Mapping[str, str]) -> Told | None:
     """What ComfyUI wrote; None if it wrote nothing. Raises PictureError for what is damaged."""
     for key, text in found.items():
         begins = re.match(r"\s*prompt\s*:\s*(?=\{)", text, re.IGNORECASE)
-        if begins or (key == "prompt" and text.lstrip().startswith("{")):
+        whole = key == "prompt" or (key == "UserComment" and '"class_type"' in text)  # the latter is Civitai's
+        if begins or (whole and text.lstrip().startswith("{")):
             return _told(_graph(loaded(text[begins.end() if begins else 0 :], "ComfyUI", "prompt")))
     if any(key == "workflow" or text.lower().startswith("workflow:") for key, text in found.items()):
         raise PictureError("carries ComfyUI's workflow without its prompt, from which it could be read")

@@ -14,7 +14,9 @@ NEGATIVE = "Negative prompt:"
 TRIES = 8  # places inside a line where settings may begin
 
 _STEPS_LINE = re.compile(r"^[ \t]*Steps:[ \t]*\d+[ \t]*(?=[,\n]|\Z)", re.MULTILINE)
-_STEPS = re.compile(r"(?<!\w)Steps:[ \t]*\d+[ \t]*(?=[,\n]|\Z)")
+_INSIDE = re.compile(
+    r"(?<!\w)(?:(?:Steps|Seed):[ \t]*\d+[ \t]*(?=[,\n]|\Z)|Size:[ \t]*\d+x\d|Sampler:|CFG scale:|Model(?: hash)?:)"
+)
 _NEGATIVE_LINE = re.compile(rf"^[ \t]*{NEGATIVE} ?", re.MULTILINE)
 _NEGATIVE_INSIDE = re.compile(rf"(?<!\w){NEGATIVE} ?")
 _KEY = re.compile(r'[ \t]*(\w[^:,"\n]{0,80}?)[ \t]*:[ \t]*')
@@ -90,9 +92,10 @@ def _places(text: str, known: Mapping[str, str]) -> tuple[int, int, dict[str, st
         found = line.start(), at, pairs
     if found:
         return found
-    for inside, _ in zip(_STEPS.finditer(text), range(TRIES), strict=False):
+    for inside, _ in zip(_INSIDE.finditer(text), range(TRIES), strict=False):
         pairs, end = _settings(text, inside.start(), known)
-        if len(pairs.keys() & names) >= 3:
+        clear = inside[0].startswith("Steps") or all(pairs.values())  # no words of a prompt between them
+        if len(pairs.keys() & names) >= 3 and "Steps" in pairs and clear:
             return inside.start(), end, pairs
     start = text.rfind("\n") + 1
     pairs, end = _settings(text, start, known)
@@ -107,9 +110,9 @@ def _places(text: str, known: Mapping[str, str]) -> tuple[int, int, dict[str, st
 def parse(text: str, known: Mapping[str, str]) -> Parts:
     """The parts of a text; `known` are the keys by their small letters.
 
-    The settings begin with a line `Steps: 20`, or inside a line with `Steps: 20` and two further known keys, or are
-    the last line if it is three pairs of which two are known. The negative prompt begins a line, or in the second
-    form stands anywhere before them.
+    The settings begin with a line `Steps: 20`, or inside a line where that and two further known keys follow, or are
+    the last line if it is three pairs of which two are known. The negative prompt begins a line, or in the second form
+    stands anywhere before them.
     """
     text = re.sub(r"\r\n?", "\n", text).rstrip()
     start, end, pairs = _places(text, known)

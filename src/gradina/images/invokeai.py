@@ -16,16 +16,8 @@ VALUES = {
 }  # fmt: skip
 # What is read elsewhere, says nothing about the pixels, or is as it is here
 READ = {
-    "positive_prompt",
-    "negative_prompt",
-    "scheduler",
-    "model",
-    "loras",
-    "app_version",
-    "prompt",
-    "sampler",
-    *VALUES,
-}
+    *VALUES, "positive_prompt", "negative_prompt", "scheduler", "model", "loras", "app_version", "prompt", "sampler",
+}  # fmt: skip
 HARMLESS = (
     ("generation_mode", "txt2img"), ("type", "txt2img"), ("rand_device", "cpu"), ("model", "stable diffusion"),
     ("app_id", "invoke-ai/InvokeAI"), ("orig_hash", ""),
@@ -38,7 +30,7 @@ DREAM = {
     "sampler": "sampler",
 }  # fmt: skip
 _DREAM = re.compile(r'\s*"((?:[^"\\]|\\.)*)"(.*)', re.DOTALL)
-_OPTION = re.compile(r"\s--?([A-Za-z]\w+|[A-Za-z])(?:[ =]\s*|(?<=\s-\w))((?!-[A-Za-z])\S*)")
+_OPTION = re.compile(r"(?<!\S)(?:--(\w+)=?|-([A-Za-z]))\s*((?!-[A-Za-z-])\S*)")
 _NEGATIVE = re.compile(r"\[([^\[\]]*)\]")
 
 
@@ -111,11 +103,11 @@ def _dream(text: str) -> Told:
     quoted = _DREAM.match(text)
     words, line = (quoted[1], quoted[2]) if quoted else (re.split(r"\s-", text, maxsplit=1)[0], text)
     prompt, negative = _split(words.replace('\\"', '"'))
-    options = {DREAM.get(key, key): value for key, value in _OPTION.findall(line)}
+    options = {DREAM.get(long or short, long or short): value for long, short, value in _OPTION.findall(line)}
     return Told(
         prompt=prompt,
         negative_prompt=negative,
         values=_values(options),
         sampler=options.get("sampler"),
-        rest=_rest({f"-{key}" if key not in READ else key: value for key, value in options.items()}),
+        rest=_rest({f"-{key}" if key not in READ else key: value or "on" for key, value in options.items()}),
     )

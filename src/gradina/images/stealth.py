@@ -11,7 +11,7 @@ from PIL import Image
 
 from gradina.errors import PictureError
 from gradina.images.texts import TEXT_BYTES, plain
-from gradina.pictures import DAMAGE, opened
+from gradina.pictures import DAMAGE, LARGEST, opened
 
 MAGIC = {b"stealth_pngcomp": True, b"stealth_pnginfo": False}  # whether the text is packed (gzip)
 HEAD = 8 * (len(b"stealth_pngcomp") + 4)  # bits of the magic and of the length in bits
@@ -22,13 +22,13 @@ def hidden(path: str | PathLike[str], what: str = "picture") -> dict[str, str]:
 
     Raises PictureError where a text is announced and damaged.
     """
-    with opened(path, what) as image:
-        if image.mode != "RGBA" or image.format not in ("PNG", "WEBP"):
-            return {}
-        try:
+    try:
+        with opened(path, what, LARGEST) as image:
+            if image.mode != "RGBA" or image.format not in ("PNG", "WEBP"):
+                return {}
             alpha = image.getchannel("A").transpose(Image.Transpose.TRANSPOSE).tobytes()
-        except DAMAGE:
-            return {}
+    except DAMAGE:  # also in our own words: nothing is hidden in what cannot be opened
+        return {}
     head = _bytes(alpha[:HEAD])
     if head[:15] not in MAGIC:
         return {}
@@ -39,9 +39,7 @@ def hidden(path: str | PathLike[str], what: str = "picture") -> dict[str, str]:
     except zlib.error:
         unpacked = b""
     if not unpacked or length > len(alpha) - HEAD:
-        raise PictureError(
-            f"{what}: {os.fspath(path)} hides a text in its alpha channel that is damaged; give another copy"
-        )
+        raise PictureError(f"{what}: {os.fspath(path)} hides a damaged text in its alpha channel; give another copy")
     return _named(plain(unpacked))
 
 

@@ -75,7 +75,17 @@ def _png(file: BinaryIO, name: str) -> dict[str, str]:
         if room < 0:
             raise PictureError(f"{name} carries more than {TEXT_BYTES >> 20} MiB of text; it is not read")
         file.seek(4, os.SEEK_CUR)
+    if profile := found.get("Raw profile type exif") or found.get("Raw profile type APP1"):
+        exif |= _exif_bytes(_profile(profile))
     return exif | _xmp(found.get("XML:com.adobe.xmp", "")) | found
+
+
+def _profile(text: str) -> bytes:
+    """Exif as ImageMagick writes it into a text: its name, its length, its bytes in hexadecimal."""
+    try:
+        return bytes.fromhex("".join(text.split()[2:]))
+    except ValueError:
+        return b""
 
 
 def _chunk(kind: bytes, data: bytes, room: int) -> tuple[str, bytes]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import count, takewhile
 from pathlib import Path
@@ -141,7 +142,7 @@ def _token(path: Path, value: Any) -> AddedToken:
         table: dict[str, Any] = {"special": True} | ({"content": value} if isinstance(value, str) else value)
         return AddedToken(**{key: table[key] for key in table if key not in ("__type", "id")})
     except TypeError as error:
-        raise WeightsError(f"{path}: {value!r} is no token; {AGAIN}") from error
+        raise WeightsError(f"{path}: {reprlib.repr(value)} is no token; {AGAIN}") from error
 
 
 def _read_model(folder: Path) -> tuple[dict[str, int], list[Merge], dict[int, AddedToken]]:
@@ -247,7 +248,7 @@ class Tokenizer:
         config = _read_json(folder / "tokenizer_config.json", optional=True)
         length = config.get("model_max_length", 77)
         if not isinstance(length, int | float) or length < 3:
-            raise WeightsError(f"{folder}: model_max_length is {length!r}, expected 3 or more; {AGAIN}")
+            raise WeightsError(f"{folder}: model_max_length is {reprlib.repr(length)}, expected 3 or more; {AGAIN}")
         try:
             vocabulary, merges, added = _read_model(folder)
             roles, added = _read_special(folder, config, added)

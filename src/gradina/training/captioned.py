@@ -30,6 +30,7 @@ GIVEN = re.compile(
 LETTERS = "prlscd"  # before four digits or more: P1010001, R0001234
 BEHIND = re.compile(
     "shot|image|photo|img|e|copy|edited|edit|hdr|pano|burst|cover|portrait|night|mp|wa|at|from|on|um|am|pm|d|écran|à|top"
+    "|crop|cropped|resized|scaled|orig|original"
 )
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 

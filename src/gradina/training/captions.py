@@ -117,9 +117,9 @@ def _captioned(
                 tell(str(source / text), f"is not read, since {rows[name].table} says the caption")
         else:
             found.append(_from_beside(source, path, texts[name], read, tell))
-    if words or rows or any(one.caption for one in found):
-        return found
     used = {text for some_of in texts.values() for text in some_of}
+    if words or rows or any(one.caption for one in found) or not all(text.lower().endswith(".json") for text in used):
+        return found
     for text in _relative(source, files):
         if text.lower().endswith((".txt", ".caption")) and text not in used:
             tell(str(source / text), "is called as no picture is, and is not read")

@@ -178,13 +178,13 @@ def _found(name: str, source: Path, folder: Path, find: Names, where: str, tell:
 
     Raises RecipeError for what lies outside the folder.
     """
-    forms = dict.fromkeys((name, name.strip(), name.strip().replace("\\", "/")))
-    for form in forms:
-        path = os.path.relpath(os.path.join(folder.absolute(), form), source.absolute()).replace(os.sep, "/")
+    for form in dict.fromkeys((name, name.strip(), name.strip().replace("\\", "/"))):
         endings = ("", *SUFFIXES) if "." not in os.path.basename(form) else ("",)  # kohya's scripts leave them out
-        picture = next((found for ending in endings if (found := find(path + ending))), None)
-        if picture is not None:
-            return picture
+        for whole in (Path.absolute, Path.resolve):
+            path = os.path.relpath(os.path.join(whole(folder), form), whole(source)).replace(os.sep, "/")
+            picture = next((found for ending in endings if (found := find(path + ending))), None)
+            if picture is not None:
+                return picture
         if os.path.isfile(source / path):
             if path.startswith("../"):
                 raise RecipeError(f"{where}: {some([name])} lies outside {source}; give a folder that has both in it")

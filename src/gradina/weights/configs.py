@@ -54,7 +54,7 @@ def unet_from(json: Json, time: bool = True) -> UNetConfig:
     down, up = json["down_block_types"], json["up_block_types"]
     attention = tuple(_one_of("down_block_types", kind, ATTENDED) for kind in down)
     if tuple(_one_of("up_block_types", kind, ATTENDED) for kind in reversed(up)) != attention:
-        raise WeightsError(f"U-Net config: up_block_types is {up}, expected the mirror of {down}")
+        raise WeightsError(f"U-Net config: up_block_types is {shown(up)}, expected the mirror of {shown(down)}")
     found = UNetConfig(
         channels=json["in_channels"],
         out_channels=json["out_channels"],
@@ -97,7 +97,7 @@ def vae_from(json: Json) -> VAEConfig:
     _check("autoencoder", json, VAE_FIXED)
     for key, kind in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
         if set(json.get(key, [kind])) != {kind}:
-            raise WeightsError(f"autoencoder config: {key} is {json[key]}, expected {kind} alone")
+            raise WeightsError(f"autoencoder config: {key} is {shown(json[key])}, expected {kind} alone")
     found = VAEConfig(
         channels=json.get("in_channels", 3),
         latent_channels=json.get("latent_channels", 4),
@@ -217,7 +217,7 @@ def pixels_from(json: Json, side: int) -> tuple[Rgb, Rgb, Resampling]:
         got = json.get(key, side)
         if got not in (side, dict.fromkeys(names, side)):
             raise WeightsError(
-                f"picture config: {key} is {got}, which is not built here (expected {side}, the tower's)"
+                f"picture config: {key} is {shown(got)}, which is not built here (expected {side}, the tower's)"
             )
     mean, std = (
         tuple(map(float, json.get(key, default)))
@@ -294,7 +294,9 @@ def _check(network: str, json: Json, fixed: Json) -> None:
 
 def _one_of(key: str, kind: str, kinds: Mapping[str, bool]) -> bool:
     if kind not in kinds:
-        raise WeightsError(f"U-Net config: {key} has {kind!r}, which is not built here (choices: {', '.join(kinds)})")
+        raise WeightsError(
+            f"U-Net config: {key} has {shown(kind)}, which is not built here (choices: {', '.join(kinds)})"
+        )
     return kinds[kind]
 
 
@@ -302,7 +304,9 @@ def _each(key: str, value: int | list[int], levels: tuple[int, ...]) -> tuple[in
     """One entry for each level, from one number for all or a list."""
     each = (value,) * len(levels) if isinstance(value, int) else tuple(value)
     if len(each) != len(levels):
-        raise WeightsError(f"U-Net config: {key} is {value!r}, expected one number, or one for each of {levels}")
+        raise WeightsError(
+            f"U-Net config: {key} is {shown(value)}, expected one number, or one for each of {shown(levels)}"
+        )
     return each
 
 
@@ -311,12 +315,14 @@ def _same(key: str, value: int | list[int]) -> int:
     if isinstance(value, list) and len(set(value)) == 1:
         return value[0]
     if not isinstance(value, int):
-        raise WeightsError(f"U-Net config: {key} is {value!r}, expected the same number for all levels")
+        raise WeightsError(f"U-Net config: {key} is {shown(value)}, expected the same number for all levels")
     return value
 
 
 def _activation(json: Json) -> Activation:
     name = json.get("hidden_act", "quick_gelu")
     if name not in ACTIVATIONS:
-        raise WeightsError(f"text or image tower config: hidden_act is {name!r} (choices: {', '.join(ACTIVATIONS)})")
+        raise WeightsError(
+            f"text or image tower config: hidden_act is {shown(name)} (choices: {', '.join(ACTIVATIONS)})"
+        )
     return cast(Activation, name)

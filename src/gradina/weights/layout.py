@@ -55,4 +55,8 @@ def unread(index: Mapping[str, Any]) -> list[str]:
 def _listed(index: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
     """The parts that a pipeline has: library and class by name."""
     pairs = {name: value for name, value in index.items() if isinstance(value, list) and len(value) == 2}
-    return {name: (str(a), str(b)) for name, (a, b) in pairs.items() if a is not None and b is not None}
+    return {
+        name: (str(a), str(b))
+        for name, (a, b) in pairs.items()
+        if not name.startswith("_") and a is not None and b is not None
+    }

@@ -34,6 +34,8 @@ def said_by(weights: Weights) -> Said:
     """What the metadata of a file says; raises WeightsError, naming the file, for what no file of ours says."""
     with naming(weights.path):
         ours = json.loads(weights.metadata.get("gradina", "{}"))
+        if not isinstance(ours, dict):
+            raise WeightsError(f"its metadata is {shown(ours)}, expected an object")
         parts = {f.name: ours[f.name] for f in fields(Said) if f.name in (*KEPT, "tokenizer") and f.name in ours}
         for name, value in parts.items():
             if not isinstance(value, dict):
