@@ -40,6 +40,8 @@ def test_a_word_is_read_as_its_own_tokens() -> None:
 def test_it_counts_as_so_many_tokens_of_a_chunk() -> None:
     more = Tokenizer.clip(length=10).with_word("<teddy>", 4)
     assert more.chunks(["<teddy> <teddy> a"]).shape == (1, 2, 10)
+    assert more.chunks_of("<teddy> <teddy> a") == 2
+    assert more.of_length(20).ids("<teddy> a") == more.ids("<teddy> a")
 
 
 def test_it_is_saved_and_loaded_with_the_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> None:

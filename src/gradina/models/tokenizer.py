@@ -18,20 +18,25 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
 from gradina.errors import WeightsError
+from gradina.models.tokenizer_files import (
+    AGAIN,
+    BOS,
+    EOS,
+    SUFFIX,
+    Merge,
+    read_json,
+    read_merges,
+    read_model,
+    read_special,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-BOS, EOS, SUFFIX = "<|startoftext|>", "<|endoftext|>", "</w>"
 ASSET = Path(__file__).parents[1] / "assets" / "clip_merges.txt.gz"
 PATTERN = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-DEFAULTS = {"bos_token": BOS, "eos_token": EOS, "unk_token": EOS, "pad_token": EOS}
-NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-AGAIN = "fetch or save the tokenizer folder again"
 SMALL = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])  # as prompts are read
 HIDDEN = "\ue000"  # before the names of a word's further tokens, which no prompt shall hold by chance
-
-Merge = tuple[str, str]
 
 
 def base_tokens() -> list[str]:
@@ -102,87 +107,6 @@ def _valid(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise WeightsError(f"{path}: cannot be read ({error}); {AGAIN}") from error
-
-
-def _read_json(path: Path, optional: bool = False) -> dict[str, Any]:
-    if optional and not path.exists():
-        return {}
-    text = _read_text(path)
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise WeightsError(f"{path}: is no JSON ({error}); {AGAIN}") from error
-    if not isinstance(content, dict):
-        raise WeightsError(f"{path}: expected a JSON object, got {type(content).__name__}; {AGAIN}")
-    return content
-
-
-def _merges(path: Path, entries: Any) -> list[Merge]:
-    """Pairs from lines ("a b</w>") or, in newer tokenizer.json files, from lists."""
-    if not isinstance(entries, list):
-        raise WeightsError(f"{path}: expected a list of merges, got {type(entries).__name__}; {AGAIN}")
-    merges = []
-    for number, entry in enumerate(entries, 1):
-        pair = entry.split() if isinstance(entry, str) else entry
-        if not isinstance(pair, list) or len(pair) not in (0, 2):
-            raise WeightsError(f"{path}: merge {number} is {entry!r}, expected two tokens; {AGAIN}")
-        if pair and pair[0] != "#version:":
-            merges.append((pair[0], pair[1]))
-    return merges
-
-
-def _token(path: Path, value: Any) -> AddedToken:
-    """A special or added token as files write it: its text, or a table with the text and how it is matched."""
-    try:
-        table: dict[str, Any] = {"special": True} | ({"content": value} if isinstance(value, str) else value)
-        return AddedToken(**{key: table[key] for key in table if key not in ("__type", "id")})
-    except TypeError as error:
-        raise WeightsError(f"{path}: {reprlib.repr(value)} is no token; {AGAIN}") from error
-
-
-def _read_model(folder: Path) -> tuple[dict[str, int], list[Merge], dict[int, AddedToken]]:
-    """Vocabulary, merges and added tokens by id; tokenizer.json goes before the two older files, as in transformers."""
-    path, lines, added = folder / "tokenizer.json", folder / "merges.txt", {}
-    if path.exists():
-        content = _read_json(path)
-        model = content.get("model")
-        if not isinstance(model, dict) or model.get("end_of_word_suffix") != SUFFIX:
-            raise WeightsError(f"{path}: has no byte-pair model of CLIP's form; use the tokenizer of a CLIP model")
-        vocabulary, merges = model.get("vocab"), _merges(path, model.get("merges"))
-        added = {entry["id"]: _token(path, entry) for entry in content.get("added_tokens") or []}
-    else:
-        path = folder / "vocab.json"
-        vocabulary, merges = _read_json(path), _merges(lines, _read_text(lines).split("\n"))
-    if not isinstance(vocabulary, dict) or any(type(i) is not int or i < 0 for i in vocabulary.values()):
-        raise WeightsError(f"{path}: expected a vocabulary of tokens and their ids; {AGAIN}")
-    if len(set(vocabulary.values())) < len(vocabulary):
-        raise WeightsError(f"{path}: two tokens have the same id; {AGAIN}")
-    return vocabulary, merges, added
-
-
-def _read_special(
-    folder: Path, config: dict[str, Any], added: dict[int, AddedToken]
-) -> tuple[dict[str, AddedToken], dict[int, AddedToken]]:
-    """Special tokens by their role, and all added tokens by id; where two files speak of one, as in transformers."""
-    path, older = folder / "tokenizer_config.json", folder / "special_tokens_map.json"
-    modern = "added_tokens_decoder" in config  # written since transformers 4.34, and then it says it all
-    roles = {key: _token(path, content) for key, content in DEFAULTS.items()}
-    for source, content in ((path, config), (older, {} if modern else _read_json(older, optional=True))):
-        roles |= {key: _token(source, content[key]) for key in NAMED if content.get(key) is not None}
-    if modern:
-        added = {int(i): _token(path, entry) for i, entry in config["added_tokens_decoder"].items()}
-    else:
-        entries = _read_json(folder / "added_tokens.json", optional=True).items()
-        added = {i: AddedToken(token, normalized=True) for token, i in entries} | added
-    known = {token.content: token for token in added.values()}
-    return {key: known.get(roles[key].content, roles[key]) for key in NAMED if key in roles}, added
-
-
 class Tokenizer:
     """Prompts to token ids and back; the ids are CLIP's, those of a checkpoint's own files, or learned from captions.
 
@@ -214,7 +138,7 @@ class Tokenizer:
         Source: Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision".
         """
         lines = gzip.decompress(ASSET.read_bytes()).decode().split("\n")
-        return cls._from_merges(_merges(ASSET, lines), length, pad)
+        return cls._from_merges(read_merges(ASSET, lines), length, pad)
 
     @classmethod
     def train(cls, captions: Iterable[str], size: int, length: int = 77) -> Tokenizer:
@@ -245,13 +169,13 @@ class Tokenizer:
         Raises WeightsError, naming the file, for one that is missing or malformed.
         """
         folder = Path(folder)
-        config = _read_json(folder / "tokenizer_config.json", optional=True)
+        config = read_json(folder / "tokenizer_config.json", optional=True)
         length = config.get("model_max_length", 77)
         if not isinstance(length, int | float) or length < 3:
             raise WeightsError(f"{folder}: model_max_length is {reprlib.repr(length)}, expected 3 or more; {AGAIN}")
         try:
-            vocabulary, merges, added = _read_model(folder)
-            roles, added = _read_special(folder, config, added)
+            vocabulary, merges, added = read_model(folder)
+            roles, added = read_special(folder, config, added)
             unknown = roles["unk_token"].content if roles["unk_token"].content in vocabulary else None
             engine = _engine(vocabulary, merges, unknown, [added[i] for i in sorted(added)] + list(roles.values()))
             ids = engine.get_vocab(with_added_tokens=True)
@@ -287,7 +211,7 @@ class Tokenizer:
 
     def of_length(self, length: int) -> Tokenizer:
         """A tokenizer that reads alike, for texts of so many tokens."""
-        return Tokenizer(self._engine, length, self.bos, self.eos, self.pad)
+        return Tokenizer(self._engine, length, self.bos, self.eos, self.pad, self._further)
 
     def save(self, folder: str | Path) -> None:
         """Writes vocab.json, merges.txt, tokenizer_config.json and special_tokens_map.json as transformers has them.
