@@ -106,7 +106,7 @@ def test_two_files_do_not_teach_the_same_word(tiny_model: Tiny) -> None:
     ]
     with pytest.raises(
         WeightsError,
-        match=r"b.safetensors: teaches the word <toy>, as a.safetensors does; name another, such as <toy>2=b.safe",
+        match=r"b.safetensors: teaches the word <toy>, as a.safetensors does; name another, by WORD=b.safe",
     ):
         taught(model.tokenizer, model.text, concepts)
     with pytest.raises(WeightsError, match=r"a.safetensors: 'seven' is a token of this model already; .* by WORD=FILE"):

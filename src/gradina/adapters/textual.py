@@ -50,7 +50,7 @@ def taught(tokenizer: Tokenizer, text: TextTower, concepts: Sequence[Concept]) -
         if first is not concept:
             raise WeightsError(
                 f"{concept.said}: teaches the word {concept.token}, as {first.said} does; "
-                f"name another, such as {concept.token}2={concept.said}"
+                f"name another, by WORD={concept.said}"
             )
         try:
             tokenizer = tokenizer.with_word(concept.token, len(concept.vectors))
