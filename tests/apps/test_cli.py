@@ -543,6 +543,23 @@ def test_again_takes_the_autoencoder_of_the_picture(
     assert re.search(r"note: drawn with the autoencoder vae\.safetensors \[\w{10}\], this is", capsys.readouterr().err)
 
 
+@pytest.mark.parametrize(
+    ("said", "other"),
+    [
+        ("0123456789", False),
+        ("0123456789" + "a" * 54, False),
+        ("0x0123456789" + "A" * 54, False),
+        ("0123456780", True),
+        ("0x" + "b" * 64, True),
+        ("01234567", False),  # A1111's old hash, of other bytes
+        ("blake3:" + "b" * 64, False),
+        ("", False),
+    ],
+)
+def test_hashes_of_other_kinds_say_nothing(said: str, other: bool) -> None:
+    assert is_other(said, "0123456789") is other
+
+
 def test_encode_and_decode_with_another_autoencoder(room: Path, photo: Path, vae: Path, model_folder: str) -> None:
     assert main(["encode", "photo.png", "-m", model_folder, "--vae", "vae.safetensors", "-o", "a.latents"]) == 0
     assert main(["decode", "a.latents", "-o", "same.png"]) == 0
