@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 import gradina
 from gradina import Picture, Request, files, pipeline, similarity
 from gradina.apps.cli import VERBS, app, main
+from gradina.apps.draw import is_other
 from gradina.codec import Latents
 from gradina.metadata import save_picture
 from gradina.pipeline import StableDiffusion
