@@ -413,10 +413,14 @@ def test_files_without_a_request(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "plain.jpg")
     Image.new("RGB", (8, 8)).save(tmp_path / "plain.gif")
     (tmp_path / "words.png").write_text("hello")
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0x9286] = b"ASCII\0\0\0Screenshot"  # as a Mac writes it
+    Image.new("RGB", (8, 8)).save(tmp_path / "screen.jpg", exif=exif)
     for name, words in (
         ("plain.png", r"carries no request; give a picture drawn by gradina"),
         ("plain.jpg", "carries no request"),
         ("plain.gif", "carries no request"),
+        ("screen.jpg", "carries no request"),
         ("words.png", "is no picture"),
         ("none.png", "does not exist"),
     ):

@@ -227,9 +227,9 @@ def _read(found: Mapping[str, str], path: Path, strict: bool) -> Record | None:
             return replace(record, parameters=parameters)
     if told := before_a1111(found):
         return _others(*told, path)
-    if parameters and not _is_json(parameters):
-        return _others("a1111", parameters, path)
-    for key in ("ImageDescription", "XPComment", "comment"):  # where any text may stand
+    if (text := found.get("parameters")) and not _is_json(text):
+        return _others("a1111", text, path)
+    for key in ("UserComment", "ImageDescription", "XPComment", "comment"):  # where any text may stand
         if has_settings(found.get(key, "")):
             return _others("a1111", found[key], path)
     told = after_a1111(found)

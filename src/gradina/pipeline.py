@@ -106,7 +106,10 @@ class StableDiffusion(Parts):
     @torch.no_grad()
     def read(self, texts: Sequence[str]) -> Tensor:
         """Text states of prompts (b, n, width); a long prompt is read in chunks and makes all as long as itself."""
-        ids = self.tokenizer.chunks(texts).to(self.device)
+        ids, known = self.tokenizer.chunks(texts).to(self.device), len(self.text.token.weight)
+        if len(self.tokenizer) > known and int(ids.max()) >= known:
+            token = self.tokenizer.token(int(ids.max()))
+            raise RequestError(f"prompt: {token!r} is a token that the text tower does not know; leave it out")
         states = self.awake(self.text)(ids.flatten(0, 1)).reshape(len(texts), -1, self.text.config.width)
         return finite(states, "text tower", self.text, self.dtype)
 

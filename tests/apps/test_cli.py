@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 import gradina
 from gradina import Picture, Request, files, pipeline, similarity
 from gradina.apps.cli import VERBS, app, main
+from gradina.apps.draw import is_other
 from gradina.codec import Latents
 from gradina.metadata import save_picture
 from gradina.pipeline import StableDiffusion
@@ -484,3 +485,99 @@ def test_a_place_that_cannot_be_written_is_found_before_anything_is_loaded(
     assert err.count("\n") == 1
     assert re.search("cannot be written|there is no folder|is not replaced", err), err
     assert names(room) == before
+
+
+# An autoencoder in place of the model's own
+
+
+@pytest.fixture
+def vae(room: Path, tiny_model: Callable[..., StableDiffusion]) -> Path:
+    """Another autoencoder, alone in a file."""
+    from safetensors.torch import save_file
+
+    save_vae = {f"first_stage_model.{n}": x for n, x in original_vae(tiny_model("sd1")).items()}
+    save_file(save_vae, room / "vae.safetensors")
+    return room / "vae.safetensors"
+
+
+def original_vae(model: StableDiffusion) -> dict[str, torch.Tensor]:
+    """The model's autoencoder by its original names, with its last layer the other way round."""
+    from gradina.weights.remap import sources, write
+    from gradina.weights.tables import VAE, vae_numbers
+
+    ours = model.vae.state_dict()
+    tensors = write(ours, sources(ours, VAE, "original", vae_numbers(model.vae.config)))
+    return tensors | {"decoder.conv_out.weight": -tensors["decoder.conv_out.weight"]}
+
+
+@pytest.mark.parametrize("options", [[], ["--low-memory"]])
+def test_another_autoencoder_draws(room: Path, vae: Path, model_folder: str, options: list[str]) -> None:
+    asked = ["a fox", "-m", model_folder, "--seed", "1", *options]
+    assert main([*asked, "-o", "own.png"]) == 0
+    assert main([*asked, "--vae", "vae.safetensors", "-o", "other.png"]) == 0
+    assert main([*asked, "--vae", model_folder, "-o", "same.png"]) == 0
+    assert (pixels("own.png") == pixels("same.png")).all()
+    own, other = pixels("own.png").astype(int), pixels("other.png").astype(int)
+    assert np.abs(own + other - 255).mean() < np.abs(own - other).mean()
+    model = gradina.load(model_folder, vae=vae, dtype="fp32", low_memory=bool(options))
+    (picture,) = gradina.generate(model, Request(prompt="a fox", seed=1))
+    assert (np.array(picture.image) == pixels("other.png")).all()
+
+
+def test_again_takes_the_autoencoder_of_the_picture(
+    room: Path, vae: Path, model_folder: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["a fox", "-m", model_folder, "--seed", "1", "--vae", "vae.safetensors", "-o", "a.png"]) == 0
+    assert main(["again", "a.png", "-o", "b.png"]) == 0
+    assert (pixels("a.png") == pixels("b.png")).all()
+    assert main(["info", "a.png"]) == 0
+    assert re.search(r"^vae +vae\.safetensors$", capsys.readouterr().out, re.M)
+    vae.rename(room / "moved.safetensors")
+    assert main(["again", "a.png", "-o", "c.png"]) == 2
+    said = capsys.readouterr().err
+    assert "vae.safetensors: there is no such autoencoder" in said
+    assert "(so says a.png; name the model yourself with --model, or the autoencoder with --vae)" in said
+    assert main(["again", "a.png", "-o", "c.png", "--vae", "moved.safetensors"]) == 0
+    assert (pixels("a.png") == pixels("c.png")).all()
+    assert capsys.readouterr().err == ""
+    assert main(["again", "a.png", "-o", "d.png", "--vae", model_folder]) == 0
+    assert re.search(r"note: drawn with the autoencoder vae\.safetensors \[\w{10}\], this is", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("said", "other"),
+    [
+        ("0123456789", False),
+        ("0123456789" + "a" * 54, False),
+        ("0x0123456789" + "A" * 54, False),
+        ("0123456780", True),
+        ("0x" + "b" * 64, True),
+        ("01234567", False),  # A1111's old hash, of other bytes
+        ("blake3:" + "b" * 64, False),
+        ("", False),
+    ],
+)
+def test_hashes_of_other_kinds_say_nothing(said: str, other: bool) -> None:
+    assert is_other(said, "0123456789") is other
+
+
+def test_encode_and_decode_with_another_autoencoder(room: Path, photo: Path, vae: Path, model_folder: str) -> None:
+    assert main(["encode", "photo.png", "-m", model_folder, "--vae", "vae.safetensors", "-o", "a.latents"]) == 0
+    assert main(["decode", "a.latents", "-o", "same.png"]) == 0
+    assert main(["decode", "a.latents", "-o", "own.png", "--vae", model_folder]) == 0
+    own, other = pixels("own.png").astype(int), pixels("same.png").astype(int)
+    assert np.abs(own + other - 255).mean() < np.abs(own - other).mean()
+
+
+def test_options_that_change_nothing_are_noted(
+    room: Path, tiny_model: Callable[..., StableDiffusion], capsys: pytest.CaptureFixture[str]
+) -> None:
+    from gradina.weights.single import write_file
+
+    write_file(tiny_model("sd1"), "model.safetensors")
+    asked = ["a fox", "-m", "model.safetensors", "--seed", "1", "--steps", "2", "-o", "a.png"]
+    assert main([*asked, "--variant", "fp16", "--prediction", "eps"]) == 0
+    assert capsys.readouterr().err == "gradina: note: variant: 'fp16' has no effect on a single file; leave it out\n"
+    assert main([*asked, "--prediction", "v"]) == 0
+    said = "model.safetensors: says of itself that it predicts eps; drawing as if it were v, as asked"
+    assert capsys.readouterr().err == f"gradina: note: {said}\n"

@@ -153,6 +153,7 @@ PLACES = (
     "info FILE", "again FILE -m MODEL --steps", "encode FILE -m MODEL", "decode FILE -m MODEL -o out.png",
     "x -m MODEL -i FILE", "x -m MODEL -i photo.png --mask-image FILE", "x -m MODEL --lora FILE",
     "x -m MODEL --concept FILE", "x -m MODEL --edit FILE", "x -m FILE", "x -m MODEL --tiny FILE --film film.gif",
+    "x -m MODEL --vae FILE", "x -m MODEL --vae FOLDER:config.json", "x -m FOLDER:model_index.json",
     "convert FILE out.safetensors", "convert FILE out", "push FILE owner/name", "train FILE",
     "caption FILE", "caption photo.png --phrases FILE", "search FILE x", "search FOLDER:x.png x",
     "finetune FILE", "finetune FOLDER:s.tar", "finetune FOLDER:a.txt", "finetune FOLDER:metadata.jsonl",

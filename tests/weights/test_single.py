@@ -250,3 +250,38 @@ def test_other_input_channels_are_named(channels, what, file, saved):
     plain(file, **{"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(32, channels, 3, 3)})
     with pytest.raises(WeightsError, match=f"takes {channels} channels, so it is .*{what}"):
         read_file(file)
+
+
+@pytest.mark.parametrize("names", [("to_q", "to_k", "to_v", "to_out.0"), ("query", "key", "value", "proj_attn")])
+@pytest.mark.parametrize("flat", [True, False])
+def test_an_autoencoder_whose_attention_has_the_names_of_diffusers(names, flat, tiny, same, file, saved):
+    saved(file)
+    renamed = {}
+    for name, x in load_file(file).items():
+        for old, new in zip(("q", "k", "v", "proj_out"), names, strict=True):
+            if ".mid.attn_1." in name and f".{old}." in name:
+                name, x = name.replace(f".{old}.", f".{new}."), x.flatten(1) if flat and x.ndim == 4 else x
+        renamed[name] = x
+    assert len(renamed.keys() - load_file(file).keys()) == 16
+    save_file(renamed, file, {"gradina": "{}"})
+    assert all(torch.equal(x, read_file(file).vae.state_dict()[n]) for n, x in tiny().vae.state_dict().items())
+
+
+def test_what_is_outside_of_the_parts_is_noted_and_what_is_dead_is_not(file, saved, caplog):
+    saved(file)
+    dead = ("model_ema.decay", "betas", "cond_stage_model.logit_scale", "denoiser.sigmas")
+    plain(file, **{name: torch.zeros(1) for name in dead})
+    read_file(file)
+    assert not caplog.records
+    strange = ("lora_te_a.lora_down.weight", "embeddings.a", "cond_stage_model.other.weight")
+    plain(file, **{name: torch.zeros(1) for name in strange})
+    read_file(file)
+    assert f"{file}: 3 tensors of no network here are left out (first: {min(strange)})" in caplog.text
+
+
+@pytest.mark.parametrize("part", ["model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer."])
+def test_what_is_inside_a_part_has_its_place(part, file, saved):
+    saved(file)
+    plain(file, **{f"{part}strange.weight": torch.zeros(1)})
+    with pytest.raises(WeightsError, match=r"1 unexpected \(first: strange\.weight\)"):
+        read_file(file)

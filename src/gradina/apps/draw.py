@@ -140,9 +140,16 @@ def again(
         raise WeightsError(f"{error} (so says {picture}; name {', or '.join(unsaid)})") from error
     now = opened.about
     for what, name, found in (("by", "name", "hash"), ("with the autoencoder", "vae", "vae_hash")):
-        if was.get(found) and now.get(found) and was[found] != now[found]:
+        if is_other(was.get(found, ""), now.get(found, "")):
             say(f"drawn {what} {was.get(name)} [{was[found]}], this is {now.get(name)} [{now[found]}]")
     draw(opened, record.request, target, None, None, quiet)
+
+
+def is_other(hash_: str, own: str) -> bool:
+    """Whether a model's hash in a file is another than `own`: if it is of the same kind, a SHA-256 or its beginning."""
+    hash_ = hash_.lower().removeprefix("0x")
+    length = min(len(hash_), len(own))
+    return re.fullmatch("[0-9a-f]{10,64}", hash_) is not None and length > 0 and hash_[:length] != own[:length]
 
 
 def say(note: str) -> None:

@@ -262,6 +262,10 @@ class Tokenizer:
         read: list[int] = self._engine.encode(_valid(text), add_special_tokens=False).ids
         return [i for first in read for i in (first, *self._further.get(first, ()))] if self._further else read
 
+    def token(self, i: int) -> str:
+        """The entry of the vocabulary with that id."""
+        return str(self._engine.id_to_token(i))
+
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids of shape (n,), in lower case with spaces between words; special tokens are left out."""
         further = {i for more in self._further.values() for i in more}

@@ -247,7 +247,7 @@ def class_pictures(model: StableDiffusion, prompt: str, count: int, folder: Path
         except PictureError:  # it carries no request
             own.append(path)
             continue
-        if why := _unlike(record, wanted, model.hash):
+        if why := _unlike(record, wanted, model.about):
             others.append(f"{path.name} has {why}")
         elif record.source == "gradina":
             drawn.setdefault(cast(int, record.request.seed), path)
@@ -269,13 +269,13 @@ def class_pictures(model: StableDiffusion, prompt: str, count: int, folder: Path
     return [*own, *(path for _, path in sorted(drawn.items()))][:count]
 
 
-def _unlike(record: Record, wanted: Request, model: str) -> str:
-    """In what a picture is not what `model` (a hash) draws of a request, whatever the seed; "": in nothing.
+def _unlike(record: Record, wanted: Request, model: Mapping[str, str]) -> str:
+    """In what a picture is not what a model (told as in `about`) draws of a request, whatever the seed; "": in nothing.
 
     Of what other programs drew, the prompt counts alone.
     """
     said, about = record.request, record.model or {}
-    if record.source == "gradina" and about.get("hash", "") != model:
+    if record.source == "gradina" and any(about.get(key) != model.get(key) for key in ("hash", "vae_hash")):
         return f"the model {about.get('name')} [{about.get('hash')}]"
     fields = [f for f in Request.__dataclass_fields__ if f != "seed"] if record.source == "gradina" else ["prompt"]
     other = next((name for name in fields if getattr(said, name) != getattr(wanted, name)), None)

@@ -228,7 +228,8 @@ DROPPED: dict[str, tuple[str, ...]] = {
     "unet": (),
     "outside": ("model_ema.*",            # a second, averaged copy of the U-Net
                 "betas", "alphas_cumprod*", "sqrt_*", "log_one_minus_*", "posterior_*", "lvlb_weights", "logvar",
-                "v_pred", "ztsnr", "scale_factor", "cond_stage_model.*"),
+                "v_pred", "ztsnr", "scale_factor", "denoiser.sigmas",
+                "cond_stage_model.logit_scale", "cond_stage_model.text_projection", "cond_stage_model.*position_ids"),
 }  # fmt: skip
 
 
