@@ -215,6 +215,16 @@ def test_a_size_that_the_model_cannot_draw(tiny_model: Tiny) -> None:
     assert (request.width, request.height) == (48, 80)
 
 
+def test_a_word_that_the_text_tower_does_not_know(tiny_model: Tiny) -> None:
+    model = tiny_model()
+    wordy = replace(model, tokenizer=model.tokenizer.with_word("<dog>"))
+    assert torch.equal(wordy.read(["a red boat"]), model.read(["a red boat"]))
+    with pytest.raises(
+        RequestError, match="prompt: '<dog>' is a token that the text tower does not know; leave it out"
+    ):
+        generate(wordy, replace(ASKED, prompt="a <dog>"))
+
+
 def test_long_and_short_prompts_cannot_be_stepped_together(tiny_model: Tiny) -> None:
     with pytest.raises(RequestError, match="over 75 tokens"):
         steps(tiny_model(), replace(ASKED, prompt=("seven " * 80, "seven")))

@@ -17,6 +17,7 @@ from gradina.errors import WeightsError
 from gradina.models.tiny import TinyConfig, TinyDecoder
 from gradina.models.vae import VAEConfig
 from gradina.pipeline import StableDiffusion
+from gradina.weights.convert import convert
 from gradina.weights.tiny import read_tiny
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -133,3 +134,18 @@ def test_it_has_to_fit_the_latents(tmp_path: Path, tiny_model: Callable[..., Sta
         WeightsError, match=r"is for latents of 6 channels that are 4 times smaller .* have 4 and are 8"
     ):
         gradina.load(tmp_path / "model", tiny=write(tmp_path / "tiny", SHAPES["another"]))
+
+
+@pytest.mark.parametrize("layout", ["original", "diffusers"])
+def test_a_pickle_is_refused_and_converted(layout: str, folder: Path, tmp_path: Path) -> None:
+    file = original(folder) if layout == "original" else folder / WEIGHTS
+    pickle = tmp_path / "taesd_decoder.pth"
+    torch.save(load_file(file), pickle)
+    with pytest.raises(
+        WeightsError, match=r"`gradina convert .*taesd_decoder\.pth taesd_decoder\.safetensors` reads it"
+    ):
+        read_tiny(pickle, vae({}))
+    with pytest.raises(WeightsError, match="a tiny decoder is one file"):
+        convert(pickle, tmp_path / "out")
+    back = read_tiny(convert(pickle, tmp_path / "out.safetensors"), vae({})).state_dict()
+    assert all(torch.equal(x, back[name]) for name, x in read_tiny(file, vae({})).state_dict().items())

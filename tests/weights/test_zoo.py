@@ -8,11 +8,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 
 import huggingface_hub
+import huggingface_hub.constants
+import huggingface_hub.utils
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from gradina.errors import HubError, WeightsError
 from gradina.weights import zoo
+from gradina.weights.convert import convert
 from gradina.weights.folders import write_folder
 from gradina.weights.hub import fetch, push, wanted
 from gradina.weights.single import write_file
@@ -209,3 +213,50 @@ def test_types_and_predictions_reach_the_parts(tiny, tmp_path):
 def test_listing_models_needs_no_torch():
     code = "import sys, gradina.weights.zoo as z; z.shipped(); z.cached(); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def cut(hub, *names):
+    for name in names:
+        (hub.folder / name).unlink()
+
+
+def fetched(hub):
+    return {path.split("/resolve/")[1].split("/", 1)[1] for path in hub.asked if "/resolve/" in path}
+
+
+def test_a_part_that_the_hub_has_in_halves_alone(hub, tiny, same, caplog):
+    whole = hub.folder / "unet" / "diffusion_pytorch_model.safetensors"
+    whole.rename(whole.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    same(zoo.open_source("tiny/model"), tiny())
+    assert "without a variant" in caplog.text
+    assert not [name for name in fetched(hub) if ".bin" in name]
+
+
+def test_a_variant_that_the_hub_has_of_one_part(hub, tiny, same, caplog):
+    whole = hub.folder / "unet" / "diffusion_pytorch_model.safetensors"
+    whole.rename(whole.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    same(zoo.open_source("tiny/model", variant="fp16"), tiny())
+    assert "in the variant fp16" in caplog.text
+    with pytest.raises(WeightsError, match=r"has no diffusion_pytorch_model\.fp32\.safetensors"):
+        zoo.open_source("tiny/model", variant="fp32")
+
+
+def test_pickles_of_the_hub_are_fetched_to_be_converted_alone(hub, tiny, same, tmp_path):
+    whole = hub.folder / "unet" / "diffusion_pytorch_model.safetensors"
+    torch.save(load_file(whole), whole.with_suffix(".bin"))
+    cut(hub, "unet/diffusion_pytorch_model.safetensors", "unet/diffusion_pytorch_model.fp16.safetensors")
+    with pytest.raises(WeightsError, match=r"there, `gradina convert tiny/model model-safe` \(there is: nothing\)"):
+        zoo.open_source("tiny/model")
+    assert not [name for name in fetched(hub) if ".bin" in name]
+    same(zoo.open_source(convert("tiny/model", tmp_path / "out")), tiny())
+    with pytest.raises(WeightsError, match=r"is a pickle.*`gradina convert tiny/model model-safe` reads it safely"):
+        zoo.open_source("tiny/model")
+
+
+def test_an_autoencoder_of_the_hub(hub, tiny, same):
+    same(zoo.open_source("tiny/model/single.safetensors", vae="tiny/model"), tiny())
+    assert not [name for name in fetched(hub) if name.startswith(("unet", "text_encoder"))]
+    opened = zoo.open_source("tiny/model/single.safetensors", vae="tiny/model/single.safetensors")
+    assert opened.about["vae"] == "tiny/model/single.safetensors"
+    with pytest.raises(HubError, match="tiny/none: the hub has no such model"):
+        zoo.open_source("tiny/model/single.safetensors", vae="tiny/none")

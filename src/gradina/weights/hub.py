@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import huggingface_hub
-from huggingface_hub import errors
+from huggingface_hub import constants, errors
 
 from gradina.errors import HubError
 from gradina.weights.parts import Parts
@@ -47,7 +47,7 @@ def fetch(name: str, variant: str | None = None, pickles: bool = False) -> Path:
         folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=wanted(variant)))
         lacking = [stem for stem in WEIGHTS if not any(folder.glob(f"{stem}*.safetensors"))]
         nowhere = len(lacking) == len(WEIGHTS) and variant and not pickles
-        if lacking and not nowhere and not huggingface_hub.constants.HF_HUB_OFFLINE:
+        if lacking and not nowhere and not constants.HF_HUB_OFFLINE:
             others = [pattern for stem in lacking for pattern in _instead(stem, variant, pickles)]
             huggingface_hub.snapshot_download(name, allow_patterns=others)
         return folder
@@ -150,7 +150,7 @@ def _absent(error: Exception) -> str:
 
 
 def _unreachable(error: Exception) -> str:
-    if huggingface_hub.constants.HF_HUB_OFFLINE:
+    if constants.HF_HUB_OFFLINE:
         return "is not in the cache, and HF_HUB_OFFLINE is set; unset it, or give a folder or file that is here"
     return (
         f"is not in the cache, and the hub cannot be reached; connect, or give a folder or file ({_first_line(error)})"

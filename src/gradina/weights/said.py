@@ -47,6 +47,7 @@ def said_by(weights: Weights) -> Said:
 
 def as_said(config: Config, part: str, said: Said, weights: Weights) -> Config:
     """The config of a network with what its file says of it; raises WeightsError where that cannot be."""
-    known = {key: value for key, value in getattr(said, part).items() if key in KEPT[part]}
+    known: dict[str, Any] = {key: value for key, value in getattr(said, part).items() if key in KEPT[part]}
+    known |= {key: tuple(value) for key, value in known.items() if isinstance(value, list)}
     with naming(weights.path):
-        return checked(replace(config, **{key: tuple(v) if isinstance(v, list) else v for key, v in known.items()}))
+        return checked(replace(config, **known))

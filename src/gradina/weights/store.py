@@ -25,6 +25,7 @@ from gradina.nn.native import own_halves
 from gradina.weights.mapped import Mapped
 from gradina.weights.remap import Source, read, unclaimed
 
+Value = TypeVar("Value")
 Network = TypeVar("Network", bound=nn.Module)
 INDEX = ".safetensors.index.json"
 WRAPPERS = ("state_dict.", "module.", "_orig_mod.")
@@ -70,7 +71,7 @@ class _Unfilled(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def unwrapped(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+def unwrapped(tensors: Mapping[str, Value]) -> Mapping[str, Value]:
     """Names without what a trainer or a compiler put before all of them."""
     for wrapper in WRAPPERS:
         if tensors and all(name.startswith(wrapper) for name in tensors):
