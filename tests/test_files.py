@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 from pathlib import Path
 
 import pytest
 
+from gradina import files
 from gradina.errors import DiskError, GradinaError
 from gradina.files import (
     atomic_folder,
@@ -17,7 +19,9 @@ from gradina.files import (
     check_model_folder,
     check_writable,
     check_writable_folder,
+    content,
     replaceable,
+    stamp,
     with_ending,
 )
 
@@ -48,6 +52,26 @@ def test_a_new_file_has_the_permissions_of_any_other(tmp_path: Path) -> None:
     with atomic_write(tmp_path / "ours") as file:
         file.write(b"1")
     assert (tmp_path / "ours").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_content_is_read_again_unless_size_times_inode_and_device_are_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, reads = tmp_path / "a.bin", []
+    digest = hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", lambda file, kind: reads.append(1) or digest(file, kind))
+    path.write_bytes(b"one")
+    assert content(path) == content(str(path)) == hashlib.sha256(b"one").hexdigest()
+    assert len(reads) == 2  # it has only just been written: a change would not show in its times
+    assert stamp(path) == ()
+    monkeypatch.setattr(files, "SETTLED", -(10**18))
+    assert [content(path), content(path)] == [hashlib.sha256(b"one").hexdigest()] * 2
+    assert len(reads) == 3
+    times = path.stat().st_atime_ns, path.stat().st_mtime_ns
+    path.write_bytes(b"two")
+    os.utime(path, ns=times)
+    assert content(path) == hashlib.sha256(b"two").hexdigest()
+    assert stamp(tmp_path / "none") == ()
 
 
 @pytest.mark.parametrize("error", [ValueError("stop"), KeyboardInterrupt()])

@@ -10,7 +10,7 @@ import pytest
 import gradina
 
 ROOT = Path(gradina.__file__).parent
-GROUND = {"errors", "request", "metadata", "infotext", "files", "pictures", "sheet", "ineffective"}
+GROUND = {"errors", "request", "metadata", "images", "infotext", "files", "pictures", "sheet", "ineffective", "texts"}
 
 # What each room may import, beside itself and the ground floor; a room that is not here may not exist.
 ALLOWED: dict[str, set[str]] = {

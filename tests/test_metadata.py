@@ -21,9 +21,10 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from gradina.errors import DiskError, PictureError, RequestError
+from gradina.images.texts import texts
 from gradina.infotext import SAMPLERS, SCHEDULES, model_of, read_parameters, write_parameters
 from gradina.metadata import from_json, read_picture, save_picture, to_json
-from gradina.pictures import SAVED, open_mask, open_picture, texts
+from gradina.pictures import SAVED, open_mask, open_picture
 from gradina.request import RATES_NAMES, SAMPLER_NAMES, SCHEDULE_NAMES, Defaults, Picture, Request
 
 QUICK = settings(
@@ -287,7 +288,7 @@ def test_samplers_and_schedules_by_their_names(named: str, sampler: str, schedul
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("Sampler: DPM2 a Karras", "Sampler: DPM2 a (not among ours, the model's own is used; choices: DDPM, DDIM"),
+        ("Sampler: DPM2 a Karras", "Sampler: DPM2 a Karras (not among ours; euler_ancestral draws instead)"),
         ("Schedule type: KL Optimal", "Schedule type: KL Optimal (not among ours"),
         ("Variation seed: 3, Variation seed strength: 0.1", "Variation seed: 3, Variation seed strength: 0.1 (not"),
         ("Face restoration: CodeFormer", "Face restoration: CodeFormer (not honoured: faces"),
@@ -412,10 +413,14 @@ def test_files_without_a_request(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "plain.jpg")
     Image.new("RGB", (8, 8)).save(tmp_path / "plain.gif")
     (tmp_path / "words.png").write_text("hello")
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0x9286] = b"ASCII\0\0\0Screenshot"  # as a Mac writes it
+    Image.new("RGB", (8, 8)).save(tmp_path / "screen.jpg", exif=exif)
     for name, words in (
         ("plain.png", r"carries no request; give a picture drawn by gradina"),
         ("plain.jpg", "carries no request"),
         ("plain.gif", "carries no request"),
+        ("screen.jpg", "carries no request"),
         ("words.png", "is no picture"),
         ("none.png", "does not exist"),
     ):
@@ -423,7 +428,7 @@ def test_files_without_a_request(tmp_path: Path) -> None:
             read_picture(tmp_path / name)
         assert "\n" not in str(error.value)
     (tmp_path / "comfy.png").write_bytes(png((b"tEXt", b"workflow\0{}"), (b"tEXt", b"prompt\0{}")))
-    with pytest.raises(PictureError, match="carries ComfyUI's workflow, which is not read here"):
+    with pytest.raises(PictureError, match=r"comfy\.png: carries ComfyUI's prompt, in which there is no sampler"):
         read_picture(tmp_path / "comfy.png")
 
 
@@ -488,6 +493,27 @@ def test_json_that_is_no_request(text: str, words: str) -> None:
         from_json(text)
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 500
+
+
+def test_errors_of_a_request_name_its_file(tmp_path: Path) -> None:
+    for request, words in (
+        ({"prompt": 3}, "prompt: got 3, expected a text"),
+        ({"steps": 0}, "steps: got 0"),
+        ({"loras": [[]]}, "loras: got"),
+        ({"init_image": {"path": "/none", "sha256": "0"}}, "init_image: /none is not there"),
+        ({"init_image": 3}, "init_image: got '3'"),
+    ):
+        path = ours(tmp_path, request=request)
+        with pytest.raises((RequestError, PictureError)) as error:
+            read_picture(path)
+        assert str(error.value).startswith(f"picture: {path}: {words}")
+
+
+def test_a_request_is_shown_whose_picture_is_gone(tmp_path: Path) -> None:
+    record = read_picture(ours(tmp_path, request={"init_image": {"path": "/none", "sha256": "0"}}), strict=False)
+    assert json.loads(to_json(record.request, strict=False))["init_image"] == {"path": "/none"}
+    with pytest.raises(PictureError, match="/none does not exist"):
+        to_json(record.request)
 
 
 def test_an_embedded_bomb_is_refused(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 import warnings
 import zlib
@@ -196,6 +197,26 @@ def test_pictures_are_found_in_folders_in_order(tmp_path: Path) -> None:
     (tmp_path / "gone.png").symlink_to("nowhere")
     found = [str(path.relative_to(tmp_path)) for path in pictures_in(tmp_path)]
     assert found == ["a.jpg", "b.PNG", "m/f.gif", "m/n/g.tif", "z/e.webp"]
+
+
+def test_thumbnails_and_bins_of_systems_are_no_pictures(tmp_path: Path) -> None:
+    for name in ("@eaDir/SYNOPHOTO_THUMB.png", "__MACOSX/._a.png", "a/.thumbnails/b.png", "#recycle/c.png", "._d.png",
+                 "$RECYCLE.BIN/e.png", "a/@EADIR/f.png", "@me/g.png"):  # fmt: skip
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    assert pictures_in(tmp_path) == [tmp_path / "@me" / "g.png"]
+
+
+def test_formats_that_are_not_read_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("IMG_1.HEIC", "x/b.nef"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    told = r"2 pictures are in formats that are not read \(.heic, .nef: IMG_1.HEIC, x/b.nef\)"
+    with pytest.raises(PictureError, match=told + "; convert them to PNG or JPEG"):
+        pictures_in(tmp_path)
+    (tmp_path / "c.png").write_text("")
+    assert pictures_in(tmp_path) == [tmp_path / "c.png"]
+    assert re.search(told + ", and left out; convert them", caplog.text)
 
 
 def test_suffixes_are_those_of_the_formats() -> None:

@@ -6,10 +6,12 @@ A full disk, a crash or Ctrl-C leaves what was there before.
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import re
 import secrets
 import shutil
+import time
 from collections.abc import Container, Iterator
 from contextlib import contextmanager, suppress
 from os import PathLike
@@ -45,6 +47,34 @@ def cache_folder() -> Path:
     return Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gradina"
 
 
+Stamp = tuple[int, ...]  # of a file: size, time of its content and of its entry in ns, inode, device; (): it has none
+SETTLED = 2 * 10**9  # nanoseconds after which a change of a file shows in its times, on all usual file systems
+
+_hashed: dict[str, tuple[Stamp, str]] = {}
+
+
+def stamp(path: str | PathLike[str]) -> Stamp:
+    """What is another after any change of a file; () for one that is not there, or that has only just changed."""
+    try:
+        s = os.stat(path)
+    except OSError:
+        return ()
+    settled = time.time_ns() - max(s.st_mtime_ns, s.st_ctime_ns) > SETTLED
+    return (s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino, s.st_dev) if settled else ()
+
+
+def content(path: str | PathLike[str]) -> str:
+    """The SHA-256 of a file, by which it is known wherever it lies; read once, as long as its stamp stays. OSError."""
+    name, now = os.path.realpath(path), stamp(path)
+    then, known = _hashed.get(name, ((), ""))
+    if now and now == then:
+        return known
+    with open(path, "rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    _hashed[name] = now, found
+    return found
+
+
 def _beside(target: Path, kind: str) -> Path:
     """A name nobody has, hidden, in the same folder as `target`, so that moving it there is one rename."""
     with suppress(FileNotFoundError):
@@ -56,6 +86,14 @@ def with_ending(path: Path, ending: str) -> Path:
     """The path whose name is the stem of `path` and then `ending`; a stem of too many bytes is cut."""
     room, stem = NAME_BYTES - len(os.fsencode(ending)), os.fsencode(path.stem)
     return path.with_name((path.stem if len(stem) <= room else stem[:room].decode("utf-8", "ignore")) + ending)
+
+
+def unused(path: Path) -> Path:
+    """The path, or the next one of its kind that does not exist yet."""
+    free, n = path, 2
+    while os.path.lexists(free):
+        free, n = with_ending(path, f"-{n}{path.suffix}"), n + 1
+    return free
 
 
 def check_writable(path: str | PathLike[str]) -> None:

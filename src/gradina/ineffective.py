@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -64,6 +64,12 @@ def start_notes(request: Request, levels: int) -> Iterator[str]:
             f"strength: {request.strength:g} of {request.steps} steps is less than one, so nothing is drawn, and the "
             "picture comes back as the autoencoder gives it; give a higher strength, or more steps"
         )
+
+
+def concept_notes(unread: Iterable[tuple[str, str]]) -> Iterator[str]:
+    """Of learnt words, each with its file, that no prompt holds."""
+    for word, file in unread:
+        yield f"concepts: {file} has no effect, as no prompt holds its word, {word}; write it in one"
 
 
 def mask_notes(request: Request, grey: Image.Image, mask: Image.Image, drawn: bool, factor: int) -> Iterator[str]:

@@ -7,23 +7,29 @@ from __future__ import annotations
 
 import base64
 import functools
-import hashlib
 import importlib.metadata
 import io
 import json
 import logging
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from gradina.errors import PictureError, RequestError
-from gradina.files import atomic_write
-from gradina.infotext import model_of, read_parameters, write_parameters
-from gradina.pictures import SAVED, admit_file, fit, open_mask, open_picture, texts
+from gradina.files import atomic_write, content
+from gradina.images.programs import after_a1111, before_a1111
+from gradina.images.stealth import hidden
+from gradina.images.texts import texts
+from gradina.images.told import Told, request_of
+from gradina.images.told import model_of as model_told
+from gradina.infotext import has_settings, model_of, read_parameters, write_parameters
+from gradina.pictures import SAVED, admit_file, fit, open_mask, open_picture, opened
 from gradina.request import Picture, Request, choice
 
 log = logging.getLogger(__name__)
@@ -32,6 +38,7 @@ FORMAT = 1  # of our JSON
 IMAGES = {"init_image": open_picture, "mask_image": open_mask}
 
 EXIF, COMMENT, DESCRIPTION = 0x8769, 0x9286, 0x010E
+KNOWN = "A1111's web UI, ComfyUI, Fooocus, InvokeAI, NovelAI or SwarmUI"
 EXIF_BYTES = 65_500  # that fit into a JPEG's one segment
 
 
@@ -40,7 +47,7 @@ class Record:
     """What a picture's file says of its making; `notes` are sentences on what cannot be honoured."""
 
     request: Request
-    source: Literal["gradina", "a1111"]
+    source: str  # gradina, or the program: a1111, invokeai, novelai, swarmui, fooocus, comfyui
     model: dict[str, str] | None = None  # name, hash, source, dtype, engine
     notes: tuple[str, ...] = ()
     parameters: str | None = None  # the A1111 text, as the file has it
@@ -55,17 +62,14 @@ def _version() -> str:
 # A request as JSON
 
 
-def _sha256(path: str | PathLike[str]) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _image_out(name: str, value: Any) -> dict[str, str] | None:
+def _image_out(name: str, value: Any, strict: bool = True) -> dict[str, str] | None:
     """A file as its path and hash; a picture in memory as the PNG of what the model will see of it."""
     if value is None:
         return None
     if not isinstance(value, Image.Image):
-        return {"path": str(value), "sha256": _sha256(admit_file(value, name))}
+        if not strict and not os.path.isfile(value):
+            return {"path": str(value)}
+        return {"path": str(value), "sha256": content(admit_file(value, name))}
     file = io.BytesIO()
     IMAGES[name](value, name).save(file, "PNG")
     return {"png": base64.b64encode(file.getvalue()).decode()}
@@ -92,15 +96,15 @@ def _image_in(name: str, value: Any, folder: Path | None) -> Any:
     places = [given] if folder is None else [given, folder / given, folder / given.name]
     there = [place for place in places if place.is_file()]
     for place in there:
-        if _sha256(place) == value["sha256"]:
+        if content(place) == value["sha256"]:
             return str(place)
     what = f"{there[0]} is not the picture any more that it was" if there else f"{given} is not there"
     raise PictureError(f"{name}: {what}; put the one with sha256 {value['sha256'][:12]}... back, or name another")
 
 
-def _request_out(request: Request) -> dict[str, Any]:
+def _request_out(request: Request, strict: bool = True) -> dict[str, Any]:
     return {
-        field.name: _image_out(field.name, value) if field.name in IMAGES else value
+        field.name: _image_out(field.name, value, strict) if field.name in IMAGES else value
         for field in fields(Request)
         for value in (getattr(request, field.name),)
     }
@@ -114,13 +118,13 @@ def _request_in(values: Any, folder: Path | None) -> Request:
     return Request(**{k: _image_in(k, v, folder) if k in IMAGES else v for k, v in values.items()})
 
 
-def to_json(request: Request) -> str:
+def to_json(request: Request, strict: bool = True) -> str:
     """The request as a JSON object of all its fields, in ASCII.
 
     A picture in memory is embedded as a base64 PNG, a path is written with the sha256 of its file; PictureError
-    says which cannot be read.
+    says which cannot be read. Unless `strict`, the path of a file that is gone is written alone.
     """
-    return json.dumps(_request_out(request))
+    return json.dumps(_request_out(request, strict))
 
 
 def from_json(text: str, folder: str | PathLike[str] | None = None) -> Request:
@@ -196,28 +200,61 @@ def save_picture(picture: Picture, path: str | PathLike[str]) -> None:
 
 
 def read_picture(path: str | PathLike[str], strict: bool = True) -> Record:
-    """What a picture's file says of its making: our own JSON, else the A1111 text; the pixels are not decoded.
+    """What a picture's file says of its making: our own JSON, else what another program wrote.
 
     Unless `strict`, a picture that it was drawn from may be missing or changed, which becomes a note. Raises
-    PictureError for a file that is no picture or carries neither, RequestError where what it carries cannot be drawn.
+    PictureError for a file that is no picture or carries neither, RequestError where what it carries cannot be drawn;
+    both name the file.
     """
-    found = texts(path)
-    ours = found.get("gradina") or found.get("ImageDescription", "")
+    name = os.fspath(path)
+    try:
+        found = texts(path)
+        record = _read(found, Path(path), strict) or _read(hidden(path), Path(path), strict)
+    except (PictureError, RequestError) as error:
+        if str(error).startswith(f"picture: {name} "):
+            raise
+        raise type(error)(f"picture: {name}: {error}") from error
+    if record is None:
+        raise PictureError(f"picture: {name} carries no request; give a picture drawn by gradina or by {KNOWN}")
+    return record
+
+
+def _read(found: Mapping[str, str], path: Path, strict: bool) -> Record | None:
+    """The record in the texts of a file, ours before those of others; None if there is none."""
     parameters = found.get("parameters") or found.get("UserComment")
-    if ours.startswith("{"):
-        record = _ours(ours, Path(path).parent, strict)
-        if record is not None:
+    for ours in (found.get("gradina", ""), found.get("ImageDescription", "")):
+        if ours.startswith("{") and (record := _ours(ours, path.parent, strict)):
             return replace(record, parameters=parameters)
-    if parameters and not parameters.startswith("{"):
-        request, notes = read_parameters(parameters)
-        return Record(
-            request=request, source="a1111", model=model_of(parameters), notes=tuple(notes), parameters=parameters
-        )
-    comfy = any(
-        key in ("workflow", "prompt") or text.startswith(("workflow:", "prompt:")) for key, text in found.items()
-    )
-    what = "carries ComfyUI's workflow, which is not read here" if comfy else "carries no request"
-    raise PictureError(f"picture: {path} {what}; give a picture drawn by gradina or by A1111's web UI")
+    if told := before_a1111(found):
+        return _others(*told, path)
+    if (text := found.get("parameters")) and not _is_json(text):
+        return _others("a1111", text, path)
+    for key in ("UserComment", "ImageDescription", "XPComment", "comment"):  # where any text may stand
+        if has_settings(found.get(key, "")):
+            return _others("a1111", found[key], path)
+    told = after_a1111(found)
+    return _others(*told, path) if told else None
+
+
+def _is_json(text: str) -> bool:
+    """Whether a text is an object of JSON, and so no prompt, which may begin with a brace, too."""
+    try:
+        return text.lstrip().startswith("{") and isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _others(source: str, told: Told | str, path: Path) -> Record:
+    """The record of another program: what it told, or A1111's text."""
+    if isinstance(told, str):
+        request, notes = read_parameters(told)
+        return Record(request=request, source=source, model=model_of(told), notes=tuple(notes), parameters=told)
+    if told.as_large_as_drawn and not told.values.keys() & {"width", "height"}:
+        with opened(path, "picture") as image:
+            sides = {"width": ("width", image.width), "height": ("height", image.height)}
+        told = replace(told, values={**told.values, **sides})
+    request, notes = request_of(told)
+    return Record(request=request, source=source, model=model_told(told), notes=tuple(notes))
 
 
 def _ours(text: str, folder: Path, strict: bool) -> Record | None:

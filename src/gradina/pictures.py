@@ -1,23 +1,21 @@
-"""Pictures from anywhere, made into what a model can start from: upright, opaque, eight bits, of its size.
-
-And the texts that their files carry.
-"""
+"""Pictures from anywhere, made into what a model can start from: upright, opaque, eight bits, of its size."""
 
 from __future__ import annotations
 
 import io
+import logging
 import os
 import struct
 import threading
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
-from PIL import ExifTags, Image, ImageChops, ImageFilter, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageChops, ImageFilter, ImageOps, UnidentifiedImageError
 
 from gradina.errors import PictureError
 from gradina.request import MAX_PIXELS
@@ -25,8 +23,8 @@ from gradina.request import MAX_PIXELS
 if TYPE_CHECKING:
     from gradina.request import ImageLike
 
-TEXT_BYTES = 64 * 2**20  # of text that is read from one file
-CHUNKS = 1_000_000
+log = logging.getLogger(__name__)
+
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM")
 SAVED: dict[str, dict[str, Any]] = {  # as what, and how, a picture is written, by the suffix of its name
     ".png":  {"format": "PNG"},
@@ -37,6 +35,15 @@ SAVED: dict[str, dict[str, Any]] = {  # as what, and how, a picture is written, 
 SUFFIXES = (  # of what is read
     ".png", ".apng", ".jpg", ".jpeg", ".jfif", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm",
 )  # fmt: skip
+UNREAD = (  # of what is a picture, and of no use here
+    ".heic", ".heif", ".hif", ".jxl", ".psd", ".svg", ".raw", ".dng", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw",
+    ".srf", ".sr2", ".raf", ".orf", ".rw2", ".pef", ".srw", ".x3f", ".3fr", ".iiq", ".mrw", ".rwl",
+)  # fmt: skip
+UNREAD_ADVICE = "convert them to PNG or JPEG"
+PRIVATE = {  # folders in which systems keep thumbnails and what was removed, in small letters
+    "@eadir", "@recycle", "@recently-snapshot", "@__thumb", "#recycle", "#snapshot", "__macosx", "$recycle.bin",
+    "system volume information", "lost+found",
+}  # fmt: skip
 LARGEST = 120_000_000  # pixels of a picture that is only looked at, and made small first
 LONGEST = 64  # times as long as wide, beyond which only the middle of a picture is looked at
 
@@ -185,13 +192,35 @@ def _cut(image: Image.Image, width: int, height: int) -> Image.Image:
     return image.crop((left, top, left + width, top + height))
 
 
-def pictures_in(folder: Path) -> list[Path]:
-    """The files in a folder and those below it that are named as pictures are, in order; nothing that is hidden."""
+def visible(parts: Iterable[str]) -> bool:
+    """Whether none of the names of a path is hidden, or of a folder that systems keep to themselves."""
+    return not any((name.startswith(".") and name not in (".", "..")) or name.lower() in PRIVATE for name in parts)
+
+
+def files_in(folder: Path) -> list[Path]:
+    """The files in a folder and those below it that are visible, in order."""
     found = []
     for place, below, names in os.walk(folder):
-        below[:] = sorted(name for name in below if not name.startswith("."))
-        shown = (Path(place, name) for name in sorted(names) if not name.startswith("."))
-        found += [path for path in shown if path.suffix.lower() in SUFFIXES and path.is_file()]
+        below[:] = sorted(name for name in below if visible([name]))
+        found += [Path(place, name) for name in sorted(names) if visible([name])]
+    return found
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    """The visible files in a folder and those below it that are named as pictures are, in order.
+
+    A note counts those in formats that are not read, such as HEIC; raises PictureError where there are no others.
+    """
+    files = files_in(folder)
+    found = [path for path in files if path.suffix.lower() in SUFFIXES and path.is_file()]
+    unread = [path for path in files if path.suffix.lower() in UNREAD and path.is_file()]
+    if unread:
+        names = ", ".join(str(path.relative_to(folder)) for path in unread[:3]) + (", ..." if len(unread) > 3 else "")
+        kinds = ", ".join(sorted({path.suffix.lower() for path in unread}))
+        said = f"{folder}: {len(unread)} pictures are in formats that are not read ({kinds}: {names})"
+        if not found:
+            raise PictureError(f"{said}; {UNREAD_ADVICE}")
+        log.warning("%s, and left out; %s", said, UNREAD_ADVICE)
     return found
 
 
@@ -204,68 +233,3 @@ def overlay(known: Image.Image, drawn: Image.Image, mask: Image.Image, blur: flo
     radius = max(mask.size) / 256 if blur is None else blur
     soft = mask.filter(ImageFilter.GaussianBlur(radius)).point(lambda value: max(0, 2 * value - 255))
     return Image.composite(drawn, known, ImageChops.darker(soft, mask))
-
-
-def texts(path: str | PathLike[str], what: str = "picture") -> dict[str, str]:
-    """The texts that a picture file carries, without decoding its pixels: PNG chunks by keyword, EXIF by tag name.
-
-    Raises PictureError for what is no picture, and where the texts are larger than 64 MiB.
-    """
-    with open(admit_file(path, what), "rb") as file:
-        if file.read(8) == b"\x89PNG\r\n\x1a\n":
-            return _png_texts(file, f"{what}: {os.fspath(path)}")
-    with opened(path, what) as image:
-        try:
-            exif = image.getexif()
-            tags = {ExifTags.TAGS.get(tag, str(tag)): value for tag, value in exif.items()}
-            comment = exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment)
-        except DAMAGE:  # such EXIF carries nothing
-            return {}
-    found = {name: value for name, value in tags.items() if isinstance(value, str)}
-    return found | ({"UserComment": _comment(comment)} if comment else {})
-
-
-def _png_texts(file: BinaryIO, name: str) -> dict[str, str]:
-    """Walks from chunk to chunk; texts behind the pixels, which Pillow sees only after decoding, are found too."""
-    found: dict[str, str] = {}
-    room = TEXT_BYTES
-    for _ in range(CHUNKS):
-        head = file.read(8)
-        if len(head) < 8 or head[4:] == b"IEND":
-            break
-        length, kind = struct.unpack(">I4s", head)
-        if kind not in (b"tEXt", b"zTXt", b"iTXt"):
-            file.seek(length + 4, os.SEEK_CUR)
-            continue
-        try:
-            key, text = _chunk_text(kind, file.read(min(length, room + 1)), room)
-        except (ValueError, zlib.error):
-            key, text = "", b""  # a damaged chunk carries nothing
-        room -= max(length, len(text))
-        if room < 0:
-            raise PictureError(f"{name} carries more than {TEXT_BYTES >> 20} MiB of text; it is not read")
-        file.seek(4, os.SEEK_CUR)
-        found.setdefault(key, text.decode("utf-8" if kind == b"iTXt" else "latin-1", "replace"))
-    return found
-
-
-def _chunk_text(kind: bytes, data: bytes, room: int) -> tuple[str, bytes]:
-    """Keyword and text of a tEXt, zTXt or iTXt chunk; of a compressed one no more than `room` + 1 bytes."""
-    key, text = data.split(b"\0", 1)
-    packed = kind == b"zTXt"
-    if kind == b"iTXt":
-        packed = text[0:1] == b"\1"
-        _language, _translated, text = text[2:].split(b"\0", 2)
-    elif packed:
-        text = text[1:]  # the method, of which there is one
-    return key.decode("latin-1"), zlib.decompressobj().decompress(text, room + 1) if packed else text
-
-
-def _comment(value: str | bytes) -> str:
-    """EXIF's UserComment: eight bytes that name the encoding, then the text; UTF-16 in either byte order."""
-    if isinstance(value, str):
-        return value
-    if not value.startswith(b"UNICODE\0"):
-        return value.removeprefix(b"ASCII\0\0\0").decode("utf-8", "replace").strip("\0")
-    big, little = (value[8:].decode(f"utf-16-{order}", "replace") for order in ("be", "le"))
-    return little if sum(c < "\x80" for c in little) > sum(c < "\x80" for c in big) else big

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from gradina.adapters.inject import Network as Part
 from gradina.adapters.lora import merged
-from gradina.adapters.textual import taught
+from gradina.adapters.textual import Concept, taught
 from gradina.diffusion.denoiser import Denoise, Denoiser, Network, noised, with_channels
 from gradina.diffusion.guidance import cfg, masked
 from gradina.diffusion.noise import Noise
@@ -29,15 +29,16 @@ from gradina.diffusion.schedule import spaced, tail
 from gradina.diffusion.step import Step
 from gradina.engines import Call, Decoding, engaged
 from gradina.errors import RequestError
+from gradina.files import content
 from gradina.finite import finite, finite_step
-from gradina.ineffective import UNGUIDED, guidance_notes, mask_notes, sampler_notes, start_notes
+from gradina.ineffective import UNGUIDED, concept_notes, guidance_notes, mask_notes, sampler_notes, start_notes
 from gradina.lean import Lean
 from gradina.models.reuse import Reusing
 from gradina.models.tiny import TinyDecoder
 from gradina.nn.memory import give_back
 from gradina.nn.packing import converted, packed
 from gradina.pictures import fit, open_mask, open_picture, overlay
-from gradina.request import Picture, Request
+from gradina.request import Picture, Request, word_and_file
 from gradina.runtime import DTYPES, Engine, pick_device, pick_dtype, pick_engine
 from gradina.weights.concepts import read_concept
 from gradina.weights.edits import read_states
@@ -58,6 +59,7 @@ class StableDiffusion(Parts):
     engine: Engine = "eager"  # how U-Net and decoder are computed
     lean: Lean | None = None  # in little memory: what takes the networks out of their files, one at a time
     tiny: TinyDecoder | None = None  # what previews are decoded by, if not by the autoencoder
+    concepts: tuple[Concept, ...] = ()  # that were added to its words
 
     @property
     def device(self) -> torch.device:
@@ -76,17 +78,18 @@ class StableDiffusion(Parts):
         that does not fit.
         """
         loras = request.loras if request.edit is None else (*request.loras, (request.edit[0], 1.0))
-        files = (*request.concepts, *(path for path, _ in loras))
+        files = (*(word_and_file(one)[1] for one in request.concepts), *(path for path, _ in loras))
         if not files:
             return self
-        key = (request.concepts, loras, tuple(map(_changed, files)))
+        key = (request.concepts, loras, tuple(content(file) if Path(file).is_file() else "" for file in files))
         if key not in self._adapted:
             stack = [(read_lora(path, self.unet, self.text), scale) for path, scale in loras]
             unet = merged(self.unet, *((lora.unet, scale) for lora, scale in stack))
             text = merged(self.text, *((lora.text, scale) for lora, scale in stack))
-            tokenizer, text = taught(self.tokenizer, text, [read_concept(path) for path in request.concepts])
+            concepts = tuple(map(read_concept, request.concepts))
+            tokenizer, text = taught(self.tokenizer, text, concepts)
             self._adapted.clear()
-            self._adapted[key] = replace(self, unet=unet, text=text, tokenizer=tokenizer)
+            self._adapted[key] = replace(self, unet=unet, text=text, tokenizer=tokenizer, concepts=concepts)
         return self._adapted[key]
 
     @cached_property
@@ -166,11 +169,6 @@ class StableDiffusion(Parts):
         from gradina.weights.folders import write_folder
 
         write_folder(self, Path(path), dtype=dtype)
-
-
-def _changed(path: str) -> int:
-    """When a file was written last, in nanoseconds; 0: there is none."""
-    return Path(path).stat().st_mtime_ns if Path(path).is_file() else 0
 
 
 def to_pixels(picture: Image.Image) -> Tensor:
@@ -285,7 +283,10 @@ def note_ineffective(model: StableDiffusion, request: Request) -> None:
     row = SAMPLERS[cast(str, request.sampler)]
     sigmas = _levels(model, request, row).tolist()
     notes = chain(
-        guidance_notes(request, sigmas[:-1]), sampler_notes(request, row.options), start_notes(request, len(sigmas))
+        guidance_notes(request, sigmas[:-1]),
+        sampler_notes(request, row.options),
+        start_notes(request, len(sigmas)),
+        concept_notes(_unread(model, request)),
     )
     if request.mask_image is not None:
         grey, factor = fit(open_mask(request.mask_image), *_size(request)), model.vae.config.factor
@@ -294,6 +295,13 @@ def note_ineffective(model: StableDiffusion, request: Request) -> None:
         notes = chain(notes, mask_notes(request, grey, mask, drawn, factor))
     for note in notes:
         log.warning(note)
+
+
+def _unread(model: StableDiffusion, request: Request) -> list[tuple[str, str]]:
+    """The words, and their files, that were added to the model's, and that no prompt holds."""
+    read = {i for text in (*request.prompts, request.negative_prompt) for i in model.tokenizer.ids(text)}
+    first = {concept: model.tokenizer.ids(concept.token)[0] for concept in model.concepts}
+    return [(concept.token, concept.said) for concept, i in first.items() if i not in read]
 
 
 def batches(model: StableDiffusion, request: Request) -> list[Request]:
@@ -415,7 +423,7 @@ def _shape(model: StableDiffusion, request: Request) -> tuple[int, int, int]:
 
 def _chunks(model: StableDiffusion, request: Request, prompt: str) -> int:
     """How many chunks of tokens a prompt and its negative prompt take."""
-    return model.tokenizer.chunks([prompt, request.negative_prompt]).shape[1]
+    return max(map(model.tokenizer.chunks_of, (prompt, request.negative_prompt)))
 
 
 def load(

@@ -6,6 +6,7 @@ Nothing heavy is imported here, so that a face can build, check and print a requ
 from __future__ import annotations
 
 import difflib
+import os
 import secrets
 from dataclasses import dataclass, fields, replace
 from os import PathLike
@@ -69,7 +70,7 @@ class Request:
     strength: float = 0.8  # of the noise put over init_image: 0 keeps it, 1 forgets it
     mask_image: ImageLike | None = None  # white is drawn anew, black is kept
     loras: tuple[tuple[str, float], ...] = ()  # files of LoRAs, each with its scale
-    concepts: tuple[str, ...] = ()  # files of words that were learnt by textual inversion
+    concepts: tuple[str, ...] = ()  # files of words that were learnt by textual inversion, as FILE or WORD=FILE
     edit: tuple[str, float] | None = None  # a file of `gradina imagic`, and the share of the prompt: 0 is the picture
     reuse: int = 1  # the U-Net's inner part is computed at every so many calls; above 1 it is quicker, and not exact
 
@@ -111,6 +112,14 @@ class Picture:
         from gradina.metadata import save_picture
 
         save_picture(self, path)
+
+
+def word_and_file(concept: str) -> tuple[str | None, str]:
+    """The word that is asked for, if one is, and the file, of WORD=FILE or FILE; a file whose name has = is a FILE."""
+    word, equals, file = concept.partition("=")
+    if not equals or "/" in word or "\\" in word or os.path.exists(concept):
+        return None, concept
+    return word, file
 
 
 def choice(what: str, got: str, choices: tuple[str, ...]) -> str:

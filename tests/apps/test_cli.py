@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 import gradina
 from gradina import Picture, Request, files, pipeline, similarity
 from gradina.apps.cli import VERBS, app, main
+from gradina.apps.draw import is_other
 from gradina.codec import Latents
 from gradina.metadata import save_picture
 from gradina.pipeline import StableDiffusion
@@ -302,15 +303,24 @@ WRONG = [
     (["x", "--mask-image", "photo.png"], "mask_image: got a mask without an init_image"),
     (["x", "-i", "nothing.png"], "init_image: nothing.png does not exist"),
     (["x", "-i", "text.txt"], "init_image: text.txt is no picture"),
-    (["x", "-o", "x.bmp"], "--output: there is no '.bmp'"),
+    (["x", "-o", "x.bmp"], "--output: got x.bmp, expected a name that ends in .png"),
+    (["x", "-o", "/dev/full"], "--output: got /dev/full, expected a name that ends in .png"),
+    (["x", "-o", ""], "--output: got an empty text, expected PATH"),
+    (["x", "--model", ""], "--model: got an empty text, expected MODEL"),
+    (["x", "--lora", "a.safetensors", "--lora", ""], "--lora: got an empty text, expected FILE[:SCALE]"),
+    (["again", ""], "picture: got an empty text, expected PICTURE"),
+    (["convert", "", "x"], "source: got an empty text, expected SOURCE"),
     (["x", "-o", "nowhere/x.png"], "--output: there is no folder nowhere; make it first"),
     (["x", "--tiny", "taesd"], "--tiny: got taesd, but no --film and no --strip"),
     (["x", "--tiny", "nowhere", "--film", "x.gif", "-m", "digits"], "nowhere: there is no such tiny decoder"),
-    (["x", "--film", "x.mp4"], "--film: there is no '.mp4'"),
+    (["x", "--film", "x.mp4"], "--film: got x.mp4, expected a name that ends in .gif"),
     (["x", "--grid", "guidance=1,2"], "--grid: there is no 'guidance'"),
     (["x", "--grid", "steps"], "--grid: got 'steps', expected FIELD=A,B"),
     (["x", "--grid", "steps=1,x"], "steps: got 'x', expected a number"),
     (["x", "--grid", "steps=1", "--grid", "steps=2"], "--grid: got steps, steps; expected one field, or two"),
+    (["x", "--lora", ":0.5"], "loras: got ':0.5', which names no file; expected FILE or FILE:SCALE"),
+    (["x", "--edit", ":0.5"], "edit: got ':0.5', which names no file"),
+    (["x", "--grid", "loras=a.safetensors:1+:0.5"], "loras: got ':0.5', which names no file"),
     (["x", "--grid", "width=64,65"], "width: got 65, expected a multiple of 8"),
     (["x", "y", "--grid", "steps=1,2"], "--grid: give one prompt and one image"),
     (["x", "--guidance-interval", "3"], "guidance_interval: got '3', expected LOW:HIGH"),
@@ -388,6 +398,8 @@ def test_a_grid_names_files_by_their_names_alone() -> None:
 
     name, values = axis("loras=some/where/bear.safetensors:0.5|bear.safetensors:1")
     assert [cell_label(name, value) for value in values] == ["bear 0.5", "bear 1"]
+    name, values = axis("concepts=some/where/bear.safetensors|my-bear=a.safetensors+b.safetensors")
+    assert [cell_label(name, value) for value in values] == ["bear", "my-bear\nb"]
     assert cell_label("guidance_scale", 7.5) == "guidance_scale 7.5"
     assert cell_label("sampler", "ddim") == "sampler ddim"
 
@@ -469,7 +481,7 @@ def test_a_place_that_cannot_be_written_is_found_before_anything_is_loaded(
     shutil.copy(RECIPE, room / "recipe.toml")
     before = names(room)
     assert main(arguments) == 2
-    err = capsys.readouterr().err
+    err = "".join(line for line in capsys.readouterr().err.splitlines(True) if ": note: " not in line)
     assert err.count("\n") == 1
     assert re.search("cannot be written|there is no folder|is not replaced", err), err
     assert names(room) == before
@@ -530,6 +542,23 @@ def test_again_takes_the_autoencoder_of_the_picture(
     assert capsys.readouterr().err == ""
     assert main(["again", "a.png", "-o", "d.png", "--vae", model_folder]) == 0
     assert re.search(r"note: drawn with the autoencoder vae\.safetensors \[\w{10}\], this is", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("said", "other"),
+    [
+        ("0123456789", False),
+        ("0123456789" + "a" * 54, False),
+        ("0x0123456789" + "A" * 54, False),
+        ("0123456780", True),
+        ("0x" + "b" * 64, True),
+        ("01234567", False),  # A1111's old hash, of other bytes
+        ("blake3:" + "b" * 64, False),
+        ("", False),
+    ],
+)
+def test_hashes_of_other_kinds_say_nothing(said: str, other: bool) -> None:
+    assert is_other(said, "0123456789") is other
 
 
 def test_encode_and_decode_with_another_autoencoder(room: Path, photo: Path, vae: Path, model_folder: str) -> None:

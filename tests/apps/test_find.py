@@ -143,13 +143,26 @@ def test_a_picture_is_looked_at_once(
     squares["red"].save("photos/b.jpg")  # changed
     squares["red"].save("photos/e.png")  # new
     os.utime("photos/a.png", ns=(1, 1))  # touched
-    Path("photos/more/c.webp").unlink()
+    Path("photos/more/c.webp").rename("photos/f.webp")  # moved
     assert {line.split()[1] for line in found("photos", pair_folder, capsys)[:3]} == {
         "photos/a.png", "photos/b.jpg", "photos/e.png",
     }  # fmt: skip
-    assert sorted(looked) == ["a.png", "b.jpg", "e.png"]
+    assert sorted(looked) == ["b.jpg", "e.png"]
     (kept,) = (room.parent / "cache" / "embeddings").iterdir()
-    assert sorted(Path(name).name for name in embeddings._kept(kept)) == ["a.png", "b.jpg", "d.PNG", "e.png"]
+    assert sorted(Path(name).name for name in embeddings._kept(kept)) == ["a.png", "b.jpg", "d.PNG", "e.png", "f.webp"]
+
+
+def test_a_picture_that_is_another_is_looked_at_again_whatever_its_times_say(
+    room: Path, pair_folder: str, squares: dict[str, Image.Image], looked: list[str], capsys: Capture
+) -> None:
+    picture = Path("photos/a.png")
+    for colour in ("red", "blue"):
+        looked.clear()
+        squares[colour].save(picture)
+        picture.write_bytes(picture.read_bytes().ljust(999, b"\0"))
+        os.utime(picture, ns=(10**18, 10**18))
+        found("photos", pair_folder, capsys)
+        assert "a.png" in looked
 
 
 def test_pairs_do_not_share_what_they_have_seen(
@@ -267,7 +280,7 @@ WRONG = [
     (["search", "photos", ""], 'words: got none, expected what to look for, such as "a red apple"'),
     (["search", "photos", " ", ""], "words: got none"),
     (["search", "photos"], "Missing argument"),
-    (["search", "photos", "red", "--sheet", "hits.bmp"], "--sheet: there is no '.bmp'"),
+    (["search", "photos", "red", "--sheet", "hits.bmp"], "--sheet: got hits.bmp, expected a name that ends in .png"),
     (["search", "photos", "red", "--sheet", "nowhere/hits.png"], "--sheet: there is no folder nowhere; make it first"),
     (["search", "photos", "red", "--sheet", "photos/a.png"], "--sheet: got photos/a.png, which is one of the pictures"),
     (["search", "photos", "red", "--device", "none"], "device: none cannot be used here"),
@@ -300,8 +313,9 @@ def test_a_mistake_is_one_line_and_exit_code_2(
 
 def test_captions_are_written_beside_pictures_that_have_none(room: Path, pair_folder: str, capsys: Capture) -> None:
     Path("photos/b.txt").write_text("mine")
+    Path("photos/more/C.TXT").write_text("mine")
     assert main(["caption", "photos", "--write", "-m", pair_folder]) == 0
-    assert lines(capsys) == ["photos/a.txt", "photos/more/c.txt", "photos/more/d.txt"]
+    assert lines(capsys) == ["photos/a.txt", "photos/more/d.txt"]
     assert Path("photos/a.txt").read_text().startswith("a red square")
     assert Path("photos/b.txt").read_text() == "mine"
     assert main(["caption", "photos", "--write", "-m", pair_folder]) == 0

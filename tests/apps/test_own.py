@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from gradina.apps import own
 from gradina.apps.cli import main
 from gradina.pipeline import StableDiffusion
 from gradina.training import cost
+from gradina.training.owned import Captioned
 
 Said = pytest.CaptureFixture[str]
 
@@ -67,6 +70,30 @@ def test_finetune(room: Path, capsys: Said) -> None:
     assert capsys.readouterr().out.splitlines()[-1] == "run/lora.safetensors"
     assert main([*asked, "--seed", "4"]) == 2
     assert "run: holds what was made with other pictures or settings" in capsys.readouterr().err
+
+
+def test_where_captions_come_from_is_told_before_a_model_is_read(room: Path, capsys: Said) -> None:
+    asked = ["finetune", "boats", "-m", "none", "--validation", "boats"]
+    assert main(asked) == 2
+    told = 'captions: from names of files (2 of 2); a blue boat.png: "a blue boat"'
+    assert capsys.readouterr().err.splitlines()[:2] == [
+        f"gradina: note: {told}", f"gradina: note: validation, {told}",
+    ]  # fmt: skip
+    Path("boats/3_ship").mkdir()
+    for colour in ("red", "blue"):
+        Path(f"boats/a {colour} boat.png").rename(f"boats/3_ship/a {colour} boat.png")
+    assert main(asked) == 2
+    repeats, told = capsys.readouterr().err.splitlines()[:2]
+    assert repeats.endswith("by kohya's scripts (3_ship: 2 pictures x 3)")
+    assert told == 'gradina: note: captions: from names of folders (2 of 2); a blue boat.png: "ship"'
+
+
+def test_what_is_learnt_from_is_captions_pictures_and_how_often(tmp_path: Path) -> None:
+    """As it was before there were repeats, where there are none: a run that began then goes on."""
+    (tmp_path / "a.png").write_bytes(b"")
+    one = Captioned(tmp_path / "a.png", "a boat")
+    empty = hashlib.sha256(b"").hexdigest()
+    assert own._seen([one, replace(one, repeats=3)]) == [(empty, "a boat"), (empty, "a boat", 3)]
 
 
 def test_finetune_all_weights(room: Path, capsys: Said) -> None:
@@ -133,7 +160,12 @@ WRONG = [
     (["finetune", "numbers"], "captions are missing for 1 of 1 pictures (1.png)"),
     (["finetune", "small"], "1 of 1 pictures are too small, expected about 64x64 pixels (small/a boat.png: 8x8)"),
     (["finetune", "boats", "--dtype", "fp16"], "fp16 does not learn"),
-    (["finetune", "boats", "--lr", "0"], "lr: got 0.0, expected more than 0"),
+    (["finetune", "boats", "--lr", "0"], "lr: got 0.0, expected a number above 0"),
+    (["finetune", "boats", "--lr", "inf"], "lr: got inf, expected a number above 0"),
+    (["finetune", "boats", "--min-snr", "-1"], "min_snr: got -1.0, expected a number above 0"),
+    (["finetune", "boats", "--noise-offset", "nan"], "noise_offset: got nan, expected 0, or a number above it"),
+    (["finetune", "boats", "--caption-dropout", "2"], "caption_dropout: got 2.0, expected 0 to 1"),
+    (["dreambooth", "boats", "--instance", ""], "--instance: got an empty text, expected PROMPT"),
     (["imagic", "nothing.png", "a boat"], "nothing.png: there is no such picture"),
     (["invert", "boats", "--word", "two words"], "'two words': expected a word without spaces"),
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -41,6 +42,15 @@ def test_targets_are_those_of_the_papers() -> None:
     assert torch.equal(PREDICTIONS["x0"].target(z, n, sigma), z)
     velocity = alpha * n - (1 - alpha**2).sqrt() * z
     torch.testing.assert_close(PREDICTIONS["v"].target(z, n, sigma), velocity, rtol=1e-5, atol=1e-6)
+
+
+def test_targets_have_their_limits() -> None:
+    """At sigma 0 the picture is all there, at infinity the noise is."""
+    z, n = picture_and_noise()
+    limits = {"eps": (n, n), "v": (n, -z), "x0": (z, z)}
+    for name, ends in limits.items():
+        for sigma, limit in zip((0.0, math.inf), ends, strict=True):
+            assert torch.equal(PREDICTIONS[name].target(z, n, torch.tensor(sigma)), limit), (name, sigma)
 
 
 @pytest.mark.parametrize("whole_t", [False, True])

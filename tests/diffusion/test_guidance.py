@@ -54,6 +54,14 @@ def test_guidance_is_that_of_the_reference(each: bool, rescale: float, predictio
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4 * float(sigma))
 
 
+def test_what_has_no_spread_is_not_rescaled() -> None:
+    """Where cond and uncond are the same everywhere, the standard deviation of what is guided is 0."""
+    cond, uncond = torch.full((1, 1), 2.0), torch.full((1, 1), 1.0)
+    denoiser = Denoiser(lambda x, t, c: c[..., None, None].expand(x.shape), SCHEDULE, PREDICTIONS["x0"])
+    got = cfg(denoiser, cond, uncond, 7.5, rescale=0.7)(torch.zeros(1, *SHAPE), torch.tensor(3.0))
+    assert torch.equal(got, torch.full((1, *SHAPE), 1 + 7.5))
+
+
 def test_at_scale_one_the_unconditional_pass_is_not_computed(network: Any) -> None:
     counted, (cond, uncond), x = Counted(network), conditions(2), Noise([1, 2], SHAPE)()
     denoiser = Denoiser(counted, SCHEDULE, PREDICTIONS["eps"])

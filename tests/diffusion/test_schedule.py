@@ -71,6 +71,12 @@ def test_betas_are_those_of_the_reference(name: str, betas: torch.Tensor, zero_s
     torch.testing.assert_close(ours.sigmas.flip(0), reference.sigmas[:-1].double(), rtol=rtol, atol=0)
 
 
+@pytest.mark.parametrize("betas", [[], [0.1], [0.0, 0.1], [0.1, 1.0, 0.1], [0.1, -0.1], [0.1, math.nan], [0.1, 1.1]])
+def test_betas_that_are_no_variances_are_refused(betas: list[float]) -> None:
+    with pytest.raises(WeightsError, match="betas: expected a list of at least two, above 0 and below 1"):
+        Schedule.from_betas(torch.tensor(betas))
+
+
 def test_time_steps_and_levels_are_inverse() -> None:
     for schedule in (sd_schedule(), sd_schedule(rescale_betas_zero_snr=True), sd_schedule(num_train_timesteps=50)):
         t = torch.arange(len(schedule.sigmas))

@@ -3,7 +3,9 @@ keeps draws elsewhere as it does here."""
 
 from __future__ import annotations
 
+import copy
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -15,14 +17,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 from PIL import Image
+from safetensors.torch import load_file
 
 from gradina import Request, generate, load
 from gradina.errors import RecipeError, WeightsError
 from gradina.pipeline import StableDiffusion
 from gradina.training.checkpoint import steps_done
+from gradina.training.cost import kept_for_the_way_back
 from gradina.training.learner import Owning
-from gradina.training.methods import Learning, class_pictures, dreambooth, finetuning, inversion
+from gradina.training.methods import Learning, class_pictures, dreambooth, finetuning, first_vectors, inversion
 from gradina.training.own import checked, finished, mark_of, own
 from gradina.training.owned import Crop, Owned, encoded, read_folder
 from gradina.weights.concepts import read_concept
@@ -166,6 +171,87 @@ def test_a_word_begins_as_another_and_only_it_learns(tiny_model: Tiny, pictures:
         inversion(model, data(model, pictures), "<boat>", " ", how)
 
 
+@pytest.mark.parametrize(
+    ("start", "count", "told"), [("xylophone", 1, True), ("xylophone", 99, False), ("boat", 9, False)]
+)
+def test_an_initial_word_of_several_tokens_is_told(
+    tiny_model: Tiny, caplog: pytest.LogCaptureFixture, start: str, count: int, told: bool
+) -> None:
+    model = tiny_model("sd1")
+    ids = model.tokenizer.ids(start)
+    begun = first_vectors(model, start, count)
+    assert torch.equal(begun[: len(ids)], model.text.token.weight[ids[:count]])
+    if told:
+        (note,) = caplog.messages
+        assert note.startswith(f"init word: 'xylophone' has {len(ids)} tokens (")
+        assert note.endswith(f"--vectors {len(ids)} takes all")
+    else:
+        assert not caplog.messages
+    with pytest.raises(RecipeError, match="init word: the model's tokenizer does not know all of"):
+        first_vectors(model, "<|endoftext|>", 1)
+
+
+def test_a_word_with_capitals_draws_the_same_in_diffusers(
+    tiny_model: Tiny, pictures: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of three vectors, as what was learnt draws here: it is kept in small letters, and found by those there."""
+    tiny_model("sd1").save(tmp_path / "model")
+    model = load(tmp_path / "model")
+    how = replace(HOW, vectors=3, steps=3, lr=0.1)
+    learning = inversion(model, data(model, pictures), "<Toy>", "boat", how)
+    assert "word: <Toy> is kept as <toy>, as prompts are read in small letters" in caplog.messages
+    kept = ran(learning, how, tmp_path / "run")
+    assert kept is not None
+    assert list(load_file(kept)) == ["<toy>"]
+    (mine,) = generate(model, replace(ASKED, prompt="a <Toy> boat", concepts=(str(kept),)))
+    pipe = StableDiffusionPipeline.from_pretrained(tmp_path / "model", safety_checker=None)
+    pipe.load_textual_inversion(kept)
+    pipe.set_progress_bar_config(disable=True)
+    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(7))
+    theirs = pipe("a <toy> boat", num_inference_steps=3, guidance_scale=3.0, latents=noise).images[0]
+    assert np.abs(levels(mine.image) - levels(theirs)).max() <= 1
+    (plain,) = generate(model, ASKED)
+    assert np.abs(levels(mine.image) - levels(plain.image)).max() > 3
+
+
+LONG = "a boat " * 60
+
+
+@pytest.mark.parametrize("text_rate", [0.0, 0.5])
+def test_long_captions_are_learnt_as_prompts_are_read(
+    tiny_model: Tiny, pictures: Path, caplog: pytest.LogCaptureFixture, text_rate: float
+) -> None:
+    """Whole, in chunks; shorter ones beside them are filled up with empty ones."""
+    model = tiny_model("sd1")
+    owned = data(model, pictures)
+    owned = replace(owned, captions=(("a red boat", LONG),))
+    learning = finetuning(model, owned, replace(HOW, text_rate=text_rate))
+    (note,) = caplog.messages
+    chunks = model.tokenizer.chunks_of(LONG)
+    assert chunks > 1
+    assert note.startswith("captions: 1 of 2 are longer than the 75 tokens that the text tower reads at once")
+    assert f"in up to {chunks} chunks" in note
+    texts = ["a red boat", LONG, "", "a red boat"]
+    with torch.no_grad():
+        assert torch.allclose(learning.live.cond(texts), model.read(texts), atol=1e-6)
+        assert torch.allclose(learning.live.cond(["a red boat", ""]), model.read(["a red boat", ""]), atol=1e-6)
+    learning.loss(learning.learner, 0).mean().backward()
+    small = kept_for_the_way_back(learning.live, (4, 8, 8), HOW)
+    learning.live.chunks = 1
+    assert kept_for_the_way_back(learning.live, (4, 8, 8), HOW) < small
+
+
+def test_long_prompts_of_dreambooth_and_of_words_are_told(
+    tiny_model: Tiny, pictures: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = tiny_model("sd1")
+    owned = data(model, pictures)
+    dreambooth(model, owned, replace(owned, captions=((LONG, LONG),)), HOW)
+    assert caplog.messages.pop().startswith("captions: 1 of 3 are longer than the 75 tokens")
+    inversion(model, owned, "<boat>", "boat", replace(HOW, vectors=74))
+    assert "captions: 6 of 8 are longer" in caplog.messages[-1]
+
+
 def test_the_prior_keeps_the_class(tiny_model: Tiny, pictures: Path, tmp_path: Path) -> None:
     """Loss of the class pictures is part of the loss, by its weight."""
     model = tiny_model("sd1")
@@ -186,6 +272,40 @@ def test_class_pictures_are_drawn_once(tiny_model: Tiny, tmp_path: Path) -> None
     assert [path.read_bytes() for path in three[:2]] == before
     assert len(three) == 3
     assert len(list(class_pictures(model, "a boat", 2, tmp_path / "class"))) == 2
+
+
+def test_class_pictures_are_those_of_the_prompt_the_model_and_its_settings(
+    tiny_model: Tiny, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Others stay in the folder, and are not used; photographs, which carry no request, are."""
+    tiny_model("sd1").save(tmp_path / "model")
+    model, folder = load(tmp_path / "model", dtype="fp32", plain=True), tmp_path / "class"
+    first = class_pictures(model, "a boat", 2, folder)
+    kept = [path.read_bytes() for path in first]
+    for note, other, prompt in (
+        ("the prompt 'a boat'", model, "a cat"),
+        ("the width 64", replace(model, defaults=replace(model.defaults, width=128)), "a boat"),
+        ("the model model [", load(second(model, tmp_path / "second"), dtype="fp32"), "a boat"),
+    ):
+        caplog.clear()
+        there = shutil.copytree(folder, tmp_path / f"class of {note}")
+        drawn = class_pictures(other, prompt, 2, there)
+        assert f"2 pictures there are not of the class {prompt!r}: 0000.png has {note}" in caplog.text
+        assert [path.name for path in drawn] == ["0000-2.png", "0001-2.png"]
+        assert [(there / path.name).read_bytes() for path in first] == kept
+        assert class_pictures(other, prompt, 2, there) == drawn
+    caplog.clear()
+    Image.new("RGB", (64, 64), "red").save(folder / "photograph.jpg")
+    assert class_pictures(model, "a boat", 3, folder) == [folder / "photograph.jpg", *first]
+    assert "1 pictures are taken for the class 'a boat' that do not say what they show: photograph.jpg" in caplog.text
+
+
+def second(model: StableDiffusion, folder: Path) -> Path:
+    """Another model than that."""
+    unet = copy.deepcopy(model.unet)
+    unet.conv_in.bias.data += 1
+    replace(model, unet=unet).save(folder)
+    return folder
 
 
 def test_a_loss_that_is_no_number_keeps_what_was_learnt(tiny_model: Tiny, pictures: Path, tmp_path: Path) -> None:

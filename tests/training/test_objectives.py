@@ -16,7 +16,7 @@ from gradina.errors import RecipeError
 from gradina.models.clip import CLIP, TextConfig, VisionConfig
 from gradina.models.vae import AutoencoderKL, Gaussian, VAEConfig
 from gradina.training.loop import Settings, State, train
-from gradina.training.objectives import autoencoding, contrastive, denoising, naming
+from gradina.training.objectives import autoencoding, contrastive, denoising, min_snr, naming
 
 
 def key(seed: int = 0) -> torch.Generator:
@@ -99,6 +99,18 @@ def test_the_network_is_asked_at_the_time_steps_of_its_noise_levels() -> None:
     denoising(Denoiser(network, schedule, PREDICTIONS["eps"]), z, n, schedule.sigmas[[0, 999]], torch.empty(0))
     assert asked[0][1].tolist() == [0, 999]
     assert torch.allclose(asked[0][0].flatten(), schedule.alphas_bar[[0, 999]].sqrt().float())
+
+
+def test_min_snr_has_its_limits() -> None:
+    """Hang et al., section 3.4: min(snr, 5) over snr, over snr + 1, and alone; also without noise or signal."""
+    sigma = torch.tensor([0.0, 0.1, 1.0, 2.0, 4096.0, math.inf], dtype=torch.float64)
+    expected = {
+        "eps": [0, 5 / 100, 1, 1, 1, 1],
+        "v": [0, 5 / 101, 1 / 2, 1 / 5, 1 / (4096**2 + 1), 0],
+        "x0": [5, 5, 1, 1 / 4, 1 / 4096**2, 0],
+    }
+    for name, weights in expected.items():
+        assert min_snr(sigma, 5.0, name).tolist() == pytest.approx(weights, rel=1e-12), name
 
 
 def line(settings: Settings) -> tuple[State, list[float]]:

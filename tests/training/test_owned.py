@@ -60,7 +60,9 @@ def test_tables_of_metadata(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"1 pictures with a caption are not there \(.*3.png\)"):
         read_folder(tmp_path)
     (tmp_path / "metadata.csv").write_text("name,text\n1.png,one\n")
-    with pytest.raises(RecipeError, match=r"metadata.csv: row 1 has no file_name; expected file_name and text"):
+    with pytest.raises(
+        RecipeError, match=r"metadata.csv: row 1 has no file_name; expected file_name and text in the first"
+    ):
         read_folder(tmp_path)
 
 

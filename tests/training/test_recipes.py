@@ -34,10 +34,15 @@ def test_shipped_recipes_are_read(path: Path) -> None:
         ('sampler = "ddim"', 'sampler = "dim"', r"defaults\.sampler: got 'dim', expected one of ddpm, ddim"),
         ("[data]", "[data", "not a TOML file"),
         ("sample_every = 4", "sample_every = 0", "sample_every: got 0, expected more than 0"),
-        ("batch = 4", "batch = 0", r"vae\.training\.batch: got 0, expected more than 0"),
-        ("batch = 4", "batch = 4\naccumulate = 0", r"vae\.training\.accumulate: got 0, expected more than 0"),
+        ("batch = 4", "batch = 0", r"vae\.training\.batch: got 0, expected a number above 0"),
+        ("batch = 4", "batch = 4\naccumulate = 0", r"vae\.training\.accumulate: got 0, expected a number above 0"),
         ("batch = 4", 'batch = 4\nprecision = "fp8"', r"vae\.training\.precision: got 'fp8', expected one of float32"),
         ("batch = 4", "batch = 4\nbetas = [0.9]", r"vae\.training\.betas: got \(0\.9,\), expected two numbers"),
+        (
+            "batch = 4",
+            "batch = 4\nbetas = [0.9, 1.0]",
+            r"vae\.training\.betas: got \(0\.9, 1\.0\), expected two numbers",
+        ),
         ("groups = 4", "groups = 7", r"vae\.network: cannot be built \(num_channels"),
         ("widths = [8, 8, 8, 8]", "widths = []", r"vae\.network: cannot be built"),
         ("heads = [2, 2]", "heads = [2]", r"unet\.network: expected as many widths as entries of attention and heads"),
@@ -109,3 +114,17 @@ def test_an_image_tower_is_the_kind_that_its_keys_say(recipe_file: Path, shape: 
 def test_a_missing_recipe_is_named() -> None:
     with pytest.raises(RecipeError, match=r"nowhere\.toml: there is no such recipe"):
         read_recipe("nowhere.toml")
+
+
+def test_recipes_are_read_whatever_the_editor(recipe_file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    expected = read_recipe(recipe_file)
+    for data in (b"\xef\xbb\xbf" + recipe_file.read_bytes(), recipe_file.read_text().encode("utf-16")):
+        recipe_file.write_bytes(data.replace(b"\n", b"\r\n") if data.startswith(b"\xef") else data)
+        assert read_recipe(recipe_file) == expected
+    assert not caplog.messages
+    recipe_file.write_text("a = " + "[" * 100_000)
+    with pytest.raises(RecipeError, match=r"not a TOML file \(it is nested too deep\)"):
+        read_recipe(recipe_file)
+    recipe_file.write_bytes(b"\x89PNG\0")
+    with pytest.raises(RecipeError, match="is no text in UTF-8"):
+        read_recipe(recipe_file)

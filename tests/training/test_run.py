@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,18 @@ def test_a_run_makes_a_model_that_draws(recipe_file: Path, tmp_path: Path) -> No
     data = load_data(recipe)
     z = model.encode(data.pixels(torch.arange(len(data))))
     assert 0.5 < z.std() < 2, "the scale of the latents is measured"
+
+
+def test_captions_that_are_cut_are_told(recipe_file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    recipe = read_recipe(recipe_file)
+    whole = Workshop(recipe, tmp_path).tokenizer
+    length = 2 + max(len(whole.ids(text)) for text in load_data(recipe).texts())
+    for given, told in ((length, False), (4, True)):
+        caplog.clear()
+        short = Workshop(replace(recipe, vocabulary=replace(recipe.vocabulary, length=given)), tmp_path)
+        assert short.tokenizer.length == given
+        assert [note.startswith("vocabulary.length: ") for note in caplog.messages] == [True] * told
+    assert "captions have more than the 2 tokens that are read; their ends are not learnt (the first: " in caplog.text
 
 
 def test_a_run_leaves_logs_samples_and_states(recipe_file: Path, tmp_path: Path) -> None:

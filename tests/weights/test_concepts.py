@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,9 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
 from safetensors.torch import save_file
 
 from gradina import Request, generate, load
@@ -33,20 +38,31 @@ def grey(one: Any, other: Any) -> int:
     return int(np.abs(np.asarray(one).astype(int) - np.asarray(other).astype(int)).max())
 
 
-@pytest.mark.parametrize("count", [1, 3])
-def test_ours_draws_the_same_in_diffusers(tiny_model: Tiny, tmp_path: Path, count: int) -> None:
+@contextmanager
+def refused_by_name(path: Path) -> Iterator[None]:
+    """What is inside may be refused, in an error that names the file."""
+    try:
+        yield
+    except WeightsError as error:
+        if str(path) not in str(error):
+            raise
+
+
+@pytest.mark.parametrize(("count", "word"), [(1, "<teddy>"), (3, "<teddy>"), (3, "<Teddy>"), (2, "MyTeddy")])
+def test_ours_draws_the_same_in_diffusers(tiny_model: Tiny, tmp_path: Path, count: int, word: str) -> None:
+    """With capitals, too: the file has the word in small letters, by which diffusers finds all its tokens."""
     tiny_model("sd1").save(tmp_path / "model")
-    path = tmp_path / "teddy.safetensors"
-    write_concept(Concept("<teddy>", vectors(count)), path)
+    path, prompt = tmp_path / "teddy.safetensors", f"a {word} boat"
+    write_concept(Concept(word, vectors(count)), path)
     model = load(tmp_path / "model")
-    (mine,) = generate(model, replace(ASKED, concepts=(str(path),)))
-    (without,) = generate(model, ASKED)
+    (mine,) = generate(model, replace(ASKED, prompt=prompt, concepts=(str(path),)))
+    (without,) = generate(model, replace(ASKED, prompt=prompt))
     assert grey(mine.image, without.image) > 3
     pipe = StableDiffusionPipeline.from_pretrained(tmp_path / "model", safety_checker=None)
     pipe.load_textual_inversion(path)
     pipe.set_progress_bar_config(disable=True)
     noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(7))
-    theirs = pipe("a <teddy> boat", num_inference_steps=3, guidance_scale=3.0, latents=noise).images[0]
+    theirs = pipe(prompt.lower(), num_inference_steps=3, guidance_scale=3.0, latents=noise).images[0]
     assert grey(mine.image, theirs) <= 1
 
 
@@ -103,6 +119,27 @@ def test_what_holds_no_word_is_named(tmp_path: Path, tensors: Any, words: str) -
         read_concept(tmp_path / "x.safetensors")
 
 
+@given(
+    names=st.lists(st.sampled_from(["emb_params", "clip_l", "clip_g", "<a>", "", " "]) | st.text(), unique=True),
+    shape=st.lists(st.integers(0, 40), max_size=3),
+    dtype=st.sampled_from([torch.float32, torch.float16, torch.float8_e4m3fn, torch.int8, torch.complex64]),
+    value=st.floats(),
+)
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+def test_whatever_a_file_holds_it_is_a_word_or_refused_by_name(
+    tmp_path: Path, names: list[str], shape: list[int], dtype: torch.dtype, value: float
+) -> None:
+    path = tmp_path / "x.safetensors"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of numbers that do not fit into a type
+        save_file({name: (torch.ones(shape) * value).to(dtype) for name in names}, path)
+    with refused_by_name(path):
+        read = read_concept(path)
+        assert len(read.token.split()) == 1
+        assert read.vectors.dtype == torch.float32
+        assert torch.isfinite(read.vectors).all()
+
+
 def test_steps_know_the_word_too(tiny_model: Tiny, tmp_path: Path) -> None:
     model, path = tiny_model("sd1"), tmp_path / "teddy.safetensors"
     write_concept(Concept("<teddy>", vectors(1)), path)
@@ -124,4 +161,86 @@ def test_from_the_command_line(
     assert main(["again", "a.png", "-o", "b.png"]) == 0
     assert Path("a.png").read_bytes() == Path("b.png").read_bytes()
     assert main([*asked, "--concept", "teddy.safetensors"]) == 2
-    assert "'<teddy>' is a token of this model already" in capsys.readouterr().err
+    assert "teddy.safetensors: teaches the word <teddy>, as teddy.safetensors does" in capsys.readouterr().err
+
+
+def test_a_file_is_called_by_the_word_that_is_given(
+    tiny_model: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also from a grid, and when it is drawn again; a file whose own name has = stays a file."""
+    monkeypatch.chdir(tmp_path)
+    tiny_model("sd1").save("model")
+    write_concept(Concept("<teddy>", vectors(2)), "teddy.safetensors")
+    write_concept(Concept("<teddy>", vectors(2)), "a=b.safetensors")
+    asked = ["-m", "model", "--seed", "7"]
+    assert main(["a <teddy> boat", *asked, "--concept", "teddy.safetensors", "-o", "right.png"]) == 0
+    assert "note: teddy.safetensors: teaches the word <teddy>; WORD=teddy" in capsys.readouterr().err
+    assert main(["a My-Bear boat", *asked, "--concept", "My-Bear=teddy.safetensors", "-o", "a.png"]) == 0
+    assert main(["again", "a.png", "-o", "b.png"]) == 0
+    assert main(["a <teddy> boat", *asked, "--concept", "a=b.safetensors", "-o", "c.png"]) == 0
+    assert main(["a my-bear boat", *asked, "--concept", "my-bear=a=b.safetensors", "-o", "d.png"]) == 0
+    pictures = [Image.open(f"{name}.png").tobytes() for name in ("right", "a", "b", "c", "d")]
+    assert len(set(pictures)) == 1
+    assert read_picture("a.png").request.concepts == ("My-Bear=teddy.safetensors",)
+    assert "My-Bear=teddy.safetensors" in str(read_picture("a.png").parameters)
+    words = "concepts=<x>=teddy.safetensors|<y>=teddy.safetensors+<z>=a=b.safetensors"
+    assert main(["a boat", *asked, "--grid", words, "-o", "grid.png"]) == 0
+    for typed, said in (
+        ("=teddy.safetensors", "=teddy.safetensors: expected WORD=FILE with a word without spaces, such as <teddy>="),
+        ("my bear=teddy.safetensors", "expected WORD=FILE with a word without spaces, such as my-bear=teddy.safet"),
+        ("bear=", "bear=: expected WORD=FILE"),
+        ("bear=none.safetensors", "none.safetensors: there is no such file"),
+        ("x/y=none.safetensors", "x/y=none.safetensors: there is no such file"),
+        ("seven=teddy.safetensors", "teddy.safetensors: 'seven' is a token of this model already"),
+    ):
+        capsys.readouterr()
+        assert main(["a boat", *asked, "--concept", typed]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert said in line
+
+
+@pytest.mark.parametrize(
+    ("stem", "name", "word", "told"),
+    [
+        ("teddy", "emb_params", "teddy", False),
+        ("Teddy", "emb_params", "teddy", False),
+        ("Teddy", "TEDDY", "teddy", False),
+        ("teddy", "<teddy>", "<teddy>", True),
+        ("my style", "emb_params", "my-style", True),
+        ("my style", "clip_l", "my-style", True),
+        ("w", "My  Style", "my-style", True),
+        ("w", "*", "w", False),
+    ],
+)
+def test_the_word_of_a_file_is_told_if_it_is_not_its_name(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, stem: str, name: str, word: str, told: bool
+) -> None:
+    save_file({name: vectors(1)}, tmp_path / f"{stem}.safetensors")
+    assert read_concept(tmp_path / f"{stem}.safetensors").token == word
+    assert [f"teaches the word {word};" in note for note in caplog.messages] == [True] * told
+
+
+@pytest.mark.parametrize(
+    ("prompt", "negative", "told"),
+    [
+        (("a red boat", "a <Teddy> boat"), "", False),
+        ("a boat", "<teddy>", False),
+        ("a teddy boat", "", True),
+        ("a < teddy > boat", "", True),
+    ],
+)
+def test_a_word_that_no_prompt_holds_is_told(
+    tiny_model: Tiny, tmp_path: Path, caplog: pytest.LogCaptureFixture, prompt: Any, negative: str, told: bool
+) -> None:
+    model, path = tiny_model("sd1"), tmp_path / "<teddy>.safetensors"
+    write_concept(Concept("<teddy>", vectors(2)), path)
+    generate(model, replace(ASKED, prompt=prompt, negative_prompt=negative, concepts=(str(path),)))
+    note = f"concepts: {path} has no effect, as no prompt holds its word, <teddy>; write it in one"
+    assert caplog.messages == [note] * told
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_no_nan_comes_in(tmp_path: Path, value: float) -> None:
+    save_file({"<teddy>": torch.tensor([1.0, value])}, tmp_path / "x.safetensors")
+    with pytest.raises(WeightsError, match=r"x.safetensors: <teddy> holds NaN or infinite values"):
+        read_concept(tmp_path / "x.safetensors")

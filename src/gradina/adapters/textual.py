@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from gradina.adapters.inject import twin
 from gradina.errors import WeightsError
 from gradina.models.clip import TextTower
-from gradina.models.tokenizer import Tokenizer
+from gradina.models.tokenizer import Tokenizer, as_word
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,21 +24,39 @@ class Concept:
 
     token: str
     vectors: Tensor
+    file: Path | None = None  # where it comes from, for messages
+
+    @property
+    def said(self) -> str:
+        """What messages call it."""
+        return self.token if self.file is None else str(self.file)
 
 
 def taught(tokenizer: Tokenizer, text: TextTower, concepts: Sequence[Concept]) -> tuple[Tokenizer, TextTower]:
     """A tokenizer and a text tower that know the concepts; all other rows are the same, and these two stay as they are.
 
-    Raises WeightsError for a word that the tokenizer has already, or vectors of another width.
+    Raises WeightsError for a word that the tokenizer has already, one that two concepts teach, or vectors of another
+    width.
     """
+    words: dict[str, Concept] = {}
     for concept in concepts:
         width = concept.vectors.shape[-1]
         if width != text.config.width:
             raise WeightsError(
-                f"{concept.token}: its vectors have {width} numbers, this model's words {text.config.width}; "
+                f"{concept.said}: its vectors have {width} numbers, this model's words {text.config.width}; "
                 "take one that was made for this family"
             )
-        tokenizer = tokenizer.with_word(concept.token, len(concept.vectors))
+        first = words.setdefault(as_word(concept.token), concept)
+        if first is not concept:
+            raise WeightsError(
+                f"{concept.said}: teaches the word {concept.token}, as {first.said} does; "
+                f"name another, by WORD={concept.said}"
+            )
+        try:
+            tokenizer = tokenizer.with_word(concept.token, len(concept.vectors))
+        except WeightsError as error:
+            of_file = concept.file is not None
+            raise WeightsError(f"{concept.file}: {error}, by WORD=FILE" if of_file else str(error)) from error
     other = twin(text)
     known = text.token.weight
     new = [concept.vectors.to(known) for concept in concepts]

@@ -16,7 +16,7 @@ import typer
 from gradina.apps import options as o
 from gradina.apps.grids import Axis, axis, cell_label, cells, check_grid, parse
 from gradina.errors import RequestError, WeightsError
-from gradina.files import check_writable, check_writable_folder, with_ending
+from gradina.files import check_writable, check_writable_folder, unused, with_ending
 from gradina.request import Defaults, Picture, Request, choice
 
 if TYPE_CHECKING:
@@ -140,9 +140,16 @@ def again(
         raise WeightsError(f"{error} (so says {picture}; name {', or '.join(unsaid)})") from error
     now = opened.about
     for what, name, found in (("by", "name", "hash"), ("with the autoencoder", "vae", "vae_hash")):
-        if was.get(found) and now.get(found) and was[found] != now[found]:
+        if is_other(was.get(found, ""), now.get(found, "")):
             say(f"drawn {what} {was.get(name)} [{was[found]}], this is {now.get(name)} [{now[found]}]")
     draw(opened, record.request, target, None, None, quiet)
+
+
+def is_other(hash_: str, own: str) -> bool:
+    """Whether a model's hash in a file is another than `own`: if it is of the same kind, a SHA-256 or its beginning."""
+    hash_ = hash_.lower().removeprefix("0x")
+    length = min(len(hash_), len(own))
+    return re.fullmatch("[0-9a-f]{10,64}", hash_) is not None and length > 0 and hash_[:length] != own[:length]
 
 
 def say(note: str) -> None:
@@ -292,8 +299,8 @@ def check_files(request: Request, output: str | None, film: str | None, strip: s
 
 def check_target(name: str, path: str, kinds: Iterable[str] = ()) -> str:
     """The path of a file to write, if it can be written and its name ends in one of `kinds`, where there are any."""
-    if kinds:
-        choice(name, Path(path).suffix.lower(), tuple(kinds))
+    if kinds and Path(path).suffix.lower() not in kinds:
+        raise RequestError(f"{name}: got {path}, expected a name that ends in {', '.join(kinds)}")
     if not Path(path).parent.is_dir():
         raise RequestError(f"{name}: there is no folder {Path(path).parent}; make it first")
     check_writable(path)
@@ -325,14 +332,6 @@ def path_for(picture: Picture, output: str | None, alone: bool) -> Path:
         return unused(Path(output) / own)
     path = Path(output)
     return path if alone else with_ending(path, f"-{picture.seed}{path.suffix}")
-
-
-def unused(path: Path) -> Path:
-    """The path, or the next one of its kind that does not exist yet."""
-    free, n = path, 2
-    while free.exists():
-        free, n = with_ending(path, f"-{n}{path.suffix}"), n + 1
-    return free
 
 
 def slug(prompt: str) -> str:

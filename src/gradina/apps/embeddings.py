@@ -1,18 +1,19 @@
 """Embeddings of picture files: what cannot be read is said, and each picture passes through an image tower once.
 
-They are kept in the user's cache, one file for each pair; it can be removed at any time.
+They are kept in the user's cache by the pictures' content, one file for each pair; it can be removed at any time.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gradina.apps.draw import say
 from gradina.errors import PictureError
-from gradina.files import cache_folder
+from gradina.files import Stamp, cache_folder, content, stamp
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,7 +21,18 @@ if TYPE_CHECKING:
     from gradina.weights.pairs import Pair
 
 Advance = Callable[[str, int, int], None]
-Kept = dict[str, tuple[int, int, "Tensor"]]  # by path: bytes, time of change in nanoseconds, embedding (d,)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A picture file's embedding (d,), with what says that the file is still the same."""
+
+    stamp: Stamp
+    content: str  # SHA-256
+    embedding: Tensor
+
+
+Kept = dict[str, Seen]  # by path
 
 
 def embedded(
@@ -52,28 +64,33 @@ def remembered(pair: Pair, folder: Path, paths: Sequence[Path], advance: Advance
     """
     place = cache_folder() / "embeddings" / f"{pair.mark}.safetensors"
     kept, names = _kept(place), {path: str(path.resolve()) for path in paths}
-    stamps = {path: _stamp(path) for path in paths}
-    new = [path for path in paths if kept.get(names[path], ())[:2] != stamps[path]]
-    done: Kept = {}
+    looked = {
+        path: (now, _content(path))
+        for path, now in ((path, stamp(path)) for path in paths)
+        if not now or names[path] not in kept or kept[names[path]].stamp != now
+    }
+    by_content = {seen.content: seen.embedding for seen in kept.values()}
+    moved = {path for path, (_, known) in looked.items() if known in by_content}
+    done: Kept = {names[path]: Seen(*looked[path], by_content[looked[path][1]]) for path in moved}
+    new = [path for path in looked if path not in moved]
     try:
         for path, embedding in embedded(pair, new, advance):
-            done[names[path]] = (*stamps[path], embedding)
+            done[names[path]] = Seen(*looked[path], embedding)
     finally:
         if done:
             here, there = f"{folder.resolve()}/", set(names.values())
-            others = {name: row for name, row in kept.items() if name in there or not name.startswith(here)}
+            others = {name: seen for name, seen in kept.items() if name in there or not name.startswith(here)}
             _keep(place, others | done)
     found = kept | done
-    failed = {names[path] for path in new} - set(done)
-    return {path: found[names[path]][2] for path in paths if names[path] not in failed}
+    failed = {names[path] for path in looked} - set(done)
+    return {path: found[names[path]].embedding for path in paths if names[path] not in failed}
 
 
-def _stamp(path: Path) -> tuple[int, int]:
+def _content(path: Path) -> str:
     try:
-        status = path.stat()
+        return content(path)
     except OSError:  # gone since the folder was listed; opening it says so
-        return -1, -1
-    return status.st_size, status.st_mtime_ns
+        return ""
 
 
 def _kept(place: Path) -> Kept:
@@ -84,7 +101,7 @@ def _kept(place: Path) -> Kept:
         with safe_open(place, "pt") as file:
             rows = json.loads((file.metadata() or {})["pictures"])
             embeddings = file.get_tensor("embeddings")
-        return {name: (size, time, x) for (name, size, time), x in zip(rows, embeddings, strict=True)}
+        return {name: Seen(tuple(when), known, x) for (name, when, known), x in zip(rows, embeddings, strict=True)}
     except (OSError, SafetensorError, ValueError, KeyError, TypeError):
         return {}
 
@@ -94,10 +111,10 @@ def _keep(place: Path, kept: Kept) -> None:
 
     from gradina.weights.store import save_weights
 
-    rows = [[name, size, time] for name, (size, time, _) in kept.items()]
+    rows = [[name, seen.stamp, seen.content] for name, seen in kept.items()]
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        embeddings = torch.stack([x for _, _, x in kept.values()])
+        embeddings = torch.stack([seen.embedding for seen in kept.values()])
         save_weights({"embeddings": embeddings}, place, {"pictures": json.dumps(rows)})
     except OSError as error:
         say(f"embeddings are not kept for the next time: {error}")

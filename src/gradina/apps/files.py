@@ -19,13 +19,13 @@ def info(picture: o.Picture, as_json: o.Json = False) -> None:
 
     record = read_picture(picture, strict=False)
     if as_json:
-        typer.echo(to_json(record.request))
+        typer.echo(to_json(record.request, strict=False))
         return
     model = record.model or {}
     named = " ".join(filter(None, (model.get("name"), model.get("hash"), model.get("source"))))
-    rows = {"source": record.source, "model": named}
+    rows = {"source": record.source} | ({"model": named} if named else {})
     rows |= {name: model[name] for name in ("vae", "dtype", "engine") if name in model}
-    rows |= {k: v for k, v in json.loads(to_json(record.request)).items() if v not in (None, "", [])}
+    rows |= {k: v for k, v in json.loads(to_json(record.request, strict=False)).items() if v not in (None, "", [])}
     for name, value in rows.items():
         shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         typer.echo(f"{name:18} {shown if len(shown) < 2000 else shown[:200] + ' ...'}")

@@ -15,6 +15,7 @@ from gradina.apps.draw import check_target, progress, save_sheet, say
 from gradina.apps.embeddings import embedded, remembered
 from gradina.errors import PictureError, RequestError
 from gradina.files import check_writable
+from gradina.texts import read_text
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -41,8 +42,11 @@ def caption(
     """Say what pictures show, and write it down for training."""
     given = None if phrases is None else read_phrases(phrases)
     files = [path for name in pictures for path in (files_in(name) if Path(name).is_dir() else [admitted(name)])]
-    files = [path for path in dict.fromkeys(files) if not (write and path.with_suffix(".txt").exists())]
+    files = list(dict.fromkeys(files))
     if write:
+        from gradina.training.captions import without_captions
+
+        files = without_captions(files)
         for path in files:
             check_writable(path.with_suffix(".txt"))
     if by == "clip":
@@ -174,14 +178,7 @@ def ranked(pair: Pair, found: Mapping[Path, Tensor], words: str) -> list[tuple[P
 
 def read_phrases(path: str) -> list[str]:
     """The lines of a text file that are not empty."""
-    try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
-    except OSError as error:
-        raise RequestError(f"--phrases: {path} cannot be read ({error.strerror}); give a text file") from error
-    except ValueError as error:
-        raise RequestError(
-            f"--phrases: {path} is no text in UTF-8; give a text file with one phrase per line"
-        ) from error
+    lines = read_text(path, RequestError, "--phrases: ").split("\n")
     found = [line.strip() for line in lines if line.strip()]
     if not found:
         raise RequestError(f"--phrases: {path} has no lines; write one phrase per line")

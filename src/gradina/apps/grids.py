@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gradina.errors import RequestError
-from gradina.request import Request, choice
+from gradina.request import Request, choice, word_and_file
 
 Axis = tuple[str, list[Any]]
 NUMBERS: dict[str, Callable[[str], Any]] = {
@@ -26,22 +26,26 @@ def parse(name: str, text: str | None) -> Any:
             low, high = text.split(":")
             return float(low), float(high)
         if name == "edit":
-            return _lora(text, 0.7)
+            return _scaled(name, text, 0.7)
         if name == "concepts":
             return tuple(text.strip().split("+"))
         if name == "loras":
-            return tuple(_lora(part) for part in text.split("+"))
+            return tuple(_scaled(name, part) for part in text.split("+"))
         return NUMBERS.get(name, str)(text.strip())
+    except RequestError:
+        raise
     except ValueError:
         expected = "LOW:HIGH" if name == "guidance_interval" else "a number"
         raise RequestError(f"{name}: got {text!r}, expected {expected}") from None
 
 
-def _lora(text: str, untold: float = 1.0) -> tuple[str, float]:
-    """A file and its scale, of FILE or FILE:SCALE."""
-    path, _, scale = text.strip().rpartition(":")
+def _scaled(name: str, text: str, untold: float = 1.0) -> tuple[str, float]:
+    """A file and its scale, of FILE or FILE:SCALE; a file whose name has a colon is a FILE."""
+    file, colon, scale = text.strip().rpartition(":")
+    if (colon and not file) or not text.strip():
+        raise RequestError(f"{name}: got {text!r}, which names no file; expected FILE or FILE:SCALE")
     try:
-        return (path, float(scale)) if path else (scale, untold)
+        return (file, float(scale)) if file and not Path(text.strip()).exists() else (text.strip(), untold)
     except ValueError:  # the colon was the path's own
         return text.strip(), untold
 
@@ -75,6 +79,8 @@ def cell_label(name: str, value: Any) -> str:
     """What stands beside a value: files by their names alone."""
     if name == "loras":
         return "\n".join(f"{Path(file).stem} {scale:g}" for file, scale in value)
+    if name == "concepts":
+        return "\n".join(word or Path(file).stem for word, file in map(word_and_file, value))
     return f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
 
 

@@ -6,17 +6,27 @@ from typing import Annotated, Any
 
 import typer
 
+from gradina.errors import RequestError
 from gradina.request import RATES_NAMES, SAMPLER_NAMES, SCHEDULE_NAMES
+
+MAY_BE_EMPTY = ("PROMPT...", "TEXT", "WORDS...")
+
+
+def named(parameter: typer.CallbackParam, value: Any) -> Any:
+    """The value, unless it is an empty text, as a shell makes of a variable that is not set."""
+    if "" in (value if isinstance(value, list) else [value]) and parameter.metavar not in MAY_BE_EMPTY:
+        raise RequestError(f"{parameter.opts[0]}: got an empty text, expected {parameter.metavar}")
+    return value
 
 
 def arg(metavar: str, text: str) -> Any:
     """An argument without a default."""
-    return typer.Argument(metavar=metavar, show_default=False, help=text)
+    return typer.Argument(metavar=metavar, show_default=False, help=text, callback=named)
 
 
 def opt(metavar: str, default: str | bool, text: str, *names: str, least: int | None = None) -> Any:
     """An option; `default` says in words what stands in for it, True shows the value itself."""
-    return typer.Option(*names, metavar=metavar, show_default=default, help=text, min=least)
+    return typer.Option(*names, metavar=metavar, show_default=default, help=text, min=least, callback=named)
 
 
 OWN = "the model's own"
@@ -79,7 +89,8 @@ Lora = Annotated[
     list[str] | None, opt("FILE[:SCALE]", "none", "A LoRA to draw with, and how much of it; give it again for more.")
 ]
 Concept = Annotated[
-    list[str] | None, opt("FILE", "none", "A word that was learnt by textual inversion, to use in prompts.")
+    list[str] | None,
+    opt("[WORD=]FILE", "none", "A word that was learnt by textual inversion, to use in prompts; WORD calls it so."),
 ]
 Edit = Annotated[
     str | None,

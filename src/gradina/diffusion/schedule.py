@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gradina.diffusion.betas import BetaLaw, cosine_betas, linear_betas, scaled_linear_betas, zero_terminal_snr
 from gradina.diffusion.prediction import prediction_named
-from gradina.errors import RequestError
+from gradina.errors import RequestError, WeightsError
 from gradina.request import choice
 
 __all__ = [
@@ -38,8 +38,15 @@ class Schedule:
 
     @classmethod
     def from_betas(cls, betas: Tensor, **fields: Any) -> Schedule:
-        """The schedule of these betas (T,); an infinite last sigma becomes 4096 (diffusers: alphas_bar 2**-24)."""
-        alphas_bar = (1 - betas.double()).cumprod(0)
+        """The schedule of these betas (T,); an infinite last sigma becomes 4096 (diffusers: alphas_bar 2**-24).
+
+        Raises WeightsError for fewer than two, or for one that is not above 0 and below 1 (the last may be 1).
+        """
+        betas = betas.double()
+        inside = betas.ndim == 1 and len(betas) > 1 and bool(((betas > 0) & (betas < 1))[:-1].all())
+        if not inside or not 0 < betas[-1] <= 1:
+            raise WeightsError("betas: expected a list of at least two, above 0 and below 1 (the last may be 1)")
+        alphas_bar = (1 - betas).cumprod(0)
         if alphas_bar[-1] <= 0:
             alphas_bar[-1] = 2**-24
         return cls(sigmas=((1 - alphas_bar) / alphas_bar).sqrt(), **fields)

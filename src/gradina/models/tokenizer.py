@@ -18,18 +18,25 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
 from gradina.errors import WeightsError
+from gradina.models.tokenizer_files import (
+    AGAIN,
+    BOS,
+    EOS,
+    SUFFIX,
+    Merge,
+    read_json,
+    read_merges,
+    read_model,
+    read_special,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-BOS, EOS, SUFFIX = "<|startoftext|>", "<|endoftext|>", "</w>"
 ASSET = Path(__file__).parents[1] / "assets" / "clip_merges.txt.gz"
 PATTERN = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-DEFAULTS = {"bos_token": BOS, "eos_token": EOS, "unk_token": EOS, "pad_token": EOS}
-NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-AGAIN = "fetch or save the tokenizer folder again"
-
-Merge = tuple[str, str]
+SMALL = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])  # as prompts are read
+HIDDEN = "\ue000"  # before the names of a word's further tokens, which no prompt shall hold by chance
 
 
 def base_tokens() -> list[str]:
@@ -79,96 +86,25 @@ def _learned_merges(captions: Iterable[str], most: int) -> list[Merge]:
     return [("".join(token[c] for c in left), "".join(token[c] for c in right)) for left, right in found]
 
 
-def _tail(word: str, added: Mapping[str, int]) -> list[int]:
-    """The further tokens of a word that was added as several: those of WORD_1, WORD_2, ..., as diffusers has them."""
-    names = takewhile(added.__contains__, (f"{word}_{i}" for i in count(1)))
-    return [added[name] for name in names]
+def as_word(text: str) -> str:
+    """A text as one word of a prompt: in small letters, as prompts are read, with hyphens for its spaces."""
+    small: str = SMALL.normalize_str("-".join(_valid(text).split()))
+    return small
+
+
+def _further(added: Mapping[str, int]) -> dict[int, list[int]]:
+    """The further tokens of words that were added as several: those of WORD_1, WORD_2, ..., as diffusers has them."""
+    found = {}
+    for word, first in added.items():
+        names = takewhile(added.__contains__, (f"{word}_{i}" for i in count(1)))
+        if more := [added[name] for name in names]:
+            found[first] = more
+    return found
 
 
 def _valid(text: str) -> str:
     """A command line can hand over lone surrogates, which are no text: each becomes a question mark."""
     return text.encode("utf-8", "replace").decode()
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise WeightsError(f"{path}: cannot be read ({error}); {AGAIN}") from error
-
-
-def _read_json(path: Path, optional: bool = False) -> dict[str, Any]:
-    if optional and not path.exists():
-        return {}
-    text = _read_text(path)
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise WeightsError(f"{path}: is no JSON ({error}); {AGAIN}") from error
-    if not isinstance(content, dict):
-        raise WeightsError(f"{path}: expected a JSON object, got {type(content).__name__}; {AGAIN}")
-    return content
-
-
-def _merges(path: Path, entries: Any) -> list[Merge]:
-    """Pairs from lines ("a b</w>") or, in newer tokenizer.json files, from lists."""
-    if not isinstance(entries, list):
-        raise WeightsError(f"{path}: expected a list of merges, got {type(entries).__name__}; {AGAIN}")
-    merges = []
-    for number, entry in enumerate(entries, 1):
-        pair = entry.split() if isinstance(entry, str) else entry
-        if not isinstance(pair, list) or len(pair) not in (0, 2):
-            raise WeightsError(f"{path}: merge {number} is {entry!r}, expected two tokens; {AGAIN}")
-        if pair and pair[0] != "#version:":
-            merges.append((pair[0], pair[1]))
-    return merges
-
-
-def _token(path: Path, value: Any) -> AddedToken:
-    """A special or added token as files write it: its text, or a table with the text and how it is matched."""
-    try:
-        table: dict[str, Any] = {"special": True} | ({"content": value} if isinstance(value, str) else value)
-        return AddedToken(**{key: table[key] for key in table if key not in ("__type", "id")})
-    except TypeError as error:
-        raise WeightsError(f"{path}: {reprlib.repr(value)} is no token; {AGAIN}") from error
-
-
-def _read_model(folder: Path) -> tuple[dict[str, int], list[Merge], dict[int, AddedToken]]:
-    """Vocabulary, merges and added tokens by id; tokenizer.json goes before the two older files, as in transformers."""
-    path, lines, added = folder / "tokenizer.json", folder / "merges.txt", {}
-    if path.exists():
-        content = _read_json(path)
-        model = content.get("model")
-        if not isinstance(model, dict) or model.get("end_of_word_suffix") != SUFFIX:
-            raise WeightsError(f"{path}: has no byte-pair model of CLIP's form; use the tokenizer of a CLIP model")
-        vocabulary, merges = model.get("vocab"), _merges(path, model.get("merges"))
-        added = {entry["id"]: _token(path, entry) for entry in content.get("added_tokens") or []}
-    else:
-        path = folder / "vocab.json"
-        vocabulary, merges = _read_json(path), _merges(lines, _read_text(lines).split("\n"))
-    if not isinstance(vocabulary, dict) or any(type(i) is not int or i < 0 for i in vocabulary.values()):
-        raise WeightsError(f"{path}: expected a vocabulary of tokens and their ids; {AGAIN}")
-    if len(set(vocabulary.values())) < len(vocabulary):
-        raise WeightsError(f"{path}: two tokens have the same id; {AGAIN}")
-    return vocabulary, merges, added
-
-
-def _read_special(
-    folder: Path, config: dict[str, Any], added: dict[int, AddedToken]
-) -> tuple[dict[str, AddedToken], dict[int, AddedToken]]:
-    """Special tokens by their role, and all added tokens by id; where two files speak of one, as in transformers."""
-    path, older = folder / "tokenizer_config.json", folder / "special_tokens_map.json"
-    modern = "added_tokens_decoder" in config  # written since transformers 4.34, and then it says it all
-    roles = {key: _token(path, content) for key, content in DEFAULTS.items()}
-    for source, content in ((path, config), (older, {} if modern else _read_json(older, optional=True))):
-        roles |= {key: _token(source, content[key]) for key in NAMED if content.get(key) is not None}
-    if modern:
-        added = {int(i): _token(path, entry) for i, entry in config["added_tokens_decoder"].items()}
-    else:
-        entries = _read_json(folder / "added_tokens.json", optional=True).items()
-        added = {i: AddedToken(token, normalized=True) for token, i in entries} | added
-    known = {token.content: token for token in added.values()}
-    return {key: known.get(roles[key].content, roles[key]) for key in NAMED if key in roles}, added
 
 
 class Tokenizer:
@@ -179,13 +115,21 @@ class Tokenizer:
     (Stable Diffusion 2) every "!" of a prompt becomes id 0.
     """
 
-    def __init__(self, engine: tokenizers.Tokenizer, length: int, bos: int, eos: int, pad: int) -> None:
+    def __init__(
+        self,
+        engine: tokenizers.Tokenizer,
+        length: int,
+        bos: int,
+        eos: int,
+        pad: int,
+        further: Mapping[int, list[int]] | None = None,
+    ) -> None:
         if length < 3:
             raise ValueError(f"a context length of {length} has no room between start and end: use 3 or more")
         self.length, self.bos, self.eos, self.pad = length, bos, eos, pad
         self._engine = engine
         added = {token.content: i for i, token in engine.get_added_tokens_decoder().items()}
-        self._more = {added[word]: tail for word in added if (tail := _tail(word, added))}
+        self._further = dict(_further(added) if further is None else further)  # tokens of a word, by its first
 
     @classmethod
     def clip(cls, length: int = 77, pad: int | None = None) -> Tokenizer:
@@ -194,7 +138,7 @@ class Tokenizer:
         Source: Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision".
         """
         lines = gzip.decompress(ASSET.read_bytes()).decode().split("\n")
-        return cls._from_merges(_merges(ASSET, lines), length, pad)
+        return cls._from_merges(read_merges(ASSET, lines), length, pad)
 
     @classmethod
     def train(cls, captions: Iterable[str], size: int, length: int = 77) -> Tokenizer:
@@ -225,13 +169,13 @@ class Tokenizer:
         Raises WeightsError, naming the file, for one that is missing or malformed.
         """
         folder = Path(folder)
-        config = _read_json(folder / "tokenizer_config.json", optional=True)
+        config = read_json(folder / "tokenizer_config.json", optional=True)
         length = config.get("model_max_length", 77)
         if not isinstance(length, int | float) or length < 3:
             raise WeightsError(f"{folder}: model_max_length is {reprlib.repr(length)}, expected 3 or more; {AGAIN}")
         try:
-            vocabulary, merges, added = _read_model(folder)
-            roles, added = _read_special(folder, config, added)
+            vocabulary, merges, added = read_model(folder)
+            roles, added = read_special(folder, config, added)
             unknown = roles["unk_token"].content if roles["unk_token"].content in vocabulary else None
             engine = _engine(vocabulary, merges, unknown, [added[i] for i in sorted(added)] + list(roles.values()))
             ids = engine.get_vocab(with_added_tokens=True)
@@ -247,37 +191,42 @@ class Tokenizer:
         return cls(engine, int(length) if length < 1e6 else 77, bos, eos, pad)  # transformers writes 1e30 for "unknown"
 
     def with_word(self, word: str, tokens: int = 1) -> Tokenizer:
-        """A tokenizer that reads one more word as so many tokens of its own: WORD, WORD_1, ... at the vocabulary's end.
+        """A tokenizer that reads one more word, in whatever capitals, as so many tokens at the vocabulary's end.
 
-        Raises WeightsError for a word that is a token already, or that no prompt could hold.
+        They are its own: no other word, whatever it is called, changes them or is changed. Raises WeightsError for a
+        word that is a token already, or that no prompt could hold.
         """
-        new = [word if i == 0 else f"{word}_{i}" for i in range(tokens)]
-        known = self._engine.get_vocab(with_added_tokens=True)
         if not word.strip() or len(word.split()) != 1 or word != _valid(word):
             raise WeightsError(f"{word!r}: expected a word without spaces, such as <teddy>")
-        for token in new:
-            if {token, token.lower(), token.lower() + SUFFIX} & set(known):
-                raise WeightsError(f"{token!r} is a token of this model already; choose another word, such as <{word}>")
+        small = as_word(word)
+        added = {as_word(token.content) for token in self._engine.get_added_tokens_decoder().values()}
+        if {small, small + SUFFIX} & (added | self._engine.get_vocab(with_added_tokens=False).keys()):
+            raise WeightsError(f"{word!r} is a token of this model already; choose another word, such as <{word}>")
         engine = tokenizers.Tokenizer.from_str(self._engine.to_str())
-        engine.add_tokens([AddedToken(token, single_word=token.isalnum(), normalized=True) for token in new])
-        return Tokenizer(engine, self.length, self.bos, self.eos, self.pad)
+        names = [small, *(f"{HIDDEN}{small}_{i}" for i in range(1, tokens))]
+        engine.add_tokens([AddedToken(name, single_word=name.isalnum(), normalized=True) for name in names])
+        ids = engine.get_vocab(with_added_tokens=True)
+        first, *more = (ids[name] for name in names)
+        return Tokenizer(engine, self.length, self.bos, self.eos, self.pad, {**self._further, first: more})
 
     def of_length(self, length: int) -> Tokenizer:
         """A tokenizer that reads alike, for texts of so many tokens."""
-        return Tokenizer(self._engine, length, self.bos, self.eos, self.pad)
+        return Tokenizer(self._engine, length, self.bos, self.eos, self.pad, self._further)
 
     def save(self, folder: str | Path) -> None:
-        """Writes vocab.json, merges.txt, tokenizer_config.json and special_tokens_map.json as transformers has them."""
+        """Writes vocab.json, merges.txt, tokenizer_config.json and special_tokens_map.json as transformers has them.
+
+        Raises WeightsError where the names of two words' tokens would be the same there.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         model = json.loads(self._engine.to_str())["model"]
         vocabulary = dict(sorted(model["vocab"].items(), key=lambda item: item[1]))
         ids = {"bos_token": self.bos, "eos_token": self.eos, "pad_token": self.pad}
         named = {key: self._engine.id_to_token(i) for key, i in ids.items()} | {"unk_token": model["unk_token"] or EOS}
-        added = {str(i): token.__getstate__() for i, token in sorted(self._engine.get_added_tokens_decoder().items())}
         config = named | {
             "add_prefix_space": False,
-            "added_tokens_decoder": added,
+            "added_tokens_decoder": self._added(),
             "clean_up_tokenization_spaces": False,
             "do_lower_case": True,
             "errors": "replace",
@@ -292,6 +241,18 @@ class Tokenizer:
         }.items():
             (folder / name).write_text(text + "\n", encoding="utf-8", newline="\n")
 
+    def _added(self) -> dict[str, dict[str, Any]]:
+        """The added tokens as transformers writes them."""
+        tokens = dict(sorted(self._engine.get_added_tokens_decoder().items()))
+        states = {i: {**t.__getstate__(), "content": t.content.removeprefix(HIDDEN)} for i, t in tokens.items()}
+        names = {state["content"]: i for i, state in states.items()}
+        if len(names) < len(states) or _further(names) != {
+            first: more for first, more in self._further.items() if more
+        }:
+            words = ", ".join(token.content for token in tokens.values() if not token.special)
+            raise WeightsError(f"the words {words}: the tokens of one are called as another is; save them apart")
+        return {str(i): state for i, state in states.items()}
+
     def __len__(self) -> int:
         """How many entries the vocabulary has: the rows of a text tower's token embedding."""
         return self._engine.get_vocab_size(with_added_tokens=True)
@@ -299,7 +260,7 @@ class Tokenizer:
     def ids(self, text: str) -> list[int]:
         """The bare ids of a text of any length: no start, no end, no padding."""
         read: list[int] = self._engine.encode(_valid(text), add_special_tokens=False).ids
-        return [i for first in read for i in (first, *self._more.get(first, ()))] if self._more else read
+        return [i for first in read for i in (first, *self._further.get(first, ()))] if self._further else read
 
     def token(self, i: int) -> str:
         """The entry of the vocabulary with that id."""
@@ -307,7 +268,8 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids of shape (n,), in lower case with spaces between words; special tokens are left out."""
-        text = self._engine.decode([int(i) for i in ids], skip_special_tokens=True)
+        further = {i for more in self._further.values() for i in more}
+        text = self._engine.decode([int(i) for i in ids if int(i) not in further], skip_special_tokens=True)
         return text.replace(SUFFIX, " ").strip()
 
     def __call__(self, texts: str | Sequence[str]) -> Tensor:
@@ -321,6 +283,10 @@ class Tokenizer:
         """
         rows = self._rows(texts)
         return self._framed(rows, max([1, *(math.ceil(len(row) / (self.length - 2)) for row in rows)]))
+
+    def chunks_of(self, text: str) -> int:
+        """How many chunks a text takes."""
+        return max(1, math.ceil(len(self.ids(text)) / (self.length - 2)))
 
     def _rows(self, texts: str | Sequence[str]) -> list[list[int]]:
         return [self.ids(text) for text in ([texts] if isinstance(texts, str) else texts)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -81,12 +81,10 @@ def load_average(network: Network, path: Path) -> Network:
 
 
 def once(path: Path, fingerprint: str, make: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """What `make` computes, or what it did before if the file says that it was from the same; as it is read, each time.
-
-    Raises RecipeError if there is a file that cannot be read.
-    """
-    if path.exists() and _about(path).get("fingerprint") == fingerprint:
-        return _tensors(path)
+    """What `make` computes, or what it did before if a whole file says that it was from the same."""
+    with suppress(RecipeError):
+        if path.exists() and _about(path).get("fingerprint") == fingerprint:
+            return _tensors(path)
     made = {name: x.contiguous() for name, x in make().items()}  # as files have it, to the last bit of what is learnt
     _save(path, made, fingerprint=fingerprint)
     return made
@@ -99,8 +97,8 @@ def _save(path: Path, tensors: dict[str, Tensor], **about: object) -> None:
 
 def _about(path: Path) -> dict[str, Any]:
     with _readable(path) as file:
-        about: dict[str, Any] = json.loads((file.metadata() or {}).get("about", "{}"))
-    return about
+        about = json.loads((file.metadata() or {}).get("about", "{}"))
+    return about if isinstance(about, dict) else {}
 
 
 def _part(tensors: dict[str, Tensor], head: str) -> dict[str, Tensor]:
@@ -117,5 +115,5 @@ def _readable(path: Path) -> Iterator[Any]:
     try:
         with safe_open(path, "pt") as file:
             yield file
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise RecipeError(f"{path}: not a training state ({error}); remove it to begin this stage anew") from error

@@ -61,12 +61,13 @@ def kept_for_the_way_back(live: Live, shape: tuple[int, ...], how: Owning) -> in
     largest: list[int] = []
     layers = [layer for layer in live.unet.modules() if isinstance(layer, Recomputed)]
     hooks = [layer.register_forward_pre_hook(going_in) for layer in layers]
-    ids = live.tokenizer([""] * how.batch)
+    ids = live.tokenizer([""] * how.batch * live.chunks)
     try:
         with FakeTensorMode(allow_non_fake_inputs=True), how.autocast(), weighed() as kept:
             learns = any(p.requires_grad for p in live.text.parameters())
             with torch.set_grad_enabled(learns):
-                cond = live.text(ids)
+                states = live.text(ids)
+            cond = states.reshape(how.batch, -1, states.shape[-1])
             live.unet(torch.empty(how.batch, *shape), torch.zeros(how.batch), cond)
     finally:
         for hook in hooks:

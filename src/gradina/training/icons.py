@@ -71,9 +71,11 @@ def icon_set(folder: Path) -> dict[str, object]:
     """The icons.json of an unpacked Iconify package."""
     path = folder / "icons.json"
     try:
-        read: dict[str, object] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        read = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise RecipeError(f"{path}: cannot be read ({error}); expected the icons of an Iconify package") from error
+    if not isinstance(read, dict) or not isinstance(read.get("icons"), dict):
+        raise RecipeError(f"{path}: lists no icons; expected the icons of an Iconify package")
     return read
 
 

@@ -6,9 +6,14 @@ So a checkpoint holds it alone, and the model that it began from stays as it is.
 from __future__ import annotations
 
 import hashlib
+import logging
+import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from textwrap import shorten
 from typing import cast
 
 import torch
@@ -20,6 +25,7 @@ from gradina.adapters.inject import inject, replaced, twin
 from gradina.adapters.lora import ATTENTION, Adapted, LoRA, Thin, adapt, fresh, merged
 from gradina.diffusion.denoiser import Denoiser
 from gradina.diffusion.prediction import prediction_named
+from gradina.errors import RecipeError
 from gradina.files import cache_folder
 from gradina.models.clip import TextTower
 from gradina.models.unet import SpatialTransformer, UNet
@@ -33,6 +39,8 @@ from gradina.training.loop import Settings
 from gradina.training.objectives import denoising, min_snr
 from gradina.weights.loras import write_lora
 from gradina.weights.store import digest
+
+log = logging.getLogger(__name__)
 
 HALVES = ("down", "up")
 READ_AT_ONCE = 32  # texts
@@ -53,6 +61,17 @@ class Owning(Settings):
     checkpointing: bool = False  # the U-Net's blocks are computed again on the way back: half the memory, slower
     prior: float = 1.0  # DreamBooth: weight of the pictures of the class
     vectors: int = 1  # textual inversion: tokens of the new word
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.caption_dropout <= 1:
+            raise RecipeError(f"caption_dropout: got {self.caption_dropout}, expected 0 to 1")
+        for name in ("rank", "vectors", "min_snr"):
+            if getattr(self, name) is not None and not 0 < getattr(self, name) < math.inf:
+                raise RecipeError(f"{name}: got {getattr(self, name)}, expected a number above 0")
+        for name in ("text_rate", "noise_offset", "prior"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise RecipeError(f"{name}: got {getattr(self, name)}, expected 0, or a number above it")
 
 
 class Learner(nn.Module):
@@ -111,33 +130,66 @@ class Live:
     def __init__(self, model: StableDiffusion, unet: UNet, text: TextTower, how: Owning) -> None:
         self.model, self.text, self.tokenizer = model, text, model.tokenizer
         self.unet = channels_last(unet, how.dtype)
-        self.known: dict[str, Tensor] = {}  # states of texts, where the text tower does not learn
+        self.known: dict[str, Tensor] = {}  # states (n, width) of texts, where the text tower does not learn
+        self.chunks = 1  # that the longest text takes
         if how.checkpointing:
             layers = {n: m for n, m in unet.named_modules() if isinstance(m, ResBlock | SpatialTransformer)}
             inject(unet, {name: Recomputed(layer) for name, layer in layers.items()})
 
     def cond(self, texts: Sequence[str]) -> Tensor:
-        """Text states (b, n, width)."""
+        """Text states (b, n, width), read as prompts are: long texts in chunks, with empty ones behind the others."""
         if any(p.requires_grad for p in self.text.parameters()):
-            return self.text(self.tokenizer(texts))
-        new = [text for text in dict.fromkeys(texts) if text not in self.known]
-        if new:
-            self.known |= dict(zip(new, self._read(new), strict=True))
-        return torch.stack([self.known[text] for text in texts])
+            return self._states(texts)
+        for some in self._alike([text for text in dict.fromkeys(texts) if text not in self.known]):
+            self.known |= dict(zip(some, self._read(some), strict=True))
+        states = [self.known[text] for text in texts]
+        longest = max(map(len, states))
+        if any(len(x) < longest for x in states):
+            (empty,) = self.cond([""])
+            states = [torch.cat([x, *[empty] * ((longest - len(x)) // len(empty))]) for x in states]
+        return torch.stack(states)
+
+    def expect(self, texts: Sequence[str]) -> None:
+        """Takes note of captions that will be asked for; a warning says how many are read in chunks."""
+        chunks = {text: self.tokenizer.chunks_of(text) for text in texts}
+        long = [text for text in chunks if chunks[text] > 1]
+        self.chunks = max([self.chunks, *chunks.values()])
+        if long:
+            log.warning(
+                "captions: %d of %d are longer than the %d tokens that the text tower reads at once; they are read in "
+                "up to %d chunks, as prompts are, which takes more memory and time (the first: %r)",
+                len(long), len(chunks), self.tokenizer.length - 2, self.chunks, shorten(long[0], 80),
+            )  # fmt: skip
 
     def remember(self, texts: Sequence[str]) -> None:
         """Reads texts that will be asked for, unless the text tower learns: from the cache, where they are kept."""
         if any(p.requires_grad for p in self.text.parameters()) or not texts:
             return
-        name = hashlib.sha256(repr((digest(self.text), list(texts))).encode()).hexdigest()[:24]
-        path = cache_folder() / "texts" / f"{name}.safetensors"
-        there = once(path, name, lambda: {"states": self._read(texts)})
-        self.known |= dict(zip(texts, there["states"], strict=True))
+        for some in self._alike(texts):
+            ids = self.tokenizer.chunks(some).tolist()
+            name = hashlib.sha256(repr((digest(self.text), ids)).encode()).hexdigest()[:24]
+            path = cache_folder() / "texts" / f"{name}.safetensors"
+            there = once(path, name, partial(self._kept, some))
+            self.known |= dict(zip(some, there["states"], strict=True))
+
+    def _alike(self, texts: Sequence[str]) -> list[list[str]]:
+        """The texts by how many chunks they take."""
+        by_chunks: dict[int, list[str]] = defaultdict(list)
+        for text in texts:
+            by_chunks[self.tokenizer.chunks_of(text)].append(text)
+        return list(by_chunks.values())
 
     @torch.no_grad()
     def _read(self, texts: Sequence[str]) -> Tensor:
         parts = (texts[i : i + READ_AT_ONCE] for i in range(0, len(texts), READ_AT_ONCE))
-        return torch.cat([self.text(self.tokenizer(part)) for part in parts])
+        return torch.cat([self._states(part) for part in parts])
+
+    def _kept(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        return {"states": self._read(texts)}
+
+    def _states(self, texts: Sequence[str]) -> Tensor:
+        states: Tensor = self.text(self.tokenizer.chunks(texts).flatten(0, 1))
+        return states.reshape(len(texts), -1, states.shape[-1])
 
 
 def told(live: Live, latents: Tensor, cond: Tensor, how: Owning, key: torch.Generator) -> Tensor:

@@ -48,13 +48,13 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "accumulate", "lr", "clip"):
-            if not getattr(self, name) > 0:
-                raise RecipeError(f"{name}: got {getattr(self, name)}, expected more than 0")
+            if not 0 < getattr(self, name) < math.inf:
+                raise RecipeError(f"{name}: got {getattr(self, name)}, expected a number above 0")
         for name in ("decay", "ema"):
             if not 0 <= getattr(self, name) <= 1:
                 raise RecipeError(f"{name}: got {getattr(self, name)}, expected 0 to 1")
-        if len(self.betas) != 2:
-            raise RecipeError(f"betas: got {self.betas}, expected two numbers")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise RecipeError(f"betas: got {self.betas}, expected two numbers from 0 to below 1")
 
     @property
     def dtype(self) -> torch.dtype:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -14,8 +14,12 @@ from torch import Tensor, nn
 from gradina.adapters.inject import twin
 from gradina.adapters.lora import LoRA
 from gradina.adapters.textual import Concept, taught
-from gradina.errors import RecipeError
+from gradina.errors import PictureError, RecipeError
+from gradina.files import unused
+from gradina.metadata import Record, read_picture
+from gradina.models.tokenizer import as_word
 from gradina.nn.packing import unpacked
+from gradina.pictures import pictures_in
 from gradina.pipeline import StableDiffusion, generate
 from gradina.request import Request
 from gradina.training.data import generator
@@ -89,7 +93,9 @@ def finetuning(model: StableDiffusion, data: Owned, how: Owning) -> Learning:
 
         return loss
 
-    live.remember(["", *dict.fromkeys(text for texts in data.captions for text in texts)])
+    captions = list(dict.fromkeys(text for texts in data.captions for text in texts))
+    live.expect(captions)
+    live.remember(["", *captions])
     rates = {"text": how.text_rate}
     return Learning(learner, on(data, how.caption_dropout), live, kept.model, kept.keep, rates, on)
 
@@ -100,6 +106,7 @@ def dreambooth(model: StableDiffusion, data: Owned, others: Owned | None, how: O
     Source: Ruiz et al., "DreamBooth" (2208.12242), equation 2.
     """
     live, learner, kept = ready(model, how)
+    live.expect([text for owned in (data, others) if owned is not None for texts in owned.captions for text in texts])
 
     def loss(_: nn.Module, k: int) -> Tensor:
         key = generator(how.seed, "dreambooth", k)
@@ -124,7 +131,8 @@ def inversion(
 ) -> Learning:
     """A new word learns to mean what the pictures show; all else stays as it is.
 
-    Source: Gal et al., "An Image is Worth One Word" (2208.01618), equation 2. It begins as the word `start`.
+    Source: Gal et al., "An Image is Worth One Word" (2208.01618), equation 2. It begins as the word `start`, and is
+    kept in small letters, as prompts are read.
     """
     begun = first_vectors(model, start, how.vectors)
     tokenizer, text = taught(model.tokenizer, unpacked(twin(model.text)), [Concept(word, begun)])
@@ -132,6 +140,8 @@ def inversion(
     text.token = cast(nn.Embedding, WithWord(model.text.token.weight[: len(tokenizer) - how.vectors], vectors))
     live = Live(model, unpacked(twin(model.unet)), text, how)
     live.tokenizer = tokenizer
+    word = small_word(word)
+    live.expect([template.format(word) for template in templates])
 
     def loss(_: nn.Module, k: int) -> Tensor:
         key = generator(how.seed, "inversion", k)
@@ -194,22 +204,79 @@ def onto(model: StableDiffusion, data: Owned, states: Tensor, how: Owning) -> Le
     return Learning(learner, loss, live, kept.model, keep)
 
 
+def small_word(word: str) -> str:
+    """The word as it is kept; a warning says so where that is another."""
+    small = as_word(word)
+    if small != word:
+        log.warning("word: %s is kept as %s, as prompts are read in small letters", word, small)
+    return small
+
+
 def first_vectors(model: StableDiffusion, start: str, count: int) -> Tensor:
-    """Vectors (count, width) to begin from: those of the tokens of a word, again and again if they are too few."""
+    """Vectors (count, width) to begin from: those of the tokens of a word, again and again if they are too few.
+
+    Logs a warning if they are too many. Raises RecipeError for what holds no word, or none that is known.
+    """
     ids = model.tokenizer.ids(start)
     if not ids:
         raise RecipeError(f"init word: {start!r} holds no word; give one, such as toy")
+    if model.tokenizer.eos in ids:
+        raise RecipeError(f"init word: the model's tokenizer does not know all of {start!r}; give another, such as toy")
+    if len(ids) > count:
+        said = [model.tokenizer.decode([i]) for i in ids]
+        log.warning(
+            "init word: %r has %d tokens (%s), and the word begins as the first %s; --vectors %d takes all",
+            start, len(ids), ", ".join(said), said[0] if count == 1 else count, len(ids),
+        )  # fmt: skip
     rows = [ids[i % len(ids)] for i in range(count)]
     return model.text.token.weight.detach()[rows].float().cpu()
 
 
-def class_pictures(model: StableDiffusion, prompt: str, count: int, folder: Path) -> Iterable[Path]:
-    """Pictures of a class as the model itself draws them, in a folder; those that are there already are used again."""
+def class_pictures(model: StableDiffusion, prompt: str, count: int, folder: Path) -> list[Path]:
+    """Pictures of a class as the model itself draws them, in a folder: at most `count`, and those that lack are drawn.
+
+    What is there is used if it carries no request, as photographs, or the very one that would be drawn. What was drawn
+    from another prompt, by another model or with other settings, stays where it is, and a note says so.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    there = sorted(folder.glob("*.png"))[:count]
-    if len(there) < count:
-        log.info("draws %d pictures of the class", count - len(there))
-    for seed in range(len(there), count):
-        (picture,) = generate(model, Request(prompt=prompt, seed=seed))
-        picture.save(folder / f"{seed:04}.png")
-    return sorted(folder.glob("*.png"))[:count]
+    wanted = Request(prompt=prompt, seed=0).resolved(model.defaults)
+    own, drawn, others = list[Path](), dict[int, Path](), list[str]()
+    for path in pictures_in(folder):
+        try:
+            record = read_picture(path, strict=False)
+        except PictureError:  # it carries no request
+            own.append(path)
+            continue
+        if why := _unlike(record, wanted, model.about):
+            others.append(f"{path.name} has {why}")
+        elif record.source == "gradina":
+            drawn.setdefault(cast(int, record.request.seed), path)
+        else:
+            own.append(path)
+    if others:
+        log.warning(
+            "%s: %d pictures there are not of the class %r: %s; not used", folder, len(others), prompt, others[0]
+        )
+    if own:
+        said = f"{len(own)} pictures are taken for the class {prompt!r} that do not say what they show: {own[0].name}"
+        log.warning("%s: %s", folder, said + (", ..." if len(own) > 1 else ""))
+    missing = [seed for seed in range(count) if seed not in drawn][: max(0, count - len(own) - len(drawn))]
+    if missing:
+        log.info("draws %d pictures of the class", len(missing))
+    for seed in missing:
+        drawn[seed] = unused(folder / f"{seed:04}.png")
+        next(generate(model, replace(wanted, seed=seed))).save(drawn[seed])
+    return [*own, *(path for _, path in sorted(drawn.items()))][:count]
+
+
+def _unlike(record: Record, wanted: Request, model: Mapping[str, str]) -> str:
+    """In what a picture is not what a model (told as in `about`) draws of a request, whatever the seed; "": in nothing.
+
+    Of what other programs drew, the prompt counts alone.
+    """
+    said, about = record.request, record.model or {}
+    if record.source == "gradina" and any(about.get(key) != model.get(key) for key in ("hash", "vae_hash")):
+        return f"the model {about.get('name')} [{about.get('hash')}]"
+    fields = [f for f in Request.__dataclass_fields__ if f != "seed"] if record.source == "gradina" else ["prompt"]
+    other = next((name for name in fields if getattr(said, name) != getattr(wanted, name)), None)
+    return "" if other is None else f"the {other} {getattr(said, other)!r}"

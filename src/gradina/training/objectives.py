@@ -77,5 +77,5 @@ def min_snr(sigma: Tensor, gamma: float, prediction: str) -> Tensor:
     al., "Efficient Diffusion Training via Min-SNR Weighting Strategy" (2303.09556), section 3.4.
     """
     ratio = snr(sigma)
-    most = ratio.clamp(max=gamma)
-    return {"eps": most / ratio, "v": most / (ratio + 1), "x0": most}[prediction]
+    noise = (gamma / ratio).clamp(max=1)  # min(snr, gamma) / snr: 1 where there is no signal
+    return {"eps": noise, "v": noise / (1 + 1 / ratio), "x0": ratio.clamp(max=gamma)}[prediction]

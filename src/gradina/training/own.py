@@ -83,10 +83,16 @@ def finished(folder: Path, mark: str) -> Path | None:
     path = folder / DONE
     if not path.is_file():
         return None
-    told = json.loads(path.read_text(encoding="utf-8"))
-    if told["mark"] != mark:
+    try:
+        told = json.loads(path.read_bytes())
+        of, kept = str(told["mark"]), folder / str(told["kept"])
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise RecipeError(f"{path}: is damaged ({error}); choose another --out folder, or remove this one") from error
+    if of != mark:
         raise RecipeError(f"{folder}: holds what was made with other pictures or settings; choose another --out folder")
-    return folder / told["kept"]
+    if not kept.exists():
+        raise RecipeError(f"{kept}: was made here and is gone; put it back, or remove {path} to learn it again")
+    return kept
 
 
 def mark_of(method: str, model: StableDiffusion, how: Owning, *made_from: object) -> str:

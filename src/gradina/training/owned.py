@@ -1,23 +1,14 @@
-"""Pictures of one's own with captions: from a folder or from shards, cropped into buckets, encoded once.
-
-Captions are found where others keep them: in `metadata.jsonl` or `metadata.csv`, in a `.txt` beside each picture, or
-else in the names of the files. Shards are tar files in the layout of webdataset.
-"""
+"""Pictures of one's own with their captions: cropped into buckets, encoded once, drawn by lot."""
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import json
 import logging
 import math
-import re
-import tarfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path, PurePosixPath
+from functools import cached_property, partial
 
 import torch
 from PIL import Image
@@ -26,41 +17,20 @@ from torch import Tensor
 from gradina.errors import PictureError, RecipeError
 from gradina.files import cache_folder
 from gradina.models.vae import AutoencoderKL
-from gradina.pictures import SUFFIXES, open_picture, pictures_in
+from gradina.pictures import open_picture
 from gradina.pipeline import StableDiffusion, to_pixels
+from gradina.training.captioned import Captioned, some, spoken
+from gradina.training.captions import captions_told, read_folder
 from gradina.training.checkpoint import once
 from gradina.training.data import generator
 from gradina.weights.store import digest
 
+__all__ = ["Captioned", "Crop", "Owned", "captions_told", "encoded", "read_folder", "spoken"]
+
 log = logging.getLogger(__name__)
 
-CAPTION_KEYS = ("text", "caption", "prompt")  # what captions are called in tables of metadata
 LONGEST = 2.0  # times as long as wide: of the buckets
 CROPS = 8  # of each picture, where they are drawn by chance
-NAMED = 3  # files in an error
-
-
-@dataclass(frozen=True)
-class Captioned:
-    """A picture and its caption: in a file, or in one of a shard."""
-
-    file: Path
-    caption: str
-    member: str = ""
-
-    @property
-    def name(self) -> str:
-        """What it is called in messages."""
-        return f"{self.file}/{self.member}" if self.member else str(self.file)
-
-    def data(self) -> bytes:
-        """The bytes of the picture."""
-        if not self.member:
-            return self.file.read_bytes()
-        with tarfile.open(self.file) as shard:
-            found = shard.extractfile(self.member)
-            assert found is not None
-            return found.read()
 
 
 @dataclass(frozen=True)
@@ -80,6 +50,7 @@ class Owned:
     mean: tuple[Tensor, ...]
     std: tuple[Tensor, ...]
     captions: tuple[tuple[str, ...], ...]
+    repeats: tuple[tuple[int, ...], ...] = ()  # how many times as often each is drawn; (): all alike
 
     def __len__(self) -> int:
         return sum(map(len, self.captions))
@@ -89,134 +60,25 @@ class Owned:
         """The shape (c, h, w) of the latents with the most numbers."""
         return max((tuple(mean.shape[2:]) for mean in self.mean), key=math.prod)
 
+    @cached_property
+    def _ends(self) -> list[Tensor]:
+        """For each bucket, where the places of each picture end when each has as many as its repeats."""
+        repeats = self.repeats or tuple((1,) * len(captions) for captions in self.captions)
+        return [torch.tensor(of).cumsum(0) for of in repeats]
+
     def batch(self, count: int, key: torch.Generator) -> tuple[Tensor, list[str]]:
         """Latents (count, c, h, w) of pictures of one shape, drawn by chance, and their captions."""
-        place = int(torch.randint(len(self), (1,), generator=key))
+        totals = [int(ends[-1]) for ends in self._ends]
+        place = int(torch.randint(sum(totals), (1,), generator=key))
         b = 0
-        while place >= len(self.captions[b]):
-            place -= len(self.captions[b])
+        while place >= totals[b]:
+            place -= totals[b]
             b += 1
         mean, std = self.mean[b], self.std[b]
-        rows = torch.randint(mean.shape[0], (count,), generator=key)
+        rows = torch.searchsorted(self._ends[b], torch.randint(totals[b], (count,), generator=key), right=True)
         crops = torch.randint(mean.shape[1], (count,), generator=key)
         noise = torch.randn(count, *mean.shape[2:], generator=key)
         return mean[rows, crops] + std[rows, crops] * noise, [self.captions[b][i] for i in rows.tolist()]
-
-
-def read_folder(source: str | Path, caption: str | None = None) -> list[Captioned]:
-    """The pictures of a folder or of shards; `caption` is that of all, where they need none of their own.
-
-    Raises RecipeError, naming files, where there are no pictures, or captions are missing for some.
-    """
-    source = Path(source)
-    if source.is_file() and source.suffix == ".tar":
-        return _sharded([source], caption)
-    if not source.is_dir():
-        raise RecipeError(f"{source}: there is no such folder of pictures")
-    pictures = pictures_in(source)
-    shards = sorted(source.glob("*.tar"))
-    if not pictures and shards:
-        return _sharded(shards, caption)
-    if not pictures:
-        raise RecipeError(f"{source}: holds no pictures (expected {', '.join(SUFFIXES[:4])}, ... or .tar shards)")
-    if caption is not None:
-        return [Captioned(p, caption) for p in pictures]
-    return _with_captions(source, pictures, _captions(source, pictures))
-
-
-def _captions(source: Path, pictures: Sequence[Path]) -> Mapping[Path, str]:
-    """The captions that there are, from the first place that has any."""
-    for name, rows in (("metadata.jsonl", _json_lines), ("metadata.csv", _csv_rows)):
-        table = source / name
-        if table.is_file():
-            return _told(table, rows(table))
-    beside = {p: p.with_suffix(".txt") for p in pictures}
-    if any(text.is_file() for text in beside.values()):
-        return {p: text.read_text(encoding="utf-8").strip() for p, text in beside.items() if text.is_file()}
-    return {p: spoken(p.stem) for p in pictures}
-
-
-def _with_captions(source: Path, pictures: Sequence[Path], captions: Mapping[Path, str]) -> list[Captioned]:
-    gone = [str(p) for p in captions if not p.is_file()]
-    if gone:
-        raise RecipeError(f"{source}: {len(gone)} pictures with a caption are not there ({_some(gone)})")
-    dumb = [str(p.relative_to(source)) for p in pictures if not captions.get(p)]
-    if dumb:
-        raise RecipeError(f"{source}: captions are missing for {len(dumb)} of {len(pictures)} pictures ({_some(dumb)})")
-    return [Captioned(p, captions[p]) for p in pictures]
-
-
-def spoken(stem: str) -> str:
-    """The name of a file as a caption: "a_red-boat (2)" is "a red boat"; what is only a number says nothing."""
-    words = re.sub(r"[\s_-]+", " ", re.sub(r"\(\d+\)", "", stem)).strip()
-    return re.sub(r"(^| )\d+$", "", words).strip()
-
-
-def _json_lines(table: Path) -> Iterator[Mapping[str, object]]:
-    for number, line in enumerate(table.read_text(encoding="utf-8").splitlines(), 1):
-        if line.strip():
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise RecipeError(f"{table}: line {number} is no JSON ({error})") from error
-            yield row if isinstance(row, dict) else {}
-
-
-def _csv_rows(table: Path) -> Iterator[Mapping[str, object]]:
-    with table.open(encoding="utf-8", newline="") as file:
-        yield from csv.DictReader(file)
-
-
-def _told(table: Path, rows: Iterable[Mapping[str, object]]) -> dict[Path, str]:
-    found = {}
-    for number, row in enumerate(rows, 1):
-        caption = next((row[key] for key in CAPTION_KEYS if row.get(key)), "")
-        if not isinstance(row.get("file_name"), str):
-            raise RecipeError(f"{table}: row {number} has no file_name; expected file_name and {CAPTION_KEYS[0]}")
-        found[table.parent / str(row["file_name"])] = str(caption).strip()
-    return found
-
-
-def _sharded(shards: Sequence[Path], caption: str | None) -> list[Captioned]:
-    """The pictures in shards: KEY.jpg with KEY.txt, or KEY.json that says it."""
-    found: list[Captioned] = []
-    dumb: list[Captioned] = []
-    for path in shards:
-        try:
-            with tarfile.open(path) as shard:
-                members = {m.name: m for m in shard.getmembers() if m.isfile()}
-                for name in members:
-                    if PurePosixPath(name).suffix.lower() in SUFFIXES:
-                        text = caption if caption is not None else _beside(shard, members, name)
-                        (found if text else dumb).append(Captioned(path, text or "", name))
-        except tarfile.TarError as error:
-            raise RecipeError(f"{path}: is no tar file ({error})") from error
-    if dumb:
-        names = _some([one.name for one in dumb])
-        raise RecipeError(f"captions are missing for {len(dumb)} of {len(dumb) + len(found)} pictures ({names})")
-    if not found:
-        raise RecipeError(f"{_some([str(p) for p in shards])}: hold no pictures")
-    return found
-
-
-def _beside(shard: tarfile.TarFile, members: Mapping[str, tarfile.TarInfo], name: str) -> str:
-    stem = name.removesuffix(PurePosixPath(name).suffix)
-    for ending in (".txt", ".json"):
-        file = shard.extractfile(members[stem + ending]) if stem + ending in members else None
-        if file is not None:
-            text = file.read().decode("utf-8", "replace").strip()
-            if ending == ".txt":
-                return text
-            try:
-                row = json.loads(text)
-            except ValueError:
-                return ""
-            return next((str(row[key]) for key in CAPTION_KEYS if row.get(key)), "")
-    return ""
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
 
 
 def shapes(pixels: int, unit: int, several: bool = True) -> list[tuple[int, int]]:
@@ -267,11 +129,11 @@ def encoded(model: StableDiffusion, pictures: Sequence[Captioned], crop: Crop, p
     if small:
         size = "x".join(map(str, among[0]))
         raise RecipeError(
-            f"{len(small)} of {len(pictures)} pictures are too small, expected about {size} pixels ({_some(small)}); "
+            f"{len(small)} of {len(pictures)} pictures are too small, expected about {size} pixels ({some(small)}); "
             "take larger ones, or allow that they are enlarged"
         )
     order = [shape for shape, _ in Counter(shape for _, shape in opened.values()).most_common()]
-    means, stds, captions = [], [], []
+    means, stds, captions, repeats = [], [], [], []
     encoder = digest(model.vae)
     for shape in order:
         rows = [(one, image) for one, (image, its) in opened.items() if its == shape]
@@ -282,7 +144,8 @@ def encoded(model: StableDiffusion, pictures: Sequence[Captioned], crop: Crop, p
         means.append(said["mean"] * model.vae.config.scale)
         stds.append(said["std"] * model.vae.config.scale)
         captions.append(tuple(one.caption for one, _ in rows))
-    return Owned(tuple(means), tuple(stds), tuple(captions))
+        repeats.append(tuple(one.repeats for one, _ in rows))
+    return Owned(tuple(means), tuple(stds), tuple(captions), tuple(repeats))
 
 
 def crops_of(image: Image.Image, shape: tuple[int, int], crop: Crop, key: torch.Generator) -> list[Image.Image]:

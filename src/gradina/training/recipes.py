@@ -17,6 +17,7 @@ from gradina.models.clip import CLIP, ConvConfig, TextConfig, VisionConfig
 from gradina.models.unet import UNet, UNetConfig
 from gradina.models.vae import AutoencoderKL, VAEConfig
 from gradina.request import Defaults, Request
+from gradina.texts import read_text
 from gradina.training.loop import Settings
 
 T = TypeVar("T")
@@ -187,12 +188,14 @@ def plan(recipe: Recipe) -> dict[str, Planned]:
 
 def read_recipe(path: str | Path) -> Recipe:
     """The recipe in a TOML file; RecipeError names the key that is wrong, what was got and what was expected."""
+    if not Path(path).exists():
+        raise RecipeError(f"{path}: there is no such recipe")
     try:
-        table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RecipeError(f"{path}: there is no such recipe") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        table = tomllib.loads(read_text(path, RecipeError))
+    except tomllib.TOMLDecodeError as error:
         raise RecipeError(f"{path}: not a TOML file ({error})") from error
+    except RecursionError:
+        raise RecipeError(f"{path}: not a TOML file (it is nested too deep)") from None
     try:
         recipe = _build(Recipe, table, "")
         check(recipe)

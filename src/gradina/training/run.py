@@ -187,5 +187,5 @@ def _step_of(row: str) -> float:
     """The step of a line of the log; a line cut short by a crash is later than any."""
     try:
         return float(json.loads(row)["step"])
-    except ValueError:
+    except (ValueError, TypeError, KeyError):
         return float("inf")

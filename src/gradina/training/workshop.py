@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, TypeVar
 
 import torch
@@ -32,6 +33,7 @@ from gradina.weights.pairs import Pair
 log = logging.getLogger(__name__)
 
 AT_ONCE = 8  # pictures: more at once would not stay near the core, and take twice as long
+LOOKED_AT = 1000  # captions, for those that are too long
 MADE_FROM = {  # the sections of the recipe that count for a part
     "vae": ("vae",),
     "clip": ("clip",),
@@ -125,8 +127,19 @@ class Workshop:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The model's own vocabulary, learnt from all captions."""
-        return Tokenizer.train(self.data.texts(), self.recipe.vocabulary.size, self.recipe.vocabulary.length)
+        """The model's own vocabulary, learnt from all captions; a warning says how many of them it cuts."""
+        words = self.recipe.vocabulary
+        made = Tokenizer.train(self.data.texts(), words.size, words.length)
+        some = torch.arange(min(len(self.data), LOOKED_AT))
+        captions = self.data.captions(some, generator(self.recipe.seed, "captions"))[0]
+        cut = [caption for caption in captions if made.chunks_of(caption) > 1]
+        if cut:
+            log.warning(
+                "vocabulary.length: %d of %d captions have more than the %d tokens that are read; their ends are not "
+                "learnt (the first: %r); give a greater length",
+                len(cut), len(captions), words.length - 2, shorten(cut[0], 80),
+            )  # fmt: skip
+        return made
 
     @cached_property
     def schedule(self) -> Schedule:

@@ -6,20 +6,16 @@ from pathlib import Path
 
 import torch
 
-from gradina.adapters.textual import Concept
 from gradina.errors import WeightsError
-from gradina.weights.concepts import concept_of, write_concept
+from gradina.weights.addons import convert_addon
 from gradina.weights.folders import write_folder
 from gradina.weights.parts import Parts
-from gradina.weights.pickles import is_pickle, open_any, read_pickle, read_vectors
+from gradina.weights.pickles import is_pickle, open_any, read_pickle
 from gradina.weights.single import parts_of, write_file
-from gradina.weights.store import save_weights
-from gradina.weights.tiny import is_tiny
-from gradina.weights.vaes import is_vae, is_vae_alone, read_vae, write_vae, write_vae_folder
+from gradina.weights.vaes import Alone, is_vae, is_vae_alone, read_vae, write_vae, write_vae_folder
 from gradina.weights.zoo import locate, open_source
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
-WORDS = (".pt", ".bin")  # pickles that may hold a learnt word
 
 
 def convert(
@@ -31,6 +27,8 @@ def convert(
 ) -> Path:
     """Writes the model `source` as `target`: one file if that ends in .safetensors, else a folder for diffusers.
 
+    A word, a LoRA or a tiny decoder becomes one file, too.
+
     There and back is equal to the bit, unless `dtype` asks for other numbers; a contrastive pair that goes with the
     model is written beside it in a folder, and one file has no room for it. Returns the target; raises WeightsError
     for a source that cannot be read, DiskError for a target that cannot be written.
@@ -38,13 +36,11 @@ def convert(
     target = Path(target)
     if target.suffix in PICKLES:
         raise WeightsError(f"{target}: pickles are not written; end the name in .safetensors, or name a folder")
-    learnt = _concept(source)
-    if learnt is not None and target.suffix != ".safetensors":
-        raise WeightsError(f"{target}: a learnt word is one file; end the name in .safetensors")
-    if learnt is not None:
-        write_concept(learnt, target)
+    if Path(source).is_file() and convert_addon(Path(source), target, dtype):
         return target
-    if _is_decoder(Path(source), target, dtype):
+    autoencoder = _autoencoder(source)
+    if autoencoder is not None:
+        (write_vae if target.suffix == ".safetensors" else write_vae_folder)(autoencoder, target, dtype)
         return target
     parts = _read(source, variant, prediction)
     write = write_file if target.suffix == ".safetensors" else write_folder
@@ -52,27 +48,11 @@ def convert(
     return target
 
 
-def _concept(source: str | Path) -> Concept | None:
-    """The word that a pickle of diffusers or of A1111's web UI holds; None if it holds none."""
+def _autoencoder(source: str | Path) -> Alone | None:
+    """The autoencoder that a file or folder holds and nothing else; None for any other."""
     path = Path(source)
-    if path.suffix not in WORDS or not path.is_file() or not is_pickle(path):
-        return None
-    vectors = read_vectors(path)
-    return None if vectors is None else concept_of(vectors, path)
-
-
-def _is_decoder(path: Path, target: Path, dtype: torch.dtype | None) -> bool:
-    """Whether a file or folder is an autoencoder or a tiny decoder alone; if so, it is written."""
-    tensors = open_any(path).tensors if path.is_file() else {}
-    one_file = target.suffix == ".safetensors"
-    if is_vae(path) if path.is_dir() else is_vae_alone(tensors):
-        (write_vae if one_file else write_vae_folder)(read_vae(path, pickles=open_any), target, dtype)
-        return True
-    if is_tiny(tensors) and not one_file:
-        raise WeightsError(f"{target}: a tiny decoder is one file; end the name in .safetensors")
-    if is_tiny(tensors):
-        save_weights({name: x if dtype is None else x.to(dtype) for name, x in tensors.items()}, target)
-    return is_tiny(tensors)
+    alone = is_vae(path) if path.is_dir() else path.is_file() and is_vae_alone(open_any(path).tensors)
+    return read_vae(path, pickles=open_any) if alone else None
 
 
 def _read(source: str | Path, variant: str | None, prediction: str | None) -> Parts:

@@ -6,79 +6,62 @@ What a file calls a layer is looked up among all spellings of the layers that th
 from __future__ import annotations
 
 import json
-import re
+import logging
+import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from os import PathLike
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from gradina.adapters.inject import multiplying
 from gradina.adapters.lora import Layers, LoRA, Thin, shape_of
 from gradina.errors import WeightsError
 from gradina.models.clip import TextTower
 from gradina.models.unet import UNet
-from gradina.weights.remap import Numbers, Table, sources
-from gradina.weights.store import open_weights, save_weights
-from gradina.weights.tables import TEXT, UNET, unet_numbers
+from gradina.weights.lora_names import family_of, is_further, kind_of, layers_named, place, spellings_of
+from gradina.weights.store import Weights, open_weights, save_weights
+from gradina.weights.tables import TEXT, UNET
+
+log = logging.getLogger(__name__)
 
 STATES = "states"  # beside the LoRA of an edit
 LoRADialect = Literal["diffusers", "kohya"]
-
-PARTS = {  # how names begin
-    "unet.": "unet", "lora_unet_": "unet", "text_encoder.": "text", "lora_te_": "text", "lora_te1_": "text",
-}  # fmt: skip
 WRITTEN = {"diffusers": ("unet.", "text_encoder."), "kohya": ("lora_unet_", "lora_te_")}
-ENDINGS = (  # how they end: peft's and diffusers', diffusers' of 2023, kohya's
-    re.compile(r"(?P<layer>.+)\.lora_(?P<half>A|B)(\.default)?\.weight"),
-    re.compile(r"(?P<layer>.+)\.lora(_linear_layer)?\.(?P<half>down|up)\.weight"),
-    re.compile(r"(?P<layer>.+\.processor\.to_(q|k|v|out)_lora)\.(?P<half>down|up)\.weight"),
-    re.compile(r"(?P<layer>.+)\.lora_(?P<half>down|up)\.weight"),
-    re.compile(r"(?P<layer>.+)\.(?P<half>alpha)"),
-)
-HALVES = {"A": "down", "B": "up"}
-OTHER_KINDS = ("hada_", "lokr_", "oft_", "boft_", "dora_scale", "lora_magnitude_vector", "lora_mid", "glora", "ia3")
+TOLD = "lora_adapter_metadata"  # peft's settings, in the metadata of diffusers' files
+BESIDE = "adapter_config.json"  # the same, beside peft's own files
+
+Halves = dict[str, str]  # half (down, up, alpha) -> its name in the file
 
 
 def read_lora(path: str | PathLike[str], unet: UNet, text: TextTower) -> LoRA:
-    """The LoRA in a safetensors file, for these networks.
+    """The LoRA in a safetensors file, for these networks; what is for a second text tower is left out, with a warning.
 
-    Raises WeightsError for a file that holds none, one of another kind, or one that was made for another family.
+    Raises WeightsError for a file that holds none, one of another kind, one that was made for another family, or one
+    with NaN or infinite values.
     """
     path = Path(path)
+    file = open_weights(path)
+    refuse_other_kinds(path, file.tensors)
+    found, further = _places(file, unet, text)
     networks: dict[str, nn.Module] = {"unet": unet, "text": text}
-    spellings = {"unet": _unet_names(unet), "text": _text_names(text)}
-    found: dict[tuple[str, str], dict[str, Tensor]] = defaultdict(dict)
-    file, unknown = open_weights(path), []
-    for name, value in file.tensors.items():
-        kind = next((kind for kind in OTHER_KINDS if kind in name), None)
-        if kind:
-            raise WeightsError(
-                f"{path}: holds {name!r}, which is no plain LoRA ({kind.strip('_')}); those are not read"
-            )
-        if name == STATES:
-            continue
-        place = _place(name, spellings)
-        if place is None:
-            unknown.append(name)
-        else:
-            part, layer, half = place
-            found[part, layer][half] = value
-    if not found and STATES not in file.tensors:
-        raise WeightsError(f"{path}: holds no LoRA for this model (its first name: {(unknown or ['none'])[0]})")
-    if unknown:
-        raise WeightsError(f"{path}: {len(unknown)} names fit no layer of this model (the first: {unknown[0]})")
     learnt: dict[str, dict[str, Thin]] = {"unet": {}, "text": {}}
     alphas = _alphas(path, file.metadata)
     for (part, layer), halves in found.items():
         if not {"down", "up"} <= set(halves):
             raise WeightsError(f"{path}: {layer} of {part} has {' and '.join(halves)}, expected down and up")
+        tensors = {half: _finite(path, name, file.tensors[name]) for half, name in halves.items()}
         if part in alphas:
-            halves.setdefault("alpha", torch.tensor(alphas[part]))
-        learnt[part][layer] = _thin(networks[part].get_submodule(layer), halves)
+            tensors.setdefault("alpha", torch.tensor(alphas[part]))
+        learnt[part][layer] = _fitting(path, layer, networks[part].get_submodule(layer), tensors, further)
+    if further:
+        log.warning(
+            "%s: %d of its %d tensors are for a second text tower, which this model does not have; "
+            "they are left out (the first: %s)",
+            path, len(further), len(file.tensors), further[0],
+        )  # fmt: skip
     return LoRA(**learnt)
 
 
@@ -100,7 +83,7 @@ def write_lora(
 def named(lora: LoRA, unet: UNet, text: TextTower, dialect: LoRADialect = "diffusers") -> dict[str, Tensor]:
     """What a LoRA's numbers are called in a dialect."""
     tensors: dict[str, Tensor] = {}
-    names = {"unet": _layers(unet, UNET, "diffusers"), "text": _layers(text, TEXT, "transformers")}
+    names = {"unet": layers_named(unet, UNET, "diffusers"), "text": layers_named(text, TEXT, "transformers")}
     parts: dict[str, Layers] = {"unet": lora.unet, "text": lora.text}
     for head, (part, layers) in zip(WRITTEN[dialect], parts.items(), strict=True):
         for layer, thin in layers.items():
@@ -115,72 +98,97 @@ def named(lora: LoRA, unet: UNet, text: TextTower, dialect: LoRADialect = "diffu
     return tensors
 
 
+def refuse_other_kinds(path: Path, names: Iterable[str]) -> None:
+    """Raises WeightsError for a file in which these names are those of LoHa, DoRA and their like."""
+    kinds = [(kind, name) for name in names if (kind := kind_of(name))]
+    if kinds:
+        kind, first = kinds[0]
+        count = sum(other == kind for other, _ in kinds)
+        raise WeightsError(
+            f"{path}: {count} of its tensors are those of {kind} (the first: {first}), which is no plain LoRA; "
+            "those are not read"
+        )
+
+
+def settings_beside(path: Path) -> dict[str, str]:
+    """The metadata in which a file of peft's says what otherwise stands beside it; empty for other files."""
+    beside = path.parent / BESIDE
+    if path.stem != "adapter_model" or not beside.is_file():
+        return {}
+    told = _object(f"{beside}", beside.read_bytes())
+    return {TOLD: json.dumps({f"{part}.{key}": x for part in ("unet", "text_encoder") for key, x in told.items()})}
+
+
+def _places(file: Weights, unet: UNet, text: TextTower) -> tuple[dict[tuple[str, str], Halves], list[str]]:
+    """For each layer the names of its halves, and the names that are for a second text tower."""
+    found: dict[tuple[str, str], Halves] = defaultdict(dict)
+    further, unknown, spellings = [], [], spellings_of(unet, text)
+    for name in file.tensors:
+        where = place(name, spellings)
+        if is_further(name):
+            further.append(name)
+        elif where is not None:
+            other = found[where.part, where.layer].setdefault(where.half, name)
+            if other != name:
+                raise WeightsError(f"{file.path}: {other} and {name} are the same; expected one LoRA in a file")
+        elif name != STATES:
+            unknown.append(name)
+    family = family_of(unknown)
+    whose = f"; it is for {family}, take one that was made for this family" if family else ""
+    if not found and STATES not in file.tensors:
+        first = [*unknown, *further, "none"][0]
+        raise WeightsError(f"{file.path}: holds no LoRA for this model (its first name: {first}){whose}")
+    if unknown:
+        raise WeightsError(
+            f"{file.path}: {len(unknown)} names fit no layer of this model (the first: {unknown[0]}){whose}"
+        )
+    return found, further
+
+
+def _finite(path: Path, name: str, x: Tensor) -> Tensor:
+    if x.is_complex() or not torch.isfinite(x.float()).all():
+        raise WeightsError(f"{path}: {name} holds NaN, infinite or complex values; fetch or make the file again")
+    return x
+
+
 def _alphas(path: Path, metadata: Mapping[str, str]) -> dict[str, float]:
     """What a file, or what peft puts beside it, says of alpha for all layers of a part; nothing: it is the rank."""
-    told = json.loads(metadata.get("lora_adapter_metadata", "{}"))
-    heads = {"unet": "unet.", "text": "text_encoder."}
-    beside = path.parent / "adapter_config.json"
-    if path.name == "adapter_model.safetensors" and beside.is_file():
-        told, heads = json.loads(beside.read_text(encoding="utf-8")), dict.fromkeys(heads, "")
+    text = {**metadata, **settings_beside(path)}.get(TOLD, "{}")
+    told, heads = _object(f"{path}: {TOLD} in its metadata", text), {"unet": "unet.", "text": "text_encoder."}
     for key, value in told.items():
-        if value and key.rpartition(".")[2] in ("use_rslora", "use_dora", "alpha_pattern"):
-            raise WeightsError(f"{path}: was made with {key}, which is not read; expected one alpha for all layers")
-    return {part: told[f"{head}lora_alpha"] for part, head in heads.items() if f"{head}lora_alpha" in told}
+        setting = key.rpartition(".")[2]
+        if value and setting in ("use_rslora", "use_dora", "alpha_pattern"):
+            raise WeightsError(f"{path}: was made with {setting}, which is not read; expected one alpha for all layers")
+    alphas = {part: told[f"{head}lora_alpha"] for part, head in heads.items() if f"{head}lora_alpha" in told}
+    for value in alphas.values():
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            raise WeightsError(f"{path}: its lora_alpha is {value!r}, expected a number")
+    return alphas
 
 
-def _place(name: str, spellings: Mapping[str, Mapping[str, str]]) -> tuple[str, str, str] | None:
-    """Which part, which layer of it by our name, and which half (down, up, alpha) a name of a file means."""
-    match = next(filter(None, (ending.fullmatch(name) for ending in ENDINGS)), None)
-    if match is None:
-        return None
-    layer, half = match["layer"].removeprefix("base_model.model."), HALVES.get(match["half"], match["half"])
-    layer = re.sub(r"\.processor\.to_out_lora$", ".to_out.0", layer)
-    layer = re.sub(r"\.processor\.(to_[qkv])_lora$", r".\1", layer)
-    for head, part in PARTS.items():
-        if layer.startswith(head):
-            ours = spellings[part].get(layer.removeprefix(head))
-            return (part, ours, half) if ours else None
-    for part, names in spellings.items():  # peft says nothing of parts
-        if layer in names:
-            return part, names[layer], half
-    return None
+def _object(what: str, text: str | bytes) -> dict[str, Any]:
+    try:
+        return dict(json.loads(text))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise WeightsError(f"{what}: is no JSON object; fetch or make the file again") from error
 
 
-def _thin(layer: nn.Module, halves: Mapping[str, Tensor]) -> Thin:
+def _fitting(path: Path, name: str, layer: nn.Module, halves: Mapping[str, Tensor], further: list[str]) -> Thin:
     """The halves as the layer has them: some write 1x1 convolutions as matrices, or the other way round."""
     assert isinstance(layer, nn.Linear | nn.Conv2d)
-    down, up = halves["down"], halves["up"]
-    dims = len(shape_of(layer))
-    if dims == 4 and down.ndim == 2:
-        down = down[..., None, None]
-    if dims == 4 and up.ndim == 2:
-        up = up[..., None, None]
-    if dims == 2:
+    down, up, alpha, shape = halves["down"], halves["up"], halves.get("alpha"), shape_of(layer)
+    if not {down.ndim, up.ndim} <= {2, 4} or not down.numel() or (alpha is not None and alpha.numel() != 1):
+        shapes = ", ".join(f"{half} {tuple(x.shape)}" for half, x in halves.items())
+        raise WeightsError(f"{path}: {name} has {shapes}; expected two matrices or convolutions, and one alpha")
+    if len(shape) == 4:
+        down, up = (x[..., None, None] if x.ndim == 2 else x for x in (down, up))
+    else:
         down, up = (x.flatten(1) if x.shape[2:] == (1, 1) else x for x in (down, up))
-    return Thin(down, up, float(halves["alpha"]) if "alpha" in halves else float(len(down)))
-
-
-def _unet_names(unet: UNet) -> dict[str, str]:
-    numbers = unet_numbers(unet.config)
-    spelt = [_layers(unet, UNET, "diffusers"), _layers(unet, UNET, "original", numbers)]
-    return _spellings(*spelt)
-
-
-def _text_names(text: TextTower) -> dict[str, str]:
-    return _spellings(_layers(text, TEXT, "transformers"))
-
-
-def _spellings(*named: Mapping[str, str]) -> dict[str, str]:
-    """All that our layers may be called, with dots or, as kohya writes, underscores."""
-    found: dict[str, str] = {}
-    for names in named:
-        for ours, foreign in names.items():
-            found |= {foreign: ours, foreign.replace(".", "_"): ours, foreign.removeprefix("text_model."): ours}
-    return found
-
-
-def _layers(network: nn.Module, table: Table, dialect: str, numbers: Numbers | None = None) -> dict[str, str]:
-    """What the layers of a network are called in a dialect."""
-    ours = [f"{name}.weight" for name, _ in multiplying(network)]
-    where = sources(ours, table, dialect, numbers)
-    return {name.removesuffix(".weight"): source.name.removesuffix(".weight") for name, source in where.items()}
+    thin = Thin(down, up, float(len(down)) if alpha is None else float(alpha))
+    if thin.shape != shape or up.shape[1:] != (thin.rank, *[1] * (len(shape) - 2)):
+        whose = "it is for Stable Diffusion XL; " if further else ""
+        raise WeightsError(
+            f"{path}: {name}: the LoRA is for a layer of shape {'x'.join(map(str, thin.shape))}, "
+            f"this model's has {'x'.join(map(str, shape))}; {whose}take one that was made for this family"
+        )
+    return thin

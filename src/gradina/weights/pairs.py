@@ -68,8 +68,9 @@ class Pair:
 
     @cached_property
     def mark(self) -> str:
-        """All that decides a picture's embedding, as a hash: the weights, their type, and how pixels are read."""
-        decides = (model_hash(self.files), str(self.dtype), self.mean, self.std, int(self.resample))
+        """All that decides a picture's embedding, as a hash: weights, shape, dtype, and how pixels are read."""
+        read = (self.mean, self.std, int(self.resample))
+        decides = (model_hash(self.files), self.clip.vision.config, str(self.dtype), *read)
         return hashlib.sha256(repr(decides).encode()).hexdigest()[:16]
 
 

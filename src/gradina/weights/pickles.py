@@ -24,6 +24,7 @@ from gradina.weights.store import Weights, open_weights
 # Modules whose classes trainers left in published checkpoints; they are never imported, and never called.
 LEFT_BEHIND = ("pytorch_lightning.", "lightning.", "lightning_fabric.", "numpy.", "omegaconf.", "ldm.", "typing.Any")
 PARAMETERS = "torch.nn.modules.container.ParameterDict"
+NARROWEST = 16  # vectors of a word; what is narrower is something else
 ZIP, PROTOCOL = b"PK\x03\x04", b"\x80"
 
 
@@ -62,32 +63,33 @@ def read_pickle(path: str | Path) -> Weights:
     Raises WeightsError for a pickle that is damaged, holds no tensors, or wants more than tensors need.
     """
     path = Path(path)
-    return Weights(path, _tensors(path, _content(path)))
+    return Weights(path, tensors_of(path, content_of(path)))
 
 
-def read_vectors(path: str | Path) -> dict[str, Tensor] | None:
+def vectors_of(path: Path, content: Any) -> dict[str, Tensor] | None:
     """The word that an embedding file of diffusers or A1111's web UI holds, and its vectors; None: it is none.
 
-    Raises WeightsError as `read_pickle`.
+    Raises WeightsError for one of several words.
     """
-    path = Path(path)
-    content = _content(path)
     if not isinstance(content, Mapping):
         return None
     kept = content.get("string_to_param")
     if isinstance(kept, KeptParameters):
         kept = kept.parameters
     if isinstance(kept, Mapping):
-        name, tensors = content.get("name"), list(kept.values())
-        named = {name if isinstance(name, str) and name not in ("", "*") else path.stem: x for x in tensors[:1]}
+        if len(kept) > 1:
+            raise WeightsError(f"{path}: holds {len(kept)} words ({', '.join(map(str, kept))}); expected one")
+        names = (content.get("name"), *kept, path.stem)
+        name = next(name for name in names if isinstance(name, str) and name not in ("", "*"))
+        named = dict.fromkeys([name], *kept.values()) if kept else {}
     else:
-        named = dict(content) if len(content) == 1 else {}
-    found = {n: x.detach() for n, x in named.items() if isinstance(n, str) and isinstance(x, Tensor) and x.ndim < 3}
-    return found or None
+        named = dict(content) if len(content) == 1 or {"clip_l", "clip_g"} == set(content) else {}
+    found = {n: x.detach() for n, x in named.items() if isinstance(n, str) and isinstance(x, Tensor)}
+    return found if all(x.ndim in (1, 2) and x.shape[-1] >= NARROWEST for x in found.values()) and found else None
 
 
-def _content(path: Path) -> Any:
-    """What a pickle holds, with nothing in it run."""
+def content_of(path: Path) -> Any:
+    """What a pickle holds, with nothing in it run. Raises WeightsError."""
     wanted = _wanted(path)
     foreign = [name for name in wanted if not name.startswith(LEFT_BEHIND) and name != PARAMETERS]
     if foreign:
@@ -130,12 +132,16 @@ def _refusal(path: Path, names: list[str]) -> str:
     )
 
 
-def _tensors(path: Path, content: Any) -> dict[str, Tensor]:
-    """The state dict, which trainers put under "state_dict"."""
+def tensors_of(path: Path, content: Any) -> dict[str, Tensor]:
+    """The state dict, which trainers put under "state_dict". Raises WeightsError for what holds no tensors by name."""
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
     found = dict(content) if isinstance(content, Mapping) else {}
     tensors = {name: x.detach() for name, x in found.items() if isinstance(name, str) and isinstance(x, Tensor)}
+    if isinstance(content, list | tuple) and any(isinstance(x, Tensor) for x in content):
+        raise WeightsError(
+            f"{path}: holds {len(content)} tensors without names, which are for layers that it does not tell"
+        )
     if not tensors:
         raise WeightsError(f"{path}: holds no tensors by name; expected a checkpoint of Stable Diffusion 1.x or 2.x")
     return tensors

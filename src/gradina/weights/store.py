@@ -188,8 +188,8 @@ def model_hash(files: Iterable[Path]) -> str:
 
 
 def digest(network: nn.Module) -> str:
-    """A name for the weights of a network."""
-    found = hashlib.sha256()
+    """A name for what a network computes: its configurations, which say what shapes do not, and its weights."""
+    found = hashlib.sha256(repr([m.config for m in network.modules() if hasattr(m, "config")]).encode())
     for name, value in network.state_dict().items():
         found.update(f"{name} {value.dtype}".encode())
         found.update(value.contiguous().reshape(-1).view(torch.uint8).numpy())
@@ -244,7 +244,7 @@ def _why(path: Path, error: Exception) -> str:
             return f"is {what}".replace("{convert}", f"`gradina convert {quote(str(path))} {quote(target)}`")
     if _announced(path, head) > path.stat().st_size:
         return f"is truncated: its {path.stat().st_size} bytes are fewer than it announces; fetch or copy it again"
-    return f"is no safetensors file ({error}); take one, or convert it with `gradina convert`"
+    return f"is no safetensors file ({error}); take one, or fetch it again"
 
 
 def _announced(path: Path, head: bytes) -> int:

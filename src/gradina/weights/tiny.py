@@ -47,11 +47,9 @@ def read_tiny(source: str | PathLike[str], vae: VAEConfig) -> TinyDecoder:
 
 
 def is_tiny(names: Iterable[str]) -> bool:
-    """Whether a file with those names holds a tiny decoder, in either layout."""
+    """Whether a file with these names holds a tiny decoder, or the encoder to one."""
     names = list(names)
-    return any(
-        f"{prefix}{first}.weight" in names and _blocks(names, prefix) for prefix, first in ((LAYERS, 0), ("", 1))
-    )
+    return any(_blocks(names, prefix) for prefix in ("", LAYERS, LAYERS.replace("de", "en")))
 
 
 def _config(weights: Weights, prefix: str, first: int) -> TinyConfig:

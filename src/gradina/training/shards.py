@@ -1,0 +1,117 @@
+"""Pictures and captions in tar files: the layout of webdataset, and folders packed as they are."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import hashlib
+import logging
+import lzma
+import posixpath
+import re
+import shutil
+import tarfile
+import zlib
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+
+from gradina.errors import RecipeError
+from gradina.files import atomic_write, cache_folder
+from gradina.pictures import SUFFIXES, visible
+from gradina.texts import Read
+from gradina.training.beside import beside
+from gradina.training.captioned import GIVEN_WORDS, Captioned, Tell, caption_of_json, spanned
+from gradina.training.tables import is_table
+
+log = logging.getLogger(__name__)
+
+SHARD = re.compile(r".*\.(tar|tar\.(gz|bz2|xz)|tgz|tbz2?|txz)", re.IGNORECASE | re.DOTALL)
+PACKED = ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ\0", lzma.open))  # by their first bytes
+DAMAGE = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError, ValueError)
+LINKS = 40  # from one to the next, at most
+
+Member = tuple[Path, int, int]  # in which file its bytes lie, from where, and how many
+
+
+def in_shard(path: Path, caption: str | None, read: Read, tell: Tell) -> list[Captioned]:
+    """The pictures in a shard, in its order; without one for all, their captions are in members beside them.
+
+    Where there is none, it is "". Raises RecipeError for what is no tar file, or is cut off.
+    """
+    members = _members(path, tell)
+    pictures = [name for name in members if PurePosixPath(name).suffix.lower() in SUFFIXES]
+    if caption is not None:
+        return [Captioned(path, caption, name, GIVEN_WORDS, span=members[name]) for name in pictures]
+    for name in members:
+        if is_table(PurePosixPath(name).name):
+            tell(f"{path}/{name}", "is not read in a shard; unpack it, and give the folder")
+    found = []
+    for name, texts in beside(pictures, members, keyed=True).items():
+        one = Captioned(path, "", name, span=members[name])
+        for text in texts:
+            ending = PurePosixPath(text).suffix.lower()
+            said = read(spanned(*members[text]), f"{path}/{text}").strip()
+            said = caption_of_json(said, f"{path}/{text}", tell) if ending == ".json" else said
+            if said:
+                one = replace(one, caption=said, place=f"{ending} files")
+                break
+        found.append(one)
+    return found
+
+
+def _members(path: Path, tell: Tell) -> Mapping[str, Member]:
+    """Where the visible files in a tar file lie, by name; links are what they lead to."""
+    try:
+        store = _unpacked(path)
+        with tarfile.open(store, "r:") as shard:
+            every = shard.getmembers()
+            end = spanned(store, shard.offset, tarfile.BLOCKSIZE)
+        if end.strip(b"\0") or 0 < len(end) < tarfile.BLOCKSIZE:  # there, the library stops without a word
+            raise tarfile.ReadError("unexpected end of data")
+    except DAMAGE as error:
+        raise RecipeError(f"{path}: is no tar file, or is cut off ({error})") from error
+    if not end:
+        tell(str(path), "has no mark of its end; if it was cut off, pictures are lost")
+    named = {posixpath.normpath(member.name): member for member in every}
+    found = {}
+    for member in every:
+        if not visible(member.name.split("/")) or member.isdir():
+            continue
+        true = _followed(member, named)
+        if true is None or not true.isreg() or true.issparse():
+            tell(f"{path}/{member.name}", "is no file, or a link to none, and is left out")
+        else:
+            found[member.name] = (store, true.offset_data, true.size)
+    return found
+
+
+def _followed(member: tarfile.TarInfo, named: Mapping[str, tarfile.TarInfo]) -> tarfile.TarInfo | None:
+    """The member that a link, hard or symbolic, leads to in the end."""
+    for _ in range(LINKS):
+        if not (member.islnk() or member.issym()):
+            return member
+        folder = posixpath.dirname(member.name) if member.issym() else ""
+        after = named.get(posixpath.normpath(posixpath.join(folder, member.linkname)))
+        if after is None:
+            return None
+        member = after
+    return None
+
+
+def _unpacked(path: Path) -> Path:
+    """The shard itself; of one that is compressed, what it holds, kept in the cache under the hash of its bytes."""
+    with path.open("rb") as file:
+        head = file.read(8)
+        opened = next((open_packed for mark, open_packed in PACKED if head.startswith(mark)), None)
+        if opened is None:
+            return path
+        file.seek(0)
+        name = hashlib.file_digest(file, "sha256").hexdigest()[:24]
+    place = cache_folder() / "shards" / f"{name}.tar"
+    if not place.is_file():
+        log.info("unpacks %s", path)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(place) as unpacked, opened(path, "rb") as packed:
+            shutil.copyfileobj(packed, unpacked, 2**20)
+    return place

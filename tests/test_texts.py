@@ -1,0 +1,98 @@
+"""Texts in whatever encoding their editor chose come back as they were written, or are refused by name."""
+
+from __future__ import annotations
+
+import codecs
+import logging
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gradina.errors import RecipeError, RequestError
+from gradina.texts import parsed, read_text, reading
+
+MARKED = {
+    "utf-8": codecs.BOM_UTF8,
+    "utf-16-le": codecs.BOM_UTF16_LE,
+    "utf-16-be": codecs.BOM_UTF16_BE,
+    "utf-32-le": codecs.BOM_UTF32_LE,
+    "utf-32-be": codecs.BOM_UTF32_BE,
+}
+WRITTEN = st.text(st.characters(exclude_characters="\0\r", exclude_categories=["Cs"])).filter(
+    lambda text: not text.startswith("\ufeff")
+)
+
+
+def read(data: bytes) -> str:
+    with reading(RecipeError) as reader:
+        return reader(data, "a.txt")
+
+
+@given(WRITTEN, st.sampled_from(sorted(MARKED)), st.sampled_from(["\n", "\r\n", "\r"]))
+def test_any_text_with_a_mark_comes_back(text: str, encoding: str, end: str) -> None:
+    assert read(MARKED[encoding] + text.replace("\n", end).encode(encoding)) == text
+
+
+@given(WRITTEN)
+def test_any_text_in_utf_8_comes_back(text: str) -> None:
+    assert read(text.encode()) == text
+
+
+@given(st.text(st.characters(min_codepoint=32, max_codepoint=255), min_size=1), st.sampled_from(["le", "be"]))
+def test_latin_text_in_utf_16_without_a_mark_comes_back(text: str, order: str) -> None:
+    assert read(text.encode(f"utf-16-{order}")) == text
+
+
+@given(st.text(st.characters(codec="cp1252", exclude_categories=["Cc"]), min_size=1).map(lambda text: text + "é"))
+def test_windows_1252_comes_back_where_it_is_not_utf_8(text: str) -> None:
+    data = text.encode("cp1252")
+    try:
+        expected = data.decode()
+    except UnicodeDecodeError:
+        expected = text
+    marked = data.startswith(tuple(MARKED.values()))
+    assert marked or read(data) == expected
+
+
+@given(st.binary(max_size=40))
+def test_any_bytes_are_text_without_nul_or_are_refused_by_name(data: bytes) -> None:
+    try:
+        found = read(data)
+    except RecipeError as error:
+        found = str(error)
+    assert not {"\0", "\r"} & set(found)
+
+
+@pytest.mark.parametrize(
+    "data", [b"\0", bytes(40), b"\x89PNG\r\n\x1a\n\0\0", b"\xff\xfe\x41", b"\xff\xd8\xff\x10JFIF", b"\x81a"]
+)
+def test_what_is_no_text_is_refused(data: bytes) -> None:
+    with pytest.raises(RecipeError, match=r"^a.txt is no text in UTF-8, UTF-16 or Windows-1252; save it as UTF-8$"):
+        read(data)
+
+
+def test_one_note_names_what_was_guessed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "a.txt").write_bytes(b"caf\xe9")
+    with caplog.at_level(logging.WARNING):
+        assert read_text(tmp_path / "a.txt", RecipeError) == "café"
+        with reading(RecipeError) as reader:
+            assert [reader(b"caf\xe9", name) for name in ("b", "c")] == ["café"] * 2
+            assert reader(b"cafe", "d") == "cafe"
+    one, many = caplog.messages
+    assert one.startswith(f"{tmp_path / 'a.txt'}: not UTF-8, read as Windows-1252")
+    assert many.startswith("2 files (b, ...): not UTF-8, read as Windows-1252")
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=r"^--phrases: .*none cannot be read \(No such file or directory\)"):
+        read_text(tmp_path / "none", RequestError, "--phrases: ")
+    with pytest.raises(RecipeError, match=r"cannot be read \(Is a directory\); give a text file"):
+        read_text(tmp_path, RecipeError)
+
+
+def test_json_that_is_nested_too_deep_is_no_json() -> None:
+    assert parsed('{"a": [1]}') == {"a": [1]}
+    with pytest.raises(ValueError, match="nested too deep"):
+        parsed("[" * 100_000)
