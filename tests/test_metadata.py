@@ -543,3 +543,14 @@ def test_none_of_this_imports_torch() -> None:
     code = "import sys, gradina.metadata, gradina.sheet; print([m for m in ('torch', 'numpy') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_text_names_another_autoencoder() -> None:
+    model = {"name": "kites", "hash": "0123456789", "vae": "better, it is.safetensors", "vae_hash": "abcdef0123"}
+    text = write_parameters(Request(prompt="a kite", steps=3, seed=1), model, "1.0")
+    assert 'VAE: "better, it is.safetensors", VAE hash: abcdef0123' in text
+    assert model_of(text) == model
+    assert read_parameters(text)[1] == []
+    theirs = text.replace("Version: gradina 1.0", "Version: v1.10.1")
+    assert model_of(theirs) == {"name": "kites", "hash": "0123456789"}
+    assert any(note.startswith("VAE: better") for note in read_parameters(theirs)[1])

@@ -68,6 +68,8 @@ SILENT = (
 )  # fmt: skip
 HARMLESS = {("Clip skip", "1"), ("ENSD", "0"), ("VAE Encoder", "Full"), ("VAE Decoder", "Full"), ("Tiling", "False")}
 
+MODEL = (("Model hash", "hash"), ("Model", "name"), ("VAE", "vae"), ("VAE hash", "vae_hash"))  # their key, ours
+
 KNOWN = {  # keys by their small letters
     key.lower(): key for key in ("Sampler", "Schedule type", "Scheduler", "Size", *SILENT, *(key for key, *_ in FIELDS))
 }
@@ -100,11 +102,16 @@ def _fields(pairs: Mapping[str, str], notes: list[str]) -> dict[str, Any]:
     return fields
 
 
+def _is_ours(pairs: Mapping[str, str]) -> bool:
+    """Whether gradina wrote the text."""
+    return pairs.get("Version", "").startswith("gradina")
+
+
 def _not_honoured(pairs: Mapping[str, str]) -> list[str]:
     """One sentence for each reason, naming all that it stops."""
     reasons: dict[str, list[str]] = {}
     for key, value in pairs.items():
-        if key.lower() not in KNOWN and (key, value) not in HARMLESS:
+        if key.lower() not in KNOWN and (key, value) not in HARMLESS and not (key == "VAE" and _is_ours(pairs)):
             why = next((why for begin, why in NOT_HONOURED if key.lower().startswith(begin.lower())), "not known here")
             reasons.setdefault(why, []).append(f"{short(key)}: {short(value)}" if value else short(key))
     return [f"{', '.join(stopped)} (not honoured: {why})" for why, stopped in reasons.items()]
@@ -117,7 +124,7 @@ def read_parameters(text: str) -> tuple[Request, list[str]]:
     """
     parsed = parse(text, KNOWN)
     pairs, notes = parsed.pairs, list[str]()
-    ours = pairs.get("Version", "").startswith("gradina")
+    ours = _is_ours(pairs)
     names = pairs.get("Sampler", ""), pairs.get("Schedule type") or pairs.get("Scheduler", "")
     fields = _fields(pairs, notes) | sampler_and_schedule(*names, notes, by_itself=not ours)
     prompts = [parsed.prompt, parsed.negative_prompt]
@@ -148,8 +155,8 @@ def has_settings(text: str) -> bool:
 def model_of(text: str) -> dict[str, str] | None:
     """The name and the hash of the model that an A1111 text names, as far as it does."""
     pairs = parse(text, KNOWN).pairs
-    found = {ours: pairs[key] for key, ours in (("Model", "name"), ("Model hash", "hash")) if pairs.get(key)}
-    return found or None
+    rows = MODEL if _is_ours(pairs) else MODEL[:2]  # others' names of autoencoders are found by themselves alone
+    return {ours: pairs[key] for key, ours in rows if pairs.get(key)} or None
 
 
 def write_parameters(request: Request, model: dict[str, str] | None = None, version: str = "") -> str:
@@ -168,8 +175,7 @@ def write_parameters(request: Request, model: dict[str, str] | None = None, vers
         "CFG scale": request.guidance_scale,
         "Seed": request.seed,
         "Size": f"{request.width}x{request.height}" if request.width and request.height else None,
-        "Model hash": (model or {}).get("hash"),
-        "Model": (model or {}).get("name"),
+        **{key: (model or {}).get(ours) for key, ours in MODEL},
         "Denoising strength": request.strength if request.init_image is not None else None,
         "Eta": request.eta,
         "Rates": request.rates,

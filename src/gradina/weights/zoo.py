@@ -62,6 +62,8 @@ def locate(source: str | PathLike[str] | None = None, variant: str | None = None
         return path
     if name in here:
         return here[name]
+    if path.exists() and not path.is_dir():
+        raise WeightsError(f"{path}: is a device or a pipe; expected a folder, or a file that can be mapped")
     if path.exists():
         raise WeightsError(f"{path}: is a folder without {INDEX}; expected the diffusers layout, or give a file in it")
     if _is_of_hub(source):
