@@ -169,14 +169,15 @@ def text_to(c: TextConfig) -> dict[str, Any]:
 def vision_from(json: Json, projection: int) -> VisionConfig | ConvConfig:
     """The image tower that a CLIPVisionConfig describes, or one of convolutions, as `vision_to` does."""
     if json.get("model_type") == CONV_TOWER:
-        return ConvConfig(
+        convolving = ConvConfig(
             size=json["image_size"],
             channels=json["num_channels"],
-            widths=tuple(map(int, json["widths"])),
+            widths=tuple(json["widths"]),
             projection=projection,
         )
+        return checked(convolving)
     _check("image tower", json, CLIP_FIXED)
-    return VisionConfig(
+    attending = VisionConfig(
         size=json.get("image_size", 224),
         patch=json.get("patch_size", 32),
         channels=json.get("num_channels", 3),
@@ -187,6 +188,7 @@ def vision_from(json: Json, projection: int) -> VisionConfig | ConvConfig:
         activation=_activation(json),
         projection=projection,
     )
+    return checked(attending)
 
 
 def vision_to(c: VisionConfig | ConvConfig) -> dict[str, Any]:
