@@ -89,7 +89,7 @@ def test_a_tower_of_convolutions_there_and_back(folder):
     for widths in ([], [1] * 9, "many"):
         changed = said | {"vision_config": said["vision_config"] | {"widths": widths}}
         (folder / "config.json").write_text(json.dumps(changed))
-        with pytest.raises(WeightsError, match=r"config\.json: is not as a CLIPModel has it"):
+        with pytest.raises(WeightsError, match=r"config\.json: (is not as a CLIPModel has it|widths is)"):
             read_pair(folder)
 
 
