@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import reprlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -16,6 +16,7 @@ from gradina.models.clip import ConvConfig, TextConfig, VisionConfig
 from gradina.models.unet import UNetConfig
 from gradina.models.vae import VAEConfig
 
+Json = Mapping[str, Any]
 T = TypeVar("T")
 Config = TypeVar("Config", UNetConfig, VAEConfig, TextConfig, VisionConfig, ConvConfig)
 
@@ -96,6 +97,16 @@ def checked(config: Config) -> Config:
         number("scaling_factor", config.scale, 0, 1e6)
     _check_shares(config)
     return config
+
+
+def check_fixed(network: str, json: Json, fixed: Json) -> None:
+    """Raises WeightsError for a setting that our networks have built in and that a file says otherwise."""
+    for key, expected in fixed.items():
+        got = json.get(key, expected)
+        if got != expected:
+            raise WeightsError(
+                f"{network} config: {key} is {shown(got)}, which is not built here (expected {expected!r})"
+            )
 
 
 def whole(name: str, value: Any, least: int, most: int) -> None:
