@@ -1,6 +1,7 @@
 """The diffusers layout: what we write diffusers loads, what it writes we load."""
 
 import json
+import shutil
 import warnings
 
 import pytest
@@ -225,3 +226,11 @@ def test_loading_warns_of_nothing(folder, saved):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         read_folder(folder)
+
+
+@pytest.mark.parametrize("form", ["sd1", "sd2"])
+def test_a_folder_without_a_tokenizer_takes_that_of_clip(form, tiny, same, folder, saved, caplog):
+    saved(folder, form)
+    shutil.rmtree(folder / "tokenizer")
+    same(tiny(form), read_folder(folder))
+    assert f"{folder}: has no tokenizer; CLIP's is taken" in caplog.text

@@ -89,7 +89,7 @@ def test_a_tower_of_convolutions_there_and_back(folder):
     for widths in ([], [1] * 9, "many"):
         changed = said | {"vision_config": said["vision_config"] | {"widths": widths}}
         (folder / "config.json").write_text(json.dumps(changed))
-        with pytest.raises(WeightsError, match=r"config\.json: is not as a CLIPModel has it"):
+        with pytest.raises(WeightsError, match=r"config\.json: (is not as a CLIPModel has it|widths is)"):
             read_pair(folder)
 
 
@@ -270,3 +270,24 @@ def test_the_hub_is_asked_for_the_pair(monkeypatch):
     assert str(fetch_pair("openai/clip")) == "/openai/clip"
     assert {"config.json", "model.safetensors", "clip/config.json", "clip/phrases.json"} <= set(asked["allow_patterns"])
     assert not any("unet" in name for name in asked["allow_patterns"])
+
+
+@pytest.mark.parametrize(
+    ("tower", "key", "value", "message"),
+    [
+        ("vision_config", "patch_size", 0, "patch_size is 0, expected a whole number"),
+        ("vision_config", "image_size", "24", "image_size is '24', expected a whole number"),
+        ("vision_config", "num_attention_heads", 5, "attention heads is 5, which does not divide the width 32"),
+        ("text_config", "num_hidden_layers", 10**9, "num_hidden_layers is 1000000000"),
+        ("text_config", "vocab_size", None, "vocab_size is None"),
+        (None, "projection_dim", None, "projection_dim is None"),
+    ],
+)
+def test_numbers_that_no_tower_has(tower, key, value, message, folder):
+    write_pair(make(), folder)
+    content = json.loads((folder / "config.json").read_text())
+    (content if tower is None else content[tower])[key] = value
+    (folder / "config.json").write_text(json.dumps(content))
+    with pytest.raises(WeightsError, match=message) as caught:
+        read_pair(folder)
+    assert str(caught.value).startswith(f"{folder / 'config.json'}: ")

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, TypeAlias, cast
-
-from PIL.Image import Resampling
+from typing import Any, cast
 
 from gradina.diffusion.prediction import prediction_named
 from gradina.diffusion.schedule import Schedule, schedule_from_config
@@ -15,10 +13,7 @@ from gradina.models.clip import ACTIVATIONS, Activation, ConvConfig, TextConfig,
 from gradina.models.unet import UNetConfig
 from gradina.models.vae import VAEConfig
 from gradina.request import Defaults, Request
-from gradina.weights.settings import checked, number, shown, whole
-
-Json = Mapping[str, Any]
-Rgb: TypeAlias = tuple[float, float, float]
+from gradina.weights.settings import Json, check_fixed, checked, number, shown, whole
 
 # Settings that our networks have built in; a file may leave them out, and must not say otherwise.
 UNET_FIXED: Json = {
@@ -37,19 +32,13 @@ VAE_FIXED: Json = {
 }  # fmt: skip
 CLIP_FIXED: Json = {"layer_norm_eps": 1e-5}
 CONV_TOWER = "gradina_conv_vision"  # a model type of ours
-PIXELS_FIXED: Json = {
-    "do_center_crop": True, "do_normalize": True, "do_rescale": True, "do_resize": True, "rescale_factor": 1 / 255,
-}  # fmt: skip
-
-OPENAI_MEAN: Rgb = (0.48145466, 0.4578275, 0.40821073)  # of the colours that OpenAI's CLIP was trained on, in 0..1
-OPENAI_STD: Rgb = (0.26862954, 0.26130258, 0.27577711)
 
 ATTENDED = {"CrossAttnDownBlock2D": True, "DownBlock2D": False, "CrossAttnUpBlock2D": True, "UpBlock2D": False}
 
 
 def unet_from(json: Json, time: bool = True) -> UNetConfig:
     """The U-Net that unet/config.json describes; `attention_head_dim` counts heads there, for historical reasons."""
-    _check("U-Net", json, UNET_FIXED)
+    check_fixed("U-Net", json, UNET_FIXED)
     widths = tuple(json["block_out_channels"])
     down, up = json["down_block_types"], json["up_block_types"]
     attention = tuple(_one_of("down_block_types", kind, ATTENDED) for kind in down)
@@ -94,7 +83,7 @@ def unet_to(c: UNetConfig) -> dict[str, Any]:
 
 def vae_from(json: Json) -> VAEConfig:
     """The autoencoder that vae/config.json describes."""
-    _check("autoencoder", json, VAE_FIXED)
+    check_fixed("autoencoder", json, VAE_FIXED)
     for key, kind in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
         if set(json.get(key, [kind])) != {kind}:
             raise WeightsError(f"autoencoder config: {key} is {shown(json[key])}, expected {kind} alone")
@@ -129,7 +118,7 @@ def vae_to(c: VAEConfig, size: int) -> dict[str, Any]:
 
 def text_from(json: Json, projection: int | None = None) -> TextConfig:
     """The text tower that text_encoder/config.json describes; `projection` is known from the weights alone."""
-    _check("text tower", json, CLIP_FIXED)
+    check_fixed("text tower", json, CLIP_FIXED)
     vocabulary, eos = json.get("vocab_size", 49408), json.get("eos_token_id")
     found = TextConfig(
         vocabulary=vocabulary,
@@ -169,14 +158,15 @@ def text_to(c: TextConfig) -> dict[str, Any]:
 def vision_from(json: Json, projection: int) -> VisionConfig | ConvConfig:
     """The image tower that a CLIPVisionConfig describes, or one of convolutions, as `vision_to` does."""
     if json.get("model_type") == CONV_TOWER:
-        return ConvConfig(
+        convolving = ConvConfig(
             size=json["image_size"],
             channels=json["num_channels"],
-            widths=tuple(map(int, json["widths"])),
+            widths=tuple(json["widths"]),
             projection=projection,
         )
-    _check("image tower", json, CLIP_FIXED)
-    return VisionConfig(
+        return checked(convolving)
+    check_fixed("image tower", json, CLIP_FIXED)
+    attending = VisionConfig(
         size=json.get("image_size", 224),
         patch=json.get("patch_size", 32),
         channels=json.get("num_channels", 3),
@@ -187,6 +177,7 @@ def vision_from(json: Json, projection: int) -> VisionConfig | ConvConfig:
         activation=_activation(json),
         projection=projection,
     )
+    return checked(attending)
 
 
 def vision_to(c: VisionConfig | ConvConfig) -> dict[str, Any]:
@@ -207,39 +198,6 @@ def vision_to(c: VisionConfig | ConvConfig) -> dict[str, Any]:
         "projection_dim": c.projection,
         "layer_norm_eps": 1e-5,
         "attention_dropout": 0.0,
-    }
-
-
-def pixels_from(json: Json, side: int) -> tuple[Rgb, Rgb, Resampling]:
-    """Mean, standard deviation and filter of a CLIPImageProcessor that feeds a tower of pictures `side` wide."""
-    _check("picture", json, PIXELS_FIXED)
-    for key, names in (("size", {"shortest_edge"}), ("crop_size", {"height", "width"})):
-        got = json.get(key, side)
-        if got not in (side, dict.fromkeys(names, side)):
-            raise WeightsError(
-                f"picture config: {key} is {shown(got)}, which is not built here (expected {side}, the tower's)"
-            )
-    mean, std = (
-        tuple(map(float, json.get(key, default)))
-        for key, default in (("image_mean", OPENAI_MEAN), ("image_std", OPENAI_STD))
-    )
-    if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-        raise WeightsError(f"picture config: image_mean is {mean}, image_std {std}; expected three colours, std over 0")
-    return mean, std, Resampling(json.get("resample", Resampling.BICUBIC))
-
-
-def pixels_to(side: int, mean: Rgb, std: Rgb, resample: Resampling) -> dict[str, Any]:
-    """preprocessor_config.json for transformers."""
-    return {
-        "image_processor_type": "CLIPImageProcessor",
-        "processor_class": "CLIPProcessor",
-        "size": {"shortest_edge": side},
-        "crop_size": {"height": side, "width": side},
-        "image_mean": list(mean),
-        "image_std": list(std),
-        "resample": int(resample),
-        "do_convert_rgb": True,
-        **PIXELS_FIXED,
     }
 
 
@@ -281,15 +239,6 @@ def _size(json: Json) -> int:
     version = re.match(r"(\d+)\.(\d+)", str(json.get("_diffusers_version", "")))
     old = version is not None and (int(version[1]), int(version[2])) < (0, 9)
     return 64 if old and isinstance(json.get("sample_size"), int) and size < 64 else size
-
-
-def _check(network: str, json: Json, fixed: Json) -> None:
-    for key, expected in fixed.items():
-        got = json.get(key, expected)
-        if got != expected:
-            raise WeightsError(
-                f"{network} config: {key} is {shown(got)}, which is not built here (expected {expected!r})"
-            )
 
 
 def _one_of(key: str, kind: str, kinds: Mapping[str, bool]) -> bool:

@@ -22,6 +22,7 @@ from gradina.request import Defaults
 from gradina.weights import configs
 from gradina.weights.card import model_card, restated
 from gradina.weights.choice import STEMS, Opener, choose
+from gradina.weights.detect import HOMES
 from gradina.weights.layout import CARD, INDEX, OURS, PAIR, is_model, refusal, unread
 from gradina.weights.others import refuse_channels
 from gradina.weights.pairs import copy_pair
@@ -53,12 +54,13 @@ def read_folder(
     chosen = choose({part: folder / part for part in STEMS}, variant, pickles is not None, name or str(folder))
     opened = {part: (pickles or open_weights)(file) for part, file in chosen.items()}
     unet, vae = _unet(folder, opened["unet"], dtype), _vae(folder, opened["vae"], dtype)
+    text = _text(folder, opened["text_encoder"], dtype)
     schedule, said = read_settings(folder / "scheduler" / "scheduler_config.json", configs.schedule_from)
     parts = Parts(
         unet=unet,
         vae=vae,
-        text=_text(folder, opened["text_encoder"], dtype),
-        tokenizer=_tokenizer(folder),
+        text=text,
+        tokenizer=_tokenizer(folder, text),
         schedule=schedule,
         prediction=predicted(folder, prediction, said),
         defaults=_defaults(folder, unet.config.size * vae.config.factor),
@@ -124,8 +126,12 @@ def _text(folder: Path, weights: Weights, dtype: torch.dtype | None) -> TextTowe
     return build(TextTower, config, weights, where, dropped=DROPPED["text"], dialect=dialect, dtype=dtype)
 
 
-def _tokenizer(folder: Path) -> Tokenizer:
-    return Tokenizer.load(folder / "tokenizer") if (folder / "tokenizer").is_dir() else Tokenizer.clip()
+def _tokenizer(folder: Path, text: TextTower) -> Tokenizer:
+    """The folder's own, or CLIP's where it has none, which fills texts up as single files of its family do."""
+    if (folder / "tokenizer").is_dir():
+        return Tokenizer.load(folder / "tokenizer")
+    log.warning("%s: has no tokenizer; CLIP's is taken", folder)
+    return Tokenizer.clip(pad=next(home.pad for home in HOMES if home.activation == text.config.activation))
 
 
 def _check_family(folder: Path) -> None:

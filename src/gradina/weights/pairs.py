@@ -22,7 +22,7 @@ from gradina.files import MODEL_SUFFIXES, atomic_folder
 from gradina.models.clip import CLIP, ConvConfig, TextConfig, VisionConfig
 from gradina.models.tokenizer import Tokenizer
 from gradina.weights import configs
-from gradina.weights.configs import Rgb
+from gradina.weights.pixels import Rgb, pixels_from, pixels_to
 from gradina.weights.remap import Table, sources, write
 from gradina.weights.store import build, find_weights, model_hash, open_weights, save_weights
 from gradina.weights.tables import CONV_PAIR, PAIR
@@ -120,7 +120,7 @@ def write_pair(pair: Pair, path: str | Path, dtype: torch.dtype | None = None) -
     ours = {name: x if dtype is None else x.to(dtype) for name, x in pair.clip.state_dict().items()}
     with atomic_folder(path) as folder:
         _write_json(folder / "config.json", content)
-        _write_json(folder / PIXELS, configs.pixels_to(vision.size, pair.mean, pair.std, pair.resample))
+        _write_json(folder / PIXELS, pixels_to(vision.size, pair.mean, pair.std, pair.resample))
         if pair.phrases:
             _write_json(folder / PHRASES, pair.phrases)
         pair.tokenizer.save(folder)
@@ -157,10 +157,10 @@ def _towers(content: Any) -> tuple[TextConfig, VisionConfig | ConvConfig]:
 def _pixels(folder: Path, side: int) -> tuple[Rgb, Rgb, Resampling]:
     """From the file for pictures alone, or the one that newer versions write for pictures and texts."""
     if (folder / PIXELS).is_file():
-        return _read(folder / PIXELS, lambda json: configs.pixels_from(json, side))
+        return _read(folder / PIXELS, lambda json: pixels_from(json, side))
     if (folder / PROCESSOR).is_file():
-        return _read(folder / PROCESSOR, lambda json: configs.pixels_from(json["image_processor"], side))
-    return configs.pixels_from({}, side)
+        return _read(folder / PROCESSOR, lambda json: pixels_from(json["image_processor"], side))
+    return pixels_from({}, side)
 
 
 def _tokenizer(folder: Path, text: TextConfig) -> Tokenizer:

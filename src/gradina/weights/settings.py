@@ -5,19 +5,20 @@ from __future__ import annotations
 import json
 import math
 import reprlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 from gradina.errors import RequestError, WeightsError
-from gradina.models.clip import TextConfig
+from gradina.models.clip import ConvConfig, TextConfig, VisionConfig
 from gradina.models.unet import UNetConfig
 from gradina.models.vae import VAEConfig
 
+Json = Mapping[str, Any]
 T = TypeVar("T")
-Config = TypeVar("Config", UNetConfig, VAEConfig, TextConfig)
+Config = TypeVar("Config", UNetConfig, VAEConfig, TextConfig, VisionConfig, ConvConfig)
 
 LEVELS = 16  # resolutions of a network
 # Our field, what config.json calls it, and the most that it can be; the least is 1.
@@ -38,7 +39,10 @@ MOST: dict[str, tuple[str, int]] = {
     "inner":           ("intermediate_size",            2**20),
     "layers":          ("num_hidden_layers",            256),
     "eos":             ("eos_token_id",                 2**24),
+    "patch":           ("patch_size",                   2**12),
+    "projection":      ("projection_dim",               2**16),
 }  # fmt: skip
+OF_IMAGES = {"size": "image_size", "channels": "num_channels", "widths": "widths"}  # as towers for images call them
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -77,8 +81,11 @@ def checked(config: Config) -> Config:
     """The config, if a network can be built of it; raises WeightsError, naming what cannot be."""
     for field in fields(config):
         value = getattr(config, field.name)
+        if field.type == "int | None" and value is None:
+            continue
         if field.name in MOST:
             name, most = MOST[field.name]
+            name = OF_IMAGES.get(field.name, name) if isinstance(config, VisionConfig | ConvConfig) else name
             each = value if isinstance(value, tuple) else (value,)
             if not 1 <= len(each) <= LEVELS:
                 raise WeightsError(f"{name} has {len(each)} entries, expected 1 to {LEVELS}")
@@ -90,6 +97,16 @@ def checked(config: Config) -> Config:
         number("scaling_factor", config.scale, 0, 1e6)
     _check_shares(config)
     return config
+
+
+def check_fixed(network: str, json: Json, fixed: Json) -> None:
+    """Raises WeightsError for a setting that our networks have built in and that a file says otherwise."""
+    for key, expected in fixed.items():
+        got = json.get(key, expected)
+        if got != expected:
+            raise WeightsError(
+                f"{network} config: {key} is {shown(got)}, which is not built here (expected {expected!r})"
+            )
 
 
 def whole(name: str, value: Any, least: int, most: int) -> None:
@@ -109,12 +126,13 @@ def shown(value: object) -> str:
     return reprlib.repr(value)
 
 
-def _check_shares(config: UNetConfig | VAEConfig | TextConfig) -> None:
+def _check_shares(config: UNetConfig | VAEConfig | TextConfig | VisionConfig | ConvConfig) -> None:
     """Heads and groups share a width evenly."""
-    if isinstance(config, TextConfig):
-        pairs = [("attention heads", config.width, config.heads)]
-    else:
-        pairs = [("norm_num_groups", width, config.groups) for width in config.widths]
+    pairs: list[tuple[str, int, int]] = []
+    if isinstance(config, TextConfig | VisionConfig):
+        pairs += [("attention heads", config.width, config.heads)]
+    elif isinstance(config, UNetConfig | VAEConfig):
+        pairs += [("norm_num_groups", width, config.groups) for width in config.widths]
     if isinstance(config, UNetConfig):
         if not len(config.widths) == len(config.attention) == len(config.heads):
             raise WeightsError(
