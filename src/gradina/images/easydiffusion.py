@@ -25,7 +25,7 @@ SHOWN = {
     "Latent Upscaler Steps": "latent_upscaler_steps",
 }  # fmt: skip
 OWN = {"num_inference_steps", "use_stable_diffusion_model"}  # by which it is known
-NOTHING = (None, "", "None", "none", "False", False, [], "[]")
+NOTHING: tuple[object, ...] = (None, "", "None", "none", "False", False, [], "[]")
 
 
 def read(found: Mapping[str, str]) -> Told | None:
