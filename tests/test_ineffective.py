@@ -51,6 +51,10 @@ def pixels(model: StableDiffusion, **changes: Any) -> np.ndarray[Any, Any]:
         ),
         ({"prompt": "a (red:1.3) boat"}, ["prompt: weights such as (word:1.2), ((word)) or [word] are read as plain"]),
         ({"prompt": "a ((red)) boat"}, ["prompt: weights"]),
+        (
+            {"prompt": "a embedding:teddy, boat"},
+            ["prompt: embedding:teddy is read as plain words; give a learnt word's"],
+        ),
         ({"prompt": "a [red:blue:0.5] boat"}, ["prompt: weights"]),
         ({"prompt": "a boat (red), at 3:30 (noon)"}, []),
         ({}, []),

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from gradina.images.told import NETWORK, WEIGHTS
+from gradina.images.told import NETWORK, WEIGHTS, embeddings
 from gradina.request import Request
 
 UNTOUCHED = Request()
@@ -28,6 +28,7 @@ def prompt_notes(request: Request) -> Iterator[str]:
             f"prompt: {', '.join(networks)} is read as plain words; give a LoRA's file by --lora FILE:SCALE (in "
             "Python: loras=[(file, scale)])"
         )
+    yield from embeddings(text)
     if _WEIGHED.search(text):
         yield WEIGHTS
 

@@ -20,6 +20,7 @@ KINDS = {"steps": int, "seed": int, "width": int, "height": int, "guidance_scale
 DAMAGE = (ValueError, TypeError, ArithmeticError, RecursionError)  # what odd values do
 
 WEIGHTS = "prompt: weights such as (word:1.2), ((word)) or [word] are read as plain words"
+_EMBEDDING = re.compile(r"\bembedding:[^\s:<>\[\]]+")
 NETWORK = re.compile(r"<(lora|lyco|hypernet):([^<>\n]*)>")
 
 
@@ -152,9 +153,18 @@ def syntax(text: str) -> list[str]:
         f"prompt: {short(network[0])} is left out: it names no file; give a LoRA's to the request itself"
         for network in NETWORK.finditer(text)
     ]
+    notes += embeddings(text)
     if re.search(r"(?<!\\)[()\[\]]", text):
         notes.append(WEIGHTS)
     for word, meaning in (("AND", "draws two prompts at once"), ("BREAK", "begins a new chunk of tokens")):
         if re.search(rf"\b{word}\b", text):
             notes.append(f"prompt: {word} is read as a plain word; there it {meaning}")
     return notes
+
+
+def embeddings(text: str) -> list[str]:
+    """What ComfyUI would take for learnt words in a prompt."""
+    named = dict.fromkeys(found[0].rstrip(".,)") for found in _EMBEDDING.finditer(text))
+    return (
+        [f"prompt: {', '.join(named)} is read as plain words; give a learnt word's file as a concept"] if named else []
+    )
