@@ -45,6 +45,18 @@ def pixels(model: StableDiffusion, **changes: Any) -> np.ndarray[Any, Any]:
         ({"eta": 0.5}, ["eta: has no effect, as the sampler euler takes none"]),
         ({"rates": "constant"}, ["rates: has no effect, as the sampler euler takes none"]),
         ({"strength": 0.3}, ["strength: 0.3 has no effect without an init_image"]),
+        (
+            {"prompt": "a <lora:x:0.8> boat", "negative_prompt": "<lyco:y:1>"},
+            ["prompt: <lora:x:0.8>, <lyco:y:1> is read as plain words; give a LoRA's file by --lora"],
+        ),
+        ({"prompt": "a (red:1.3) boat"}, ["prompt: weights such as (word:1.2), ((word)) or [word] are read as plain"]),
+        ({"prompt": "a ((red)) boat"}, ["prompt: weights"]),
+        (
+            {"prompt": "a embedding:teddy, boat"},
+            ["prompt: embedding:teddy is read as plain words; give a learnt word's"],
+        ),
+        ({"prompt": "a [red:blue:0.5] boat"}, ["prompt: weights"]),
+        ({"prompt": "a boat (red), at 3:30 (noon)"}, []),
         ({}, []),
         ({"negative_prompt": "x", "guidance_rescale": 0.5, "guidance_interval": (0, 5)}, []),
         ({"guidance_scale": 0.5, "negative_prompt": "x"}, []),

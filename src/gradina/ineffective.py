@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from gradina.images.told import NETWORK, WEIGHTS, embeddings
 from gradina.request import Request
 
 UNTOUCHED = Request()
@@ -13,7 +15,22 @@ UNTOUCHED = Request()
 if TYPE_CHECKING:
     from PIL import Image
 
+_WEIGHED = re.compile(r"(?<!\\)[(\[][^()\[\]\n]+:\s*[+-]?\d*\.?\d+\s*(?<!\\)[)\]]|\(\(|\)\)")
+
 UNGUIDED = (0, 1)  # guidance scales at which the prompt alone is drawn
+
+
+def prompt_notes(request: Request) -> Iterator[str]:
+    """Of what other programs would read in prompts beyond their words."""
+    text = "\n".join((*dict.fromkeys(request.prompts), request.negative_prompt))
+    if networks := list(dict.fromkeys(found[0] for found in NETWORK.finditer(text))):
+        yield (
+            f"prompt: {', '.join(networks)} is read as plain words; give a LoRA's file by --lora FILE:SCALE (in "
+            "Python: loras=[(file, scale)])"
+        )
+    yield from embeddings(text)
+    if _WEIGHED.search(text):
+        yield WEIGHTS
 
 
 def guidance_notes(request: Request, sigmas: list[float]) -> Iterator[str]:

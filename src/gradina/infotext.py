@@ -17,18 +17,33 @@ from gradina.images.names import SAMPLERS, SCHEDULES, sampler_and_schedule, shor
 from gradina.images.told import noted, syntax, without_networks
 from gradina.request import Request
 
+
+def whole(text: str) -> int:
+    """A whole number, also as 20.0; raises ValueError for any other."""
+    value = number(text)
+    if value != int(value):
+        raise ValueError(f"{text} is no whole number")
+    return int(text) if text.strip().removeprefix("-").isdecimal() else int(value)
+
+
+def number(text: str) -> float:
+    """A number, also with the decimal comma of many languages."""
+    return float(text.replace(",", "."))
+
+
 # Their key             our field            its value from theirs
 FIELDS = (
-    ("Steps",               "steps",             int),
-    ("CFG scale",           "guidance_scale",    float),
-    ("CFG rescale",         "guidance_rescale",  float),
+    ("Steps",               "steps",             whole),
+    ("CFG scale",           "guidance_scale",    number),
+    ("Guidance scale",      "guidance_scale",    number),
+    ("CFG rescale",         "guidance_rescale",  number),
     ("Guidance interval",   "guidance_interval", lambda text: tuple(map(float, text.split(" to ")))),
-    ("Seed",                "seed",              int),
-    ("Denoising strength",  "strength",          float),
-    ("Eta",                 "eta",               float),
-    ("Eta DDIM",            "eta",               float),
+    ("Seed",                "seed",              whole),
+    ("Denoising strength",  "strength",          number),
+    ("Eta",                 "eta",               number),
+    ("Eta DDIM",            "eta",               number),
     ("Rates",               "rates",             str),
-    ("Reuse",               "reuse",             int),
+    ("Reuse",               "reuse",             whole),
     ("Loras",               "loras",             json.loads),
     ("Concepts",            "concepts",          json.loads),
     ("Edit",                "edit",              json.loads),
@@ -66,6 +81,7 @@ SILENT = (
     "Version", "Model", "Model hash", "VAE hash", "Init image hash", "User", "Batch size", "Batch pos", "RNG",
     "Created Date", "App", "Parser", "Downcast alphas_cumprod", "Pad conds", "SDCPP",
 )  # fmt: skip
+SIDES = ("Width", "Height")  # where there is no Size; not among the known keys, as they are words of prompts, too
 HARMLESS = {("Clip skip", "1"), ("ENSD", "0"), ("VAE Encoder", "Full"), ("VAE Decoder", "Full"), ("Tiling", "False")}
 
 MODEL = (("Model hash", "hash"), ("Model", "name"), ("VAE", "vae"), ("VAE hash", "vae_hash"))  # their key, ours
@@ -88,15 +104,16 @@ def _fields(pairs: Mapping[str, str], notes: list[str]) -> dict[str, Any]:
         if key in pairs:
             with noted(key, pairs[key], notes):
                 rows.append((key, {name: value_of(pairs[key])}))
-    if size := re.fullmatch(r"(\d{1,6})\s*[x×]\s*(\d{1,6})", pairs.get("Size", "").lower()):
+    told = pairs.get("Size") or "x".join(pairs[side] for side in SIDES if side in pairs)
+    if size := re.fullmatch(r"(\d{1,6})\s*[x×*]\s*(\d{1,6})\s*(?:px)?", told.lower()):
         width, height = int(size[1]), int(size[2])
         rows.append(("Size", {"width": width - width % 8, "height": height - height % 8}))
         if width % 8 or height % 8:
             notes.append(f"Size: {size[0]} (cut to multiples of 8)")
-    elif pairs.get("Size"):
-        notes.append(f"Size: {short(pairs['Size'])} (cannot be used, left open)")
+    elif told:
+        notes.append(f"Size: {short(told)} (cannot be used, left open)")
     for key, values in rows:
-        with noted(key, pairs[key], notes):
+        with noted(key, pairs.get(key, told), notes):
             Request(**values)
             fields |= values
     return fields
@@ -111,7 +128,8 @@ def _not_honoured(pairs: Mapping[str, str]) -> list[str]:
     """One sentence for each reason, naming all that it stops."""
     reasons: dict[str, list[str]] = {}
     for key, value in pairs.items():
-        if key.lower() not in KNOWN and (key, value) not in HARMLESS and not (key == "VAE" and _is_ours(pairs)):
+        silent = key in SIDES or (key, value) in HARMLESS or (key == "VAE" and _is_ours(pairs))
+        if key.lower() not in KNOWN and not silent:
             why = next((why for begin, why in NOT_HONOURED if key.lower().startswith(begin.lower())), "not known here")
             reasons.setdefault(why, []).append(f"{short(key)}: {short(value)}" if value else short(key))
     return [f"{', '.join(stopped)} (not honoured: {why})" for why, stopped in reasons.items()]

@@ -38,7 +38,7 @@ FORMAT = 1  # of our JSON
 IMAGES = {"init_image": open_picture, "mask_image": open_mask}
 
 EXIF, COMMENT, DESCRIPTION = 0x8769, 0x9286, 0x010E
-KNOWN = "A1111's web UI, ComfyUI, Fooocus, InvokeAI, NovelAI or SwarmUI"
+KNOWN = "A1111's web UI, ComfyUI, Draw Things, Easy Diffusion, Fooocus, InvokeAI, NovelAI or SwarmUI"
 EXIF_BYTES = 65_500  # that fit into a JPEG's one segment
 
 
@@ -47,7 +47,7 @@ class Record:
     """What a picture's file says of its making; `notes` are sentences on what cannot be honoured."""
 
     request: Request
-    source: str  # gradina, or the program: a1111, invokeai, novelai, swarmui, fooocus, comfyui
+    source: str  # gradina, or the program: a1111, comfyui, or one of images/programs.py
     model: dict[str, str] | None = None  # name, hash, source, dtype, engine
     notes: tuple[str, ...] = ()
     parameters: str | None = None  # the A1111 text, as the file has it
@@ -232,8 +232,11 @@ def _read(found: Mapping[str, str], path: Path, strict: bool) -> Record | None:
     for key in ("UserComment", "ImageDescription", "XPComment", "comment"):  # where any text may stand
         if has_settings(found.get(key, "")):
             return _others("a1111", found[key], path)
-    told = after_a1111(found)
-    return _others(*told, path) if told else None
+    if told := after_a1111(found):
+        return _others(*told, path)
+    anywhere = (text for text in found.values() if not _is_json(text) and has_settings(text))
+    text = next(anywhere, "")  # programs that save a picture again keep its texts by other keywords
+    return _others("a1111", text, path) if text else None
 
 
 def _is_json(text: str) -> bool:

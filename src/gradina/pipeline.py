@@ -31,7 +31,15 @@ from gradina.engines import Call, Decoding, engaged
 from gradina.errors import RequestError
 from gradina.files import content
 from gradina.finite import finite, finite_step
-from gradina.ineffective import UNGUIDED, concept_notes, guidance_notes, mask_notes, sampler_notes, start_notes
+from gradina.ineffective import (
+    UNGUIDED,
+    concept_notes,
+    guidance_notes,
+    mask_notes,
+    prompt_notes,
+    sampler_notes,
+    start_notes,
+)
 from gradina.lean import Lean
 from gradina.models.reuse import Reusing
 from gradina.models.tiny import TinyDecoder
@@ -283,6 +291,7 @@ def note_ineffective(model: StableDiffusion, request: Request) -> None:
     row = SAMPLERS[cast(str, request.sampler)]
     sigmas = _levels(model, request, row).tolist()
     notes = chain(
+        prompt_notes(request),
         guidance_notes(request, sigmas[:-1]),
         sampler_notes(request, row.options),
         start_notes(request, len(sigmas)),

@@ -57,6 +57,13 @@ PARTS: Nodes = {
 FIRST = changed(latent_image=["12", 0], denoise=0.5, seed=1, steps=9, positive=["7", 0])  # a second pass
 
 
+PIPED = {key: SAMPLER[key] for key in ("seed", "steps", "cfg", "sampler_name", "scheduler", "denoise")}
+LOADER = {
+    "ckpt_name": "sd-1.5.safetensors", "positive": "a red kite", "negative": "blurry", "empty_latent_width": 512,
+    "empty_latent_height": 768, "batch_size": 1,
+}  # fmt: skip
+
+
 @pytest.mark.parametrize(
     "nodes",
     [
@@ -83,6 +90,38 @@ FIRST = changed(latent_image=["12", 0], denoise=0.5, seed=1, steps=9, positive=[
         {"3": ("KSampler", changed(positive=["30", 0], negative=["30", 1])),
           "30": ("ControlNetApplyAdvanced", {"positive": ["6", 0], "negative": ["7", 0], "image": ["31", 0]}),
           "31": ("LoadImage", {"image": "a.png"})},
+        # what only hands on
+        {"3": ("KSampler", changed(model=["30", 0], positive=["31", 0], latent_image=["32", 0])),
+         "30": ("Reroute (rgthree)", {"": ["4", 0]}), "31": ("Reroute", {"": ["6", 0]}),
+         "32": ("ReroutePrimitive|pysssss", {"value": ["5", 0]})},
+        {"3": ("KSampler", changed(positive=["30", 0], latent_image=["31", 0])),
+         "30": ("ImpactSwitch", {"select": 2, "input1": ["7", 0], "input2": ["6", 0]}),
+         "31": ("Any Switch (rgthree)", {"any_01": ["5", 0]})},
+        # pipes and contexts
+        {"3": ("KSampler", changed(model=["30", 1], positive=["30", 4], negative=["30", 5], latent_image=["30", 6])),
+         "30": ("Context Big (rgthree)", {"base_ctx": ["31", 0]}),
+         "31": ("Context (rgthree)", {"model": ["4", 0], "positive": ["6", 0], "negative": ["7", 0],
+                                      "latent": ["5", 0]})},
+        {"3": ("ImpactKSamplerBasicPipe", {k: v for k, v in SAMPLER.items()
+                                           if k not in ("model", "positive", "negative")} | {"basic_pipe": ["30", 0]}),
+         "30": ("ToBasicPipe", {"model": ["4", 0], "positive": ["6", 0], "negative": ["7", 0]})},
+        {"3": ("ttN pipeKSampler", {**PIPED, "pipe": ["30", 0]}), "30": ("ttN pipeLoader", LOADER)},
+        {"3": ("easy kSampler", {"pipe": ["30", 0]}), "30": ("easy preSampling", {**PIPED, "pipe": ["31", 0]}),
+         "31": ("easy fullLoader", LOADER)},
+        {"3": ("KSampler (Efficient)", changed(model=["30", 0], positive=["30", 1], negative=["30", 2],
+                                               latent_image=["30", 3])), "30": ("Efficient Loader", LOADER)},
+        # texts from nodes of other packages
+        {"6": ("CLIPTextEncode", {"text": ["30", 0]}), "7": ("CLIPTextEncode", {"text": ["30", 1]}),
+         "30": ("SDXLPromptStyler", {"text_positive": "a red kite", "text_negative": "blurry", "style": "base"})},
+        {"6": ("CLIPTextEncode", {"text": ["30", 0]}), "31": ("Text Multiline", {"text": "red"}),
+         "30": ("StringConcatenate", {"string_a": "a", "string_b": ["31", 0], "string_c": "kite", "delimiter": " "})},
+        {"6": ("CLIPTextEncode", {"text": ["30", 0]}),
+         "30": ("ImpactWildcardProcessor", {"wildcard_text": "a {red|blue} kite", "populated_text": "a red kite"})},
+        {"6": ("ImpactWildcardEncode", {"wildcard_text": "a {red|blue} kite", "populated_text": "a red kite"})},
+        {"6": ("CLIPTextEncode", {"text": ["30", 0]}),
+         "30": ("ShowText|pysssss", {"text": ["31", 0], "text_0": "a red kite"}), "31": ("SomeModel", {"seed": 1})},
+        {"3": ("KSampler", changed(sampler_name=["30", 0], scheduler=["31", 0])),
+         "30": ("Sampler Selector", {"sampler_name": "euler"}), "31": ("Scheduler", {"scheduler": "normal"})},
         # a second pass: the first is drawn
         {"8": ("VAEDecode", {"samples": ["11", 0]}), "11": ("KSampler", FIRST),
           "12": ("LatentUpscale", {"samples": ["3", 0], "width": 1024, "height": 1024})},
@@ -115,6 +154,20 @@ def test_graphs_that_draw_the_kite(nodes: Nodes) -> None:
          ["LoRA fluffy.safetensors at 0.8 is left out: its file is not here; give it to the request itself",
           "LoRA b at 1 is left out: its file is not here; give it to the request itself",
           "not honoured: nodes: Power Lora Loader (rgthree)"]),
+        ({"3": ("KSampler", changed(model=["30", 0])), "30": ("CR Apply LoRA Stack", {"lora_stack": ["31", 0],
+                                                                                      "model": ["4", 0]}),
+          "31": ("CR LoRA Stack", {"lora_name_1": "a", "model_weight_1": 0.5, "switch_1": "On",
+                                   "lora_name_2": "b", "model_weight_2": 1, "switch_2": "Off"})},
+         ["LoRA a at 0.5 is left out: its file is not here; give it to the request itself",
+          "not honoured: nodes: CR Apply LoRA Stack, CR LoRA Stack"]),
+        ({"3": ("KSampler", changed(model=["30", 0])),
+          "30": ("Efficient Loader", LOADER | {"lora_name": "a", "lora_model_strength": 0.7, "lora_stack": ["31", 0]}),
+          "31": ("LoRA Stacker", {"lora_count": 1, "lora_name_1": "b", "lora_wt_1": 0.5, "lora_name_2": "c",
+                                  "lora_wt_2": 1})},
+         ["LoRA a at 0.7 is left out: its file is not here; give it to the request itself",
+          "LoRA b at 0.5 is left out: its file is not here; give it to the request itself",
+          "not honoured: nodes: Efficient Loader, LoRA Stacker"]),
+        ({"6": ("CLIPTextEncode", {"text": ""})}, []),
         ({"8": ("VAEDecode", {"samples": ["11", 0]}), "11": ("KSampler", FIRST),
           "12": ("LatentUpscale", {"samples": ["3", 0]})},
          ["not honoured: later passes: KSampler 0.5, nodes: LatentUpscale"]),
@@ -154,6 +207,13 @@ def test_other_values() -> None:
     both = told(BASE | {"6": ("ConditioningConcat", {"conditioning_to": ["30", 0], "conditioning_from": ["31", 0]}),
                         "30": ("CLIPTextEncode", {"text": "a"}), "31": ("CLIPTextEncode", {"text": "b"})})  # fmt: skip
     assert both.prompt == "a, b"
+
+
+def test_the_size_is_the_pictures_own_where_nobody_says_one() -> None:
+    start: Nodes = {"5": ("VAEEncode", {"pixels": ["30", 0]}), "30": ("LoadImage", {"image": "a.png"})}
+    assert told(BASE | start).as_large_as_drawn
+    scaled: Nodes = {"9": ("SaveImage", {"images": ["31", 0]}), "31": ("ImageScaleBy", {"image": ["8", 0]})}
+    assert not told(BASE | start | scaled).as_large_as_drawn
 
 
 def test_long_chains_and_many_links() -> None:

@@ -31,6 +31,15 @@ def kite(negative: str = "blurry, ugly", prompt: str = "a red kite", rest: str =
         (f"a red kite\n{LINE}", kite("")),
         (f"Negative prompt: blurry, ugly\n{LINE}", kite(prompt="")),
         (LINE, kite("", "")),
+        (f"a red kite\nnegative prompt: blurry, ugly\n{LINE}", kite()),
+        (f"a red kite\nNegative Prompt: blurry, ugly\n{LINE}", kite()),
+        ("a red kite\nNegative prompt: blurry, ugly\n" + LINE.replace(", ", "\n"), kite()),
+        ("a red kite\n" + LINE.replace(", ", "\n") + "\nTemplate: x, Seed: 3", kite("", rest="Template: x, Seed: 3")),
+        (f"a red kite\\nNegative prompt: blurry, ugly\\n{LINE}", kite()),
+        (f"a red kite\\r\\nNegative prompt: blurry, ugly\\r\\n{LINE}", kite()),
+        (f"a red kite<br>Negative prompt: blurry, ugly<br />{LINE}", kite()),
+        ("a kite\nSteps: 20, CFG scale: 7,5, Seed: 3, Denoising strength: 0,75",
+         Parts("a kite", "", {"Steps": "20", "CFG scale": "7,5", "Seed": "3", "Denoising strength": "0,75"}, "")),
         # all in one line
         (f"a red kite.Negative prompt: blurry, ugly.{LINE}", kite()),
         (f"a red kite, Negative prompt: blurry, ugly, {LINE}", kite()),
@@ -130,6 +139,23 @@ def test_any_text_is_read(text: str) -> None:
 def test_long_texts_take_no_long_time(evil: str) -> None:
     parse(f"x{evil}", KNOWN)
     parse(f"x\nSteps: 20, {evil}", KNOWN)
+
+
+@pytest.mark.parametrize(
+    ("line", "fields"),
+    [
+        ("Steps: 20.0, Seed: 12.0, CFG scale: 7,5", {"steps": 20, "seed": 12, "guidance_scale": 7.5}),
+        ("Steps: 20, Seed: 18446744073709551615, Size: 512*768px", {"seed": 2**64 - 1, "width": 512, "height": 768}),
+        ("Steps: 20, Guidance Scale: 3,5, Width: 512, Height: 768",
+         {"guidance_scale": 3.5, "width": 512, "height": 768}),
+        ("steps: 20, cfg scale: 2, size: 512 x 768", {"steps": 20, "guidance_scale": 2, "width": 512, "height": 768}),
+        ("Steps: 20, Size: 64x64, Width: 512, Height: 512", {"width": 64, "height": 64}),
+    ],
+)  # fmt: skip
+def test_numbers_as_other_programs_write_them(line: str, fields: dict[str, float]) -> None:
+    request, notes = read_parameters(f"a kite\n{line}, RNG: CPU")
+    assert {name: getattr(request, name) for name in fields} == fields
+    assert notes == []
 
 
 def test_values_that_cannot_be_used_are_said() -> None:

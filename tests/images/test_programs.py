@@ -6,6 +6,7 @@ Where sd-parsers errs, ours is the value that is right, and the row says so.
 from __future__ import annotations
 
 import gzip
+import html
 import json
 import warnings
 from collections.abc import Mapping
@@ -132,6 +133,28 @@ def links(graph: Mapping[str, Any]) -> dict[str, Any]:
     return {"links": rows}
 
 
+EASY = {
+    "prompt": KITE["prompt"], "negative_prompt": "blurry", "seed": "77", "use_stable_diffusion_model": "sd-1.5",
+    "clip_skip": "False", "use_vae_model": "", "sampler_name": "dpmpp_2m_karras", "width": "512", "height": "768",
+    "num_inference_steps": "20", "guidance_scale": "7.0", "use_lora_model": "['fluffy', 'red']",
+    "lora_alpha": "[0.5, 1.0]", "use_face_correction": "GFPGANv1.4", "use_upscale": "None", "tiling": "none",
+}  # fmt: skip
+EASY_SHOWN = {
+    "Prompt": KITE["prompt"], "Negative Prompt": "blurry", "Seed": "77", "Stable Diffusion model": "sd-1.5",
+    "Clip Skip": "True", "Sampler": "dpmpp_2m_karras", "Width": "512", "Height": "768", "Steps": "20",
+    "Guidance Scale": "7.0", "LoRA model": "None",
+}  # fmt: skip
+DRAW_THINGS = {
+    "c": KITE["prompt"], "uc": "blurry", "seed": 77, "size": "512x768", "scale": 7, "steps": 20, "model": "sd-1.5",
+    "sampler": "DPM++ 2M Karras", "strength": 1, "lora": [{"model": "fluffy", "weight": 0.6}], "mask_blur": 2.5,
+}  # fmt: skip
+DRAW_THINGS_XMP = (
+    '<x:xmpmeta><rdf:RDF><rdf:Description><dc:description><rdf:Alt><rdf:li xml:lang="x-default">a red kite&#xA;'
+    f"-blurry&#xA;{A1111.splitlines()[-1]}</rdf:li></rdf:Alt></dc:description><exif:UserComment><rdf:Alt>"
+    f'<rdf:li xml:lang="x-default">{html.escape(json.dumps(DRAW_THINGS))}</rdf:li></rdf:Alt></exif:UserComment>'
+    "</rdf:Description></rdf:RDF></x:xmpmeta>"
+)
+
 FILES: dict[str, dict[str, Any]] = {
     "a1111": {"parameters": A1111},
     "invokeai": {"invokeai_metadata": INVOKE},
@@ -144,8 +167,11 @@ FILES: dict[str, dict[str, Any]] = {
     "fooocus": {"parameters": FOOOCUS, "fooocus_scheme": "fooocus"},
     "fooocus-a1111": {"parameters": A1111.replace("Schedule type", "Scheduler"), "fooocus_scheme": "a1111"},
     "comfyui": {"prompt": comfy(), "workflow": links(comfy())},
+    "easydiffusion": EASY,
+    "easydiffusion-shown": EASY_SHOWN,
+    "drawthings": {"XML:com.adobe.xmp": DRAW_THINGS_XMP},
 }
-NO_JUDGE = {"swarmui"}  # which it does not know
+NO_JUDGE = {"swarmui", "easydiffusion", "easydiffusion-shown", "drawthings"}  # which it does not know
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -233,6 +259,12 @@ def test_where_sd_parsers_errs(tmp_path: Path) -> None:
                      "not honoured: adm_guidance: (1.5, 0.8, 0.3), refiner_switch: 0.5, sharpness: 2, styles: "
                      "['Fooocus V2']"]),
         ("comfyui", []),
+        ("easydiffusion", ["LoRA fluffy at 0.5 is left out: its file is not here; give it to the request itself",
+                           "LoRA red at 1.0 is left out: its file is not here; give it to the request itself",
+                           "not honoured: use_face_correction: GFPGANv1.4"]),
+        ("easydiffusion-shown", ["not honoured: clip_skip: True"]),
+        ("drawthings", ["LoRA fluffy at 0.6 is left out: its file is not here; give it to the request itself",
+                        "not honoured: mask_blur: 2.5"]),
     ],
 )  # fmt: skip
 def test_what_is_lost_is_said(tmp_path: Path, name: str, notes: list[str]) -> None:
@@ -274,6 +306,34 @@ def test_fooocus_in_a_jpeg(tmp_path: Path) -> None:
     exif[0x9286], exif[0x0131], exif[0x927C] = json.dumps(FOOOCUS), "Fooocus v2.5.0", "fooocus"
     Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg", exif=exif)
     assert read_picture(tmp_path / "a.jpg").request.prompt == KITE["prompt"]
+
+
+def test_easy_diffusion_in_a_jpeg(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0x9286] = b"UNICODE\0" + json.dumps(EASY).encode("utf-16-be")
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.jpg", exif=exif)
+    record = read_picture(tmp_path / "a.jpg")
+    assert (record.source, record.request.seed, record.request.prompt) == ("easydiffusion", 77, KITE["prompt"])
+
+
+@pytest.mark.parametrize("key", ["Parameters", "Description", "Comment", "Anything"])
+def test_a1111_by_other_keywords(tmp_path: Path, key: str) -> None:
+    record = read(tmp_path, {"Title": "a kite", key: A1111})
+    assert (record.source, record.request.seed, record.request.negative_prompt) == ("a1111", 77, "blurry")
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".webp", ".png"])
+def test_a1111_in_the_description_of_xmp(tmp_path: Path, suffix: str) -> None:
+    text = f"<dc:description><rdf:Alt><rdf:li>{html.escape(A1111)}</rdf:li></rdf:Alt></dc:description>"
+    path = tmp_path / f"a{suffix}"
+    if suffix == ".png":
+        png(path, {"XML:com.adobe.xmp": text})
+    else:
+        Image.new("RGB", (64, 64)).save(path, xmp=text.encode())
+    record = read_picture(path)
+    assert (record.request.prompt, record.request.negative_prompt, record.request.seed) == (
+        KITE["prompt"], "blurry", 77,
+    )  # fmt: skip
 
 
 def test_swarmui_in_a_jpeg(tmp_path: Path) -> None:

@@ -109,14 +109,26 @@ def test_a_pickle_without_a_name_is_called_as_its_file(tmp_path: Path) -> None:
     ("tensors", "words"),
     [
         ({"clip_l": vectors(1), "clip_g": vectors(1)}, "is for SDXL, with vectors for two text towers"),
-        ({"a": vectors(1), "b": vectors(1)}, r"expected one word, as \(k, width\) vectors; it holds 2 names \(a, b\)"),
-        ({"a": torch.zeros(1, 2, 3)}, "expected one word"),
+        ({"a": vectors(1), "b": vectors(1)}, r"expected one word, as \(k, width\) vectors; it holds 2 words \(a, b\)"),
+        ({"a": torch.zeros(1, 2, 3)}, r"vectors of floating point; a is float32 \(1, 2, 3\)"),
+        ({"a": torch.zeros(0, 32)}, r"a is float32 \(0, 32\)"),
+        ({"a": torch.zeros(1, 32, dtype=torch.int8)}, r"a is int8 \(1, 32\)"),
+        ({"a.b": vectors(1), "c": vectors(1)}, r"it holds 2 tensors \(a.b, c\)"),
+        ({}, r"it holds 0 tensors \(none\)"),
     ],
 )
 def test_what_holds_no_word_is_named(tmp_path: Path, tensors: Any, words: str) -> None:
     save_file(tensors, tmp_path / "x.safetensors")
     with pytest.raises(WeightsError, match=words):
         read_concept(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("name", ["two.bin", "two.safetensors"])
+def test_several_words_are_not_converted(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = {"<a>": vectors(1)[0], "<b>": vectors(1)[0]}
+    (torch.save if name.endswith(".bin") else save_file)(words, tmp_path / name)
+    assert main(["convert", str(tmp_path / name), str(tmp_path / "x.safetensors")]) == 2
+    assert f"{name}: expected one word, as (k, width) vectors; it holds 2 words (<a>, <b>)" in capsys.readouterr().err
 
 
 @given(

@@ -280,12 +280,53 @@ def test_what_is_for_a_second_text_tower_is_left_out_and_told(
         ("lora_unet_double_blocks_0_img_attn_proj.lora_down.weight", "Flux"),
         ("transformer.single_transformer_blocks.0.attn.to_q.lora_A.weight", "Flux"),
         ("transformer.transformer_blocks.0.attn.to_q.lora_A.weight", "Stable Diffusion 3"),
+        ("transformer.transformer_blocks.0.img_mlp.net.2.lora_A.weight", "Qwen-Image"),
+        ("diffusion_model.blocks.0.self_attn.q.lora_A.weight", "Wan"),
+        ("lora_unet_blocks_0_cross_attn_q.lora_down.weight", "Wan"),
+        ("diffusion_model.layers.0.attention.to_q.lora_A.weight", "Lumina or Z-Image"),
     ],
 )
 def test_other_families_are_named(tiny_model: Tiny, tmp_path: Path, name: str, family: str) -> None:
     model, path = tiny_model("sd1"), tmp_path / "a.safetensors"
     save_file({name: torch.ones(2, 8)}, path)
     with pytest.raises(WeightsError, match=f"a.safetensors: holds no LoRA for this model .*; it is for {family}, take"):
+        read_lora(path, model.unet, model.text)
+
+
+def test_bundled_words_are_left_out_and_told(
+    tiny_model: Tiny,
+    tmp_path: Path,
+    written: tuple[LoRA, dict[str, torch.Tensor]],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model, path, (made, tensors) = tiny_model("sd1"), tmp_path / "a.safetensors", written
+    save_file(tensors | {f"bundle_emb.{x}": torch.ones(2, 32) for x in ("cat.string_to_param.*", "dog.clip_l")}, path)
+    assert_equal(read_lora(path, model.unet, model.text), made)
+    assert caplog.messages == [f"{path}: the words that are bundled with it are left out (cat, dog)"]
+
+
+@pytest.mark.parametrize("half", ["lora_down.weight", "lora_up.weight", "alpha"])
+def test_a_lora_that_adds_nothing_is_told(
+    tiny_model: Tiny, tmp_path: Path, caplog: pytest.LogCaptureFixture, half: str
+) -> None:
+    model, path = tiny_model("sd1"), tmp_path / "a.safetensors"
+    tensors = {"lora_down.weight": torch.ones(2, 4, 3, 3), "lora_up.weight": torch.ones(32, 2), "alpha": torch.ones(())}
+    for changed, notes in ({}, 0), ({half: tensors[half] * 0}, 1):
+        save_file({f"lora_unet_conv_in.{name}": x for name, x in (tensors | changed).items()}, path)
+        read_lora(path, model.unet, model.text)
+        assert len(caplog.messages) == notes
+    assert caplog.messages == [f"{path}: has no effect, as all 1 layers add 0 (their weights, or alpha, are 0)"]
+
+
+def test_whole_numbers_are_an_alpha_and_no_weights(tiny_model: Tiny, tmp_path: Path) -> None:
+    model, path = tiny_model("sd1"), tmp_path / "a.safetensors"
+    down, up, alpha = torch.ones(2, 4, 3, 3), torch.ones(32, 2), torch.tensor(1)
+    names = [f"lora_unet_conv_in.{half}" for half in ("lora_down.weight", "lora_up.weight", "alpha")]
+    save_file(dict(zip(names, (down, up, alpha), strict=True)), path)
+    (read,) = read_lora(path, model.unet, model.text).unet.values()
+    assert read.alpha == 1
+    save_file(dict(zip(names, (down.to(torch.int8), up, alpha), strict=True)), path)
+    with pytest.raises(WeightsError, match=f"{names[0]} holds int8 numbers, expected floating point"):
         read_lora(path, model.unet, model.text)
 
 
@@ -298,7 +339,7 @@ def test_no_nan_comes_in(
     broken = tensors[name].clone()
     broken.view(-1)[-1] = value
     save_file(tensors | {name: broken}, path)
-    with pytest.raises(WeightsError, match=f"a.safetensors: {re.escape(name)} holds NaN, infinite or complex values"):
+    with pytest.raises(WeightsError, match=f"a.safetensors: {re.escape(name)} holds NaN or infinite values"):
         read_lora(path, model.unet, model.text)
 
 
@@ -357,7 +398,7 @@ WRONG = [
     ({"conv_in.weight": (2, 2)}, r"holds no LoRA for this model \(its first name: conv_in.weight\)"),
     (
         {"unet.conv_in.lora_A.weight": (2, 4, 3, 3), "unet.conv_in.lora_B.weight": (32, 2, 1, 1), "x.alpha": ()},
-        r"1 names fit no layer of this model \(the first: x.alpha\)",
+        r"1 of its names fit no layer of this model \(the first: x.alpha\)",
     ),
 ]
 

@@ -264,7 +264,8 @@ def test_an_autoencoder_whose_attention_has_the_names_of_diffusers(names, flat, 
         renamed[name] = x
     assert len(renamed.keys() - load_file(file).keys()) == 16
     save_file(renamed, file, {"gradina": "{}"})
-    assert all(torch.equal(x, read_file(file).vae.state_dict()[n]) for n, x in tiny().vae.state_dict().items())
+    got = read_file(file).vae.state_dict()
+    assert all(torch.equal(x, got[name]) for name, x in tiny().vae.state_dict().items())
 
 
 def test_what_is_outside_of_the_parts_is_noted_and_what_is_dead_is_not(file, saved, caplog):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import sys
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from gradina.pipeline import Plan, StableDiffusion
+
+log = logging.getLogger(__name__)
 
 SLUG_BYTES = 200  # of the 255 that a name may have; seed, number and suffix follow
 
@@ -123,7 +126,7 @@ def again(
 
     record = read_picture(picture)
     for note in record.notes:
-        say(note)
+        log.warning(note)
     target = output or str(with_ending(Path(picture), "-again.png"))
     check_files(record.request, target, None, None)
     was = record.model or {}

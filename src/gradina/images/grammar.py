@@ -17,13 +17,16 @@ _STEPS_LINE = re.compile(r"^[ \t]*Steps:[ \t]*\d+[ \t]*(?=[,\n]|\Z)", re.MULTILI
 _INSIDE = re.compile(
     r"(?<!\w)(?:(?:Steps|Seed):[ \t]*\d+[ \t]*(?=[,\n]|\Z)|Size:[ \t]*\d+x\d|Sampler:|CFG scale:|Model(?: hash)?:)"
 )
-_NEGATIVE_LINE = re.compile(rf"^[ \t]*{NEGATIVE} ?", re.MULTILINE)
-_NEGATIVE_INSIDE = re.compile(rf"(?<!\w){NEGATIVE} ?")
+_NEGATIVE_LINE = re.compile(rf"^[ \t]*{NEGATIVE} ?", re.MULTILINE | re.IGNORECASE)
+_NEGATIVE_INSIDE = re.compile(rf"(?<!\w){NEGATIVE} ?", re.IGNORECASE)
+_ESCAPED = re.compile(
+    r"(?:\\r)?\\n|<br ?/?>"
+)  # line breaks of a text that went through JSON, or a page, once too often
 _KEY = re.compile(r'[ \t]*(\w[^:,"\n]{0,80}?)[ \t]*:[ \t]*')
 _END = r"(?=[ \t]*(?:[,\n]|\Z))"
 _QUOTED = re.compile(rf'"(?:[^"\\]|\\.)*"{_END}', re.DOTALL)
 _COMMA = re.compile(r"[ \t]*(?:,|(?=\n)|\Z)")
-_PLAIN = re.compile(r"[^,\n]*")
+_PLAIN = re.compile(rf"-?\d+,\d+{_END}|[^,\n]*")  # a decimal comma is no end
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +94,7 @@ def _places(text: str, known: Mapping[str, str]) -> tuple[int, int, dict[str, st
         pairs, at = _settings(text, line.start(), known)
         found = line.start(), at, pairs
     if found:
-        return found
+        return _with_further_lines(text, *found, known)
     for inside, _ in zip(_INSIDE.finditer(text), range(TRIES), strict=False):
         pairs, end = _settings(text, inside.start(), known)
         clear = inside[0].startswith("Steps") or all(pairs.values())  # no words of a prompt between them
@@ -107,6 +110,19 @@ def _places(text: str, known: Mapping[str, str]) -> tuple[int, int, dict[str, st
     return len(text), len(text), {}
 
 
+def _with_further_lines(
+    text: str, start: int, end: int, pairs: dict[str, str], known: Mapping[str, str]
+) -> tuple[int, int, dict[str, str]]:
+    """Settings that begin a line, with those of the next lines that hold nothing but known keys."""
+    names = set(known.values())
+    while end < len(text):
+        more, at = _settings(text, end + 1, known)
+        if not more or not more.keys() <= names or not all(more.values()):
+            break
+        pairs, end = more | pairs, at
+    return start, end, pairs
+
+
 def parse(text: str, known: Mapping[str, str]) -> Parts:
     """The parts of a text; `known` are the keys by their small letters.
 
@@ -115,6 +131,8 @@ def parse(text: str, known: Mapping[str, str]) -> Parts:
     stands anywhere before them.
     """
     text = re.sub(r"\r\n?", "\n", text).rstrip()
+    if "\n" not in text and _STEPS_LINE.search(unescaped := _ESCAPED.sub("\n", text)):
+        text = unescaped
     start, end, pairs = _places(text, known)
     inside = start > 0 and text[start - 1 : start] != "\n" and bool(pairs)
     head = _without_separator(text[:start]) if inside else text[:start].removesuffix("\n") if pairs else text

@@ -19,7 +19,8 @@ READ = {
     *VALUES, "positive_prompt", "negative_prompt", "scheduler", "model", "loras", "app_version", "prompt", "sampler",
 }  # fmt: skip
 HARMLESS = (
-    ("generation_mode", "txt2img"), ("type", "txt2img"), ("rand_device", "cpu"), ("model", "stable diffusion"),
+    ("generation_mode", "txt2img"), ("generation_mode", "sd_txt2img"),
+    ("type", "txt2img"), ("rand_device", "cpu"), ("model", "stable diffusion"),
     ("app_id", "invoke-ai/InvokeAI"), ("orig_hash", ""),
 )  # fmt: skip
 

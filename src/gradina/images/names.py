@@ -86,6 +86,11 @@ NEAREST_SCHEDULES = (
     ("TCD",                   "trailing"),
 )  # fmt: skip
 
+ALIASES = {  # by their keys: letters and digits alone
+    "lmsd": "lms", "dpmsde": "dpmppsde", "dpmad": "dpmadaptive", "ddimv3": "ddim", "unipcmultistep": "unipc",
+    "dpmsolvermultistep": "dpmpp2m", "dpmsolverpp": "dpmpp2m", "dpmsolverpp2m": "dpmpp2m", "dpm2pp2m": "dpmpp2m",
+    "dpmsolversinglestep": "dpmpp2s", "dpmsolversde": "dpmppsde", "deismultistep": "deis",
+}  # fmt: skip
 OPEN = ("", "default", "automatic", "none", "auto")  # whatever the program takes by itself
 
 
@@ -93,8 +98,11 @@ def _key(name: str) -> str:
     """Letters and digits alone, so that `DPM++ 2S a` and `dpmpp_2s_ancestral` are one."""
     name = name.lower().replace("+", "p").removeprefix("k_").removeprefix("sample_")
     key = re.sub(r"[^a-z0-9]|gpu$", "", name).replace("ancestral", "a")
+    key = re.sub(
+        r"(?<=.)((discrete)?scheduler|flowmatch)$", "", key
+    )  # classes of diffusers, and SD.Next's names of them
     key = f"dpm{key[4:]}" if key.startswith("kdpm") else key
-    return {"lmsd": "lms", "dpmsde": "dpmppsde", "dpmad": "dpmadaptive", "ddimv3": "ddim"}.get(key, key)
+    return ALIASES.get(key, key)
 
 
 _SAMPLERS = {_key(row[0]): (row, False) for row in NEAREST_SAMPLERS} | {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from gradina.images import comfyui, fooocus, invokeai, novelai, swarmui
+from gradina.images import comfyui, drawthings, easydiffusion, fooocus, invokeai, novelai, swarmui
 from gradina.images.told import Told
 
 # As `source` of a record     reads its texts
@@ -13,6 +13,8 @@ PROGRAMS = (
     ("swarmui",               swarmui.read),
     ("fooocus",               fooocus.read),
     ("novelai",               novelai.read),
+    ("easydiffusion",         easydiffusion.read),
+    ("drawthings",            drawthings.read),
 )  # fmt: skip
 
 

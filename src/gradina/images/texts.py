@@ -26,7 +26,11 @@ LOOKED_AT = 4096  # letters, to tell an encoding by
 MARKS = ((b"\xef\xbb\xbf", "utf-8"), (b"\xfe\xff", "utf-16-be"), (b"\xff\xfe", "utf-16-le"))
 CODES = (b"UNICODE\0", b"ASCII\0\0\0", b"JIS\0\0\0\0\0", bytes(8))  # before the text of a UserComment
 
-_SDCPP = re.compile(r"<sdcpp:parameters>(.*?)</sdcpp:parameters>", re.DOTALL)
+XMP = {  # elements, and what we call them: as the same in Exif
+    "sdcpp:parameters": "parameters", "exif:UserComment": "UserComment", "dc:description": "ImageDescription",
+}  # fmt: skip
+
+_XMP = re.compile(rf"<({'|'.join(XMP)})\b[^>]*>(.*?)</\1>", re.DOTALL)
 
 
 def texts(path: str | PathLike[str], what: str = "picture") -> dict[str, str]:
@@ -44,7 +48,7 @@ def texts(path: str | PathLike[str], what: str = "picture") -> dict[str, str]:
             found = {}
         comment, xmp = (image.info.get(key, b"") for key in ("comment", "xmp"))
     if isinstance(xmp, bytes):
-        found |= _xmp(plain(xmp))
+        found = _xmp(plain(xmp)) | found
     return found | ({"comment": plain(comment)} if comment and isinstance(comment, bytes) else {})
 
 
@@ -77,7 +81,7 @@ def _png(file: BinaryIO, name: str) -> dict[str, str]:
         file.seek(4, os.SEEK_CUR)
     if profile := found.get("Raw profile type exif") or found.get("Raw profile type APP1"):
         exif |= _exif_bytes(_profile(profile))
-    return exif | _xmp(found.get("XML:com.adobe.xmp", "")) | found
+    return _xmp(found.get("XML:com.adobe.xmp", "")) | exif | found
 
 
 def _profile(text: str) -> bytes:
@@ -101,9 +105,8 @@ def _chunk(kind: bytes, data: bytes, room: int) -> tuple[str, bytes]:
 
 
 def _xmp(packet: str) -> dict[str, str]:
-    """What stable-diffusion.cpp writes into the XMP of a WebP."""
-    found = _SDCPP.search(packet)
-    return {"parameters": html.unescape(found[1])} if found else {}
+    """The texts in XMP: what stable-diffusion.cpp and Draw Things write there, and editors that know no Exif."""
+    return {XMP[name]: html.unescape(re.sub(r"</?rdf:[^>]*>", "", text)).strip() for name, text in _XMP.findall(packet)}
 
 
 def _exif_bytes(data: bytes) -> dict[str, str]:

@@ -19,7 +19,9 @@ from gradina.request import Request
 KINDS = {"steps": int, "seed": int, "width": int, "height": int, "guidance_scale": float, "guidance_rescale": float}
 DAMAGE = (ValueError, TypeError, ArithmeticError, RecursionError)  # what odd values do
 
-_NETWORK = re.compile(r"<(lora|lyco|hypernet):([^<>\n]*)>")
+WEIGHTS = "prompt: weights such as (word:1.2), ((word)) or [word] are read as plain words"
+_EMBEDDING = re.compile(r"\bembedding:[^\s:<>\[\]]+")
+NETWORK = re.compile(r"<(lora|lyco|hypernet):([^<>\n]*)>")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,18 +144,27 @@ def lora(name: object, scale: object) -> str:
 
 def without_networks(prompt: str) -> str:
     """A prompt without `<lora:...>` and its like."""
-    return _NETWORK.sub("", prompt)
+    return NETWORK.sub("", prompt)
 
 
 def syntax(text: str) -> list[str]:
     """What other programs would read in a prompt beyond its words."""
     notes = [
         f"prompt: {short(network[0])} is left out: it names no file; give a LoRA's to the request itself"
-        for network in _NETWORK.finditer(text)
+        for network in NETWORK.finditer(text)
     ]
+    notes += embeddings(text)
     if re.search(r"(?<!\\)[()\[\]]", text):
-        notes.append("prompt: weights such as (word:1.2), ((word)) or [word] are read as plain words")
+        notes.append(WEIGHTS)
     for word, meaning in (("AND", "draws two prompts at once"), ("BREAK", "begins a new chunk of tokens")):
         if re.search(rf"\b{word}\b", text):
             notes.append(f"prompt: {word} is read as a plain word; there it {meaning}")
     return notes
+
+
+def embeddings(text: str) -> list[str]:
+    """What ComfyUI would take for learnt words in a prompt."""
+    named = dict.fromkeys(found[0].rstrip(".,)") for found in _EMBEDDING.finditer(text))
+    return (
+        [f"prompt: {', '.join(named)} is read as plain words; give a learnt word's file as a concept"] if named else []
+    )

@@ -15,12 +15,12 @@ from gradina.adapters.textual import Concept
 from gradina.errors import WeightsError
 from gradina.models.tokenizer import SMALL, as_word
 from gradina.request import word_and_file
-from gradina.weights.pickles import NARROWEST
+from gradina.weights.pickles import NARROWEST, are_words
 from gradina.weights.store import open_weights, save_weights
 
 log = logging.getLogger(__name__)
 
-UNNAMED = ("emb_params", "*", "clip_l")  # names of vectors whose word is the name of the file
+UNNAMED = ("emb_params", "*", "string_to_param.*", "clip_l")  # names of vectors whose word is the name of the file
 OF_XL = {"clip_l", "clip_g"}  # the text towers of Stable Diffusion XL
 
 
@@ -45,7 +45,7 @@ def read_concept(source: str | PathLike[str]) -> Concept:
 def is_concept(tensors: Mapping[str, Tensor]) -> bool:
     """Whether a file with these tensors holds a word, and nothing else."""
     wide = all(x.ndim in (1, 2) and x.shape[-1] >= NARROWEST for x in tensors.values())
-    return wide and (set(tensors) == OF_XL or len(tensors) == 1)
+    return wide and (set(tensors) == OF_XL or len(tensors) == 1 or are_words(tensors))
 
 
 def concept_of(tensors: Mapping[str, Tensor], path: Path) -> Concept:
@@ -56,9 +56,15 @@ def concept_of(tensors: Mapping[str, Tensor], path: Path) -> Concept:
     if set(tensors) >= OF_XL:
         raise WeightsError(f"{path}: is for SDXL, with vectors for two text towers; expected one for SD 1.x or 2.x")
     (name, vectors), *others = tensors.items() if tensors else [("", Tensor())]
-    if others or vectors.ndim not in (1, 2) or not vectors.numel() or vectors.is_complex():
-        names = ", ".join([name, *(other for other, _ in others)][:3])
-        raise WeightsError(f"{path}: expected one word, as (k, width) vectors; it holds {len(tensors)} names ({names})")
+    if others or not tensors:
+        what = "words" if are_words(tensors) else "tensors"
+        names = ", ".join([name, *(other for other, _ in others)][:3]) or "none"
+        raise WeightsError(
+            f"{path}: expected one word, as (k, width) vectors; it holds {len(tensors)} {what} ({names})"
+        )
+    if vectors.ndim not in (1, 2) or not vectors.numel() or not vectors.is_floating_point():
+        got = f"{str(vectors.dtype).removeprefix('torch.')} {tuple(vectors.shape)}"
+        raise WeightsError(f"{path}: expected one word, as (k, width) vectors of floating point; {name} is {got}")
     vectors = vectors.float().reshape(-1, vectors.shape[-1])
     if not torch.isfinite(vectors).all():
         raise WeightsError(f"{path}: {name} holds NaN or infinite values; fetch or make the file again")

@@ -35,6 +35,9 @@ KINDS = (  # what is in the names of tensors that are no plain LoRA
     ("IA3", r"ia3|\.on_input$"), ("full differences", r"\.(diff|diff_b|set_weight|w_norm|b_norm)$"),
 )  # fmt: skip
 FAMILIES = (  # whose layers these are
+    ("Wan", r"(?<![a-z])blocks[._]\d+[._](self|cross)_attn"),
+    ("Qwen-Image", r"transformer_blocks[._]\d+[._](img|txt)_(mlp|mod)"),
+    ("Lumina or Z-Image", r"(?<![a-z])layers[._]\d+[._]attention[._]"),
     ("Flux", r"(double|single)_blocks|single_transformer_blocks"),
     ("Stable Diffusion 3", r"joint_blocks|transformer[._]transformer_blocks"),
     ("Stable Diffusion XL", r"transformer_blocks[._][1-9]|add_embedding|label_emb"),

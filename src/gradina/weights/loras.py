@@ -27,6 +27,7 @@ from gradina.weights.tables import TEXT, UNET
 
 log = logging.getLogger(__name__)
 
+BUNDLED = "bundle_emb."  # how the names of words begin that OneTrainer puts into a LoRA's file
 STATES = "states"  # beside the LoRA of an edit
 LoRADialect = Literal["diffusers", "kohya"]
 WRITTEN = {"diffusers": ("unet.", "text_encoder."), "kohya": ("lora_unet_", "lora_te_")}
@@ -62,6 +63,9 @@ def read_lora(path: str | PathLike[str], unet: UNet, text: TextTower) -> LoRA:
             "they are left out (the first: %s)",
             path, len(further), len(file.tensors), further[0],
         )  # fmt: skip
+    every = [thin for layers in learnt.values() for thin in layers.values()]
+    if every and not any(thin.alpha and thin.down.any() and thin.up.any() for thin in every):
+        log.warning("%s: has no effect, as all %d layers add 0 (their weights, or alpha, are 0)", path, len(every))
     return LoRA(**learnt)
 
 
@@ -122,11 +126,13 @@ def settings_beside(path: Path) -> dict[str, str]:
 def _places(file: Weights, unet: UNet, text: TextTower) -> tuple[dict[tuple[str, str], Halves], list[str]]:
     """For each layer the names of its halves, and the names that are for a second text tower."""
     found: dict[tuple[str, str], Halves] = defaultdict(dict)
-    further, unknown, spellings = [], [], spellings_of(unet, text)
+    further, bundled, unknown, spellings = [], [], [], spellings_of(unet, text)
     for name in file.tensors:
         where = place(name, spellings)
         if is_further(name):
             further.append(name)
+        elif name.startswith(BUNDLED):
+            bundled.append(name)
         elif where is not None:
             other = found[where.part, where.layer].setdefault(where.half, name)
             if other != name:
@@ -140,14 +146,20 @@ def _places(file: Weights, unet: UNet, text: TextTower) -> tuple[dict[tuple[str,
         raise WeightsError(f"{file.path}: holds no LoRA for this model (its first name: {first}){whose}")
     if unknown:
         raise WeightsError(
-            f"{file.path}: {len(unknown)} names fit no layer of this model (the first: {unknown[0]}){whose}"
+            f"{file.path}: {len(unknown)} of its names fit no layer of this model (the first: {unknown[0]}){whose}"
         )
+    if bundled:
+        words = ", ".join(dict.fromkeys(name.split(".")[1] for name in bundled))
+        log.warning("%s: the words that are bundled with it are left out (%s)", file.path, words)
     return found, further
 
 
 def _finite(path: Path, name: str, x: Tensor) -> Tensor:
-    if x.is_complex() or not torch.isfinite(x.float()).all():
-        raise WeightsError(f"{path}: {name} holds NaN, infinite or complex values; fetch or make the file again")
+    if x.is_complex() or (x.numel() > 1 and not x.is_floating_point()):  # alpha may be a whole number
+        kind = str(x.dtype).removeprefix("torch.")
+        raise WeightsError(f"{path}: {name} holds {kind} numbers, expected floating point; take another copy")
+    if not torch.isfinite(x.float()).all():
+        raise WeightsError(f"{path}: {name} holds NaN or infinite values; fetch or make the file again")
     return x
 
 

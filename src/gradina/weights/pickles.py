@@ -83,9 +83,17 @@ def vectors_of(path: Path, content: Any) -> dict[str, Tensor] | None:
         name = next(name for name in names if isinstance(name, str) and name not in ("", "*"))
         named = dict.fromkeys([name], *kept.values()) if kept else {}
     else:
-        named = dict(content) if len(content) == 1 or {"clip_l", "clip_g"} == set(content) else {}
+        tensors = {name: x for name, x in content.items() if isinstance(name, str) and isinstance(x, Tensor)}
+        several = len(tensors) == len(content) and are_words(tensors)
+        named = dict(content) if len(content) == 1 or {"clip_l", "clip_g"} == set(content) or several else {}
     found = {n: x.detach() for n, x in named.items() if isinstance(n, str) and isinstance(x, Tensor)}
     return found if all(x.ndim in (1, 2) and x.shape[-1] >= NARROWEST for x in found.values()) and found else None
+
+
+def are_words(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether these are several words, as one file may hold: single vectors of one width, by names without a dot."""
+    widths = {x.shape[-1] if x.ndim == 1 or (x.ndim == 2 and len(x) < x.shape[-1]) else 0 for x in tensors.values()}
+    return len(tensors) > 1 and len(widths) == 1 and min(widths) >= NARROWEST and not any("." in n for n in tensors)
 
 
 def content_of(path: Path) -> Any:
