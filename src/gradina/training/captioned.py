@@ -16,6 +16,7 @@ from gradina.texts import parsed
 log = logging.getLogger(__name__)
 
 CAPTION_KEYS = ("text", "caption", "prompt")  # what captions are called in tables of metadata and in JSON
+MISSING = ("nan", "null", "none", "n/a", "#n/a", "na", "<na>")  # a value that is not there, as text
 GIVEN_WORDS = "the words given"  # the place of a caption that is not in the folder
 NAMED = 3  # files in an error
 SHOWN = 60  # letters of a caption in a message
@@ -81,18 +82,25 @@ def spanned(file: Path, start: int, count: int) -> bytes:
 
 def caption_in(row: Mapping[str, object], where: str, tell: Tell) -> str:
     """The caption that a row of a table or a JSON object holds, "" for none; RecipeError for what is no text."""
-    key = next((key for key in CAPTION_KEYS if row.get(key) not in (None, "", [])), "")
+    there = [key for key in CAPTION_KEYS if row.get(key) not in (None, "", [])]
+    key = there[0] if there else ""
     said = row.get(key, "")
+    if any(row[other] != said for other in there[1:]):
+        tell(where, f"has {' and '.join(there)}, of which {key} is read")
     if isinstance(said, list):
         tell(where, f"{key} is a list, of which the first is read")
-        said = said[0]
+        said = next((each for each in said if each not in (None, "")), "")
     if not isinstance(said, str):
         raise RecipeError(f"{where}: {key} is {shown(repr(said))}, expected a text")
     try:
         said.encode()
     except UnicodeEncodeError as error:
         raise RecipeError(f"{where}: {key} is no text in Unicode ({error.reason})") from error
-    return said.strip()
+    said = said.strip()
+    if said.lower() in MISSING:
+        tell(where, f"{key} is {said}, as programs write what is missing, and no caption")
+        return ""
+    return said
 
 
 def caption_of_json(text: str, where: str, tell: Tell) -> str:
