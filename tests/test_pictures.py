@@ -154,6 +154,27 @@ def test_the_limit_holds_for_pictures_in_memory_and_is_inclusive() -> None:
         open_picture(Image.new("RGB", (0, 5)))
 
 
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [
+        (b"", "it is empty; "),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "it is HEIC; "),
+        (b"\0\0\0\x18ftypisom", "it is a video; "),
+        (b"<!DOCTYPE html><html>", "it is HTML; "),
+        (b"<?xml version='1.0'?><svg/>", "it is SVG; "),
+        (b"\xff\x0a" + bytes(9), "it is JPEG XL; "),
+        (b"version https://git-lfs.github.com/spec/v1\n", "it is a pointer of Git LFS, "),
+        (b"anything", ""),
+    ],
+)
+def test_what_is_no_picture_is_named(tmp_path: Path, data: bytes, kind: str) -> None:
+    (tmp_path / "a.jpg").write_bytes(data)
+    for source, name in ((tmp_path / "a.jpg", tmp_path / "a.jpg"), (data, "the file")):
+        with pytest.raises(PictureError) as error:
+            open_picture(source)
+        assert str(error.value).startswith(f"init_image: {name} is no picture ({kind}")
+
+
 def test_a_closed_picture_gets_one_line(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     with Image.open(tmp_path / "a.png") as image:

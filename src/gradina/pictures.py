@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import re
 import struct
 import threading
 import warnings
@@ -39,6 +40,15 @@ UNREAD = (  # of what is a picture, and of no use here
     ".heic", ".heif", ".hif", ".jxl", ".psd", ".svg", ".raw", ".dng", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw",
     ".srf", ".sr2", ".raf", ".orf", ".rw2", ".pef", ".srw", ".x3f", ".3fr", ".iiq", ".mrw", ".rwl",
 )  # fmt: skip
+OTHERS = (  # what files begin with that are called pictures, and are of no use here
+    (rb".{4}ftyp(hei|hev|mif|msf)", "HEIC"),
+    (rb"\xff\x0a|\0\0\0\x0cJXL", "JPEG XL"),
+    (rb"8BPS", "PSD"),
+    (rb"\s*<(!doctype html|html)", "HTML"),
+    (rb"\s*<(svg|\?xml)", "SVG"),
+    (rb".{4}ftyp|\x1aE\xdf\xa3", "a video"),
+    (rb"version https://git-lfs", "a pointer of Git LFS, to be fetched with `git lfs pull`"),
+)
 UNREAD_ADVICE = "convert them to PNG or JPEG"
 PRIVATE = {  # folders in which systems keep thumbnails and what was removed, in small letters
     "@eadir", "@recycle", "@recently-snapshot", "@__thumb", "#recycle", "#snapshot", "__macosx", "$recycle.bin",
@@ -65,7 +75,9 @@ def _without_warnings() -> Iterator[None]:
 
 
 def _name(source: ImageLike | bytes) -> str:
-    return "the picture" if isinstance(source, Image.Image | bytes) else os.fspath(source)
+    if isinstance(source, Image.Image | bytes):
+        return "the file" if isinstance(source, bytes) else "the picture"
+    return os.fspath(source)
 
 
 def admit_file(path: str | PathLike[str], what: str) -> str:
@@ -100,13 +112,21 @@ def _open(source: str | PathLike[str] | bytes, what: str, most: int) -> Image.Im
     except PermissionError as error:
         raise PictureError(f"{what}: {path} may not be read; change its permissions") from error
     except UnidentifiedImageError:
-        raise PictureError(f"{what}: {path} is no picture (expected {', '.join(FORMATS)})") from None
+        kind = _kind(source if isinstance(source, bytes) else Path(file).read_bytes()[:64])  # type: ignore[arg-type]
+        raise PictureError(f"{what}: {path} is no picture ({kind}expected {', '.join(FORMATS)})") from None
     except DAMAGE as error:
         raise PictureError(f"{what}: {path} is damaged or truncated ({error}); give another file") from error
     if image.format not in FORMATS:
         image.close()
         raise PictureError(f"{what}: {path} is {image.format}, expected {', '.join(FORMATS)}; convert it first")
     return image
+
+
+def _kind(data: bytes) -> str:
+    """What a file is instead of a picture that is read, by its first bytes, for a message; "" where that is unknown."""
+    if not data:
+        return "it is empty; "
+    return next((f"it is {kind}; " for mark, kind in OTHERS if re.match(mark, data, re.IGNORECASE | re.DOTALL)), "")
 
 
 def _admit_size(image: Image.Image, what: str, name: str, most: int) -> None:
@@ -128,6 +148,15 @@ def _eight_bits(image: Image.Image) -> Image.Image:
         fits = (1.0,) if image.mode == "F" else ()
         highest = next((top for top in (*fits, 255.0, 65535.0) if peak <= top), peak)
     return image.convert("F").point(lambda value: value * (255.0 / highest) + 0.5).convert("L")
+
+
+def moving(source: ImageLike | bytes, what: str = "picture") -> bool:
+    """Whether a picture is animated, or has several pages; a second one for other screens, as telephones add, is not.
+
+    Raises PictureError as `open_picture` does.
+    """
+    with opened(source, what, LARGEST) as image:
+        return image.format != "MPO" and getattr(image, "n_frames", 1) > 1
 
 
 def _flat(image: Image.Image, mode: str, background: str) -> Image.Image:
