@@ -227,21 +227,44 @@ def visible(parts: Iterable[str]) -> bool:
 
 
 def files_in(folder: Path) -> list[Path]:
-    """The files in a folder and those below it that are visible, in order."""
-    found = []
-    for place, below, names in os.walk(folder):
-        below[:] = sorted(name for name in below if visible([name]))
+    """The files in a folder and those below it that are visible, in order; links to folders elsewhere are followed.
+
+    A note names a folder that cannot be read.
+    """
+
+    def untold(error: OSError) -> None:
+        log.warning("%s: cannot be read (%s), and is left out", error.filename, error.strerror)
+
+    found, root = [], os.path.realpath(folder)
+    seen = {root}
+    for place, below, names in os.walk(folder, followlinks=True, onerror=untold):
+        below[:] = sorted(name for name in below if visible([name]) and _elsewhere(Path(place, name), root, seen))
         found += [Path(place, name) for name in sorted(names) if visible([name])]
     return found
+
+
+def _elsewhere(path: Path, root: str, seen: set[str]) -> bool:
+    """Whether a folder is to be entered: a link that leads out of `root`, to where nothing has been `seen`, or none."""
+    true = os.path.realpath(path)
+    if true in seen or (path.is_symlink() and Path(true).is_relative_to(root)):
+        return False
+    seen.add(true)
+    return True
 
 
 def pictures_in(folder: Path) -> list[Path]:
     """The visible files in a folder and those below it that are named as pictures are, in order.
 
-    A note counts those in formats that are not read, such as HEIC; raises PictureError where there are no others.
+    A note counts those in formats that are not read, such as HEIC, and links to nothing; raises PictureError where
+    there are none but in such formats.
     """
     files = files_in(folder)
-    found = [path for path in files if path.suffix.lower() in SUFFIXES and path.is_file()]
+    named = [path for path in files if path.suffix.lower() in SUFFIXES]
+    found = [path for path in named if path.is_file()]
+    gone = [str(path.relative_to(folder)) for path in named if path.is_symlink() and not path.exists()]
+    if gone:
+        names = ", ".join(gone[:3]) + (", ..." if len(gone) > 3 else "")
+        log.warning("%s: %d links to pictures lead to nothing (%s), and are left out", folder, len(gone), names)
     unread = [path for path in files if path.suffix.lower() in UNREAD and path.is_file()]
     if unread:
         names = ", ".join(str(path.relative_to(folder)) for path in unread[:3]) + (", ..." if len(unread) > 3 else "")
