@@ -6,7 +6,7 @@ import re
 import struct
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +154,27 @@ def test_the_limit_holds_for_pictures_in_memory_and_is_inclusive() -> None:
         open_picture(Image.new("RGB", (0, 5)))
 
 
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [
+        (b"", "it is empty; "),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "it is HEIC; "),
+        (b"\0\0\0\x18ftypisom", "it is a video; "),
+        (b"<!DOCTYPE html><html>", "it is HTML; "),
+        (b"<?xml version='1.0'?><svg/>", "it is SVG; "),
+        (b"\xff\x0a" + bytes(9), "it is JPEG XL; "),
+        (b"version https://git-lfs.github.com/spec/v1\n", "it is a pointer of Git LFS, "),
+        (b"anything", ""),
+    ],
+)
+def test_what_is_no_picture_is_named(tmp_path: Path, data: bytes, kind: str) -> None:
+    (tmp_path / "a.jpg").write_bytes(data)
+    for source, name in ((tmp_path / "a.jpg", tmp_path / "a.jpg"), (data, "the file")):
+        with pytest.raises(PictureError) as error:
+            open_picture(source)
+        assert str(error.value).startswith(f"init_image: {name} is no picture ({kind}")
+
+
 def test_a_closed_picture_gets_one_line(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     with Image.open(tmp_path / "a.png") as image:
@@ -222,3 +243,36 @@ def test_formats_that_are_not_read_are_told(tmp_path: Path, caplog: pytest.LogCa
 def test_suffixes_are_those_of_the_formats() -> None:
     Image.init()
     assert {Image.registered_extensions()[suffix] for suffix in SUFFIXES} | {"MPO"} == set(FORMATS)
+
+
+def test_links_to_folders_are_followed_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("here/x/a.png", "away/b.png", "away/back/c.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    for name, to in (("away", "away"), ("again", "away"), ("up", "."), ("x2", "here/x"), ("loop", "here")):
+        (tmp_path / "here" / name).symlink_to(tmp_path / to)
+    (tmp_path / "away" / "back" / "loop").symlink_to(tmp_path / "away")
+    found = [path.relative_to(tmp_path / "here").as_posix() for path in pictures_in(tmp_path / "here")]
+    assert found == ["again/b.png", "again/back/c.png", "x/a.png"]
+    assert not caplog.messages
+
+
+def test_links_to_nothing_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "a.png").write_bytes(b"")
+    for i in range(4):
+        (tmp_path / f"{i}.png").symlink_to("nowhere")
+    assert pictures_in(tmp_path) == [tmp_path / "a.png"]
+    told = "4 links to pictures lead to nothing (0.png, 1.png, 2.png, ...), and are left out"
+    assert caplog.messages == [f"{tmp_path}: {told}"]
+
+
+def test_folders_that_cannot_be_read_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def walk(top: Path, onerror: Callable[[OSError], None], **_: object) -> Iterator[tuple[str, list[str], list[str]]]:
+        onerror(PermissionError(13, "Permission denied", str(top / "x")))
+        yield str(top), [], []
+
+    monkeypatch.setattr("os.walk", walk)
+    assert pictures_in(tmp_path) == []
+    assert caplog.messages == [f"{tmp_path / 'x'}: cannot be read (Permission denied), and is left out"]

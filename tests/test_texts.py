@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gradina.errors import RecipeError, RequestError
-from gradina.texts import parsed, read_text, reading
+from gradina.texts import DOCUMENTS, parsed, read_text, reading
 
 MARKED = {
     "utf-8": codecs.BOM_UTF8,
@@ -21,7 +21,7 @@ MARKED = {
     "utf-32-be": codecs.BOM_UTF32_BE,
 }
 WRITTEN = st.text(st.characters(exclude_characters="\0\r", exclude_categories=["Cs"])).filter(
-    lambda text: not text.startswith("\ufeff")
+    lambda text: not text.lstrip().lower().startswith(("\ufeff", *(begun for begun, _ in DOCUMENTS)))
 )
 
 
@@ -73,6 +73,23 @@ def test_what_is_no_text_is_refused(data: bytes) -> None:
         read(data)
 
 
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [
+        (rb"{\rtf1\ansi a seven}", "a document in RTF, expected plain text"),
+        (b"\n<!DOCTYPE html>\n<html>404</html>", "a page in HTML, expected plain text"),
+        (b"<html>403 Forbidden</html>", "a page in HTML, expected plain text"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 7\n",
+            "a pointer of Git LFS; fetch the file",
+        ),
+    ],
+)
+def test_documents_are_no_plain_text(data: bytes, kind: str) -> None:
+    with pytest.raises(RecipeError, match=f"^a.txt is {kind}"):
+        read(data)
+
+
 def test_one_note_names_what_was_guessed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "a.txt").write_bytes(b"caf\xe9")
     with caplog.at_level(logging.WARNING):
@@ -96,3 +113,12 @@ def test_json_that_is_nested_too_deep_is_no_json() -> None:
     assert parsed('{"a": [1]}') == {"a": [1]}
     with pytest.raises(ValueError, match="nested too deep"):
         parsed("[" * 100_000)
+
+
+def test_json_says_where_it_is_none_and_what_it_has_twice() -> None:
+    for text, where in (('{"a": 1,}', "column 9$"), ('{"a": 1}\n{', "line 2, column 1$")):
+        with pytest.raises(ValueError, match=where):
+            parsed(text)
+    assert parsed('{"a": 1, "a": 2}') == {"a": 2}
+    with pytest.raises(ValueError, match="it has 'a' twice"):
+        parsed('{"b": [{"a": 1, "a": 2}]}', once=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import re
 import struct
 import threading
 import warnings
@@ -39,6 +40,15 @@ UNREAD = (  # of what is a picture, and of no use here
     ".heic", ".heif", ".hif", ".jxl", ".psd", ".svg", ".raw", ".dng", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw",
     ".srf", ".sr2", ".raf", ".orf", ".rw2", ".pef", ".srw", ".x3f", ".3fr", ".iiq", ".mrw", ".rwl",
 )  # fmt: skip
+OTHERS = (  # what files begin with that are called pictures, and are of no use here
+    (rb".{4}ftyp(hei|hev|mif|msf)", "HEIC"),
+    (rb"\xff\x0a|\0\0\0\x0cJXL", "JPEG XL"),
+    (rb"8BPS", "PSD"),
+    (rb"\s*<(!doctype html|html)", "HTML"),
+    (rb"\s*<(svg|\?xml)", "SVG"),
+    (rb".{4}ftyp|\x1aE\xdf\xa3", "a video"),
+    (rb"version https://git-lfs", "a pointer of Git LFS, to be fetched with `git lfs pull`"),
+)
 UNREAD_ADVICE = "convert them to PNG or JPEG"
 PRIVATE = {  # folders in which systems keep thumbnails and what was removed, in small letters
     "@eadir", "@recycle", "@recently-snapshot", "@__thumb", "#recycle", "#snapshot", "__macosx", "$recycle.bin",
@@ -65,7 +75,9 @@ def _without_warnings() -> Iterator[None]:
 
 
 def _name(source: ImageLike | bytes) -> str:
-    return "the picture" if isinstance(source, Image.Image | bytes) else os.fspath(source)
+    if isinstance(source, Image.Image | bytes):
+        return "the file" if isinstance(source, bytes) else "the picture"
+    return os.fspath(source)
 
 
 def admit_file(path: str | PathLike[str], what: str) -> str:
@@ -100,13 +112,21 @@ def _open(source: str | PathLike[str] | bytes, what: str, most: int) -> Image.Im
     except PermissionError as error:
         raise PictureError(f"{what}: {path} may not be read; change its permissions") from error
     except UnidentifiedImageError:
-        raise PictureError(f"{what}: {path} is no picture (expected {', '.join(FORMATS)})") from None
+        kind = _kind(source if isinstance(source, bytes) else Path(file).read_bytes()[:64])  # type: ignore[arg-type]
+        raise PictureError(f"{what}: {path} is no picture ({kind}expected {', '.join(FORMATS)})") from None
     except DAMAGE as error:
         raise PictureError(f"{what}: {path} is damaged or truncated ({error}); give another file") from error
     if image.format not in FORMATS:
         image.close()
         raise PictureError(f"{what}: {path} is {image.format}, expected {', '.join(FORMATS)}; convert it first")
     return image
+
+
+def _kind(data: bytes) -> str:
+    """What a file is instead of a picture that is read, by its first bytes, for a message; "" where that is unknown."""
+    if not data:
+        return "it is empty; "
+    return next((f"it is {kind}; " for mark, kind in OTHERS if re.match(mark, data, re.IGNORECASE | re.DOTALL)), "")
 
 
 def _admit_size(image: Image.Image, what: str, name: str, most: int) -> None:
@@ -128,6 +148,15 @@ def _eight_bits(image: Image.Image) -> Image.Image:
         fits = (1.0,) if image.mode == "F" else ()
         highest = next((top for top in (*fits, 255.0, 65535.0) if peak <= top), peak)
     return image.convert("F").point(lambda value: value * (255.0 / highest) + 0.5).convert("L")
+
+
+def moving(source: ImageLike | bytes, what: str = "picture") -> bool:
+    """Whether a picture is animated, or has several pages; a second one for other screens, as telephones add, is not.
+
+    Raises PictureError as `open_picture` does.
+    """
+    with opened(source, what, LARGEST) as image:
+        return image.format != "MPO" and getattr(image, "n_frames", 1) > 1
 
 
 def _flat(image: Image.Image, mode: str, background: str) -> Image.Image:
@@ -198,21 +227,44 @@ def visible(parts: Iterable[str]) -> bool:
 
 
 def files_in(folder: Path) -> list[Path]:
-    """The files in a folder and those below it that are visible, in order."""
-    found = []
-    for place, below, names in os.walk(folder):
-        below[:] = sorted(name for name in below if visible([name]))
+    """The files in a folder and those below it that are visible, in order; links to folders elsewhere are followed.
+
+    A note names a folder that cannot be read.
+    """
+
+    def untold(error: OSError) -> None:
+        log.warning("%s: cannot be read (%s), and is left out", error.filename, error.strerror)
+
+    found, root = [], os.path.realpath(folder)
+    seen = {root}
+    for place, below, names in os.walk(folder, followlinks=True, onerror=untold):
+        below[:] = sorted(name for name in below if visible([name]) and _elsewhere(Path(place, name), root, seen))
         found += [Path(place, name) for name in sorted(names) if visible([name])]
     return found
+
+
+def _elsewhere(path: Path, root: str, seen: set[str]) -> bool:
+    """Whether a folder is to be entered: a link that leads out of `root`, to where nothing has been `seen`, or none."""
+    true = os.path.realpath(path)
+    if true in seen or (path.is_symlink() and Path(true).is_relative_to(root)):
+        return False
+    seen.add(true)
+    return True
 
 
 def pictures_in(folder: Path) -> list[Path]:
     """The visible files in a folder and those below it that are named as pictures are, in order.
 
-    A note counts those in formats that are not read, such as HEIC; raises PictureError where there are no others.
+    A note counts those in formats that are not read, such as HEIC, and links to nothing; raises PictureError where
+    there are none but in such formats.
     """
     files = files_in(folder)
-    found = [path for path in files if path.suffix.lower() in SUFFIXES and path.is_file()]
+    named = [path for path in files if path.suffix.lower() in SUFFIXES]
+    found = [path for path in named if path.is_file()]
+    gone = [str(path.relative_to(folder)) for path in named if path.is_symlink() and not path.exists()]
+    if gone:
+        names = ", ".join(gone[:3]) + (", ..." if len(gone) > 3 else "")
+        log.warning("%s: %d links to pictures lead to nothing (%s), and are left out", folder, len(gone), names)
     unread = [path for path in files if path.suffix.lower() in UNREAD and path.is_file()]
     if unread:
         names = ", ".join(str(path.relative_to(folder)) for path in unread[:3]) + (", ..." if len(unread) > 3 else "")

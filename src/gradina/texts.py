@@ -23,6 +23,12 @@ MARKS = (  # byte-order marks, the longer first: that of UTF-32 begins as that o
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 GUESS = "cp1252"  # Windows in Western Europe and America; tried last, since nearly all bytes mean something in it
+DOCUMENTS = (  # what begins so is text of another kind, whose marks nobody means
+    ("{\\rtf", "a document in RTF, expected plain text"),
+    ("<!doctype html", "a page in HTML, expected plain text"),
+    ("<html", "a page in HTML, expected plain text"),
+    ("version https://git-lfs", "a pointer of Git LFS; fetch the file with `git lfs pull`"),
+)
 CONTROL = re.compile(r"[\0-\x08\x0e-\x1f]")  # what no one-byte text has, and nearly all other files have
 
 Read = Callable[[bytes, str], str]
@@ -40,6 +46,10 @@ def reading(error: type[GradinaError]) -> Iterator[Read]:
         text, encoding = decoded(data)
         if text is None:
             raise error(f"{name} is no text in UTF-8, UTF-16 or Windows-1252; save it as UTF-8")
+        head = text[:32].lstrip().lower()
+        for begun, kind in DOCUMENTS:
+            if head.startswith(begun):
+                raise error(f"{name} is {kind}")
         if encoding == GUESS:
             guessed.append(name)
         return text.replace("\r\n", "\n").replace("\r", "\n")
@@ -90,9 +100,23 @@ def _unmarked(data: bytes) -> str:
     return "utf-16-be" if high else "utf-16-le"
 
 
-def parsed(text: str) -> object:
-    """What a JSON text says; raises ValueError, in few words, for what is none or is nested too deep."""
+def parsed(text: str, once: bool = False) -> object:
+    """What a JSON text says; raises ValueError, in few words, for what is none or is nested too deep.
+
+    With `once`, also for an object that has a key twice, of which Python would keep the last.
+    """
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_once if once else None)
+    except json.JSONDecodeError as error:
+        line = f"line {error.lineno}, " if "\n" in text else ""
+        raise ValueError(f"{error.msg}, {line}column {error.colno}") from None
     except RecursionError:
         raise ValueError("it is nested too deep") from None
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    keys = [key for key, _ in pairs]
+    double = next((key for key in keys if keys.count(key) > 1), None) if len(set(keys)) < len(keys) else None
+    if double is not None:
+        raise ValueError(f"it has {double!r} twice")
+    return dict(pairs)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from gradina.errors import RecipeError
 from gradina.pipeline import StableDiffusion, to_pixels
-from gradina.training.owned import CROPS, Crop, cropped, encoded, nearest, read_folder, shapes, spoken
+from gradina.training.owned import CROPS, Crop, covering, cropped, encoded, nearest, read_folder, shapes, spoken
 
 Tiny = Callable[..., StableDiffusion]
 
@@ -201,3 +201,31 @@ def test_small_and_broken_pictures_are_named(tiny_model: Tiny, tmp_path: Path, c
     (folder / "b boat.png").write_bytes(b"no picture")
     with pytest.raises(RecipeError, match=r"b boat.png"):
         encoded(model, read_folder(folder), Crop(enlarge=True), 64 * 64)
+
+
+def test_what_moves_is_told_and_its_first_picture_is_learnt(
+    tmp_path: Path, tiny_model: Tiny, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = (Image.new("RGB", (64, 64), colour) for colour in ("red", "blue"))
+    first.save(tmp_path / "a boat.png")
+    for name in ("b boat.gif", "c boat.webp", "d boat.tiff"):
+        first.save(tmp_path / name, save_all=True, append_images=[second])
+    model = tiny_model()
+    (mean,) = encoded(model, read_folder(tmp_path), Crop(), 64 * 64).mean
+    assert (mean - mean[:1]).abs().max() < 0.1
+    assert caplog.messages == [
+        f"{tmp_path / 'b boat.gif'} and 2 more: is animated, or has several pages, of which the first is read"
+    ]
+
+
+def test_pictures_larger_than_what_is_drawn_are_learnt(tmp_path: Path, tiny_model: Tiny, cache: Path) -> None:
+    picture(tmp_path, "a boat.png", (6000, 4000))
+    assert len(encoded(tiny_model(), read_folder(tmp_path), Crop(), 64 * 64)) == 1
+
+
+def test_what_covers_a_shape_stays_as_it_is() -> None:
+    image = Image.effect_noise((301, 173), 90)
+    whole = covering(image, (64, 48))
+    assert whole.size == (84, 48)
+    assert covering(whole, (64, 48)).tobytes() == whole.tobytes()
+    assert cropped(image, (64, 48), 0.3, 0.9).tobytes() == cropped(whole, (64, 48), 0.3, 0.9).tobytes()

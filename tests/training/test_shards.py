@@ -196,6 +196,32 @@ def test_tables_in_shards_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixt
     assert "s.tar/x/metadata.jsonl: is not read in a shard; unpack it, and give the folder" in caplog.text
 
 
+def test_what_is_left_out_of_a_shard_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    shard(tmp_path / "s.tar", {"a.png": b"", "a.txt": b"a seven", "b.heic": b"", "c.tar": b"", "d.zip": b""})
+    assert captions(tmp_path) == {"a.png": "a seven"}
+    assert [message.partition("s.tar/")[2] for message in caplog.messages] == [
+        "b.heic: is in a format that is not read, and left out; convert them to PNG or JPEG",
+        "c.tar and 1 more: is not read in a shard; unpack it, and give the folder",
+    ]
+
+
+def test_members_of_one_name_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = shard(tmp_path / "s.tar", {"a.png": b"first", "a.txt": b"a seven"})
+    with tarfile.open(path, "a") as more:
+        info = tarfile.TarInfo("a.png")
+        info.size = 4
+        more.addfile(info, io.BytesIO(b"last"))
+    (one,) = read_folder(path)
+    assert (one.data(), one.caption) == (b"last", "a seven")
+    assert caplog.messages == [f"{path}/a.png: is there more than once, and the last is read, as tar unpacks it"]
+
+
+def test_joined_tar_files_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "s.tar").write_bytes(WHOLE + tar({"b.png": b"", "b.txt": b"a two"}))
+    with pytest.raises(RecipeError, match=r"s.tar: goes on behind its end, as tar files joined by cat do"):
+        read_folder(tmp_path)
+
+
 def test_one_caption_for_all_needs_no_other(tmp_path: Path) -> None:
     path = shard(tmp_path / "s.tar", {"a.png": b"", "b.png": b""})
     assert [one.caption for one in in_shard(path, "a sks dog", lambda data, _: data.decode(), lambda *_: None)] == [

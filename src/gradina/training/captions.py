@@ -17,12 +17,16 @@ from gradina.texts import Read, decoded, reading
 from gradina.training.beside import beside
 from gradina.training.captioned import GIVEN_WORDS, Captioned, Tell, caption_of_json, shown, some, spoken, telling
 from gradina.training.repeats import meant, repeated
-from gradina.training.shards import SHARD, in_shard
-from gradina.training.tables import in_tables
+from gradina.training.shards import ARCHIVES, SHARD, in_shard
+from gradina.training.tables import in_tables, is_table
 
 NAMES = "names of files"
 MASK = re.compile(r"(.*)-(mask|cond)label")  # how OneTrainer calls what goes with a picture
-PACKED = (".zip", ".7z", ".rar", ".zst")
+UNREAD = (  # endings of what others keep captions in, and is not read
+    ".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".xlsx", ".xls", ".ods", ".arrow", ".yaml", ".yml", ".toml", ".xml",
+    ".xmp", ".tag", ".tags", ".cap", ".prompt", ".rtf", ".docx", ".html",
+)  # fmt: skip
+PLACEHOLDER = re.compile(r"\[(trigger|name|filewords)\]")
 ADVICE = "put each into a .txt of its picture's name, or let `gradina caption FOLDER --write` do it"
 
 
@@ -42,6 +46,9 @@ def read_folder(source: str | Path, caption: str | None = None) -> list[Captione
             raise RecipeError(f"{source}: there is no such folder of pictures")
         else:
             found = _in_folder(source, caption, read, tell)
+        for one in found:
+            if match := PLACEHOLDER.search(one.caption):
+                tell(one.name, f"{match[0]} in its caption stays as it is; write the words that it stands for")
     if not found:
         raise RecipeError(f"{source}: holds no pictures (expected {', '.join(SUFFIXES[:4])}, ... or .tar shards)")
     dumb = [one for one in found if not one.caption]
@@ -58,7 +65,7 @@ def _in_folder(source: Path, caption: str | None, read: Read, tell: Tell) -> lis
     files = files_in(source)
     shards = [path for path in files if SHARD.fullmatch(path.name) and path.is_file()]
     for path in files:
-        if path.suffix.lower() in (PACKED if shards else (*PACKED, ".parquet")):  # beside shards, it says the same
+        if path.suffix.lower() in (ARCHIVES if shards else (*ARCHIVES, ".parquet")):  # beside shards, it says the same
             tell(str(path), "is not read; unpack what is in it")
     pictures = _without_masks(_pictures(source, bool(shards)), tell)
     named = {path.relative_to(source).as_posix(): path for path in pictures}
@@ -118,11 +125,16 @@ def _captioned(
         else:
             found.append(_from_beside(source, path, texts[name], read, tell))
     used = {text for some_of in texts.values() for text in some_of}
-    if words or rows or any(one.caption for one in found) or not all(text.lower().endswith(".json") for text in used):
+    said = (
+        words or rows or any(one.caption for one in found) or not all(text.lower().endswith(".json") for text in used)
+    )
+    if said or not found:
         return found
     for text in _relative(source, files):
         if text.lower().endswith((".txt", ".caption")) and text not in used:
             tell(str(source / text), "is called as no picture is, and is not read")
+        elif text.lower().endswith(UNREAD) and text not in used and not is_table(PurePosixPath(text).name):
+            tell(str(source / text), "is not read; captions stand in metadata.csv, or in .txt files beside pictures")
     return [replace(one, caption=spoken(_readable(one.file.stem, tell)), place=NAMES) for one in found]
 
 

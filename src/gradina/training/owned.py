@@ -17,9 +17,9 @@ from torch import Tensor
 from gradina.errors import PictureError, RecipeError
 from gradina.files import cache_folder
 from gradina.models.vae import AutoencoderKL
-from gradina.pictures import open_picture
+from gradina.pictures import LARGEST, moving, open_picture
 from gradina.pipeline import StableDiffusion, to_pixels
-from gradina.training.captioned import Captioned, some, spoken
+from gradina.training.captioned import Captioned, Tell, some, spoken, telling
 from gradina.training.captions import captions_told, read_folder
 from gradina.training.checkpoint import once
 from gradina.training.data import generator
@@ -98,12 +98,17 @@ def nearest(size: tuple[int, int], among: Sequence[tuple[int, int]]) -> tuple[in
     return min(among, key=lambda shape: abs(math.log(shape[0] / shape[1] * height / width)))
 
 
-def cropped(image: Image.Image, shape: tuple[int, int], across: float = 0.5, down: float = 0.5) -> Image.Image:
-    """A picture resized to cover a shape, and of the rest the place at shares of the way across and down."""
+def covering(image: Image.Image, shape: tuple[int, int]) -> Image.Image:
+    """A picture resized to cover a shape; one that covers it so already stays as it is."""
     scale = max(want / have for want, have in zip(shape, image.size, strict=True))
     width, height = (max(want, round(scale * have)) for want, have in zip(shape, image.size, strict=True))
-    whole = image.resize((width, height), Image.Resampling.LANCZOS)
-    left, top = round(across * (width - shape[0])), round(down * (height - shape[1]))
+    return image.resize((width, height), Image.Resampling.LANCZOS)
+
+
+def cropped(image: Image.Image, shape: tuple[int, int], across: float = 0.5, down: float = 0.5) -> Image.Image:
+    """A picture resized to cover a shape, and of the rest the place at shares of the way across and down."""
+    whole = covering(image, shape)
+    left, top = (round(across * (whole.width - shape[0])), round(down * (whole.height - shape[1])))
     return whole.crop((left, top, left + shape[0], top + shape[1]))
 
 
@@ -113,25 +118,7 @@ def encoded(model: StableDiffusion, pictures: Sequence[Captioned], crop: Crop, p
     Raises RecipeError, naming files, for pictures that are too small or cannot be read.
     """
     among = shapes(pixels, model.vae.config.factor * 2 ** (len(model.unet.config.widths) - 1), crop.buckets)
-    opened: dict[Captioned, tuple[Image.Image, tuple[int, int]]] = {}
-    small, marks = [], []
-    for one in pictures:
-        data = one.data()
-        try:
-            image = open_picture(data, one.name)
-        except PictureError as error:
-            raise RecipeError(str(error)) from error
-        shape = nearest(image.size, among)
-        if not crop.enlarge and any(have < want for have, want in zip(image.size, shape, strict=True)):
-            small.append(f"{one.name}: {image.width}x{image.height}")
-        opened[one] = image, shape
-        marks.append((hashlib.sha256(data).hexdigest(), one.caption))
-    if small:
-        size = "x".join(map(str, among[0]))
-        raise RecipeError(
-            f"{len(small)} of {len(pictures)} pictures are too small, expected about {size} pixels ({some(small)}); "
-            "take larger ones, or allow that they are enlarged"
-        )
+    opened, marks = _fitted(pictures, among, crop)
     order = [shape for shape, _ in Counter(shape for _, shape in opened.values()).most_common()]
     means, stds, captions, repeats = [], [], [], []
     encoder = digest(model.vae)
@@ -146,6 +133,44 @@ def encoded(model: StableDiffusion, pictures: Sequence[Captioned], crop: Crop, p
         captions.append(tuple(one.caption for one, _ in rows))
         repeats.append(tuple(one.repeats for one, _ in rows))
     return Owned(tuple(means), tuple(stds), tuple(captions), tuple(repeats))
+
+
+Opened = dict[Captioned, tuple[Image.Image, tuple[int, int]]]  # pictures that cover the shapes of their buckets
+
+
+def _fitted(
+    pictures: Sequence[Captioned], among: Sequence[tuple[int, int]], crop: Crop
+) -> tuple[Opened, list[tuple[str, str]]]:
+    """Each picture, of which no more is kept in memory than is needed, and what decides its latents."""
+    opened: Opened = {}
+    small, marks = [], []
+    with telling() as tell:
+        for one in pictures:
+            data = one.data()
+            image = _opened(one, data, tell)
+            shape = nearest(image.size, among)
+            if not crop.enlarge and any(have < want for have, want in zip(image.size, shape, strict=True)):
+                small.append(f"{one.name}: {image.width}x{image.height}")
+            else:
+                image = covering(image, shape)
+            opened[one] = image, shape
+            marks.append((hashlib.sha256(data).hexdigest(), one.caption))
+    if small:
+        size = "x".join(map(str, among[0]))
+        raise RecipeError(
+            f"{len(small)} of {len(pictures)} pictures are too small, expected about {size} pixels ({some(small)}); "
+            "take larger ones, or allow that they are enlarged"
+        )
+    return opened, marks
+
+
+def _opened(one: Captioned, data: bytes, tell: Tell) -> Image.Image:
+    try:
+        if moving(data, one.name):
+            tell(one.name, "is animated, or has several pages, of which the first is read")
+        return open_picture(data, one.name, LARGEST)
+    except PictureError as error:
+        raise RecipeError(str(error)) from error
 
 
 def crops_of(image: Image.Image, shape: tuple[int, int], crop: Crop, key: torch.Generator) -> list[Image.Image]:

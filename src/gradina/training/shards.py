@@ -14,11 +14,12 @@ import tarfile
 import zlib
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 from gradina.errors import RecipeError
 from gradina.files import atomic_write, cache_folder
-from gradina.pictures import SUFFIXES, visible
+from gradina.pictures import SUFFIXES, UNREAD, UNREAD_ADVICE, visible
 from gradina.texts import Read
 from gradina.training.beside import beside
 from gradina.training.captioned import GIVEN_WORDS, Captioned, Tell, caption_of_json, spanned
@@ -27,6 +28,7 @@ from gradina.training.tables import is_table
 log = logging.getLogger(__name__)
 
 SHARD = re.compile(r".*\.(tar|tar\.(gz|bz2|xz)|tgz|tbz2?|txz)", re.IGNORECASE | re.DOTALL)
+ARCHIVES = (".zip", ".7z", ".rar", ".zst", ".tzst", ".lz4", ".lzma")  # that are not read
 PACKED = ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ\0", lzma.open))  # by their first bytes
 DAMAGE = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError, ValueError)
 LINKS = 40  # from one to the next, at most
@@ -40,12 +42,15 @@ def in_shard(path: Path, caption: str | None, read: Read, tell: Tell) -> list[Ca
     Where there is none, it is "". Raises RecipeError for what is no tar file, or is cut off.
     """
     members = _members(path, tell)
+    for name in members:
+        ending = PurePosixPath(name).suffix.lower()
+        if ending in UNREAD:
+            tell(f"{path}/{name}", f"is in a format that is not read, and left out; {UNREAD_ADVICE}")
+        elif is_table(PurePosixPath(name).name) or SHARD.fullmatch(name) or ending in ARCHIVES:
+            tell(f"{path}/{name}", "is not read in a shard; unpack it, and give the folder")
     pictures = [name for name in members if PurePosixPath(name).suffix.lower() in SUFFIXES]
     if caption is not None:
         return [Captioned(path, caption, name, GIVEN_WORDS, span=members[name]) for name in pictures]
-    for name in members:
-        if is_table(PurePosixPath(name).name):
-            tell(f"{path}/{name}", "is not read in a shard; unpack it, and give the folder")
     found = []
     for name, texts in beside(pictures, members, keyed=True).items():
         one = Captioned(path, "", name, span=members[name])
@@ -67,10 +72,13 @@ def _members(path: Path, tell: Tell) -> Mapping[str, Member]:
         with tarfile.open(store, "r:") as shard:
             every = shard.getmembers()
             end = spanned(store, shard.offset, tarfile.BLOCKSIZE)
+            more = _goes_on(store, shard.offset)
         if end.strip(b"\0") or 0 < len(end) < tarfile.BLOCKSIZE:  # there, the library stops without a word
             raise tarfile.ReadError("unexpected end of data")
     except DAMAGE as error:
         raise RecipeError(f"{path}: is no tar file, or is cut off ({error})") from error
+    if more:
+        raise RecipeError(f"{path}: goes on behind its end, as tar files joined by cat do; give each as a file")
     if not end:
         tell(str(path), "has no mark of its end; if it was cut off, pictures are lost")
     named = {posixpath.normpath(member.name): member for member in every}
@@ -82,8 +90,17 @@ def _members(path: Path, tell: Tell) -> Mapping[str, Member]:
         if true is None or not true.isreg() or true.issparse():
             tell(f"{path}/{member.name}", "is no file, or a link to none, and is left out")
         else:
+            if member.name in found:
+                tell(f"{path}/{member.name}", "is there more than once, and the last is read, as tar unpacks it")
             found[member.name] = (store, true.offset_data, true.size)
     return found
+
+
+def _goes_on(path: Path, start: int) -> bool:
+    """Whether there is more than zeros from a place in a file on."""
+    with path.open("rb") as file:
+        file.seek(start)
+        return any(part.strip(b"\0") for part in iter(partial(file.read, 2**20), b""))
 
 
 def _followed(member: tarfile.TarInfo, named: Mapping[str, tarfile.TarInfo]) -> tarfile.TarInfo | None:

@@ -63,7 +63,8 @@ def in_tables(source: Path, files: Sequence[Path], pictures: Sequence[str], read
         elif not rows:
             raise RecipeError(f"{table}: has no rows; expected file_name and {CAPTION_KEYS[0]} in each")
         if gone:
-            raise RecipeError(f"{table}: {len(gone)} pictures with a caption are not there ({some(gone)})")
+            told = f"{len(gone)} pictures with a caption are not there ({some(gone)})"
+            raise RecipeError(f"{table}: {told}; give their paths from {table.parent} on")
     return found
 
 
@@ -95,11 +96,15 @@ def is_table(name: str) -> bool:
 
 
 def _json_lines(text: str, name: str) -> Rows:
+    """An object in each line; or one list of them, whatever the file is called."""
+    if text.lstrip("\ufeff \t\n").startswith("[") and _is_json(text, list):
+        text = text if not (rows := list(_json(text, name))) else ""
+        yield from rows
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip("\ufeff \t"):
             where = f"{name}: line {number}"
             try:
-                row = parsed(line.strip("\ufeff"))
+                row = parsed(line.strip("\ufeff \t"), once=True)
             except ValueError as error:
                 raise RecipeError(f"{where} is no JSON ({error})") from error
             if not isinstance(row, dict):
@@ -109,11 +114,19 @@ def _json_lines(text: str, name: str) -> Rows:
 
 
 def _json(text: str, name: str) -> Rows:
-    """A list of rows; or an object from paths to captions and tags, as kohya's scripts write it; others say nothing."""
+    """A list of rows, or one; or an object from paths to captions and tags, as kohya's scripts write it.
+
+    Others say nothing. What is no JSON, but has an object in its first line, is read as lines.
+    """
     try:
-        content = parsed(text)
-    except ValueError:
+        content = parsed(text, once=True)
+    except ValueError as error:
+        if not _is_json(text.strip("\ufeff \t\n").partition("\n")[0], dict):
+            raise RecipeError(f"{name}: is no JSON ({error})") from error
+        yield from _json_lines(text, name)
         return
+    if isinstance(content, dict) and set(FILE_KEYS) & set(content) and set(CAPTION_KEYS) & set(content):
+        content = [content]
     if isinstance(content, list) and any(isinstance(row, dict) and set(FILE_KEYS) & set(row) for row in content):
         for number, row in enumerate(content, 1):
             if not isinstance(row, dict):
@@ -123,10 +136,27 @@ def _json(text: str, name: str) -> Rows:
     if any(isinstance(row, dict) and {"caption", "tags"} & set(row) for _, row in rows):
         for path, row in rows:
             said = [row.get(part) for part in ("caption", "tags")] if isinstance(row, dict) else []
-            yield (
-                f"{name}: {path}",
-                {"file_name": path, "caption": ", ".join(s for s in said if isinstance(s, str) and s)},
-            )
+            where = f"{name}: {shown(path)}"
+            yield where, {"file_name": path, "caption": ", ".join(text for text in map(_said(where), said) if text)}
+
+
+def _is_json(text: str, kind: type) -> bool:
+    try:
+        return isinstance(parsed(text), kind)
+    except ValueError:
+        return False
+
+
+def _said(where: str) -> Callable[[object], str]:
+    """A reader of the caption or the tags that kohya's scripts know of a picture: a text, or a list of them."""
+
+    def read(said: object) -> str:
+        parts = said if isinstance(said, list) else [] if said is None else [said]
+        if not all(isinstance(part, str) for part in parts):
+            raise RecipeError(f"{where}: got {shown(repr(said))}, expected a text")
+        return ", ".join(part for part in parts if part)
+
+    return read
 
 
 def _separated(text: str, name: str) -> Rows:
@@ -135,7 +165,7 @@ def _separated(text: str, name: str) -> Rows:
     text = text[told.end() - 1 :] if told else text
     head = text.lstrip("\n").partition("\n")[0]
     between = told[1] if told else max(",;\t", key=head.count)
-    lines = csv.reader(io.StringIO(text, newline=""), delimiter=between, strict=True)
+    lines = csv.reader(io.StringIO(text, newline=""), delimiter=between, strict=True, skipinitialspace=True)
     keys: list[str] = []
     begun = 1
     while True:
@@ -163,6 +193,9 @@ def _admit_header(keys: Sequence[str], name: str) -> None:
         if not set(wanted) & set(keys):
             expected = f"expected file_name and {CAPTION_KEYS[0]} in the first line, got {some(keys)}"
             raise RecipeError(f"{name}: row 1 has no {wanted[0]}; {expected}")
+    double = next((key for key in (*FILE_KEYS, *CAPTION_KEYS) if keys.count(key) > 1), None)
+    if double:
+        raise RecipeError(f"{name}: row 1 has {double} {keys.count(double)} times; keep one of these columns")
 
 
 def _file_name(row: Mapping[str, object], where: str) -> str:
