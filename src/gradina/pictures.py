@@ -112,7 +112,7 @@ def _open(source: str | PathLike[str] | bytes, what: str, most: int) -> Image.Im
     except PermissionError as error:
         raise PictureError(f"{what}: {path} may not be read; change its permissions") from error
     except UnidentifiedImageError:
-        kind = _kind(source if isinstance(source, bytes) else Path(file).read_bytes()[:64])  # type: ignore[arg-type]
+        kind = _kind(source[:64] if isinstance(source, bytes) else _begin(source))
         raise PictureError(f"{what}: {path} is no picture ({kind}expected {', '.join(FORMATS)})") from None
     except DAMAGE as error:
         raise PictureError(f"{what}: {path} is damaged or truncated ({error}); give another file") from error
@@ -120,6 +120,11 @@ def _open(source: str | PathLike[str] | bytes, what: str, most: int) -> Image.Im
         image.close()
         raise PictureError(f"{what}: {path} is {image.format}, expected {', '.join(FORMATS)}; convert it first")
     return image
+
+
+def _begin(path: str | PathLike[str]) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(64)
 
 
 def _kind(data: bytes) -> str:
@@ -244,9 +249,10 @@ def files_in(folder: Path) -> list[Path]:
 
 
 def _elsewhere(path: Path, root: str, seen: set[str]) -> bool:
-    """Whether a folder is to be entered: a link that leads out of `root`, to where nothing has been `seen`, or none."""
+    """Whether a folder is to be entered: no link, or one that leads beside `root`, to where nothing has been `seen`."""
     true = os.path.realpath(path)
-    if true in seen or (path.is_symlink() and Path(true).is_relative_to(root)):
+    around = Path(true).is_relative_to(root) or Path(root).is_relative_to(true)
+    if true in seen or (path.is_symlink() and around):
         return False
     seen.add(true)
     return True

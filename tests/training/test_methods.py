@@ -290,14 +290,14 @@ def test_class_pictures_are_those_of_the_prompt_the_model_and_its_settings(
         caplog.clear()
         there = shutil.copytree(folder, tmp_path / f"class of {note}")
         drawn = class_pictures(other, prompt, 2, there)
-        assert f"2 pictures there are not of the class {prompt!r}: 0000.png has {note}" in caplog.text
+        assert f"not of the class {prompt!r} stay there and are not used (2: 0000.png has {note}" in caplog.text
         assert [path.name for path in drawn] == ["0000-2.png", "0001-2.png"]
         assert [(there / path.name).read_bytes() for path in first] == kept
         assert class_pictures(other, prompt, 2, there) == drawn
     caplog.clear()
     Image.new("RGB", (64, 64), "red").save(folder / "photograph.jpg")
     assert class_pictures(model, "a boat", 3, folder) == [folder / "photograph.jpg", *first]
-    assert "1 pictures are taken for the class 'a boat' that do not say what they show: photograph.jpg" in caplog.text
+    assert "do not say what they show are taken for the class 'a boat' (1: photograph.jpg)" in caplog.text
 
 
 def second(model: StableDiffusion, folder: Path) -> Path:

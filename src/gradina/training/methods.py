@@ -254,12 +254,11 @@ def class_pictures(model: StableDiffusion, prompt: str, count: int, folder: Path
         else:
             own.append(path)
     if others:
-        log.warning(
-            "%s: %d pictures there are not of the class %r: %s; not used", folder, len(others), prompt, others[0]
-        )
+        said = f"pictures that are not of the class {prompt!r} stay there and are not used ({len(others)}: {others[0]})"
+        log.warning("%s: %s", folder, said)
     if own:
-        said = f"{len(own)} pictures are taken for the class {prompt!r} that do not say what they show: {own[0].name}"
-        log.warning("%s: %s", folder, said + (", ..." if len(own) > 1 else ""))
+        said = f"pictures that do not say what they show are taken for the class {prompt!r} ({len(own)}: {own[0].name})"
+        log.warning("%s: %s", folder, said)
     missing = [seed for seed in range(count) if seed not in drawn][: max(0, count - len(own) - len(drawn))]
     if missing:
         log.info("draws %d pictures of the class", len(missing))
