@@ -47,8 +47,8 @@ def _rescaled(
     """`guided` with the standard deviation that the network's own output has for each picture, mixed by `rescale`."""
     output, target = (denoiser.prediction.output(x, sigma, d) for d in (guided, conditional))
     spread, wanted = (o.std(dim=tuple(range(1, x.ndim)), keepdim=True) for o in (output, target))
-    gain = torch.where(spread > 0, wanted / spread, 1.0)  # what is the same everywhere has no spread to be given
-    return denoiser.prediction.denoised(x, sigma, output * (rescale * gain + 1 - rescale))
+    gain = torch.where(spread > 0, rescale * wanted / spread, rescale)  # what is the same everywhere has no spread
+    return denoiser.prediction.denoised(x, sigma, output * (gain + 1 - rescale))
 
 
 def masked(denoise: Denoise, known: Tensor, mask: Tensor, n: Tensor, start: float = float("inf")) -> Denoise:
