@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from gradina.errors import WeightsError
 from gradina.weights.convert import convert
@@ -47,6 +47,18 @@ def test_a_pickle_is_converted(form, tiny, same, tmp_path):
     assert read_file(file).prediction == prediction
     folder = convert(tmp_path / "tiny.ckpt", tmp_path / "out", prediction=prediction)
     assert torch.equal(read_folder(folder).unet.conv_in.weight, tiny(form).unet.conv_in.weight)
+
+
+@pytest.mark.parametrize("name", ["tiny.ckpt", "wrapped.safetensors"])
+def test_a_model_that_a_trainer_wrapped_is_converted_whole(name, saved, tmp_path):
+    state = load_file(saved(tmp_path / "tiny.safetensors"))
+    wrapped = {f"module.{key}": x for key, x in state.items()}
+    if name.endswith(".ckpt"):
+        torch.save({"module": wrapped}, tmp_path / name)
+    else:
+        save_file(wrapped, tmp_path / name)
+    back = load_file(convert(tmp_path / name, tmp_path / "out.safetensors"))
+    assert back.keys() == state.keys()
 
 
 def test_other_numbers_where_asked(tiny, tmp_path):

@@ -28,9 +28,11 @@ def assert_state(weights):
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before 2020"])
-@pytest.mark.parametrize("wrapped", [True, False])
-def test_a_plain_state_dict(wrapped, zipped, path):
-    content = {"state_dict": OrderedDict(STATE), "epoch": 3, "hyper": {"lr": 1e-4}} if wrapped else STATE
+@pytest.mark.parametrize("wrapper", ["state_dict", "model_state_dict", "model", "module", "model module", ""])
+def test_a_plain_state_dict(wrapper, zipped, path):
+    content = OrderedDict(STATE)
+    for name in reversed(wrapper.split()):
+        content = {name: content, "epoch": 3, "hyper": {"lr": 1e-4}}
     torch.save(content, path, _use_new_zipfile_serialization=zipped)
     assert is_pickle(path)
     assert_state(read_pickle(path))

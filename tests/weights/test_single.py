@@ -230,9 +230,32 @@ OTHERS = {
     "encoder.down.0.block.0.conv1.weight": "an autoencoder alone",
     "down_blocks.0.resnets.0.conv1.weight": "a U-Net alone, in the diffusers layout",
     "text_model.embeddings.token_embedding.weight": "a CLIP model alone",
+    "conditioner.embedders.0.open_clip.model.visual.proj": "a Stable Video Diffusion checkpoint",
+    "cc_projection.weight": "a Zero123 checkpoint",
+    "adapter.body.0.resnets.0.block1.weight": "a T2I-Adapter",
+    "encoder.block.0.layer.0.SelfAttention.q.weight": "a T5 text encoder",
+    "model.diffusion_model.blocks.0.self_attn.norm_q.weight": "a Wan checkpoint",
+    "cap_embedder.0.weight": "a Lumina or Z-Image checkpoint",
+    "vision_model.embeddings.patch_embedding.weight": "a CLIP model alone",
+    "decoder.layers.0.weight": r"a tiny autoencoder \(TAESD\); give it by --tiny",
     "something.else": "an unknown kind",
     "model.diffusion_model.out.0.weight": "has no autoencoder and no text tower",
 }
+
+
+def test_an_autoencoder_beside_a_text_tower_is_not_alone(file, saved):
+    tensors = load_file(saved(file))
+    rest = {name: x for name, x in tensors.items() if not name.startswith("model.diffusion_model.")}
+    save_file(rest | {"model_ema.diffusion_modelout0weight": torch.zeros(1)}, file)
+    with pytest.raises(WeightsError, match=f"^{file}: has no U-Net; expected a whole"):
+        read_file(file)
+
+
+def test_whole_numbers_are_no_weights(file, saved):
+    tensors, name = load_file(saved(file)), "model.diffusion_model.out.2.weight"
+    save_file(tensors | {name: tensors[name].to(torch.int8)}, file)
+    with pytest.raises(WeightsError, match=r"out\.2\.weight holds int8 numbers, expected floating point"):
+        read_file(file)
 
 
 @pytest.mark.parametrize(("name", "what"), OTHERS.items(), ids=OTHERS)

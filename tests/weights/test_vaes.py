@@ -122,7 +122,8 @@ def original(vae: AutoencoderKL) -> dict[str, torch.Tensor]:
 def test_what_is_no_autoencoder_is_named(parts, source, tmp_path):
     for name, message in (
         ("lora_unet_conv_in.lora_down.weight", "is a LoRA adapter; expected an autoencoder"),
-        ("decoder.layers.0.weight", r"of an unknown kind \(first of its tensors: decoder.layers.0.weight\)"),
+        ("decoder.layers.0.weight", r"is a tiny autoencoder \(TAESD\); expected an autoencoder"),
+        ("some.weight", r"of an unknown kind \(first of its tensors: some.weight\)"),
     ):
         save_file({name: torch.zeros(2, 2)}, source)
         with pytest.raises(WeightsError, match=message):

@@ -11,6 +11,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 WHOLE = "expected a whole Stable Diffusion 1.x or 2.x checkpoint"
 VAE = "give it by --vae (in Python: vae=...) beside a whole checkpoint or model folder"
+TINY = "give it by --tiny, with --film or --strip"
 FOLDER = "load the whole folder that it belongs to"
 
 # The first row with a name that fits says what the file is; `*` is anything.
@@ -22,10 +23,17 @@ OTHERS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("a ControlNet",                          WHOLE,  ("control_model.*", "controlnet_*", "*zero_convs.*",
                                                        "*input_hint_block.*")),
     ("an IP-Adapter",                         WHOLE,  ("ip_adapter.*", "image_proj.*")),
+    ("a T2I-Adapter",                         WHOLE,  ("adapter.conv_in.*", "adapter.body.*", "body.*.in_conv.*")),
     ("a motion module (AnimateDiff)",         WHOLE,  ("*motion_modules.*",)),
     ("a Stable Diffusion XL checkpoint",      WHOLE,  ("conditioner.embedders.1.*", "add_embedding.linear_1.*")),
     ("a Stable Diffusion 3 checkpoint",       WHOLE,  ("*joint_blocks.*",)),
     ("a Flux checkpoint",                     WHOLE,  ("*double_blocks.*",)),
+    ("a Stable Video Diffusion checkpoint",   WHOLE,  ("conditioner.embedders.0.open_clip.*", "*.time_stack.*",
+                                                       "*.temporal_transformer_blocks.*")),
+    ("a Zero123 checkpoint",                  WHOLE,  ("cc_projection.*",)),
+    ("a Wan checkpoint",                      WHOLE,  ("*blocks.*.self_attn.norm_q.*", "patch_embedding.weight")),
+    ("a Lumina or Z-Image checkpoint",        WHOLE,  ("*cap_embedder.*",)),
+    ("a T5 text encoder",                     WHOLE,  ("*.SelfAttention.q.weight",)),
     ("a Stable Cascade checkpoint",           WHOLE,  ("clip_txt_mapper.*", "*.channelwise.*")),
     ("an unCLIP checkpoint or the refiner of Stable Diffusion XL",
                                               WHOLE,  ("model.diffusion_model.label_emb.*",)),
@@ -34,6 +42,7 @@ OTHERS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
 ALONE: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("an autoencoder alone",                           VAE,    ("first_stage_model.*", "encoder.down.*")),
     ("an autoencoder alone, in the diffusers layout",  VAE,    ("encoder.down_blocks.*",)),
+    ("a tiny autoencoder (TAESD)",                     TINY,   ("decoder.layers.*", "1.weight")),
     ("a U-Net alone, in the diffusers layout",         FOLDER, ("down_blocks.*",)),
     ("a U-Net alone",                                  WHOLE,  ("input_blocks.*",)),
     ("a CLIP model alone",                             FOLDER, ("text_model.*", "vision_model.*", "embeddings.token*",
@@ -53,7 +62,8 @@ def refuse_others(path: object, names: Iterable[str]) -> None:
     """Raises WeightsError, saying what the file is, unless it has the names of a whole original checkpoint."""
     names = list(names)
     whole = [any(n.startswith(p) for n in names) for p in HOMES]
-    for what, advice, patterns in OTHERS + ALONE * (not whole[0]):
+    alone = ALONE * (not whole[0] and sum(whole) < 2)
+    for what, advice, patterns in OTHERS + alone:
         if _any(names, patterns) and not (all(whole) and what in BESIDE):
             raise WeightsError(f"{path}: is {what}; {advice}")
     lacking = [what for has, what in zip(whole, ("U-Net", "autoencoder", "text tower"), strict=True) if not has]

@@ -23,6 +23,7 @@ from gradina.weights.store import Weights, open_weights
 
 # Modules whose classes trainers left in published checkpoints; they are never imported, and never called.
 LEFT_BEHIND = ("pytorch_lightning.", "lightning.", "lightning_fabric.", "numpy.", "omegaconf.", "ldm.", "typing.Any")
+WRAPPERS = ("state_dict", "model_state_dict", "model", "module")  # of Lightning, of torch's guide, of DeepSpeed
 PARAMETERS = "torch.nn.modules.container.ParameterDict"
 NARROWEST = 16  # vectors of a word; what is narrower is something else
 ZIP, PROTOCOL = b"PK\x03\x04", b"\x80"
@@ -141,9 +142,15 @@ def _refusal(path: Path, names: list[str]) -> str:
 
 
 def tensors_of(path: Path, content: Any) -> dict[str, Tensor]:
-    """The state dict, which trainers put under "state_dict". Raises WeightsError for what holds no tensors by name."""
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]
+    """The state dict, which trainers put under one of WRAPPERS.
+
+    Raises WeightsError for what holds no tensors by name.
+    """
+    while isinstance(content, Mapping):
+        inner = next((content[name] for name in WRAPPERS if isinstance(content.get(name), Mapping)), None)
+        if inner is None:
+            break
+        content = inner
     found = dict(content) if isinstance(content, Mapping) else {}
     tensors = {name: x.detach() for name, x in found.items() if isinstance(name, str) and isinstance(x, Tensor)}
     if isinstance(content, list | tuple) and any(isinstance(x, Tensor) for x in content):

@@ -147,6 +147,12 @@ def build(
         if x.shape != wanted[name].shape:
             got, expected = tuple(x.shape), tuple(wanted[name].shape)
             raise WeightsError(f"{weights.path}: {sources[name].name} has shape {got}, expected {expected}")
+        if not x.is_floating_point():
+            kind = str(x.dtype).removeprefix("torch.")
+            raise WeightsError(
+                f"{weights.path}: {sources[name].name} holds {kind} numbers, expected floating point; take a copy in "
+                "fp16, bf16 or fp32"
+            )
     if dtype is not None:
         mapped = Mapped(*weights.files)
         tensors = {name: in_type(x, dtype, mapped) for name, x in tensors.items()}

@@ -20,7 +20,7 @@ from gradina.weights import configs, detect
 from gradina.weights.choice import STEMS, Opener, choose
 from gradina.weights.others import foreign, named_as
 from gradina.weights.parts import Parts
-from gradina.weights.remap import sources, write
+from gradina.weights.remap import sources, unclaimed, write
 from gradina.weights.said import Said, as_said, said_by
 from gradina.weights.settings import read_json, read_settings
 from gradina.weights.store import Weights, build, open_weights, save_weights, unwrapped
@@ -88,9 +88,7 @@ def read_vae(path: Path, like: VAEConfig | None = None, pickles: Opener | None =
         return _configured(weights, folder / CONFIG, like)
     weights = (pickles or open_weights)(path)
     weights = replace(weights, tensors=unwrapped(weights.tensors))
-    prefix = next(
-        (p for p in PREFIXES for block in detect.VAE_BLOCKS.values() if _first(p, block) in weights.tensors), None
-    )
+    prefix = _prefix(weights.tensors)
     if prefix is None:
         what = (
             named_as(weights.tensors)
@@ -112,11 +110,10 @@ def is_vae(folder: Path) -> bool:
 
 
 def is_vae_alone(names: Iterable[str]) -> bool:
-    """Whether a file with those names holds an autoencoder, and no U-Net or text tower beside it."""
-    names = list(names)
-    firsts = {_first(prefix, block) for prefix in PREFIXES for block in detect.VAE_BLOCKS.values()}
-    whole = any(name.startswith((detect.UNET, "cond_stage_model.", "conditioner.")) for name in names)
-    return not whole and not firsts.isdisjoint(unwrapped(dict.fromkeys(names)))
+    """Whether a file with those names holds an autoencoder, and nothing of a model beside it."""
+    names = list(unwrapped(dict.fromkeys(names)))
+    prefix = _prefix(names)
+    return prefix is not None and not unclaimed((n for n in names if not n.startswith(prefix)), {}, DROPPED["outside"])
 
 
 def write_vae(alone: Alone, path: str | Path, dtype: torch.dtype | None = None) -> None:
@@ -141,6 +138,12 @@ def write_vae_folder(alone: Alone, path: str | Path, dtype: torch.dtype | None =
 
 def _in(dtype: torch.dtype | None, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: x if dtype is None else x.to(dtype) for name, x in tensors.items()}
+
+
+def _prefix(names: Iterable[str]) -> str | None:
+    """What stands before the names of an autoencoder; None where there is none."""
+    names = set(names)
+    return next((p for p in PREFIXES for block in detect.VAE_BLOCKS.values() if _first(p, block) in names), None)
 
 
 def _first(prefix: str, block: str) -> str:
