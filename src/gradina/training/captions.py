@@ -33,8 +33,8 @@ ADVICE = "put each into a .txt of its picture's name, or let `gradina caption FO
 def read_folder(source: str | Path, caption: str | None = None, out: str | Path | None = None) -> list[Captioned]:
     """The pictures of a folder, of shards in it or of one shard; `caption` is that of all, where they need none.
 
-    What was drawn in `out` is left out. What is odd is told in notes. Raises RecipeError, naming files and lines, where there are no pictures, captions are
-    missing for some, or what says them cannot be read.
+    What was drawn in `out` is left out. What is odd is told in notes. Raises RecipeError, naming files and lines, where
+    there are no pictures, captions are missing for some, or what says them cannot be read.
     """
     source = Path(source)
     with reading(RecipeError) as read, telling() as tell:
