@@ -262,3 +262,16 @@ def test_parquet_is_told_where_it_may_have_more(tmp_path: Path, caplog: pytest.L
 def test_words_given_are_a_place(tmp_path: Path) -> None:
     pictures = read_folder(make(tmp_path, {"1.png": ""}), "a sks dog")
     assert captions_told(pictures) == 'captions: from the words given (1 of 1); 1.png: "a sks dog"'
+
+
+def test_what_was_drawn_is_not_learnt_from(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path, {"1.png": "", "runs/x/class/0.png": "", "runs/x/2.txt": "no", "runs/y/3.png": ""})
+    for out in ("runs/x", str(tmp_path / "runs" / "x"), "../x/../" + tmp_path.name + "/runs/x"):
+        monkeypatch.chdir(tmp_path)
+        assert [one.file.name for one in read_folder(".", "a sks dog", out)] == ["1.png", "3.png"]
+    told = "lies in the folder that is learnt from; the pictures that were drawn there are left out"
+    assert caplog.messages == [f"runs/x: {told}"] * 3
+    with pytest.raises(RecipeError, match=r"^.: holds the pictures that are learnt from; choose another --out folder"):
+        read_folder(tmp_path, "a sks dog", ".")

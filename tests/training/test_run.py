@@ -24,7 +24,7 @@ from gradina.similarity import embed_pictures, embed_texts, open_pair, scores
 from gradina.training.checkpoint import once, steps_done
 from gradina.training.loop import Settings, State, train
 from gradina.training.recipes import read_recipe
-from gradina.training.run import run
+from gradina.training.run import Log, run
 from gradina.training.sources import load_data
 from gradina.training.workshop import Workshop
 
@@ -278,3 +278,9 @@ def test_what_is_computed_lies_in_memory_as_what_is_read(tmp_path: Path) -> None
         found = once(tmp_path / "made.safetensors", "mark", lambda: {"latents": last})["latents"]
         assert torch.equal(found, last)
         assert found.is_contiguous()
+
+
+def test_a_log_that_is_no_text_is_begun_anew(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_bytes(b'{"step": 1}\n\xff\xfe{\n{"step": 9}\n')
+    Log(tmp_path / "log.jsonl", 3)
+    assert (tmp_path / "log.jsonl").read_bytes() == b'{"step": 1}\n'

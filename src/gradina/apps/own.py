@@ -62,7 +62,7 @@ def finetune(
     from gradina.training import methods
     from gradina.training.owned import captions_told, read_folder
 
-    pictures = read_folder(folder)
+    pictures = read_folder(folder, out=out)
     say(captions_told(pictures))
     unseen = read_folder(validation) if validation else []
     if unseen:
@@ -111,7 +111,7 @@ def dreambooth(
     from gradina.training import methods
     from gradina.training.owned import Captioned, read_folder
 
-    pictures, others = read_folder(folder, instance), []
+    pictures, others = read_folder(folder, instance, out), []
     with Shop("dreambooth", given) as shop:
         if class_ and not dry_run:
             drawn = methods.class_pictures(shop.model, class_, class_pictures, Path(out) / "class")
@@ -154,7 +154,7 @@ def invert(
     from gradina.training import methods
     from gradina.training.owned import read_folder
 
-    pictures = read_folder(folder, word)
+    pictures = read_folder(folder, word, out)
     with Shop("inversion", given) as shop:
         data = shop.data(pictures)
         learning = methods.inversion(shop.model, data, word, init_word, shop.how)

@@ -30,11 +30,11 @@ PLACEHOLDER = re.compile(r"\[(trigger|name|filewords)\]")
 ADVICE = "put each into a .txt of its picture's name, or let `gradina caption FOLDER --write` do it"
 
 
-def read_folder(source: str | Path, caption: str | None = None) -> list[Captioned]:
+def read_folder(source: str | Path, caption: str | None = None, out: str | Path | None = None) -> list[Captioned]:
     """The pictures of a folder, of shards in it or of one shard; `caption` is that of all, where they need none.
 
-    What is odd is told in notes. Raises RecipeError, naming files and lines, where there are no pictures, captions are
-    missing for some, or what says them cannot be read.
+    What was drawn in `out` is left out. What is odd is told in notes. Raises RecipeError, naming files and lines, where
+    there are no pictures, captions are missing for some, or what says them cannot be read.
     """
     source = Path(source)
     with reading(RecipeError) as read, telling() as tell:
@@ -45,7 +45,7 @@ def read_folder(source: str | Path, caption: str | None = None) -> list[Captione
         elif not source.is_dir():
             raise RecipeError(f"{source}: there is no such folder of pictures")
         else:
-            found = _in_folder(source, caption, read, tell)
+            found = _in_folder(source, caption, _below(source, out), read, tell)
         for one in found:
             if match := PLACEHOLDER.search(one.caption):
                 tell(one.name, f"{match[0]} in its caption stays as it is; write the words that it stands for")
@@ -61,13 +61,22 @@ def read_folder(source: str | Path, caption: str | None = None) -> list[Captione
     return found
 
 
-def _in_folder(source: Path, caption: str | None, read: Read, tell: Tell) -> list[Captioned]:
-    files = files_in(source)
+def _below(source: Path, out: str | Path | None) -> Path | None:
+    """Where `out` lies in a folder, if it does; RecipeError where it is that folder."""
+    if out is None or not Path(out).resolve().is_relative_to(source.resolve()):
+        return None
+    if Path(out).resolve() == source.resolve():
+        raise RecipeError(f"{out}: holds the pictures that are learnt from; choose another --out folder")
+    return source / Path(out).resolve().relative_to(source.resolve())
+
+
+def _in_folder(source: Path, caption: str | None, out: Path | None, read: Read, tell: Tell) -> list[Captioned]:
+    files = [path for path in files_in(source) if out is None or not path.is_relative_to(out)]
     shards = [path for path in files if SHARD.fullmatch(path.name) and path.is_file()]
     for path in files:
         if path.suffix.lower() in (ARCHIVES if shards else (*ARCHIVES, ".parquet")):  # beside shards, it says the same
             tell(str(path), "is not read; unpack what is in it")
-    pictures = _without_masks(_pictures(source, bool(shards)), tell)
+    pictures = _without_masks(_pictures(source, out, bool(shards), tell), tell)
     named = {path.relative_to(source).as_posix(): path for path in pictures}
     packed = [one for path in shards for one in in_shard(path, caption, read, tell)]
     where = [*named, *(one.file.relative_to(source).as_posix() for one in packed)]
@@ -82,13 +91,16 @@ def _in_folder(source: Path, caption: str | None, read: Read, tell: Tell) -> lis
     return list(_repeated([*loose, *packed], source, repeats, tell)) if repeats else [*loose, *packed]
 
 
-def _pictures(source: Path, others: bool) -> list[Path]:
+def _pictures(source: Path, out: Path | None, others: bool, tell: Tell) -> list[Path]:
     try:
-        return pictures_in(source)
+        found = pictures_in(source)
     except PictureError as error:
         if others:
             return []
         raise RecipeError(str(error)) from error
+    if out is not None and any(path.is_relative_to(out) for path in found):
+        tell(str(out), "lies in the folder that is learnt from; the pictures that were drawn there are left out")
+    return [path for path in found if out is None or not path.is_relative_to(out)]
 
 
 def _without_masks(pictures: Sequence[Path], tell: Tell) -> list[Path]:

@@ -172,7 +172,7 @@ class Log:
     def __init__(self, path: Path, step: int) -> None:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        old = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+        old = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True) if path.exists() else []
         with atomic_write(path) as file:
             file.writelines(row.encode() for row in old if _step_of(row) <= step)
 
