@@ -46,7 +46,11 @@ def caption(
     if write:
         from gradina.training.captions import without_captions
 
-        files = without_captions(files)
+        there, files = len(files), without_captions(files)
+        if there > len(files):
+            say(f"{there - len(files)} of {there} pictures have captions already, which stay as they are")
+        if not files:
+            return
         for path in files:
             check_writable(path.with_suffix(".txt"))
     if by == "clip":
