@@ -191,6 +191,11 @@ def test_a_shape_that_does_not_fit(folder, saved):
         ("vae/config.json", {"latents_mean": [0.1]}, "latents_mean"),
         ("text_encoder/config.json", {"hidden_act": "relu"}, "hidden_act is 'relu'"),
         ("scheduler/scheduler_config.json", {"prediction_type": "noise"}, "choices"),
+        (
+            "scheduler/scheduler_config.json",
+            {"_class_name": "FlowMatchEulerDiscreteScheduler"},
+            "is a FlowMatchEulerDiscreteScheduler, whose U-Nets are not built here",
+        ),
         ("gradina.json", {"defaults": {"stepps": 3}}, "malformed"),
     ],
 )

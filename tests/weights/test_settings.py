@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from gradina.errors import GradinaError, WeightsError
 from gradina.weights import configs
 from gradina.weights.folders import read_folder
-from gradina.weights.settings import read_settings
+from gradina.weights.settings import read_json, read_settings
 from gradina.weights.single import read_file
 
 
@@ -234,3 +234,8 @@ def test_the_prediction_that_contradicts_is_noted(folder, saved, caplog):
         assert not caplog.records
         assert read_folder(folder, prediction="eps").prediction == "eps"
     assert "says of itself that it predicts v; drawing as if it were eps, as asked" in caplog.text
+
+
+def test_a_mark_before_json_is_no_damage(tmp_path):
+    (tmp_path / "config.json").write_text('{"a": 1}', encoding="utf-8-sig")
+    assert read_json(tmp_path / "config.json") == {"a": 1}

@@ -2,11 +2,13 @@
 
 import json
 import logging
+import shutil
 from dataclasses import replace
 
 import diffusers
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from gradina.errors import WeightsError
@@ -197,3 +199,21 @@ def test_a_model_is_opened_with_it(tmp_path, saved, parts, source):
     opened = open_source(tmp_path / "model.safetensors", vae=vae)
     assert (opened.files, opened.vae_files) == ((tmp_path / "model.safetensors",), (vae,))
     assert opened.hash == open_source(tmp_path / "model.safetensors").hash
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ""], ids=["file", "folder"])
+@pytest.mark.parametrize("form", FORMS)
+def test_a_model_without_one_is_opened_with_it(form, suffix, tmp_path, saved, parts, source):
+    model, vae = saved(tmp_path / f"bare{suffix}"), other()
+    if suffix:
+        tensors = {n: x for n, x in load_file(model).items() if not n.startswith("first_stage_model.")}
+        with safe_open(model, "pt") as file:
+            metadata = file.metadata()
+        save_file(tensors, model, metadata)
+    else:
+        shutil.rmtree(model / "vae")
+    with pytest.raises(WeightsError, match=r"has no autoencoder; give one by --vae|has no diffusion_pytorch_model"):
+        open_source(model)
+    opened = open_source(model, vae=published(form, parts, vae, source))
+    assert torch.equal(opened.vae.state_dict()["decoder.conv_in.weight"], vae.state_dict()["decoder.conv_in.weight"])
+    assert opened.unet.config == parts.unet.config

@@ -212,6 +212,8 @@ def schedule_from(json: Json) -> tuple[Schedule, str | None]:
     Those pipelines take 1 for every other `steps_offset`, which files of before diffusers 0.4 lack, and never clip.
     """
     told = {name: value for name, value in json.items() if value is not None}
+    if str(kind := told.get("_class_name", "")).startswith(("FlowMatch", "EDM")):
+        raise WeightsError(f"scheduler config: is a {str(kind)[:80]}, whose U-Nets are not built here")
     whole("num_train_timesteps", told.get("num_train_timesteps", 1000), 2, 100_000)
     for name in ("beta_start", "beta_end"):
         number(name, told.get(name, 0.01), 0, 1)

@@ -21,7 +21,7 @@ from gradina.models.vae import AutoencoderKL
 from gradina.request import Defaults
 from gradina.weights import configs
 from gradina.weights.card import model_card, restated
-from gradina.weights.choice import STEMS, Opener, choose
+from gradina.weights.choice import STEMS, Opener, choose, files
 from gradina.weights.detect import HOMES
 from gradina.weights.layout import CARD, INDEX, OURS, PAIR, is_model, refusal, unread
 from gradina.weights.others import refuse_channels
@@ -31,7 +31,7 @@ from gradina.weights.remap import Table, sources, write
 from gradina.weights.settings import read_json, read_settings
 from gradina.weights.store import Weights, build, open_weights, save_weights
 from gradina.weights.tables import DROPPED, TEXT, UNET, VAE, with_text_model
-from gradina.weights.vaes import build_vae
+from gradina.weights.vaes import build_vae, read_vae
 
 log = logging.getLogger(__name__)
 
@@ -43,18 +43,22 @@ def read_folder(
     prediction: str | None = None,
     name: str | None = None,
     pickles: Opener | None = None,
+    stand_in: Path | None = None,
 ) -> Parts:
     """A folder of the diffusers layout; weights are mapped, and converted only where `dtype` asks for it.
 
     `variant` ("fp16") chooses among files, `prediction` (eps, v, x0) overrides what the scheduler's config says, and
-    `pickles` opens .bin files, which are refused without it. Raises WeightsError.
+    `pickles` opens .bin files, which are refused without it; `stand_in` is an autoencoder for a folder without one.
+    Raises WeightsError.
     """
     folder = Path(path)
     _check_family(folder)
-    chosen = choose({part: folder / part for part in STEMS}, variant, pickles is not None, name or str(folder))
+    lacks_vae = stand_in is not None and not files(folder / "vae", "vae", pickles is not None)
+    places = {part: folder / part for part in STEMS if not (lacks_vae and part == "vae")}
+    chosen = choose(places, variant, pickles is not None, name or str(folder))
     opened = {part: (pickles or open_weights)(file) for part, file in chosen.items()}
-    unet, vae = _unet(folder, opened["unet"], dtype), _vae(folder, opened["vae"], dtype)
-    text = _text(folder, opened["text_encoder"], dtype)
+    unet, text = _unet(folder, opened["unet"], dtype), _text(folder, opened["text_encoder"], dtype)
+    vae = read_vae(stand_in).vae if stand_in and lacks_vae else _vae(folder, opened["vae"], dtype)
     schedule, said = read_settings(folder / "scheduler" / "scheduler_config.json", configs.schedule_from)
     parts = Parts(
         unet=unet,
@@ -66,7 +70,7 @@ def read_folder(
         defaults=_defaults(folder, unet.config.size * vae.config.factor),
         name=name or folder.resolve().name,
         card=_words(folder / CARD),
-        files=tuple(file for part in ("text_encoder", "unet", "vae") for file in opened[part].files),
+        files=tuple(file for part in ("text_encoder", "unet", "vae") if part in opened for file in opened[part].files),
         clip=folder / PAIR if (folder / PAIR / "config.json").is_file() else None,
     )
     return fitting(parts, folder)

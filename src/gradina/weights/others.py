@@ -71,7 +71,8 @@ def refuse_others(path: object, names: Iterable[str]) -> None:
         first = ", ".join(names[:3])
         raise WeightsError(f"{path}: is of an unknown kind ({len(names)} tensors, first: {first or 'none'}); {WHOLE}")
     if lacking:
-        raise WeightsError(f"{path}: has no {' and no '.join(lacking)}; {WHOLE}")
+        advice = "give one by --vae (in Python: vae=...)" if lacking == ["autoencoder"] else WHOLE
+        raise WeightsError(f"{path}: has no {' and no '.join(lacking)}; {advice}")
 
 
 def named_as(names: Iterable[str]) -> str:

@@ -48,7 +48,7 @@ OF_IMAGES = {"size": "image_size", "channels": "num_channels", "widths": "widths
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a file of JSON; raises WeightsError."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))  # as some editors write it
     except FileNotFoundError as error:
         raise WeightsError(f"{path}: there is no such file; expected a model folder in the diffusers layout") from error
     except (OSError, ValueError, RecursionError) as error:

@@ -32,6 +32,7 @@ from gradina.weights.remap import Numbers, Table, sources, unclaimed, write
 from gradina.weights.said import KEPT, Said, as_said, said_by
 from gradina.weights.settings import naming
 from gradina.weights.store import Weights, build, open_weights, save_weights, unwrapped
+from gradina.weights.vaes import in_original_layout, read_vae
 
 log = logging.getLogger(__name__)
 
@@ -51,13 +52,20 @@ def read_file(
     dtype: torch.dtype | None = None,
     prediction: str | None = None,
     name: str | None = None,
+    stand_in: Path | None = None,
 ) -> Parts:
     """An original single-file checkpoint of Stable Diffusion 1.x or 2.x; mapped, and detected by its tensors.
 
-    `prediction` (eps, v, x0) overrides what is detected. Warns with PredictionWarning where that is a guess; raises
-    WeightsError for a file that is truncated, of another family, or lacking parameters.
+    `prediction` (eps, v, x0) overrides what is detected; `stand_in` is an autoencoder for a file without one. Warns
+    with PredictionWarning where that is a guess; raises WeightsError for a file that is truncated, of another family,
+    or lacking parameters.
     """
-    return parts_of(open_weights(path), dtype, prediction, name)
+    weights = open_weights(path)
+    if stand_in is not None and not weights.under(detect.VAE):
+        weights = replace(
+            weights, tensors={**weights.tensors, **in_original_layout(read_vae(stand_in).vae, detect.VAE)}
+        )
+    return parts_of(weights, dtype, prediction, name)
 
 
 def parts_of(

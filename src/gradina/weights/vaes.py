@@ -116,10 +116,15 @@ def is_vae_alone(names: Iterable[str]) -> bool:
     return prefix is not None and not unclaimed((n for n in names if not n.startswith(prefix)), {}, DROPPED["outside"])
 
 
+def in_original_layout(vae: AutoencoderKL, prefix: str = "") -> dict[str, Tensor]:
+    """An autoencoder's weights by the names of the original layout, each behind a prefix."""
+    ours = vae.state_dict()
+    return write(ours, sources(ours, VAE, "original", vae_numbers(vae.config), prefix))
+
+
 def write_vae(alone: Alone, path: str | Path, dtype: torch.dtype | None = None) -> None:
     """Writes an autoencoder as one safetensors file in the original layout, whole or not at all. Raises DiskError."""
-    config, ours = alone.vae.config, alone.vae.state_dict()
-    tensors = write(ours, sources(ours, VAE, "original", vae_numbers(config)))
+    config, tensors = alone.vae.config, in_original_layout(alone.vae)
     said = {"groups": config.groups, **({"scale": config.scale} if alone.scaled else {})}
     metadata = {"gradina": json.dumps({"vae": said}, sort_keys=True)}
     save_weights(_in(dtype, tensors), path, metadata)

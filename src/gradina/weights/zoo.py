@@ -165,13 +165,14 @@ def open_source(
     from gradina.weights.single import read_file
     from gradina.weights.vaes import with_vae
 
+    stand_in = None if vae is None else locate_vae(vae)
     path = locate(source, variant, pickles is not None)
     on_disk = source is not None and Path(source).exists()
     name = None if on_disk else (path.name if source is None else str(source))
     if path.is_file():
-        parts = read_file(path, dtype, prediction)
+        parts = read_file(path, dtype, prediction, stand_in=stand_in)
     else:
-        parts = read_folder(path, variant, dtype, prediction, name, pickles)
+        parts = read_folder(path, variant, dtype, prediction, name, pickles, stand_in)
     if variant and path.is_file():
         log.warning("variant: %r has no effect on a single file; leave it out", variant)
     parts = replace(parts, source=str(source or path.name))
