@@ -124,6 +124,13 @@ def test_what_is_no_caption_is_refused_by_name(tmp_path: Path, files: Files, wor
         read_folder(make(tmp_path, {"a.png": "", **files}))
 
 
+def test_empty_captions_are_told_as_such(tmp_path: Path) -> None:
+    with pytest.raises(
+        RecipeError, match=r"2 pictures \(b.png\); put .*; .txt files that are empty have to be removed"
+    ):
+        read_folder(make(tmp_path, {"a.png": "", "a.txt": "a seven", "b.png": "", "b.txt": " \n"}))
+
+
 def test_a_link_to_nothing_is_no_caption(tmp_path: Path) -> None:
     (make(tmp_path, {"a.png": ""}) / "a.txt").symlink_to("nowhere")
     with pytest.raises(RecipeError, match=r"a.txt: is no file, or a link to none; remove it"):

@@ -56,6 +56,8 @@ def read_folder(source: str | Path, caption: str | None = None, out: str | Path 
         names = some([_within(one, source) for one in dumb])
         why = "; numbers and names that cameras give are none" if dumb[0].place == NAMES else ""
         above = f"; {source.name} says them where the folder above it is given" if meant(source.name) else ""
+        if dumb[0].place not in (NAMES, ""):
+            above += f"; {dumb[0].place} that are empty have to be removed before that"
         missing = f"captions are missing for {len(dumb)} of {len(found)} pictures ({names})"
         raise RecipeError(f"{source}: {missing}{why}; {ADVICE}{above}")
     return found
