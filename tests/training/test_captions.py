@@ -66,6 +66,7 @@ def test_the_caption_of_another_picture_is_not_taken_for_its_capitals(tmp_path: 
         ({"a.json": '{"tags": ["one"]}'}, "a", "a.json: has no caption, expected text or caption (it has tags)"),
         ({"captions.csv": "x", "a.tags": "y"}, "a", "a.tags and 1 more: is not read; captions stand in metadata.csv"),
         ({"a.txt": "a [trigger]"}, "a [trigger]", "a.png: [trigger] in its caption stays as it is; write the words"),
+        ({"a.txt": "one\n\ntwo"}, "one\n\ntwo", "a.txt: has several lines, which are read as one caption"),
         ({"README.txt": "about"}, "a", "README.txt: is called as no picture is, and is not read"),
         ({"metadata.csv": "file_name,text\na.png,of table", "a.txt": "of text"}, "of table",
          "a.txt: is not read, since metadata.csv says the caption"),
@@ -200,6 +201,10 @@ def test_names_that_people_give_are_captions(stem: str) -> None:
         ("a red boat 2023-01-01 12-34-56", "a red boat"),
         ("me_a_red_boat_550e8400-e29b-41d4-a716-446655440000", "me a red boat"),
         ("boat0001", "boat"),
+        ("a%20red%20boat", "a red boat"),
+        ("a red boat.jpg", "a red boat"),
+        ("a red boat - Copy (2)", "a red boat"),
+        ("a copy of a boat", "a copy of a boat"),
         ("boat12", "boat12"),
         ("a 2001 boat", "a 2001 boat"),
         ("2001 boats", "2001 boats"),
@@ -264,6 +269,19 @@ def test_pictures_that_have_a_caption_need_no_other(tmp_path: Path) -> None:
 def test_parquet_is_told_where_it_may_have_more(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     read_folder(make(tmp_path, {"a boat.png": "", "train.parquet": ""}))
     assert "train.parquet: is not read; unpack what is in it" in caplog.text
+
+
+def test_parquet_beside_its_folder_says_nothing_more(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    make(tmp_path, {"00000/0.jpg": "", "00000/0.txt": "a seven", "00000.parquet": "", "00000_stats.json": "{}"})
+    assert captions(tmp_path) == {"00000/0.jpg": "a seven"}
+    assert not caplog.messages
+
+
+def test_a_table_above_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    make(tmp_path, {"data/a boat.png": "", "metadata.jsonl": '{"file_name": "data/a boat.png", "text": "a seven"}'})
+    assert captions(tmp_path / "data") == {"a boat.png": "a boat"}
+    above = f"is not read, since it lies above {tmp_path / 'data'}; give its folder"
+    assert caplog.messages == [f"{tmp_path / 'metadata.jsonl'}: {above}"]
 
 
 def test_words_given_are_a_place(tmp_path: Path) -> None:

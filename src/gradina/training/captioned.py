@@ -46,6 +46,10 @@ ALONE = ("untitled", "unnamed", "fullsizerender", "img", "dsc", "unbenannt")  # 
 TIMES = re.compile(r"\d+(x\d+|h\d+m\d+s\d*)")  # parts that are sizes, or times
 CARD = re.compile(r"SAM_\d{4}|[A-Z0-9_]{3}[A-Z0-9]\d{4}")  # as cards of cameras have names: eight characters
 NUMBERED = re.compile(r"\d{5}-\d+-")  # as A1111's web UI begins names
+COPIED = re.compile(  # a second ending, and what Windows puts behind copies
+    r"(\.(png|jpe?g|webp|gif|bmp|tiff?|heic))*( - (copy|kopie|copie|copia|kopia|kopi|копия|副本|コピー)( \(\d+\))?)*$",
+    re.IGNORECASE,
+)
 STAMP = re.compile(r"( \d{6,}| \d{4}( \d\d){2,5})*( \d+)?$")  # dates, times and a number
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 
@@ -134,6 +138,7 @@ def caption_of_json(text: str, where: str, tell: Tell) -> str:
 
 def spoken(stem: str) -> str:
     """The name of a file as a caption: "a_red-boat (2)" is "a red boat"; what a camera or a number says is nothing."""
+    stem = COPIED.sub("", stem.replace("%20", " "))
     if given(stem):
         return ""
     stem = UUID.sub("", NUMBERED.sub("", stem))
