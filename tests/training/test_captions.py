@@ -170,7 +170,7 @@ Captura de pantalla 2023-01-01 123456|Schermata 2023-01-01 alle 12.34.56|Сни�
 Zrzut ekranu 2023-01-01|Skärmavbild 2023-01-01 kl. 12.34.56|写真 1|KakaoTalk_20230101_123456789|mmexport1600000000000
 S__12345678|photo_5123456789012345678_y|WIN_20230101_12_34_56_Pro|vlcsnap-2023-01-01-12h34m56s789|IMG_1234_1024x1024
 _R5A1234|G0010001|IMAG0001|SAM_1234|n02099601_1234|COCO_train2014_000000000009|00000IMG_00000_BURST20230101123456
-IMG_1234.HEIC|DSC_0001-Enhanced-NR|untitled|unnamed|FullSizeRender|tempImageAbC123
+IMG_1234.HEIC|DSC_0001-Enhanced-NR|untitled|unnamed|FullSizeRender|Sin título-1|无标题|Screenshot_20230101-123456_Chrome|tempImageAbC123
 d41d8cd98f00b204e9800998ecf8427e|Bildschirmfoto 2023-01-01 um 12.00.00|Capture d’écran 2023-01-01 à 12.00.00
 """.strip().replace("\n", "|").split("|")  # fmt: skip
 OURS = """

@@ -42,7 +42,11 @@ BEHIND = re.compile(
     "|train|val|test|line|win|rdt|kopie|copie|copia|копия"
     "|de|pantalla|tela|às|las|alle|om|kl|ekranu|görüntüsü|resmi|экрана|екрана|в|obrazovky|شاشة|오전|오후|午前|午後"
 )
-ALONE = ("untitled", "unnamed", "fullsizerender", "img", "dsc", "unbenannt")  # they say nothing without a number, too
+ALONE = (  # they say nothing without a number, too
+    "untitled", "unnamed", "fullsizerender", "img", "dsc", "new project", "new image", "unbenannt", "ohne titel",
+    "sin título", "sans titre", "senza titolo", "sem título", "без имени", "无标题", "無題", "名称未設定", "제목 없음",
+)  # fmt: skip
+APP = re.compile(r"screenshot_\d{8}-\d{6}.*", re.IGNORECASE | re.DOTALL)  # which was on the screen comes behind
 TIMES = re.compile(r"\d+(x\d+|h\d+m\d+s\d*)")  # parts that are sizes, or times
 CARD = re.compile(r"SAM_\d{4}|[A-Z0-9_]{3}[A-Z0-9]\d{4}")  # as cards of cameras have names: eight characters
 NUMBERED = re.compile(r"\d{5}-\d+-")  # as A1111's web UI begins names
@@ -148,7 +152,7 @@ def spoken(stem: str) -> str:
 
 def given(stem: str) -> bool:
     """Whether a name is one that a camera or a program gives: IMG_1234, PXL_20230101_123456789, a number, a hash."""
-    if CARD.fullmatch(stem) or stem.lower() in ALONE:
+    if CARD.fullmatch(stem) or APP.fullmatch(stem) or re.sub(r"[\W\d_]+$", "", stem.lower()) in ALONE:
         return True
     parts = [part.lower() for part in re.split(r"[\W_]+", UUID.sub("0000000", stem)) if part]
     kinds = {_kind(part) for part in parts}
