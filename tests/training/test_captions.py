@@ -67,6 +67,8 @@ def test_the_caption_of_another_picture_is_not_taken_for_its_capitals(tmp_path: 
         ({"captions.csv": "x", "a.tags": "y"}, "a", "a.tags and 1 more: is not read; captions stand in metadata.csv"),
         ({"a.txt": "a [trigger]"}, "a [trigger]", "a.png: [trigger] in its caption stays as it is; write the words"),
         ({"a.txt": "one\n\ntwo"}, "one\n\ntwo", "a.txt: has several lines, which are read as one caption"),
+        ({"a.txt": "\u200b\ufeff a seven\u00a0\x1a\u200b"}, "a seven", ""),
+        ({"a.txt": "\u200b", "a.caption": "two"}, "two", ""),
         ({"README.txt": "about"}, "a", "README.txt: is called as no picture is, and is not read"),
         ({"metadata.csv": "file_name,text\na.png,of table", "a.txt": "of text"}, "of table",
          "a.txt: is not read, since metadata.csv says the caption"),

@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 CAPTION_KEYS = ("text", "caption", "prompt")  # what captions are called in tables of metadata and in JSON
 SPEAKING = ("tags", "tag_string", "description", "title", "keywords", "labels")  # what others say in JSON
 MISSING = ("nan", "null", "none", "n/a", "#n/a", "na", "<na>")  # a value that is not there, as text
+EDGES = re.compile(r"\A[\s\u200b\u2060\ufeff\x1a]+|[\s\u200b\u2060\ufeff\x1a]+\Z")
 GIVEN_WORDS = "the words given"  # the place of a caption that is not in the folder
 NAMED = 3  # files in an error
 SHOWN = 60  # letters of a caption in a message
@@ -102,6 +103,11 @@ def spanned(file: Path, start: int, count: int) -> bytes:
         return opened.read(count)
 
 
+def trimmed(text: str) -> str:
+    """A text without what cannot be seen at its ends: spaces, also of no width, joined byte-order marks, DOS's end."""
+    return EDGES.sub("", text)
+
+
 def caption_in(row: Mapping[str, object], where: str, tell: Tell) -> str:
     """The caption that a row of a table or a JSON object holds, "" for none; RecipeError for what is no text."""
     there = [key for key in CAPTION_KEYS if row.get(key) not in (None, "", [])]
@@ -118,7 +124,7 @@ def caption_in(row: Mapping[str, object], where: str, tell: Tell) -> str:
         said.encode()
     except UnicodeEncodeError as error:
         raise RecipeError(f"{where}: {key} is no text in Unicode ({error.reason})") from error
-    said = said.strip()
+    said = trimmed(said)
     if said.lower() in MISSING:
         tell(where, f"{key} is {said}, as programs write what is missing, and no caption")
         return ""

@@ -16,7 +16,17 @@ from gradina.errors import PictureError, RecipeError
 from gradina.pictures import SUFFIXES, files_in, pictures_in
 from gradina.texts import Read, decoded, reading
 from gradina.training.beside import beside
-from gradina.training.captioned import GIVEN_WORDS, Captioned, Tell, caption_of_json, shown, some, spoken, telling
+from gradina.training.captioned import (
+    GIVEN_WORDS,
+    Captioned,
+    Tell,
+    caption_of_json,
+    shown,
+    some,
+    spoken,
+    telling,
+    trimmed,
+)
 from gradina.training.repeats import meant, repeated
 from gradina.training.shards import ARCHIVES, SHARD, in_shard
 from gradina.training.tables import in_tables, is_table
@@ -167,7 +177,7 @@ def _from_beside(source: Path, path: Path, texts: Sequence[str], read: Read, tel
             if ending != ".json":
                 tell(str(source / text), f"is not read, since there is another caption beside {path.name}")
             continue
-        said = read(_bytes(source / text), str(source / text)).strip()
+        said = trimmed(read(_bytes(source / text), str(source / text)))
         said = caption_of_json(said, str(source / text), tell) if ending == ".json" else said
         if "\n" in said:
             tell(str(source / text), "has several lines, which are read as one caption")

@@ -22,7 +22,7 @@ from gradina.files import atomic_write, cache_folder, check_writable_folder
 from gradina.pictures import SUFFIXES, UNREAD, UNREAD_ADVICE, visible
 from gradina.texts import Read
 from gradina.training.beside import beside
-from gradina.training.captioned import GIVEN_WORDS, Captioned, Tell, caption_of_json, spanned
+from gradina.training.captioned import GIVEN_WORDS, Captioned, Tell, caption_of_json, spanned, trimmed
 from gradina.training.tables import is_table
 
 log = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ def in_shard(path: Path, caption: str | None, read: Read, tell: Tell) -> list[Ca
         one = Captioned(path, "", name, span=members[name])
         for text in texts:
             ending = PurePosixPath(text).suffix.lower()
-            said = read(spanned(*members[text]), f"{path}/{text}").strip()
+            said = trimmed(read(spanned(*members[text]), f"{path}/{text}"))
             said = caption_of_json(said, f"{path}/{text}", tell) if ending == ".json" else said
             if said:
                 one = replace(one, caption=said, place=f"{ending} files")
