@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 CAPTION_KEYS = ("text", "caption", "prompt")  # what captions are called in tables of metadata and in JSON
 SPEAKING = ("tags", "tag_string", "description", "title", "keywords", "labels")  # what others say in JSON
 MISSING = ("nan", "null", "none", "n/a", "#n/a", "na", "<na>")  # a value that is not there, as text
-EDGES = re.compile(r"\A[\s\u200b\u2060\ufeff\x1a]+|[\s\u200b\u2060\ufeff\x1a]+\Z")
+UNSEEN = "\u200b\u2060\ufeff\x1a"
 GIVEN_WORDS = "the words given"  # the place of a caption that is not in the folder
 NAMED = 3  # files in an error
 SHOWN = 60  # letters of a caption in a message
@@ -105,7 +105,10 @@ def spanned(file: Path, start: int, count: int) -> bytes:
 
 def trimmed(text: str) -> str:
     """A text without what cannot be seen at its ends: spaces, also of no width, joined byte-order marks, DOS's end."""
-    return EDGES.sub("", text)
+    before = None
+    while text != before:
+        before, text = text, text.strip().strip(UNSEEN)
+    return text
 
 
 def caption_in(row: Mapping[str, object], where: str, tell: Tell) -> str:
