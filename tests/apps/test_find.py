@@ -18,6 +18,7 @@ from gradina import captioning, similarity
 from gradina.apps import embeddings
 from gradina.apps.cli import main
 from gradina.pipeline import StableDiffusion
+from gradina.training.captions import read_folder
 from gradina.weights.pairs import Pair, write_pair
 
 Capture = pytest.CaptureFixture[str]
@@ -309,6 +310,14 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     assert last.startswith("gradina: ")
     assert len(notes) == ("unreadable" in arguments)
     assert sorted(p.relative_to(room) for p in room.rglob("*")) == before
+
+
+def test_pictures_called_alike_have_captions_of_their_own(room: Path, pair_folder: str, capsys: Capture) -> None:
+    Path("photos/more/d.jpg").write_bytes(Path("photos/b.jpg").read_bytes())
+    assert main(["caption", "photos/more", "--write", "-m", pair_folder]) == 0
+    assert lines(capsys) == ["photos/more/c.txt", "photos/more/d.PNG.txt", "photos/more/d.jpg.txt"]
+    said = {one.file.name: one.caption for one in read_folder("photos/more")}
+    assert [said[name].split()[1] for name in ("c.webp", "d.PNG", "d.jpg")] == ["blue", "yellow", "green"]
 
 
 def test_captions_are_written_beside_pictures_that_have_none(room: Path, pair_folder: str, capsys: Capture) -> None:

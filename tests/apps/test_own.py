@@ -201,3 +201,12 @@ def test_asked_to_stop_it_keeps_its_state_and_goes_on(
     monkeypatch.setattr(own, "told", real)
     assert main(asked) == 0
     assert Path("run/lora.safetensors").is_file()
+
+
+def test_what_would_steer_a_terminal_is_written_out(room: Path, capsys: Said) -> None:
+    Path("boats/a red boat.txt").write_text("a \x1b[31m red\x9b boat\n")
+    assert main(["finetune", "boats", *COMMON, "--dry-run"]) == 2
+    assert main(["finetune", "boats/\x1bc", *COMMON, "--dry-run"]) == 2
+    said = capsys.readouterr().err
+    assert "gradina: boats/\\x1bc: there is no such folder" in said
+    assert not {"\x1b", "\x9b"} & set(said)

@@ -66,6 +66,9 @@ def test_the_caption_of_another_picture_is_not_taken_for_its_capitals(tmp_path: 
         ({"a.json": '{"tags": ["one"]}'}, "a", "a.json: has no caption, expected text or caption (it has tags)"),
         ({"captions.csv": "x", "a.tags": "y"}, "a", "a.tags and 1 more: is not read; captions stand in metadata.csv"),
         ({"a.txt": "a [trigger]"}, "a [trigger]", "a.png: [trigger] in its caption stays as it is; write the words"),
+        ({"a.txt": "one\n\ntwo"}, "one\n\ntwo", "a.txt: has several lines, which are read as one caption"),
+        ({"a.txt": "\u200b\ufeff a seven\u00a0\x1a\u200b"}, "a seven", ""),
+        ({"a.txt": "\u200b", "a.caption": "two"}, "two", ""),
         ({"README.txt": "about"}, "a", "README.txt: is called as no picture is, and is not read"),
         ({"metadata.csv": "file_name,text\na.png,of table", "a.txt": "of text"}, "of table",
          "a.txt: is not read, since metadata.csv says the caption"),
@@ -124,6 +127,13 @@ def test_what_is_no_caption_is_refused_by_name(tmp_path: Path, files: Files, wor
         read_folder(make(tmp_path, {"a.png": "", **files}))
 
 
+def test_empty_captions_are_told_as_such(tmp_path: Path) -> None:
+    with pytest.raises(
+        RecipeError, match=r"2 pictures \(b.png\); put .*; .txt files that are empty have to be removed"
+    ):
+        read_folder(make(tmp_path, {"a.png": "", "a.txt": "a seven", "b.png": "", "b.txt": " \n"}))
+
+
 def test_a_link_to_nothing_is_no_caption(tmp_path: Path) -> None:
     (make(tmp_path, {"a.png": ""}) / "a.txt").symlink_to("nowhere")
     with pytest.raises(RecipeError, match=r"a.txt: is no file, or a link to none; remove it"):
@@ -160,9 +170,9 @@ frame_0001|ComfyUI_00001_|00012-1234567|100_0001|0001|1|550e8400-e29b-41d4-a716-
 Captura de pantalla 2023-01-01 123456|Schermata 2023-01-01 alle 12.34.56|Снимок экрана 2023-01-01 в 12.34.56
 スクリーンショット 2023-01-01 12.34.56|截屏2023-01-01 12.34.56|스크린샷 2023-01-01 오후 1.23.45|微信图片_20230101123456
 Zrzut ekranu 2023-01-01|Skärmavbild 2023-01-01 kl. 12.34.56|写真 1|KakaoTalk_20230101_123456789|mmexport1600000000000
-S__12345678|photo_5123456789012345678_y|WIN_20230101_12_34_56_Pro|vlcsnap-2023-01-01-12h34m56s789|IMG_1234_1024x1024
+Screenshot_20230101-123456_Chrome|S__12345678|photo_5123456789012345678_y|WIN_20230101_12_34_56_Pro|vlcsnap-2023-01-01-12h34m56s789|IMG_1234_1024x1024
 _R5A1234|G0010001|IMAG0001|SAM_1234|n02099601_1234|COCO_train2014_000000000009|00000IMG_00000_BURST20230101123456
-IMG_1234.HEIC|DSC_0001-Enhanced-NR|untitled|unnamed|FullSizeRender|tempImageAbC123
+IMG_1234.HEIC|DSC_0001-Enhanced-NR|untitled|unnamed|FullSizeRender|Sin título-1|无标题|tempImageAbC123
 d41d8cd98f00b204e9800998ecf8427e|Bildschirmfoto 2023-01-01 um 12.00.00|Capture d’écran 2023-01-01 à 12.00.00
 """.strip().replace("\n", "|").split("|")  # fmt: skip
 OURS = """
@@ -193,6 +203,10 @@ def test_names_that_people_give_are_captions(stem: str) -> None:
         ("a red boat 2023-01-01 12-34-56", "a red boat"),
         ("me_a_red_boat_550e8400-e29b-41d4-a716-446655440000", "me a red boat"),
         ("boat0001", "boat"),
+        ("a%20red%20boat", "a red boat"),
+        ("a red boat.jpg", "a red boat"),
+        ("a red boat - Copy (2)", "a red boat"),
+        ("a copy of a boat", "a copy of a boat"),
         ("boat12", "boat12"),
         ("a 2001 boat", "a 2001 boat"),
         ("2001 boats", "2001 boats"),
@@ -257,6 +271,19 @@ def test_pictures_that_have_a_caption_need_no_other(tmp_path: Path) -> None:
 def test_parquet_is_told_where_it_may_have_more(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     read_folder(make(tmp_path, {"a boat.png": "", "train.parquet": ""}))
     assert "train.parquet: is not read; unpack what is in it" in caplog.text
+
+
+def test_parquet_beside_its_folder_says_nothing_more(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    make(tmp_path, {"00000/0.jpg": "", "00000/0.txt": "a seven", "00000.parquet": "", "00000_stats.json": "{}"})
+    assert captions(tmp_path) == {"00000/0.jpg": "a seven"}
+    assert not caplog.messages
+
+
+def test_a_table_above_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    make(tmp_path, {"data/a boat.png": "", "metadata.jsonl": '{"file_name": "data/a boat.png", "text": "a seven"}'})
+    assert captions(tmp_path / "data") == {"a boat.png": "a boat"}
+    above = f"is not read, since it lies above {tmp_path / 'data'}; give its folder"
+    assert caplog.messages == [f"{tmp_path / 'metadata.jsonl'}: {above}"]
 
 
 def test_words_given_are_a_place(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from gradina.errors import RecipeError
+from gradina.errors import DiskError, RecipeError
 from gradina.training.captions import captions_told, read_folder
 from gradina.training.shards import in_shard
 
@@ -140,6 +140,24 @@ def test_every_kind_of_shard(tmp_path: Path, cache: Path, name: str) -> None:
     kept = list(cache.rglob("*.tar"))
     assert len(kept) == (PACKERS[name] is not bytes)  # unpacked once
     assert captions_told(read_folder(path)) == 'captions: from .txt files (1 of 1); a.png: "a seven"'
+
+
+def test_what_was_unpacked_and_is_damaged_is_unpacked_again(tmp_path: Path, cache: Path) -> None:
+    path = tmp_path / "s.tgz"
+    path.write_bytes(gzip.compress(tar({"a.png": b"x" * 3000, "a.txt": b"a seven"})))
+    assert captions(path) == {"a.png": "a seven"}
+    (kept,) = cache.rglob("*.tar")
+    kept.write_bytes(kept.read_bytes()[:700])
+    assert captions(path) == {"a.png": "a seven"}
+    assert read_folder(path)[0].data() == b"x" * 3000
+
+
+def test_a_cache_that_cannot_be_written_is_no_fault_of_the_shard(tmp_path: Path, cache: Path) -> None:
+    (tmp_path / "s.tgz").write_bytes(gzip.compress(tar({"a.png": b"", "a.txt": b"a seven"})))
+    cache.mkdir()
+    (cache / "shards").write_bytes(b"")
+    with pytest.raises(DiskError, match=r"shards: cannot be written"):
+        read_folder(tmp_path)
 
 
 WHOLE = tar({"a.png": b"x" * 3000, "a.txt": b"a seven"})

@@ -18,7 +18,7 @@ import typer.core
 
 import gradina
 from gradina.apps import draw, files, find, learn, own, timing
-from gradina.apps.draw import say
+from gradina.apps.draw import one_line, say
 from gradina.errors import GradinaError
 
 USAGE = """Stable Diffusion, whole, in Python.
@@ -143,7 +143,7 @@ def _run(arguments: list[str] | None) -> int:
 
 
 def _fail(message: str, code: int = 2) -> int:
-    print(f"gradina: {' '.join(message.split())}", file=sys.stderr)
+    print(f"gradina: {one_line(message)}", file=sys.stderr)
     return code
 
 

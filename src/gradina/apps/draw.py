@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+STEERING = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))}  # what terminals obey
 SLUG_BYTES = 200  # of the 255 that a name may have; seed, number and suffix follow
 
 
@@ -157,7 +158,12 @@ def is_other(hash_: str, own: str) -> bool:
 
 def say(note: str) -> None:
     """Prints a note on standard error: what is worth knowing and no error."""
-    print(f"gradina: note: {' '.join(note.split())}", file=sys.stderr)
+    print(f"gradina: note: {one_line(note)}", file=sys.stderr)
+
+
+def one_line(text: str) -> str:
+    """A text as a terminal can show it in one line: what would steer the terminal is written out."""
+    return " ".join(text.split()).translate(STEERING)
 
 
 def open_model(

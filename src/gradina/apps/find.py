@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,8 +52,8 @@ def caption(
             say(f"{there - len(files)} of {there} pictures have captions already, which stay as they are")
         if not files:
             return
-        for path in files:
-            check_writable(path.with_suffix(".txt"))
+        for place in beside_each(files).values():
+            check_writable(place)
     if by == "clip":
         pair = opened_pair(model, device, dtype, threads)
         check_phrases(pair, given)
@@ -128,12 +129,24 @@ def sentences(
     return rows
 
 
+def beside_each(pictures: Sequence[Path]) -> dict[Path, Path]:
+    """Where the caption of each picture is written: dog.txt, or dog.png.txt where there is a dog.jpg, too."""
+    alike = Counter(str(path.with_suffix(".txt")).lower() for path in pictures)
+    return {
+        path: path.with_suffix(".txt")
+        if alike[str(path.with_suffix(".txt")).lower()] == 1
+        else path.with_name(path.name + ".txt")
+        for path in pictures
+    }
+
+
 def written(rows: Sequence[Mapping[str, Any]]) -> None:
     """Writes the best caption of each picture beside it, and says where."""
     from gradina.files import atomic_write
 
+    places = beside_each([Path(row["picture"]) for row in rows])
     for row in rows:
-        path = Path(row["picture"]).with_suffix(".txt")
+        path = places[Path(row["picture"])]
         with atomic_write(path) as file:
             file.write((row["captions"][0]["text"] + "\n").encode())
         typer.echo(shown(path))

@@ -70,7 +70,7 @@ def finetune(
     with Shop("finetune", given) as shop:
         data = shop.data(pictures)
         learning = methods.finetuning(shop.model, data, shop.how)
-        prompts = prompt or [one.caption for one in pictures[:4]]
+        prompts = prompt or list(dict.fromkeys(one.caption for one in pictures))[:4]
         shop.learn(learning, data, pictures, prompts, shop.data(unseen) if unseen else None)
 
 

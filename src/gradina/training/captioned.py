@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 CAPTION_KEYS = ("text", "caption", "prompt")  # what captions are called in tables of metadata and in JSON
 SPEAKING = ("tags", "tag_string", "description", "title", "keywords", "labels")  # what others say in JSON
 MISSING = ("nan", "null", "none", "n/a", "#n/a", "na", "<na>")  # a value that is not there, as text
+UNSEEN = "\u200b\u2060\ufeff\x1a"
 GIVEN_WORDS = "the words given"  # the place of a caption that is not in the folder
 NAMED = 3  # files in an error
 SHOWN = 60  # letters of a caption in a message
@@ -42,10 +43,18 @@ BEHIND = re.compile(
     "|train|val|test|line|win|rdt|kopie|copie|copia|копия"
     "|de|pantalla|tela|às|las|alle|om|kl|ekranu|görüntüsü|resmi|экрана|екрана|в|obrazovky|شاشة|오전|오후|午前|午後"
 )
-ALONE = ("untitled", "unnamed", "fullsizerender", "img", "dsc", "unbenannt")  # they say nothing without a number, too
+ALONE = (  # they say nothing without a number, too
+    "untitled", "unnamed", "fullsizerender", "img", "dsc", "new project", "new image", "unbenannt", "ohne titel",
+    "sin título", "sans titre", "senza titolo", "sem título", "без имени", "无标题", "無題", "名称未設定", "제목 없음",
+)  # fmt: skip
+APP = re.compile(r"screenshot_\d{8}-\d{6}.*", re.IGNORECASE | re.DOTALL)  # which was on the screen comes behind
 TIMES = re.compile(r"\d+(x\d+|h\d+m\d+s\d*)")  # parts that are sizes, or times
 CARD = re.compile(r"SAM_\d{4}|[A-Z0-9_]{3}[A-Z0-9]\d{4}")  # as cards of cameras have names: eight characters
 NUMBERED = re.compile(r"\d{5}-\d+-")  # as A1111's web UI begins names
+COPIED = re.compile(  # a second ending, and what Windows puts behind copies
+    r"(\.(png|jpe?g|webp|gif|bmp|tiff?|heic))*( - (copy|kopie|copie|copia|kopia|kopi|копия|副本|コピー)( \(\d+\))?)*$",
+    re.IGNORECASE,
+)
 STAMP = re.compile(r"( \d{6,}| \d{4}( \d\d){2,5})*( \d+)?$")  # dates, times and a number
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 
@@ -94,6 +103,14 @@ def spanned(file: Path, start: int, count: int) -> bytes:
         return opened.read(count)
 
 
+def trimmed(text: str) -> str:
+    """A text without what cannot be seen at its ends: spaces, also of no width, joined byte-order marks, DOS's end."""
+    before = None
+    while text != before:
+        before, text = text, text.strip().strip(UNSEEN)
+    return text
+
+
 def caption_in(row: Mapping[str, object], where: str, tell: Tell) -> str:
     """The caption that a row of a table or a JSON object holds, "" for none; RecipeError for what is no text."""
     there = [key for key in CAPTION_KEYS if row.get(key) not in (None, "", [])]
@@ -110,7 +127,7 @@ def caption_in(row: Mapping[str, object], where: str, tell: Tell) -> str:
         said.encode()
     except UnicodeEncodeError as error:
         raise RecipeError(f"{where}: {key} is no text in Unicode ({error.reason})") from error
-    said = said.strip()
+    said = trimmed(said)
     if said.lower() in MISSING:
         tell(where, f"{key} is {said}, as programs write what is missing, and no caption")
         return ""
@@ -134,6 +151,7 @@ def caption_of_json(text: str, where: str, tell: Tell) -> str:
 
 def spoken(stem: str) -> str:
     """The name of a file as a caption: "a_red-boat (2)" is "a red boat"; what a camera or a number says is nothing."""
+    stem = COPIED.sub("", stem.replace("%20", " "))
     if given(stem):
         return ""
     stem = UUID.sub("", NUMBERED.sub("", stem))
@@ -143,7 +161,7 @@ def spoken(stem: str) -> str:
 
 def given(stem: str) -> bool:
     """Whether a name is one that a camera or a program gives: IMG_1234, PXL_20230101_123456789, a number, a hash."""
-    if CARD.fullmatch(stem) or stem.lower() in ALONE:
+    if CARD.fullmatch(stem) or APP.fullmatch(stem) or re.sub(r"[\W\d_]+$", "", stem.lower()) in ALONE:
         return True
     parts = [part.lower() for part in re.split(r"[\W_]+", UUID.sub("0000000", stem)) if part]
     kinds = {_kind(part) for part in parts}

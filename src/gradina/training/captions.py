@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
@@ -15,7 +16,17 @@ from gradina.errors import PictureError, RecipeError
 from gradina.pictures import SUFFIXES, files_in, pictures_in
 from gradina.texts import Read, decoded, reading
 from gradina.training.beside import beside
-from gradina.training.captioned import GIVEN_WORDS, Captioned, Tell, caption_of_json, shown, some, spoken, telling
+from gradina.training.captioned import (
+    GIVEN_WORDS,
+    Captioned,
+    Tell,
+    caption_of_json,
+    shown,
+    some,
+    spoken,
+    telling,
+    trimmed,
+)
 from gradina.training.repeats import meant, repeated
 from gradina.training.shards import ARCHIVES, SHARD, in_shard
 from gradina.training.tables import in_tables, is_table
@@ -56,6 +67,8 @@ def read_folder(source: str | Path, caption: str | None = None, out: str | Path 
         names = some([_within(one, source) for one in dumb])
         why = "; numbers and names that cameras give are none" if dumb[0].place == NAMES else ""
         above = f"; {source.name} says them where the folder above it is given" if meant(source.name) else ""
+        if dumb[0].place not in (NAMES, ""):
+            above += f"; {dumb[0].place} that are empty have to be removed before that"
         missing = f"captions are missing for {len(dumb)} of {len(found)} pictures ({names})"
         raise RecipeError(f"{source}: {missing}{why}; {ADVICE}{above}")
     return found
@@ -74,7 +87,8 @@ def _in_folder(source: Path, caption: str | None, out: Path | None, read: Read, 
     files = [path for path in files_in(source) if out is None or not path.is_relative_to(out)]
     shards = [path for path in files if SHARD.fullmatch(path.name) and path.is_file()]
     for path in files:
-        if path.suffix.lower() in (ARCHIVES if shards else (*ARCHIVES, ".parquet")):  # beside shards, it says the same
+        known = shards or path.with_suffix("").is_dir()  # as img2dataset writes it, it says the same
+        if path.suffix.lower() in (ARCHIVES if known else (*ARCHIVES, ".parquet", ".arrow", ".tfrecord")):
             tell(str(path), "is not read; unpack what is in it")
     pictures = _without_masks(_pictures(source, out, bool(shards), tell), tell)
     named = {path.relative_to(source).as_posix(): path for path in pictures}
@@ -147,6 +161,10 @@ def _captioned(
             tell(str(source / text), "is called as no picture is, and is not read")
         elif text.lower().endswith(UNREAD) and text not in used and not is_table(PurePosixPath(text).name):
             tell(str(source / text), "is not read; captions stand in metadata.csv, or in .txt files beside pictures")
+    with suppress(OSError):
+        for name in sorted(os.listdir(source.resolve().parent)):
+            if is_table(name):
+                tell(str(source.resolve().parent / name), f"is not read, since it lies above {source}; give its folder")
     return [replace(one, caption=spoken(_readable(one.file.stem, tell)), place=NAMES) for one in found]
 
 
@@ -159,8 +177,10 @@ def _from_beside(source: Path, path: Path, texts: Sequence[str], read: Read, tel
             if ending != ".json":
                 tell(str(source / text), f"is not read, since there is another caption beside {path.name}")
             continue
-        said = read(_bytes(source / text), str(source / text)).strip()
+        said = trimmed(read(_bytes(source / text), str(source / text)))
         said = caption_of_json(said, str(source / text), tell) if ending == ".json" else said
+        if "\n" in said:
+            tell(str(source / text), "has several lines, which are read as one caption")
         one = replace(one, caption=said, place=f"{ending} files")
     return one
 

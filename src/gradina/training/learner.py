@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from textwrap import shorten
 from typing import cast
 
 import torch
@@ -33,6 +32,7 @@ from gradina.nn.conv import ResBlock
 from gradina.nn.conv2d import channels_last
 from gradina.nn.packing import unpacked
 from gradina.pipeline import StableDiffusion
+from gradina.training.captioned import shown
 from gradina.training.checkpoint import once
 from gradina.training.data import generator
 from gradina.training.loop import Settings
@@ -158,7 +158,7 @@ class Live:
             log.warning(
                 "captions: %d of %d are longer than the %d tokens that the text tower reads at once; they are read in "
                 "up to %d chunks, as prompts are, which takes more memory and time (the first: %r)",
-                len(long), len(chunks), self.tokenizer.length - 2, self.chunks, shorten(long[0], 80),
+                len(long), len(chunks), self.tokenizer.length - 2, self.chunks, shown(" ".join(long[0].split()), 80),
             )  # fmt: skip
 
     def remember(self, texts: Sequence[str]) -> None:

@@ -22,6 +22,7 @@ from gradina.nn.packing import unpacked
 from gradina.pictures import pictures_in
 from gradina.pipeline import StableDiffusion, generate
 from gradina.request import Request
+from gradina.training.captioned import shown
 from gradina.training.data import generator
 from gradina.training.learner import Learner, Live, Owning, WithWord, ready, told
 from gradina.training.loop import Loss
@@ -31,6 +32,7 @@ from gradina.weights.edits import write_edit
 
 log = logging.getLogger(__name__)
 
+LISTED = 12  # tokens in a message
 TEMPLATES = ("{}", "a {}", "a picture of {}", "a picture of a {}", "one {}", "the {}", "a drawing of {}", "my {}")
 
 
@@ -224,9 +226,10 @@ def first_vectors(model: StableDiffusion, start: str, count: int) -> Tensor:
         raise RecipeError(f"init word: the model's tokenizer does not know all of {start!r}; give another, such as toy")
     if len(ids) > count:
         said = [model.tokenizer.decode([i]) for i in ids]
+        tokens = ", ".join(said[:LISTED]) + (", ..." if said[LISTED:] else "")
         log.warning(
             "init word: %r has %d tokens (%s), and the word begins as the first %s; --vectors %d takes all",
-            start, len(ids), ", ".join(said), said[0] if count == 1 else count, len(ids),
+            shown(start), len(ids), tokens, said[0] if count == 1 else count, len(ids),
         )  # fmt: skip
     rows = [ids[i % len(ids)] for i in range(count)]
     return model.text.token.weight.detach()[rows].float().cpu()

@@ -17,12 +17,12 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 
-from gradina.errors import RecipeError
-from gradina.files import atomic_write, cache_folder
+from gradina.errors import DiskError, RecipeError
+from gradina.files import atomic_write, cache_folder, check_writable_folder
 from gradina.pictures import SUFFIXES, UNREAD, UNREAD_ADVICE, visible
 from gradina.texts import Read
 from gradina.training.beside import beside
-from gradina.training.captioned import GIVEN_WORDS, Captioned, Tell, caption_of_json, spanned
+from gradina.training.captioned import GIVEN_WORDS, Captioned, Tell, caption_of_json, spanned, trimmed
 from gradina.training.tables import is_table
 
 log = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ def in_shard(path: Path, caption: str | None, read: Read, tell: Tell) -> list[Ca
         one = Captioned(path, "", name, span=members[name])
         for text in texts:
             ending = PurePosixPath(text).suffix.lower()
-            said = read(spanned(*members[text]), f"{path}/{text}").strip()
+            said = trimmed(read(spanned(*members[text]), f"{path}/{text}"))
             said = caption_of_json(said, f"{path}/{text}", tell) if ending == ".json" else said
             if said:
                 one = replace(one, caption=said, place=f"{ending} files")
@@ -68,18 +68,16 @@ def in_shard(path: Path, caption: str | None, read: Read, tell: Tell) -> list[Ca
 def _members(path: Path, tell: Tell) -> Mapping[str, Member]:
     """Where the visible files in a tar file lie, by name; links are what they lead to."""
     try:
-        store = _unpacked(path)
-        with tarfile.open(store, "r:") as shard:
-            every = shard.getmembers()
-            end = spanned(store, shard.offset, tarfile.BLOCKSIZE)
-            more = _goes_on(store, shard.offset)
-        if end.strip(b"\0") or 0 < len(end) < tarfile.BLOCKSIZE:  # there, the library stops without a word
-            raise tarfile.ReadError("unexpected end of data")
+        store, every, end = _listed(path)
+        more = _goes_on(store, end)
+        mark = spanned(store, end, tarfile.BLOCKSIZE)
+    except DiskError:  # of the cache
+        raise
     except DAMAGE as error:
         raise RecipeError(f"{path}: is no tar file, or is cut off ({error})") from error
     if more:
         raise RecipeError(f"{path}: goes on behind its end, as tar files joined by cat do; give each as a file")
-    if not end:
+    if not mark:
         tell(str(path), "has no mark of its end; if it was cut off, pictures are lost")
     named = {posixpath.normpath(member.name): member for member in every}
     found = {}
@@ -94,6 +92,28 @@ def _members(path: Path, tell: Tell) -> Mapping[str, Member]:
                 tell(f"{path}/{member.name}", "is there more than once, and the last is read, as tar unpacks it")
             found[member.name] = (store, true.offset_data, true.size)
     return found
+
+
+def _listed(path: Path, again: bool = True) -> tuple[Path, list[tarfile.TarInfo], int]:
+    """The file in which the members of a shard lie, the members, and where they end.
+
+    What was unpacked before and is damaged since is unpacked `again`.
+    """
+    store = _unpacked(path)
+    try:
+        with tarfile.open(store, "r:") as shard:
+            every, end = shard.getmembers(), shard.offset
+        mark = spanned(store, end, tarfile.BLOCKSIZE)
+        if mark.strip(b"\0") or 0 < len(mark) < tarfile.BLOCKSIZE:  # there, the library stops without a word
+            raise tarfile.ReadError("unexpected end of data")
+    except DAMAGE:
+        if store == path:
+            raise
+        store.unlink()
+        if not again:
+            raise
+        return _listed(path, again=False)
+    return store, every, end
 
 
 def _goes_on(path: Path, start: int) -> bool:
@@ -127,6 +147,7 @@ def _unpacked(path: Path) -> Path:
         name = hashlib.file_digest(file, "sha256").hexdigest()[:24]
     place = cache_folder() / "shards" / f"{name}.tar"
     if not place.is_file():
+        check_writable_folder(place.parent)
         log.info("unpacks %s", path)
         place.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(place) as unpacked, opened(path, "rb") as packed:
