@@ -152,9 +152,10 @@ def _said(where: str) -> Callable[[object], str]:
 
     def read(said: object) -> str:
         parts = said if isinstance(said, list) else [] if said is None else [said]
-        if not all(isinstance(part, str) for part in parts):
+        texts = [part for part in parts if isinstance(part, str)]
+        if len(texts) < len(parts):
             raise RecipeError(f"{where}: got {shown(repr(said))}, expected a text")
-        return ", ".join(part for part in parts if part)
+        return ", ".join(filter(None, texts))
 
     return read
 
