@@ -210,3 +210,9 @@ def test_what_would_steer_a_terminal_is_written_out(room: Path, capsys: Said) ->
     said = capsys.readouterr().err
     assert "gradina: boats/\\x1bc: there is no such folder" in said
     assert not {"\x1b", "\x9b"} & set(said)
+
+
+def test_pictures_that_are_learnt_from_and_validate_are_told(room: Path, capsys: Said) -> None:
+    both = len(list(Path("boats").glob("*.png")))
+    assert main(["finetune", "boats", *COMMON, "--dry-run", "--validation", "../" + room.name + "/boats"]) == 0
+    assert f"note: validation: {both} of {both} pictures are learnt from, too" in capsys.readouterr().err

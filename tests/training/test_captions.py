@@ -229,6 +229,9 @@ def test_what_one_caption_for_all_leaves_unread_is_told(tmp_path: Path, caplog: 
     make(tmp_path, {"IMG_1.png": "", "IMG_1.txt": "a seven"})
     assert captions(tmp_path, "a sks dog") == {"IMG_1.png": "a sks dog"}
     assert 'IMG_1.txt: is not read, since "a sks dog" is the caption of all pictures' in caplog.text
+    make(tmp_path, {"metadata.csv": "file_name,text\nIMG_1.png,a seven\n"})
+    assert captions(tmp_path, "a sks dog") == {"IMG_1.png": "a sks dog"}
+    assert "IMG_1.txt and 1 more: is not read, since" in caplog.text
 
 
 def test_masks_of_onetrainer_are_no_pictures(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -240,6 +240,14 @@ def test_joined_tar_files_are_refused(tmp_path: Path) -> None:
         read_folder(tmp_path)
 
 
+def test_captions_that_one_for_all_leaves_unread_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = shard(tmp_path / "s.tar", {"a.png": b"", "a.txt": b"a seven"})
+    assert [one.caption for one in read_folder(path, "a sks dog")] == ["a sks dog"]
+    assert caplog.messages == [
+        f'{path}: has captions that are not read, since "a sks dog" is the caption of all pictures'
+    ]
+
+
 def test_one_caption_for_all_needs_no_other(tmp_path: Path) -> None:
     path = shard(tmp_path / "s.tar", {"a.png": b"", "b.png": b""})
     assert [one.caption for one in in_shard(path, "a sks dog", lambda data, _: data.decode(), lambda *_: None)] == [

@@ -195,6 +195,12 @@ def test_what_is_worth_knowing_is_one_note(
     assert [note in message for message in caplog.messages] == [True]
 
 
+def test_names_without_endings_may_have_dots(tmp_path: Path) -> None:
+    table = '{"v1.5": {"caption": "a seven"}, "b": {"caption": "a two"}}'
+    make(tmp_path, {"v1.5.png": "", "b.JPG": "", "meta_cap.json": table})
+    assert captions(tmp_path) == {"v1.5.png": "a seven", "b.JPG": "a two"}
+
+
 def test_line_separators_of_unicode_do_not_end_lines(tmp_path: Path) -> None:
     table = '{"file_name": "a.png", "text": "a\u2028seven\x85or two"}\n'
     assert captions(make(tmp_path, {"a.png": "", "metadata.jsonl": table})) == {"a.png": "a\u2028seven\x85or two"}

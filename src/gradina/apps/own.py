@@ -67,6 +67,10 @@ def finetune(
     unseen = read_folder(validation) if validation else []
     if unseen:
         say(f"validation, {captions_told(unseen)}")
+        known = {(one.file.resolve(), one.member) for one in pictures}
+        both = sum((one.file.resolve(), one.member) in known for one in unseen)
+        if both:
+            say(f"validation: {both} of {len(unseen)} pictures are learnt from, too, and say little; give others")
     with Shop("finetune", given) as shop:
         data = shop.data(pictures)
         learning = methods.finetuning(shop.model, data, shop.how)

@@ -67,7 +67,7 @@ def read_folder(source: str | Path, caption: str | None = None, out: str | Path 
         names = some([_within(one, source) for one in dumb])
         why = "; numbers and names that cameras give are none" if dumb[0].place == NAMES else ""
         above = f"; {source.name} says them where the folder above it is given" if meant(source.name) else ""
-        if dumb[0].place not in (NAMES, ""):
+        if dumb[0].place.startswith("."):
             above += f"; {dumb[0].place} that are empty have to be removed before that"
         missing = f"captions are missing for {len(dumb)} of {len(found)} pictures ({names})"
         raise RecipeError(f"{source}: {missing}{why}; {ADVICE}{above}")
@@ -99,9 +99,12 @@ def _in_folder(source: Path, caption: str | None, out: Path | None, read: Read, 
         loose = _captioned(source, files, named, bool(repeats), read, tell)
     else:
         loose = [Captioned(path, caption, place=GIVEN_WORDS) for path in pictures]
-        for texts in beside(list(named), _relative(source, files)).values():
-            for text in texts:
-                tell(str(source / text), f'is not read, since "{shown(caption)}" is the caption of all pictures')
+        texts = {
+            source / text for some_of in beside(list(named), _relative(source, files)).values() for text in some_of
+        }
+        for path in files:
+            if path in texts or is_table(path.name):
+                tell(str(path), f'is not read, since "{shown(caption)}" is the caption of all pictures')
     return list(_repeated([*loose, *packed], source, repeats, tell)) if repeats else [*loose, *packed]
 
 

@@ -22,7 +22,7 @@ from gradina.files import atomic_write, cache_folder, check_writable_folder
 from gradina.pictures import SUFFIXES, UNREAD, UNREAD_ADVICE, visible
 from gradina.texts import Read
 from gradina.training.beside import beside
-from gradina.training.captioned import GIVEN_WORDS, Captioned, Tell, caption_of_json, spanned, trimmed
+from gradina.training.captioned import GIVEN_WORDS, Captioned, Tell, caption_of_json, shown, spanned, trimmed
 from gradina.training.tables import is_table
 
 log = logging.getLogger(__name__)
@@ -50,6 +50,8 @@ def in_shard(path: Path, caption: str | None, read: Read, tell: Tell) -> list[Ca
             tell(f"{path}/{name}", "is not read in a shard; unpack it, and give the folder")
     pictures = [name for name in members if PurePosixPath(name).suffix.lower() in SUFFIXES]
     if caption is not None:
+        if any(beside(pictures, members, keyed=True).values()):
+            tell(str(path), f'has captions that are not read, since "{shown(caption)}" is the caption of all pictures')
         return [Captioned(path, caption, name, GIVEN_WORDS, span=members[name]) for name in pictures]
     found = []
     for name, texts in beside(pictures, members, keyed=True).items():

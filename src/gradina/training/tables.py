@@ -213,7 +213,7 @@ def _found(name: str, source: Path, folder: Path, find: Names, where: str, tell:
     Raises RecipeError for what lies outside the folder.
     """
     for form in dict.fromkeys((name, name.strip(), name.strip().replace("\\", "/"))):
-        endings = ("", *SUFFIXES) if "." not in os.path.basename(form) else ("",)  # kohya's scripts leave them out
+        endings = ("", *SUFFIXES)  # kohya's scripts leave them out
         for whole in (Path.absolute, Path.resolve):
             path = os.path.relpath(os.path.join(whole(folder), form), whole(source)).replace(os.sep, "/")
             picture = next((found for ending in endings if (found := find(path + ending))), None)
