@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 
 from gradina import Request, generate, steps
+from gradina.ineffective import prompt_notes
 from gradina.pipeline import StableDiffusion
 
 Tiny = Callable[..., StableDiffusion]
@@ -125,3 +127,10 @@ def test_guidance_0_is_1_and_between_them_the_formula_interpolates(tiny_model: T
     without = pixels(model, guidance_scale=1, prompt="")
     nearly = pixels(model, guidance_scale=1e-6)
     assert np.abs(nearly.astype(int) - without).max() <= 1, "a little above 0 it is the picture without the prompt"
+
+
+@pytest.mark.parametrize("evil", ["(a:", "(a:" + "1" * 20000, "(a:1." + "1" * 20000, "(" + "a:" * 20000, "<lora:", "["])
+def test_long_prompts_take_no_long_time(evil: str) -> None:
+    start = time.perf_counter()
+    list(prompt_notes(Request(prompt=evil * (20000 // len(evil) + 1))))
+    assert time.perf_counter() - start < 1

@@ -15,7 +15,7 @@ UNTOUCHED = Request()
 if TYPE_CHECKING:
     from PIL import Image
 
-_WEIGHED = re.compile(r"(?<!\\)[(\[][^()\[\]\n]+:\s*[+-]?\d*\.?\d+\s*(?<!\\)[)\]]|\(\(|\)\)")
+_WEIGHED = re.compile(r"(?<!\\)[(\[][^()\[\]\n]+:\s*[+-]?(?:\d+(?:\.\d+)?|\.\d+)\s*(?<!\\)[)\]]|\(\(|\)\)")
 
 UNGUIDED = (0, 1)  # guidance scales at which the prompt alone is drawn
 

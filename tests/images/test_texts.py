@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import time
 import zlib
 from pathlib import Path
 
@@ -132,3 +133,16 @@ def test_texts_with_settings_come_back_from_any_encoding(text: str) -> None:
 def test_any_comment_is_read(data: bytes) -> None:
     assert isinstance(comment(data), str)
     assert isinstance(plain(data), str)
+
+
+@pytest.mark.parametrize(
+    "evil", ["<dc:description>", "<dc:description ", "<dc:description><rdf:", "</dc:description>", "<rdf:li>&amp;"]
+)
+def test_long_xmp_takes_no_long_time(tmp_path: Path, evil: str) -> None:
+    text = f"<dc:description>{evil * (500_000 // len(evil))}</dc:description>"
+    path, chunks = tmp_path / "a.png", PngInfo()
+    chunks.add_itxt("XML:com.adobe.xmp", text)
+    Image.new("RGB", (8, 8)).save(path, pnginfo=chunks)
+    start = time.perf_counter()
+    texts(path)
+    assert time.perf_counter() - start < 2

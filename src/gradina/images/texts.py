@@ -30,8 +30,6 @@ XMP = {  # elements, and what we call them: as the same in Exif
     "sdcpp:parameters": "parameters", "exif:UserComment": "UserComment", "dc:description": "ImageDescription",
 }  # fmt: skip
 
-_XMP = re.compile(rf"<({'|'.join(XMP)})\b[^>]*>(.*?)</\1>", re.DOTALL)
-
 
 def texts(path: str | PathLike[str], what: str = "picture") -> dict[str, str]:
     """The texts that a picture file carries, without decoding its pixels: PNG chunks by keyword, Exif by tag name.
@@ -106,7 +104,14 @@ def _chunk(kind: bytes, data: bytes, room: int) -> tuple[str, bytes]:
 
 def _xmp(packet: str) -> dict[str, str]:
     """The texts in XMP: what stable-diffusion.cpp and Draw Things write there, and editors that know no Exif."""
-    return {XMP[name]: html.unescape(re.sub(r"</?rdf:[^>]*>", "", text)).strip() for name, text in _XMP.findall(packet)}
+    found: dict[str, str] = {}
+    for name, ours in XMP.items():
+        begin = re.search(rf"<{name}\b[^<>]*>", packet)
+        end = packet.find(f"</{name}>", begin.end()) if begin else -1
+        if begin and end >= 0:
+            inside = re.sub(r"</?rdf:[^<>]*>", "", packet[begin.end() : end])
+            found[ours] = html.unescape(inside).strip()
+    return found
 
 
 def _exif_bytes(data: bytes) -> dict[str, str]:
