@@ -29,6 +29,7 @@ DOCUMENTS = (  # what begins so is text of another kind, whose marks nobody mean
     ("<html", "a page in HTML, expected plain text"),
     ("version https://git-lfs", "a pointer of Git LFS; fetch the file with `git lfs pull`"),
 )
+FOREIGN = re.compile(r"[\xa1-\xff]{5}")  # so many in a row are letters of another script
 CONTROL = re.compile(r"[\0-\x08\x0e-\x1f]")  # what no one-byte text has, and nearly all other files have
 
 Read = Callable[[bytes, str], str]
@@ -80,7 +81,7 @@ def decoded(data: bytes) -> tuple[str | None, str]:
         text, encoding = _as(data, wide), wide
     if text is None:
         text, encoding = _as(data, GUESS), GUESS
-        text = None if text is None or CONTROL.search(text) else text
+        text = None if text is None or CONTROL.search(text) or FOREIGN.search(text) else text
     return text, encoding
 
 

@@ -129,7 +129,7 @@ def test_a_run_closed_anywhere_ends_as_if_it_had_not_been(recipe_file: Path, tmp
 def test_another_recipe_does_not_go_on_with_a_state(recipe_file: Path, tmp_path: Path) -> None:
     list(run(read_recipe(recipe_file), tmp_path / "run"))
     recipe_file.write_text(recipe_file.read_text().replace("kl_weight = 1e-4", "kl_weight = 1e-3"))
-    with pytest.raises(RecipeError, match=r"was made by another recipe; choose another --out folder"):
+    with pytest.raises(RecipeError, match=r"is of another recipe, other pictures or settings; choose another --out"):
         next(run(read_recipe(recipe_file), tmp_path / "run"))
 
 

@@ -60,7 +60,9 @@ def steps_done(path: Path, fingerprint: str) -> int:
         return 0
     about = _about(path)
     if about.get("fingerprint") != fingerprint:
-        raise RecipeError(f"{path}: was made by another recipe; choose another --out folder, or remove this one")
+        raise RecipeError(
+            f"{path}: is of another recipe, other pictures or settings; choose another --out, or remove it"
+        )
     return int(about["step"])
 
 
