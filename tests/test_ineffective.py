@@ -58,7 +58,7 @@ def pixels(model: StableDiffusion, **changes: Any) -> np.ndarray[Any, Any]:
             ["prompt: embedding:teddy is read as plain words; give a learnt word's"],
         ),
         ({"prompt": "a [red:blue:0.5] boat"}, ["prompt: weights"]),
-        ({"prompt": "a boat (red), at 3:30 (noon)"}, []),
+        ({"prompt": "a boat (red), at 3:30 (noon), (16:9)"}, []),
         ({}, []),
         ({"negative_prompt": "x", "guidance_rescale": 0.5, "guidance_interval": (0, 5)}, []),
         ({"guidance_scale": 0.5, "negative_prompt": "x"}, []),
@@ -112,6 +112,18 @@ def test_a_mask_that_keeps_nothing_is_noted_at_strength_1(
     assert notes(tiny_model(), caplog, init_image=init, mask_image=white, strength=1.0)[0].startswith("init_image: has")
     assert notes(tiny_model(), caplog, init_image=init, mask_image=white) == []
     assert notes(tiny_model(), caplog, init_image=init, mask_image=mask, strength=1.0) == []
+
+
+def test_a_mask_that_is_a_picture_with_holes_is_noted(tiny_model: Tiny, caplog: Log, init: Image.Image) -> None:
+    """Strokes over nothing are none, whatever their edges."""
+    picture, strokes = Image.linear_gradient("L").resize((64, 64)).convert("RGBA"), Image.new("RGBA", (64, 64))
+    hole = Image.new("L", (64, 64), 255)
+    hole.paste(0, (8, 8, 40, 40))
+    picture.putalpha(hole)
+    strokes.paste((255, 255, 255, 255), (8, 8, 40, 40))
+    (note,) = notes(tiny_model(), caplog, init_image=init, mask_image=picture)
+    assert note.startswith("mask_image: is a picture with transparent places, which are kept")
+    assert notes(tiny_model(), caplog, init_image=init, mask_image=strokes) == []
 
 
 def test_steps_note_the_same(tiny_model: Tiny, caplog: Log) -> None:

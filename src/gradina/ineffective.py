@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from gradina.images.told import NETWORK, WEIGHTS, embeddings
+from gradina.pictures import has_holes
 from gradina.request import Request
 
 UNTOUCHED = Request()
@@ -15,7 +16,9 @@ UNTOUCHED = Request()
 if TYPE_CHECKING:
     from PIL import Image
 
-_WEIGHED = re.compile(r"(?<!\\)[(\[][^()\[\]\n]+:\s*[+-]?(?:\d+(?:\.\d+)?|\.\d+)\s*(?<!\\)[)\]]|\(\(|\)\)")
+_WEIGHED = re.compile(
+    r"(?<!\\)[(\[](?=[^:()\[\]\n]*[^\W\d_])[^()\[\]\n]+:\s*[+-]?(?:\d+(?:\.\d+)?|\.\d+)\s*(?<!\\)[)\]]|\(\(|\)\)"
+)
 
 UNGUIDED = (0, 1)  # guidance scales at which the prompt alone is drawn
 
@@ -95,6 +98,11 @@ def mask_notes(request: Request, grey: Image.Image, mask: Image.Image, drawn: bo
     `factor` is the side of a latent in pixels.
     """
     darkest, brightest = mask.getextrema()
+    if request.mask_image is not None and has_holes(request.mask_image):
+        yield (
+            "mask_image: is a picture with transparent places, which are kept, and what is bright in it is drawn anew; "
+            "to draw in its holes, give a mask in which they are white and all else is black"
+        )
     if not drawn:
         if brightest:
             why = f"its white is narrower than the {factor} x {factor} pixels of a latent; paint it wider"

@@ -201,6 +201,20 @@ def open_mask(source: ImageLike | bytes, what: str = "mask_image") -> Image.Imag
     return _read(source, what, "L", "black")
 
 
+def has_holes(source: ImageLike | bytes, what: str = "mask_image") -> bool:
+    """Whether a mask is a picture with transparent places, as some programs mark so what is drawn anew.
+
+    What is opaque in it is then not black and white, as strokes of a mask are. Raises PictureError as `open_picture`.
+    """
+    with opened(source, what) as image:
+        if not image.has_transparency_data:
+            return False
+        small = image.convert("RGBA").resize((64, 64), Image.Resampling.NEAREST)
+    pixels = list(zip(small.getchannel("A").tobytes(), small.convert("L").tobytes(), strict=True))
+    opaque = [grey for alpha, grey in pixels if alpha >= 128]
+    return 0 < len(opaque) < len(pixels) and sum(32 <= grey < 224 for grey in opaque) * 2 > len(opaque)
+
+
 def fit(image: Image.Image, width: int, height: int) -> Image.Image:
     """The picture at exactly `width` x `height` pixels: Lanczos, without cropping, as diffusers resizes."""
     if image.size == (width, height):
