@@ -62,6 +62,16 @@ def test_the_tree_is_the_tree() -> None:
     assert all(len(line) <= 120 for line in README.splitlines())
 
 
+@pytest.mark.parametrize("page", ["README.md", *sorted(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))])
+def test_local_links_and_named_files_exist(page: str) -> None:
+    """Links are relative to the page; what is named in code as a file of evaluation or benchmarks, to the root."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    links = {link.partition("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link} - {""}
+    named = set(re.findall(r"(?:benchmarks|evaluation|tests)/[\w./-]+\.(?:py|json)", text))
+    assert [link for link in links if not (ROOT / page).parent.joinpath(link).exists()] == []
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
 def test_the_choices_are_the_choices() -> None:
     from gradina.request import SAMPLER_NAMES, SCHEDULE_NAMES
 
