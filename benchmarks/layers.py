@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gradina.bench.race import Times, race
-from gradina.nn.gate import Gate, gated
+from gradina.nn.geglu import Gate, gated
 from gradina.nn.packed import NOTHING_FUSED, PackedConv2d, PackedGate, PackedLinear, PackedThree, gated_by, pack
 from gradina.nn.products import own_convolution, own_product
 

@@ -24,7 +24,7 @@ from gradina.metrics import psnr
 from gradina.pipeline import StableDiffusion, to_image, to_pixels
 from gradina.training.data import WORDINGS, WORDS, Kinds, mnist, npm_package
 from gradina.training.recipes import read_recipe
-from gradina.weights.zoo import shipped
+from gradina.weights.registry import shipped
 
 ROOT = Path(__file__).parent.parent
 RECIPE = ROOT / "recipes" / "digits.toml"

@@ -22,7 +22,7 @@ from gradina import sheet
 from gradina.pipeline import to_image
 from gradina.training.composed import RELATIONS
 from gradina.training.recipes import Recipe, read_recipe
-from gradina.weights.zoo import shipped
+from gradina.weights.registry import shipped
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "emoji"

@@ -29,11 +29,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import gradina
-from gradina.adapters.inject import inject, twin
+from gradina.adapters.inject import inject, shallow_clone
 from gradina.bench.race import Runner, medians
 from gradina.bench.work import sd15, write_model
 from gradina.metrics import psnr
-from gradina.models.reuse import Reusing
+from gradina.models.deepcache import DeepCache
 from gradina.models.unet import UNet
 from gradina.nn.packed import PackedConv2d, pack
 from gradina.pipeline import StableDiffusion, to_pixels
@@ -87,7 +87,7 @@ def _rows(x: Tensor, index: Tensor) -> Tensor:
 
 def merging(unet: UNet) -> UNet:
     """The same network, tokens merged where there are most of them: at the finest maps that have attention."""
-    unet, level = twin(unet), unet.config.attention.index(True)
+    unet, level = shallow_clone(unet), unet.config.attention.index(True)
     where = (f"down.{level}.", f"up.{len(unet.config.widths) - 1 - level}.")
     layers = {n: Merging(m, MERGED) for n, m in unet.named_modules() if n.startswith(where) and n.endswith("self_attn")}
     inject(unet, layers)
@@ -179,7 +179,7 @@ def of_sd15(rounds: int) -> dict[str, dict[str, float]]:
         model = gradina.load(folder, dtype="bf16")
         small = in_eight_bits(gradina.load(folder, dtype="fp32", plain=True).unet)
     half = [each.bfloat16() for each in (x, t, cond)]
-    merged, reusing = merging(model.unet), Reusing(model.unet, 2)
+    merged, reusing = merging(model.unet), DeepCache(model.unet, 2)
     ways: dict[str, Runner] = {
         "exact": lambda: model.unet(*half),
         "reuse 2 (two steps, halved)": lambda: (reusing(*half), reusing(*half)),

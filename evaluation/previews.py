@@ -30,11 +30,11 @@ from gradina import sheet
 from gradina.bench.race import medians
 from gradina.bench.work import sd15, write_model
 from gradina.metrics import psnr
-from gradina.models.tiny import TinyConfig, TinyDecoder
+from gradina.models.taesd import TinyConfig, TinyDecoder
 from gradina.nn.packing import packed
 from gradina.pipeline import StableDiffusion, to_pixels
 from gradina.weights.pairs import read_pair
-from gradina.weights.zoo import locate_pair
+from gradina.weights.registry import locate_pair
 
 ROOT = Path(__file__).parent.parent
 PICTURES, UNSEEN, BATCH = 240, 24, 16

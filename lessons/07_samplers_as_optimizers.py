@@ -131,7 +131,7 @@ for law in LAWS:
 # (1883) weighs the newest 3/2 and the one before -1/2.
 
 # %%
-from gradina.diffusion.descent import momentum
+from gradina.diffusion.optimizer_samplers import momentum
 from gradina.pipeline import develop, plans
 
 

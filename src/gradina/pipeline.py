@@ -24,10 +24,10 @@ from gradina.diffusion.denoiser import Denoise, Denoiser, Network, noised, with_
 from gradina.diffusion.guidance import cfg, masked
 from gradina.diffusion.noise import Noise
 from gradina.diffusion.prediction import prediction_named
-from gradina.diffusion.samplers import SAMPLERS, SamplerRow
-from gradina.diffusion.schedule import spaced, tail
+from gradina.diffusion.samplers import SAMPLERS, SamplerSpec
+from gradina.diffusion.schedule import img2img_sigmas, sampling_sigmas
 from gradina.diffusion.step import Step
-from gradina.engines import Call, Decoding, engaged
+from gradina.engines import Call, Decoding, with_engine
 from gradina.errors import RequestError
 from gradina.files import content
 from gradina.finite import finite, finite_step
@@ -40,19 +40,19 @@ from gradina.ineffective import (
     sampler_notes,
     start_notes,
 )
-from gradina.lean import Lean
-from gradina.models.reuse import Reusing
-from gradina.models.tiny import TinyDecoder
-from gradina.nn.memory import give_back
+from gradina.models.deepcache import DeepCache
+from gradina.models.taesd import TinyDecoder
+from gradina.nn.memory import trim_heap
 from gradina.nn.packing import converted, packed
+from gradina.offload import SequentialOffload
 from gradina.pictures import fit, open_mask, open_picture, overlay
 from gradina.request import Picture, Request, word_and_file
 from gradina.runtime import DTYPES, Engine, pick_device, pick_dtype, pick_engine
+from gradina.weights.components import Components
 from gradina.weights.concepts import read_concept
 from gradina.weights.edits import read_states
 from gradina.weights.loras import read_lora
-from gradina.weights.mapped import Mapped
-from gradina.weights.parts import Parts
+from gradina.weights.mmap import Mapped
 from gradina.weights.store import in_type
 
 log = logging.getLogger(__name__)
@@ -61,11 +61,11 @@ AT_ONCE = 64 * 64  # places of latents that are drawn in one batch: one 512x512 
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class StableDiffusion(Parts):
+class StableDiffusion(Components):
     """A model, ready to draw: tokenizer, text tower, autoencoder, U-Net, schedule."""
 
     engine: Engine = "eager"  # how U-Net and decoder are computed
-    lean: Lean | None = None  # in little memory: what takes the networks out of their files, one at a time
+    lean: SequentialOffload | None = None  # in little memory: what takes the networks out of their files, one at a time
     tiny: TinyDecoder | None = None  # what previews are decoded by, if not by the autoencoder
     concepts: tuple[Concept, ...] = ()  # that were added to its words
 
@@ -131,7 +131,7 @@ class StableDiffusion(Parts):
     @torch.no_grad()
     def decode(self, latents: Tensor) -> list[Image.Image]:
         """Pictures of latents (b, 4, h, w), such as those of `Step.denoised`."""
-        give_back()
+        trim_heap()
         decoded = (self._decode(z[None].to(self.device, self.dtype))[0] for z in latents)
         return [to_image(finite(x, "autoencoder (its decoder)", self.vae, self.dtype).float()) for x in decoded]
 
@@ -150,7 +150,7 @@ class StableDiffusion(Parts):
         """
         if reuse > 1 and self.engine in ("compile", "openvino"):
             raise RequestError(f"reuse: got {reuse}, but {self.engine} computes the U-Net as a whole; try engine eager")
-        unet = Reusing(self.awake(self.unet), reuse) if reuse > 1 else self._unet
+        unet = DeepCache(self.awake(self.unet), reuse) if reuse > 1 else self._unet
         return lambda x, t, cond: unet(x.to(self.dtype), t, cond.to(self.dtype)).float()
 
     def awake(self, network: Part) -> Part:
@@ -161,13 +161,13 @@ class StableDiffusion(Parts):
     def _unet(self) -> Call:
         if self.lean is not None:
             return lambda *inputs: self.awake(self.unet)(*inputs)
-        return engaged(self.unet, self.engine)
+        return with_engine(self.unet, self.engine)
 
     @cached_property
     def _decode(self) -> Call:
         if self.lean is not None:
             return lambda z: self.awake(self.vae).decode(z)
-        return engaged(Decoding(self.vae), self.engine, often=False)
+        return with_engine(Decoding(self.vae), self.engine, often=False)
 
     def save(self, path: str | PathLike[str], dtype: torch.dtype | None = None) -> None:
         """Writes the model as a folder in the layout of diffusers, with a card; whole or not at all.
@@ -376,14 +376,16 @@ def _black_and_white(mask: Image.Image) -> Image.Image:
     return mask.point(lambda value: 255 * (value >= 128))
 
 
-def _levels(model: StableDiffusion, request: Request, row: SamplerRow) -> Tensor:
+def _levels(model: StableDiffusion, request: Request, row: SamplerSpec) -> Tensor:
     """The noise levels of the walk; a strength that is too small for a step leaves one level, 0."""
-    sigmas = spaced(model.schedule, cast(str, request.schedule), cast(int, request.steps), row.final, row.whole_t)
-    left = sigmas if request.init_image is None else tail(sigmas, request.strength)
+    sigmas = sampling_sigmas(
+        model.schedule, cast(str, request.schedule), cast(int, request.steps), row.final, row.whole_t
+    )
+    left = sigmas if request.init_image is None else img2img_sigmas(sigmas, request.strength)
     return left if len(left) > 1 else torch.zeros_like(left)
 
 
-def _guided(model: StableDiffusion, request: Request, network: Network, row: SamplerRow) -> Denoise:
+def _guided(model: StableDiffusion, request: Request, network: Network, row: SamplerSpec) -> Denoise:
     """The model's denoiser for these prompts, with classifier-free guidance."""
     prompts = request.prompts
     if len({_chunks(model, request, prompt) for prompt in prompts}) > 1:
@@ -458,8 +460,8 @@ def load(
     own: a safetensors file of it or of a whole checkpoint, a folder, or an "owner/name". Raises WeightsError, HubError
     where the hub does not answer, RequestError for a device that is not there or has no such engine, MissingExtra.
     """
-    from gradina.weights.tiny import read_tiny
-    from gradina.weights.zoo import open_source
+    from gradina.weights.registry import open_source
+    from gradina.weights.taesd import read_tiny
 
     place = pick_device(device)
     chosen = pick_engine(engine, place)
@@ -476,11 +478,11 @@ def load(
             packed(network, convert)
         elif network is not None:
             converted(network, convert).to(place)
-    give_back()
+    trim_heap()
     return StableDiffusion(
         **{f.name: getattr(parts, f.name) for f in fields(parts)},
         engine=chosen,
-        lean=Lean(numbers, files) if low_memory else None,
+        lean=SequentialOffload(numbers, files) if low_memory else None,
         tiny=previewer,
     )
 

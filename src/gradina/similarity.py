@@ -17,10 +17,10 @@ from gradina.errors import RequestError, WeightsError
 from gradina.finite import finite
 from gradina.pictures import LARGEST, middle, open_picture
 from gradina.runtime import pick_device, pick_dtype
+from gradina.weights.components import Components
 from gradina.weights.layout import PAIR
 from gradina.weights.pairs import Pair, Phrases, read_pair
-from gradina.weights.parts import Parts
-from gradina.weights.zoo import locate_pair
+from gradina.weights.registry import locate_pair
 
 if TYPE_CHECKING:
     from gradina.request import ImageLike
@@ -48,7 +48,7 @@ class Hit:
 
 
 def open_pair(
-    source: str | PathLike[str] | Parts | None = None,
+    source: str | PathLike[str] | Components | None = None,
     *,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
@@ -59,7 +59,7 @@ def open_pair(
     RequestError for a device that is not there.
     """
     place = pick_device(device)
-    if isinstance(source, Parts):
+    if isinstance(source, Components):
         if source.clip is None:
             raise WeightsError(f"{source.name}: came without an image tower; name a model that has one")
         folder, name = source.clip, source.name

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from gradina.adapters.inject import inject, multiplying, twin
+from gradina.adapters.inject import inject, linear_and_conv_layers, shallow_clone
 from gradina.errors import WeightsError
 
 
@@ -48,7 +48,7 @@ def test_a_layer_that_is_not_there_changes_nothing() -> None:
 
 def test_twins_share_parameters_and_no_places() -> None:
     net = network()
-    other = twin(net)
+    other = shallow_clone(net)
     inject(other, {"1.0": nn.Identity()})
     assert isinstance(net.get_submodule("1.0"), nn.Conv2d)
     assert {p.data_ptr() for p in other.parameters()} < {p.data_ptr() for p in net.parameters()}
@@ -57,4 +57,4 @@ def test_twins_share_parameters_and_no_places() -> None:
 
 
 def test_layers_that_multiply_are_listed() -> None:
-    assert [name for name, _ in multiplying(network())] == ["0", "1.0", "1.1"]
+    assert [name for name, _ in linear_and_conv_layers(network())] == ["0", "1.0", "1.1"]

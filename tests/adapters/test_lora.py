@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gradina.adapters.lora import Adapted, Thin, adapt, fresh, merged
+from gradina.adapters.lora import Adapted, LoRAWeights, adapt, fresh, merged
 from gradina.errors import WeightsError
 from gradina.models.unet import UNet, UNetConfig
 from gradina.nn.packing import packed
@@ -24,11 +24,13 @@ def unet() -> UNet:
     return UNet(SMALL).requires_grad_(False).eval()
 
 
-def learnt(network: nn.Module, seed: int, targets: tuple[str, ...] = CONVS, alpha: float = 3.0) -> dict[str, Thin]:
+def learnt(
+    network: nn.Module, seed: int, targets: tuple[str, ...] = CONVS, alpha: float = 3.0
+) -> dict[str, LoRAWeights]:
     """A LoRA that has learnt something."""
     key = torch.Generator().manual_seed(seed)
     layers = fresh(network, 2, key, targets, alpha)
-    return {n: Thin(x.down, torch.randn(x.up.shape, generator=key) / 10, x.alpha) for n, x in layers.items()}
+    return {n: LoRAWeights(x.down, torch.randn(x.up.shape, generator=key) / 10, x.alpha) for n, x in layers.items()}
 
 
 def asked(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -42,7 +44,7 @@ def far(one: Tensor, other: Tensor) -> float:
 
 def test_the_equation() -> None:
     key = torch.Generator().manual_seed(0)
-    thin = Thin(torch.randn(2, 6, generator=key), torch.randn(5, 2, generator=key), 3.0)
+    thin = LoRAWeights(torch.randn(2, 6, generator=key), torch.randn(5, 2, generator=key), 3.0)
     layer, x = nn.Linear(6, 5), torch.randn(4, 6, generator=key)
     expected = layer(x) + 0.7 * 3.0 / 2 * (x @ thin.down.T @ thin.up.T)
     assert torch.allclose(Adapted(layer, thin, 0.7)(x), expected, atol=1e-6)
@@ -51,7 +53,7 @@ def test_the_equation() -> None:
 
 def test_the_equation_for_convolutions() -> None:
     key = torch.Generator().manual_seed(0)
-    thin = Thin(torch.randn(2, 3, 3, 3, generator=key), torch.randn(5, 2, 1, 1, generator=key), 1.0)
+    thin = LoRAWeights(torch.randn(2, 3, 3, 3, generator=key), torch.randn(5, 2, 1, 1, generator=key), 1.0)
     layer, x = nn.Conv2d(3, 5, 3, stride=2, padding=1), torch.randn(1, 3, 9, 7, generator=key)
     whole = F.conv2d(x, layer.weight + thin.product(), layer.bias, stride=2, padding=1)
     assert torch.allclose(Adapted(layer, thin)(x), whole, atol=1e-5)
@@ -141,7 +143,7 @@ WRONG = [
 
 @pytest.mark.parametrize(("layers", "words"), WRONG)
 def test_what_does_not_fit_is_named(unet: UNet, layers: dict[str, tuple[int, int]], words: str) -> None:
-    made = {name: Thin(torch.zeros(1, inner), torch.zeros(out, 1), 1.0) for name, (out, inner) in layers.items()}
+    made = {name: LoRAWeights(torch.zeros(1, inner), torch.zeros(out, 1), 1.0) for name, (out, inner) in layers.items()}
     for put in (lambda: adapt(unet, made), lambda: merged(unet, (made, 1.0))):
         with pytest.raises(WeightsError, match=words):
             put()

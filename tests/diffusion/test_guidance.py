@@ -14,7 +14,7 @@ from gradina.diffusion.guidance import cfg, masked
 from gradina.diffusion.noise import Noise
 from gradina.diffusion.prediction import PREDICTIONS
 from gradina.diffusion.samplers import SAMPLERS
-from gradina.diffusion.schedule import sd_schedule, spaced
+from gradina.diffusion.schedule import sampling_sigmas, sd_schedule
 from gradina.request import SAMPLER_NAMES
 
 SCHEDULE = sd_schedule()
@@ -105,7 +105,7 @@ def test_what_lies_outside_the_mask_is_kept_by_every_sampler(name: str, network:
     (known, mask, n), row = half(), SAMPLERS[name]
     denoiser = Denoiser(network, SCHEDULE, PREDICTIONS["eps"], row.whole_t)
     inpaint = masked(lambda x, sigma: denoiser(x, sigma, None), known, mask, n)
-    sigmas = spaced(SCHEDULE, row.schedule, 10, "zero", row.whole_t)
+    sigmas = sampling_sigmas(SCHEDULE, row.schedule, 10, "zero", row.whole_t)
     *_, last = row.run(inpaint, n * sigmas[0], sigmas, Noise([3], SHAPE))
     outside = (mask == 0).expand_as(known)
     torch.testing.assert_close(last.x[outside], known[outside], rtol=0, atol=1e-5)
@@ -122,7 +122,7 @@ def test_inside_the_mask_is_what_mixing_after_each_step_gives(name: str, network
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
         return denoiser(x, sigma, None)
 
-    sigmas = spaced(SCHEDULE, "linspace", 12)
+    sigmas = sampling_sigmas(SCHEDULE, "linspace", 12)
     ours = list(SAMPLERS[name].run(masked(denoise, known, mask, n), known + sigmas[0] * n, sigmas, Noise([3], SHAPE)))
 
     def mixing(x: Tensor, sigma: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from gradina.diffusion.noise import Noise
 from gradina.diffusion.prediction import PREDICTIONS
 from gradina.diffusion.samplers import SAMPLERS, _adams_weights
-from gradina.diffusion.schedule import sd_schedule, spaced
+from gradina.diffusion.schedule import sampling_sigmas, sd_schedule
 from gradina.request import SAMPLER_NAMES
 
 MU, S = 0.5, 0.8
@@ -78,7 +78,7 @@ def test_multistep_weights_are_exact_for_cubics() -> None:
 def test_pictures_have_the_mean_and_the_variance_of_the_data(name: str) -> None:
     model, row, noise = sd_schedule(), SAMPLERS[name], Noise(range(100, 116), (1, 64, 64))
     steps = 40 if name == "dpmpp_sde" else 400  # a Brownian path costs more; DDPM at 400 steps is 1 % short
-    sigmas = spaced(model, row.schedule, steps, row.final, row.whole_t)
+    sigmas = sampling_sigmas(model, row.schedule, steps, row.final, row.whole_t)
     start = MU + (S**2 + sigmas[0] ** 2).sqrt() * noise()
     *_, last = row.run(denoise, start, sigmas, noise)
     assert float(last.x.mean()) == pytest.approx(MU, abs=4 * S / math.sqrt(last.x.numel()))

@@ -17,7 +17,7 @@ from gradina.diffusion.denoiser import Denoiser, noised
 from gradina.diffusion.noise import Noise
 from gradina.diffusion.prediction import PREDICTIONS
 from gradina.diffusion.samplers import SAMPLERS
-from gradina.diffusion.schedule import Schedule, sd_schedule, spaced, tail
+from gradina.diffusion.schedule import Schedule, img2img_sigmas, sampling_sigmas, sd_schedule
 from gradina.request import SAMPLER_NAMES
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers, numpy 2
@@ -112,7 +112,7 @@ def ours(
 ) -> list[Step]:
     model, row, noise = model or sd_schedule(), SAMPLERS[name], noise or Noise([SEED], SHAPE)
     denoiser = Denoiser(network, model, PREDICTIONS[prediction], row.whole_t)
-    sigmas = spaced(model, schedule, steps, row.final, row.whole_t)
+    sigmas = sampling_sigmas(model, schedule, steps, row.final, row.whole_t)
     x = noise() * row.start(schedule, float(sigmas[0]))
     if "prediction" in row.options:
         options["prediction"] = PREDICTIONS[prediction]
@@ -188,7 +188,7 @@ def test_a_picture_from_a_picture(name: str, prediction: str, network: Any) -> N
             output = network(scheduler.scale_model_input(x, t).float(), t[None].float())
             x = scheduler.step(output, t, x).prev_sample.float()
 
-        sigmas = tail(spaced(model, "leading", steps, row.final, row.whole_t), strength)
+        sigmas = img2img_sigmas(sampling_sigmas(model, "leading", steps, row.final, row.whole_t), strength)
         *_, last = row.run(lambda x, s: denoiser(x, s, None), noised(z, n, sigmas[0]), sigmas, Noise([SEED], SHAPE))
         torch.testing.assert_close(last.x / (last.sigma**2 + 1) ** 0.5, x, rtol=0, atol=TOLERANCE)
 

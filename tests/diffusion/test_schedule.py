@@ -20,12 +20,12 @@ from gradina.diffusion.schedule import (
     Schedule,
     _beta_quantile,
     cosine_betas,
+    img2img_sigmas,
     linear_betas,
+    sampling_sigmas,
     scaled_linear_betas,
     schedule_from_config,
     sd_schedule,
-    spaced,
-    tail,
     zero_terminal_snr,
 )
 from gradina.errors import RequestError, WeightsError
@@ -42,7 +42,7 @@ def test_the_figures_of_stable_diffusion() -> None:
     assert schedule.sigmas[-1].item() == pytest.approx(14.6146412, abs=5e-8)
     assert schedule.alphas_bar[499].item() == pytest.approx(0.2776697, abs=5e-8)
     assert schedule.alphas_bar[999].item() == pytest.approx(0.0046601, abs=5e-8)
-    assert schedule.t_of(spaced(schedule, "leading", 50)[:3]).tolist() == [981, 961, 941]
+    assert schedule.t_of(sampling_sigmas(schedule, "leading", 50)[:3]).tolist() == [981, 961, 941]
 
 
 def test_the_figures_of_zero_terminal_snr() -> None:
@@ -111,7 +111,7 @@ def test_levels_are_those_of_the_reference(cls: str, final: Any, whole: bool, na
         spacing = {f"use_{name}_sigmas": True, "timestep_spacing": "linspace"}
     reference = getattr(diffusers, cls)(**BETAS, **spacing)
     reference.set_timesteps(steps)
-    sigmas = spaced(sd_schedule(), name, steps, final, whole)
+    sigmas = sampling_sigmas(sd_schedule(), name, steps, final, whole)
     torch.testing.assert_close(sigmas, reference.sigmas.double(), rtol=2e-5, atol=0)
     t = sd_schedule().t_of(sigmas[:-1])
     limit = 1.0 if whole and name in ("exponential", "beta") else 0.005  # they cut the fraction off, we round
@@ -124,17 +124,21 @@ def test_ddim_and_pndm_end_at_the_lowest_level(name: str, steps: int) -> None:
     reference = diffusers.DDIMScheduler(**BETAS, timestep_spacing=name, set_alpha_to_one=False)
     reference.set_timesteps(steps)
     schedule = sd_schedule()
-    sigmas = spaced(schedule, name, steps, "lowest", True)
+    sigmas = sampling_sigmas(schedule, name, steps, "lowest", True)
     assert schedule.t_of(sigmas[:-1]).tolist() == reference.timesteps.tolist()
     assert sigmas[-1] == schedule.sigmas[0]
     to_one = Schedule(schedule.sigmas, set_alpha_to_one=True)
-    assert spaced(to_one, name, steps, "lowest", True)[-1] == 0
+    assert sampling_sigmas(to_one, name, steps, "lowest", True)[-1] == 0
 
 
 def test_align_your_steps() -> None:
     schedule = sd_schedule()
-    assert spaced(schedule, "ays", 10).tolist() == pytest.approx(AysSchedules["StableDiffusionSigmas"], rel=1e-12)
-    fine = spaced(schedule, "ays", 20)  # every second level is one of the ten, the others their geometric means
+    assert sampling_sigmas(schedule, "ays", 10).tolist() == pytest.approx(
+        AysSchedules["StableDiffusionSigmas"], rel=1e-12
+    )
+    fine = sampling_sigmas(
+        schedule, "ays", 20
+    )  # every second level is one of the ten, the others their geometric means
     assert fine[:-1:2].tolist() == pytest.approx(AysSchedules["StableDiffusionSigmas"][:-1], rel=1e-12)
     assert fine[1].item() == pytest.approx(math.sqrt(14.615 * 6.475))
     assert fine[19].item() == pytest.approx(math.sqrt(0.152 * 0.029))
@@ -142,7 +146,9 @@ def test_align_your_steps() -> None:
 
 def test_sgm_uniform_is_linspace_without_its_end() -> None:
     schedule = sd_schedule()
-    assert schedule.t_of(spaced(schedule, "sgm_uniform", 9)[:-1]).tolist() == pytest.approx(list(range(999, 0, -111)))
+    assert schedule.t_of(sampling_sigmas(schedule, "sgm_uniform", 9)[:-1]).tolist() == pytest.approx(
+        list(range(999, 0, -111))
+    )
 
 
 def test_the_beta_quantile() -> None:
@@ -157,7 +163,7 @@ def test_levels_fall_from_noise_to_the_end(name: str, final: Any) -> None:
     assert tuple(SCHEDULES) == SCHEDULE_NAMES
     for schedule in (sd_schedule(), sd_schedule(rescale_betas_zero_snr=True), sd_schedule(num_train_timesteps=100)):
         for steps in (1, 2, 3, 30):
-            sigmas = spaced(schedule, name, steps, final, True)
+            sigmas = sampling_sigmas(schedule, name, steps, final, True)
             assert sigmas.shape == (steps + 1,)
             assert sigmas.dtype == torch.float64
             assert (sigmas.diff() < 0).all()
@@ -167,26 +173,26 @@ def test_levels_fall_from_noise_to_the_end(name: str, final: Any) -> None:
 @pytest.mark.parametrize("name", [name for name in SCHEDULE_NAMES if name not in ("leading", "ays")])
 def test_one_step_starts_at_the_highest_level(name: str) -> None:
     """Theirs starts at the lowest one where the levels are spread evenly: the only step would see no noise."""
-    assert spaced(sd_schedule(), name, 1).tolist() == pytest.approx([sd_schedule().sigmas[-1].item(), 0])
+    assert sampling_sigmas(sd_schedule(), name, 1).tolist() == pytest.approx([sd_schedule().sigmas[-1].item(), 0])
 
 
 def test_every_level_can_be_a_step() -> None:
     schedule = sd_schedule()
     for name in ("leading", "linspace", "trailing"):
-        assert torch.equal(spaced(schedule, name, 1000)[:-1].flip(0), schedule.sigmas)
+        assert torch.equal(sampling_sigmas(schedule, name, 1000)[:-1].flip(0), schedule.sigmas)
 
 
 @pytest.mark.parametrize(("name", "steps"), [("leading", 0), ("leading", 1001), ("ays ", 10), ("Karras", 10)])
 def test_levels_that_do_not_exist(name: str, steps: int) -> None:
     with pytest.raises(RequestError, match=r"expected 1 to 1000|choices: leading"):
-        spaced(sd_schedule(), name, steps)
+        sampling_sigmas(sd_schedule(), name, steps)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7, 10, 20, 33, 50])
 def test_strength_leaves_as_many_steps_as_the_reference(steps: int) -> None:
-    sigmas = spaced(sd_schedule(), "leading", steps)
+    sigmas = sampling_sigmas(sd_schedule(), "leading", steps)
     for strength in [i / 100 for i in range(101)]:
-        left = tail(sigmas, strength)
+        left = img2img_sigmas(sigmas, strength)
         assert torch.equal(left, sigmas[len(sigmas) - len(left) :])
         assert len(left) - 1 == steps_of_the_reference(steps, strength)
         assert len(left) >= 1
@@ -210,7 +216,10 @@ def test_heun_runs_the_same_tail() -> None:
     reference.set_timesteps(20)
     start = 20 - int(20 * strength)
     torch.testing.assert_close(
-        tail(spaced(sd_schedule(), "leading", 20), strength)[0], reference.sigmas[start * 2].double(), rtol=1e-5, atol=0
+        img2img_sigmas(sampling_sigmas(sd_schedule(), "leading", 20), strength)[0],
+        reference.sigmas[start * 2].double(),
+        rtol=1e-5,
+        atol=0,
     )
 
 

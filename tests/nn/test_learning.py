@@ -14,7 +14,7 @@ from gradina.models.unet import UNet, UNetConfig
 from gradina.nn import conv2d
 from gradina.nn.attention import plain
 from gradina.nn.conv2d import Conv2d, Three, channels_last
-from gradina.nn.gate import Gated, gated
+from gradina.nn.geglu import Gated, gated
 from gradina.nn.native import flushed, own_gate, own_norm, own_softmax
 from gradina.nn.norm import Normalised, normalised
 

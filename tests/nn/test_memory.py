@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from gradina.models.unet import GEGLU
 from gradina.nn.conv import ResBlock
-from gradina.nn.memory import AT_ONCE, added, by_rows, silu
+from gradina.nn.memory import AT_ONCE, added, chunked_over_tokens, silu
 
 
 def pair() -> tuple[Tensor, Tensor]:
@@ -76,9 +76,9 @@ def test_rows_are_not_parted_where_something_learns() -> None:
     layer = nn.Bilinear(WIDTH, WIDTH, WIDTH)
     layer.register_forward_hook(lambda _, given, __: seen.append(given[0].numel() // WIDTH))
     x = torch.randn(1, ROWS + 1, WIDTH)
-    by_rows(layer, x, x).sum().backward()
+    chunked_over_tokens(layer, x, x).sum().backward()
     with torch.no_grad():
-        by_rows(layer, x, x)
+        chunked_over_tokens(layer, x, x)
     assert seen == [ROWS + 1, ROWS, 1]
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from gradina.nn.gate import Gate, gated
+from gradina.nn.geglu import Gate, gated
 from gradina.nn.native import own_norm
 from gradina.nn.packed import (
     PackedConv2d,

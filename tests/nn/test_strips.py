@@ -11,7 +11,7 @@ from gradina.models.vae import AutoencoderKL, VAEConfig
 from gradina.nn import strips
 from gradina.nn.conv import ResBlock, Upsample
 from gradina.nn.packing import packed
-from gradina.nn.strips import activated_conv, in_strips
+from gradina.nn.strips import in_strips, norm_silu_conv
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def test_a_normalised_convolution(height: int, batch: int, memory: torch.memory_
     nn.init.normal_(norm.weight), nn.init.normal_(norm.bias)
     x = map_of(batch, 16, height, 7).contiguous(memory_format=memory)
     with torch.no_grad():
-        torch.testing.assert_close(activated_conv(norm, conv, x), conv(F.silu(norm(x))), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(norm_silu_conv(norm, conv, x), conv(F.silu(norm(x))), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.usefixtures("narrow")
@@ -60,7 +60,7 @@ def test_what_is_spare_is_overwritten(memory: torch.memory_format, width: int) -
     x, beside, shift = map_of(2, 16, 23, 7).contiguous(memory_format=memory), map_of(2, width, 23, 7), map_of(2, 16)
     with torch.no_grad():
         expected = conv(F.silu(norm(x + shift[:, :, None, None]))) + beside
-        got = activated_conv(norm, conv, x, beside / 2, lambda rows: 2 * rows, shift, spare=True)
+        got = norm_silu_conv(norm, conv, x, beside / 2, lambda rows: 2 * rows, shift, spare=True)
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
     assert (got.data_ptr() == x.data_ptr()) == (width == 16)
 
@@ -83,6 +83,6 @@ def test_blocks_and_a_whole_decoder(dtype: torch.dtype, near: float, monkeypatch
 @pytest.mark.usefixtures("narrow")
 def test_what_learns_is_not_cut() -> None:
     norm, conv, x = nn.GroupNorm(2, 4), nn.Conv2d(4, 4, 3, padding=1), map_of(1, 4, 16, 4).requires_grad_()
-    activated_conv(norm, conv, x).sum().backward()
+    norm_silu_conv(norm, conv, x).sum().backward()
     assert x.grad is not None
     assert x.grad.abs().sum() > 0

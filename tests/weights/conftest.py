@@ -15,8 +15,8 @@ from gradina.models.tokenizer import Tokenizer
 from gradina.models.unet import UNet, UNetConfig
 from gradina.models.vae import AutoencoderKL, VAEConfig
 from gradina.request import Defaults
+from gradina.weights.components import Components
 from gradina.weights.folders import write_folder
-from gradina.weights.parts import Parts
 from gradina.weights.single import write_file
 
 UNET = UNetConfig(widths=(32, 64), attention=(True, False), heads=(8, 8), blocks=1, context=64, size=8)
@@ -30,11 +30,11 @@ FORMS = {
 }
 
 
-def make(form: str) -> Parts:
+def make(form: str) -> Components:
     unet, text = FORMS[form]
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return Parts(
+        return Components(
             tokenizer=Tokenizer.clip(pad=0 if form == "sd2" else None),
             text=scatter(TextTower(text)),
             vae=scatter(AutoencoderKL(VAEConfig(widths=(32, 64), blocks=1))),
@@ -53,7 +53,7 @@ def scatter(network: nn.Module) -> nn.Module:
     return network.eval()
 
 
-def assert_same(one: Parts, two: Parts) -> None:
+def assert_same(one: Components, two: Components) -> None:
     """Equal to the bit, the files they came from aside."""
     for a, b in ((one.unet, two.unet), (one.vae, two.vae), (one.text, two.text)):
         assert a.config == b.config
@@ -67,13 +67,13 @@ def assert_same(one: Parts, two: Parts) -> None:
 
 
 @pytest.fixture(scope="session")
-def tiny() -> Callable[[str], Parts]:
-    made: dict[str, Parts] = {}
+def tiny() -> Callable[[str], Components]:
+    made: dict[str, Components] = {}
     return lambda form="sd1": made[form] if form in made else made.setdefault(form, make(form))
 
 
 @pytest.fixture(scope="session")
-def same() -> Callable[[Parts, Parts], None]:
+def same() -> Callable[[Components, Components], None]:
     return assert_same
 
 
@@ -83,7 +83,7 @@ def forms() -> tuple[str, ...]:
 
 
 @pytest.fixture(scope="session")
-def saved(tiny: Callable[[str], Parts], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+def saved(tiny: Callable[[str], Components], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """A copy of a small model, as a folder or a single file, at a path; each is written once."""
     store = tmp_path_factory.mktemp("saved")
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from gradina.adapters.lora import LoRA, Thin, fresh
+from gradina.adapters.lora import LoRA, LoRAWeights, fresh
 from gradina.apps.cli import main
 from gradina.errors import WeightsError
 from gradina.pipeline import StableDiffusion
@@ -29,7 +29,10 @@ def lora(tiny_model: Tiny) -> LoRA:
     model, key = tiny_model("sd1"), torch.Generator().manual_seed(0)
     return LoRA(
         *(
-            {n: Thin(x.down, torch.randn(x.up.shape, generator=key), 3.0) for n, x in fresh(part, 2, key).items()}
+            {
+                n: LoRAWeights(x.down, torch.randn(x.up.shape, generator=key), 3.0)
+                for n, x in fresh(part, 2, key).items()
+            }
             for part in (model.unet, model.text)
         )
     )

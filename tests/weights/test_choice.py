@@ -38,7 +38,7 @@ def test_pickles_are_refused_with_the_command_that_converts_them(stems, target, 
     first = stems[0].replace("/model", "/pytorch_model")
     command = f"`gradina convert {folder} model-safe`"
     assert str(caught.value) == f"{folder}/{first}.bin: is a pickle, which can run programs; {command} reads it safely"
-    from gradina.weights.zoo import open_source
+    from gradina.weights.registry import open_source
 
     same(tiny(), open_source(convert(folder, tmp_path / target)))
 

@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from gradina import Request, generate, load, pipeline
-from gradina.adapters.lora import ATTENTION, LoRA, Thin, fresh
+from gradina.adapters.lora import ATTENTION, LoRA, LoRAWeights, fresh
 from gradina.apps.cli import main
 from gradina.errors import WeightsError
 from gradina.metadata import read_picture
@@ -36,10 +36,12 @@ ASKED = Request(prompt="a red boat", seed=7, steps=3, width=64, height=64, sampl
 ALL = (r".*attn\.(q|k|v|out)", r".*proj_(in|out)", r".*conv\d?", r".*time")
 
 
-def learnt(network: nn.Module, seed: int, targets: tuple[str, ...] = ATTENTION, alpha: float = 2.0) -> dict[str, Thin]:
+def learnt(
+    network: nn.Module, seed: int, targets: tuple[str, ...] = ATTENTION, alpha: float = 2.0
+) -> dict[str, LoRAWeights]:
     key = torch.Generator().manual_seed(seed)
     made = fresh(network, 2, key, targets, alpha)
-    return {n: Thin(x.down, torch.randn(x.up.shape, generator=key) / 4, x.alpha) for n, x in made.items()}
+    return {n: LoRAWeights(x.down, torch.randn(x.up.shape, generator=key) / 4, x.alpha) for n, x in made.items()}
 
 
 def lora_of(model: StableDiffusion, alpha: float = 2.0) -> LoRA:
@@ -358,7 +360,7 @@ def test_peft_says_alpha_beside_the_file(tiny_model: Tiny, tmp_path: Path) -> No
             read_lora(path, model.unet, model.text)
 
 
-def one_by_one(thin: Thin) -> tuple[torch.Tensor, torch.Tensor]:
+def one_by_one(thin: LoRAWeights) -> tuple[torch.Tensor, torch.Tensor]:
     return thin.down.flatten(1), thin.up.flatten(1)
 
 

@@ -10,10 +10,10 @@ from safetensors.torch import load_file, save_file
 
 from gradina.errors import WeightsError
 from gradina.models.tokenizer import Tokenizer
+from gradina.weights.components import Components
 from gradina.weights.detect import V_BIAS, PredictionWarning, detect
 from gradina.weights.families import FAMILIES
 from gradina.weights.folders import write_folder
-from gradina.weights.parts import Parts
 from gradina.weights.single import read_file, write_file
 from gradina.weights.store import Weights
 
@@ -183,7 +183,7 @@ def test_marker_keys_and_metadata_say_what_is_predicted(file, saved):
 
 def test_an_own_vocabulary_travels_in_the_metadata(tiny, same, file):
     tokenizer = Tokenizer.train(["a handwritten seven", "the digit 7", "a seven"], size=530, length=12)
-    parts = Parts(**{**vars(tiny()), "tokenizer": tokenizer})
+    parts = Components(**{**vars(tiny()), "tokenizer": tokenizer})
     write_file(parts, file)
     same(parts, read_file(file))
     assert b"vocab.json" in file.read_bytes()

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from gradina.errors import DiskError, WeightsError
 from gradina.weights import store
-from gradina.weights.mapped import Mapped
+from gradina.weights.mmap import Mapped
 from gradina.weights.store import find_weights, in_type, model_hash, open_weights, save_weights
 
 SMALL = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(4, dtype=torch.float16), "c": torch.tensor(3)}
@@ -141,7 +141,7 @@ def test_what_is_converted_is_not_in_memory_twice(tmp_path: Path) -> None:
     script = """
 import resource, sys
 import torch
-from gradina.weights.mapped import Mapped
+from gradina.weights.mmap import Mapped
 from gradina.weights.store import in_type, open_weights
 base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 weights = open_weights(sys.argv[1])
@@ -157,7 +157,7 @@ assert all((weights.tensors[f"layer.{i}"] == i).all() and (halves[f"layer.{i}"] 
 
 def test_pages_of_nothing_mapped_are_left_alone() -> None:
     x = torch.ones(1_000_000)
-    Mapped(Path("nowhere")).give_back(x)
+    Mapped(Path("nowhere")).release(x)
     assert (x == 1).all()
 
 

@@ -13,12 +13,12 @@ from safetensors.torch import load_file, save_file
 
 from gradina.errors import WeightsError
 from gradina.models.vae import AutoencoderKL, VAEConfig
+from gradina.weights.components import Components
 from gradina.weights.convert import convert
 from gradina.weights.folders import write_folder
-from gradina.weights.parts import Parts
+from gradina.weights.registry import open_source
 from gradina.weights.single import write_file
 from gradina.weights.vaes import with_vae
-from gradina.weights.zoo import open_source
 
 
 def other(scale: float = 0.18215, **more) -> AutoencoderKL:
@@ -29,7 +29,7 @@ def other(scale: float = 0.18215, **more) -> AutoencoderKL:
 
 
 @pytest.fixture
-def parts(tiny) -> Parts:
+def parts(tiny) -> Components:
     return tiny()
 
 
@@ -41,7 +41,7 @@ def source(tmp_path):
 FORMS = ("original", "prefixed", "diffusers", "older", "folder", "model", "whole", "wrapped")
 
 
-def published(form: str, parts: Parts, vae: AutoencoderKL, at):
+def published(form: str, parts: Components, vae: AutoencoderKL, at):
     """That autoencoder as others give it, by the name under which it lies beside `at`."""
     folder, whole = at.with_name("model"), at.with_name("whole.safetensors")
     theirs = replace(parts, vae=vae)

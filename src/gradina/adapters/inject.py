@@ -47,22 +47,22 @@ def layer_of(network: nn.Module, name: str) -> nn.Module:
         raise WeightsError(f"{name}: there is no such layer in {type(network).__name__}") from error
 
 
-def twin(network: Network) -> Network:
+def shallow_clone(network: Network) -> Network:
     """Another network of the same parameters: what is put into one is not in the other, and nothing is copied."""
     other = copy.copy(network)
     other._parameters, other._buffers = dict(network._parameters), dict(network._buffers)
-    other._modules = {name: child and twin(child) for name, child in network._modules.items()}
+    other._modules = {name: child and shallow_clone(child) for name, child in network._modules.items()}
     return other
 
 
-def multiplying(network: nn.Module) -> Iterator[tuple[str, nn.Linear | nn.Conv2d]]:
+def linear_and_conv_layers(network: nn.Module) -> Iterator[tuple[str, nn.Linear | nn.Conv2d]]:
     """The linear layers and convolutions of a network, by name."""
     return ((name, layer) for name, layer in network.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d))
 
 
 def replaced(network: Network, parameters: Mapping[str, Tensor]) -> Network:
-    """A twin that has other numbers, fixed, or other parameters, for some of its own; the network stays as it is."""
-    other = twin(network)
+    """A shallow clone with other values, fixed, or other parameters in place of some; the network stays as it is."""
+    other = shallow_clone(network)
     for name, value in parameters.items():
         parent, _, leaf = name.rpartition(".")
         given = value if isinstance(value, nn.Parameter) else nn.Parameter(value, requires_grad=False)

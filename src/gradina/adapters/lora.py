@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gradina.adapters.inject import Injected, Network, inject, layer_of, multiplying, twin
+from gradina.adapters.inject import Injected, Network, inject, layer_of, linear_and_conv_layers, shallow_clone
 from gradina.errors import WeightsError
 from gradina.nn.packed import pack
 from gradina.nn.packing import unpacked
@@ -26,7 +26,7 @@ ATTENTION = (r".*attn\.(q|k|v|out)",)  # the layers that are usually adapted: al
 
 
 @dataclass(frozen=True, eq=False)
-class Thin:
+class LoRAWeights:
     """What one layer has learnt: down (rank, in[, kh, kw]), up (out, rank[, 1, 1]), and alpha, often the rank."""
 
     down: Tensor
@@ -48,7 +48,7 @@ class Thin:
         return (self.alpha / self.rank) * (self.up.float().flatten(1) @ self.down.float().flatten(1)).view(self.shape)
 
 
-Layers = Mapping[str, Thin]  # by the names of the layers of one network
+Layers = Mapping[str, LoRAWeights]  # by the names of the layers of one network
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +62,7 @@ class LoRA:
 class Adapted(nn.Module):
     """A layer with a LoRA beside it; `scale` may be changed at any time."""
 
-    def __init__(self, base: nn.Module, thin: Thin, scale: float = 1.0) -> None:
+    def __init__(self, base: nn.Module, thin: LoRAWeights, scale: float = 1.0) -> None:
         super().__init__()
         self.base, self.alpha, self.scale = base, thin.alpha, scale
         self.down, self.up = nn.Parameter(thin.down), nn.Parameter(thin.up)
@@ -87,26 +87,26 @@ class Adapted(nn.Module):
         return cast(Tensor, self.base.weight)
 
     @property
-    def thin(self) -> Thin:
+    def thin(self) -> LoRAWeights:
         """What it has learnt by now."""
-        return Thin(self.down.detach(), self.up.detach(), self.alpha)
+        return LoRAWeights(self.down.detach(), self.up.detach(), self.alpha)
 
 
 def fresh(
     network: nn.Module, rank: int, key: torch.Generator, targets: Iterable[str] = ATTENTION, alpha: float | None = None
-) -> dict[str, Thin]:
+) -> dict[str, LoRAWeights]:
     """A LoRA that changes nothing yet, for the layers whose whole names match one of the patterns `targets`.
 
     `down` is drawn as PyTorch draws linear layers, `up` is 0. Raises WeightsError if no layer matches.
     """
     patterns = [re.compile(target) for target in targets]
-    found: dict[str, Thin] = {}
-    for name, layer in multiplying(network):
+    found: dict[str, LoRAWeights] = {}
+    for name, layer in linear_and_conv_layers(network):
         if any(pattern.fullmatch(name) for pattern in patterns):
             out, *inner = shape_of(layer)
             down = torch.empty(rank, *inner)
             nn.init.kaiming_uniform_(down, a=math.sqrt(5), generator=key)
-            found[name] = Thin(down, torch.zeros(out, rank, *[1] * (len(inner) - 1)), alpha or float(rank))
+            found[name] = LoRAWeights(down, torch.zeros(out, rank, *[1] * (len(inner) - 1)), alpha or float(rank))
     if not found:
         raise WeightsError(f"targets: no layer of {type(network).__name__} matches {' or '.join(targets)}")
     return found
@@ -125,7 +125,7 @@ def merged(network: Network, *stack: tuple[Layers, float]) -> Network:
 
     That one stays as it is, to the bit. Raises WeightsError as `adapt`.
     """
-    other = twin(network)
+    other = shallow_clone(network)
     for name in dict.fromkeys(name for layers, _ in stack for name in layers):
         added = torch.zeros(())
         for layers, scale in stack:
@@ -134,7 +134,7 @@ def merged(network: Network, *stack: tuple[Layers, float]) -> Network:
                 added = added + scale * layers[name].product()
         if isinstance(plain, Adapted):
             raise WeightsError(f"{name}: has a LoRA beside it already; remove that one first")
-        layer = unpacked(twin(plain))
+        layer = unpacked(shallow_clone(plain))
         assert isinstance(layer.weight, Tensor)
         weight = (layer.weight.float() + added.to(layer.weight.device)).to(layer.weight.dtype)
         layer.weight = nn.Parameter(weight, requires_grad=False)
@@ -144,7 +144,7 @@ def merged(network: Network, *stack: tuple[Layers, float]) -> Network:
     return other
 
 
-def _fitting(network: nn.Module, name: str, thin: Thin) -> nn.Module:
+def _fitting(network: nn.Module, name: str, thin: LoRAWeights) -> nn.Module:
     """The layer that a LoRA is for."""
     layer = plain = layer_of(network, name)
     while isinstance(plain, Adapted):

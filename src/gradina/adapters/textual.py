@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from gradina.adapters.inject import twin
+from gradina.adapters.inject import shallow_clone
 from gradina.errors import WeightsError
 from gradina.models.clip import TextTower
 from gradina.models.tokenizer import Tokenizer, as_word
@@ -57,7 +57,7 @@ def taught(tokenizer: Tokenizer, text: TextTower, concepts: Sequence[Concept]) -
         except WeightsError as error:
             of_file = concept.file is not None
             raise WeightsError(f"{concept.file}: {error}, by WORD=FILE" if of_file else str(error)) from error
-    other = twin(text)
+    other = shallow_clone(text)
     known = text.token.weight
     new = [concept.vectors.to(known) for concept in concepts]
     rows = torch.cat([known.detach()[: len(tokenizer) - sum(map(len, new))], *new])

@@ -88,7 +88,7 @@ def decode(
 
 def models() -> None:
     """List the models that are here."""
-    from gradina.weights.zoo import cached, shipped
+    from gradina.weights.registry import cached, shipped
 
     for title, found in (("shipped", shipped()), ("in the hub's cache", cached())):
         for name, path in found.items():

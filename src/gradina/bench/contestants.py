@@ -18,7 +18,7 @@ import torch
 from gradina.bench.machine import settled
 from gradina.bench.race import Runner
 from gradina.bench.work import SCALE, Shapes
-from gradina.engines import Decoding, compiled, engaged, graph_of
+from gradina.engines import Decoding, compiled, graph_of, with_engine
 from gradina.pipeline import load
 from gradina.runtime import DTYPES
 
@@ -30,7 +30,7 @@ def gradina(
 ) -> Runner:  # fmt: skip
     """Ours."""
     model, given, kind = load(folder, device=device, dtype=dtype, engine=engine), shapes.inputs, DTYPES[dtype]
-    unet, decode = engaged(model.unet, model.engine), engaged(Decoding(model.vae), model.engine, often=False)
+    unet, decode = with_engine(model.unet, model.engine), with_engine(Decoding(model.vae), model.engine, often=False)
     ids, states, latents = given.ids.to(device), given.states.to(device, kind), given.latents.to(device, kind)
     t = torch.full((2,), 500.0, device=device)
 

@@ -24,7 +24,7 @@ from gradina.diffusion.prediction import prediction_named
 from gradina.models.unet import UNet, UNetConfig
 from gradina.training.loop import Settings, State, train
 from gradina.training.objectives import denoising
-from gradina.weights.zoo import open_source
+from gradina.weights.registry import open_source
 
 BATCH, WORDS = 32, 24
 SETTINGS = Settings(steps=1_000_000, batch=BATCH, lr=1e-5, warmup=0, decay=0)

@@ -17,7 +17,7 @@ from gradina.bench.race import Failed, Runner, race
 from gradina.bench.report import Report
 from gradina.nn.attention import attention as own
 from gradina.runtime import DTYPES
-from gradina.weights.zoo import open_source, shipped
+from gradina.weights.registry import open_source, shipped
 
 ATTENTION = ((2, 8, 4096, 40), (2, 8, 1024, 80), (2, 8, 256, 160))  # batch, heads, tokens, width: SD 1.5 at 512x512
 

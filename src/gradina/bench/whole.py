@@ -17,7 +17,7 @@ from gradina.bench.machine import kinds
 from gradina.bench.race import Failed
 from gradina.errors import GradinaError
 from gradina.weights.layout import OURS
-from gradina.weights.zoo import DEFAULT, shipped
+from gradina.weights.registry import DEFAULT, shipped
 
 IMPORTS = {
     "gradina": "import gradina",

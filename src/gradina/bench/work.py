@@ -16,9 +16,9 @@ from gradina.models.tokenizer import Tokenizer
 from gradina.models.unet import UNet
 from gradina.models.vae import AutoencoderKL
 from gradina.request import Defaults
+from gradina.weights.components import Components
 from gradina.weights.families import FAMILIES, Family
 from gradina.weights.folders import write_folder
-from gradina.weights.parts import Parts
 
 WORKS = ("text encoder", "U-Net step", "decoder")
 SCALE = 7.5  # of guidance: a step is one pass for a batch of two, and their combination
@@ -80,7 +80,7 @@ def write_model(shapes: Shapes, folder: Path) -> None:
     """A model of those shapes with random weights, in half precision, as published ones are."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        parts = Parts(
+        parts = Components(
             tokenizer=Tokenizer.clip(pad=shapes.family.pad),
             text=TextTower(shapes.family.text),
             vae=AutoencoderKL(shapes.family.vae),

@@ -44,7 +44,7 @@ class Denoiser:
     """A network that guesses the clean picture: `denoiser(x, sigma, cond)` -> denoised, in the units of x.
 
     denoised = c_skip * x + c_out * network(c_in * x, t, cond) (Karras et al. 2206.00364, eq. 7). With `whole_t` the
-    network is asked at whole time steps only, which some samplers of the reference do; see `SamplerRow.whole_t`.
+    network is asked at whole time steps only, which some samplers of the reference do; see `SamplerSpec.whole_t`.
     """
 
     network: Network

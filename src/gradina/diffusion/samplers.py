@@ -1,6 +1,6 @@
 """The solvers: walks from noise to a picture, by denoising at falling noise levels; and the table SAMPLERS.
 
-One step, `walked`, serves most methods: they differ in the guess that they walk towards, and in how much fresh noise
+One step, `step_to`, serves most methods: they differ in the guess that they walk towards, and in how much fresh noise
 they take.
 """
 
@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from gradina.diffusion.denoiser import Denoise
-from gradina.diffusion.descent import adam, momentum, nesterov, sgd
 from gradina.diffusion.noise import Noise
+from gradina.diffusion.optimizer_samplers import adam, momentum, nesterov, sgd
 from gradina.diffusion.prediction import PREDICTIONS, Prediction
 from gradina.diffusion.schedule import Final
-from gradina.diffusion.step import Sampler, Step, fresh, walked
+from gradina.diffusion.step import Sampler, Step, fresh, step_to
 
 Past = list[tuple[Tensor, Tensor]]  # (sigma, denoised) of this step and of the ones before it, newest first
 
@@ -37,7 +37,7 @@ def euler(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator
     """Karras et al. 2206.00364, algorithm 1 without its second half: Euler's method."""
     for i, (sigma, to) in enumerate(pairwise(sigmas)):
         denoised = denoise(x, sigma)
-        x = walked(x, denoised, sigma, to)
+        x = step_to(x, denoised, sigma, to)
         yield Step(i, float(to), x, denoised)
 
 
@@ -46,7 +46,7 @@ def ddim(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, eta: float =
     for i, (sigma, to) in enumerate(pairwise(sigmas)):
         denoised = denoise(x, sigma)
         up = fresh(sigma, to, eta)
-        x = walked(x, denoised, sigma, to, up)
+        x = step_to(x, denoised, sigma, to, up)
         if up > 0:
             x = x + up * noise()
         yield Step(i, float(to), x, denoised)
@@ -114,9 +114,9 @@ def pndm(
         outputs = [prediction.output(x, sigma, denoised), *outputs[:3]]
         output = sum((w * o for w, o in zip(ADAMS[len(outputs) - 1], outputs, strict=True)), torch.zeros_like(x))
         if i == 0 and len(sigmas) > 2:
-            probe = walked(x, denoised, sigma, to)
+            probe = step_to(x, denoised, sigma, to)
             output = (output + prediction.output(probe, to, denoise(probe, to))) / 2
-        x = walked(x, prediction.denoised(x, sigma, output), sigma, to)
+        x = step_to(x, prediction.denoised(x, sigma, output), sigma, to)
         yield Step(i, float(to), x, denoised)
 
 
@@ -126,7 +126,7 @@ def dpmpp_2m(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Itera
     for i, (sigma, to) in enumerate(pairwise(sigmas)):
         denoised = denoise(x, sigma)
         past = [(sigma, denoised), *past[:1]]
-        x = walked(x, _extrapolated(past, to), sigma, to)
+        x = step_to(x, _extrapolated(past, to), sigma, to)
         yield Step(i, float(to), x, denoised)
 
 
@@ -137,7 +137,7 @@ def dpmpp_2m_sde(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, eta:
         denoised = denoise(x, sigma)
         past = [(sigma, denoised), *past[:1]]
         up = fresh(sigma, to, eta)
-        x = walked(x, _extrapolated(past, to), sigma, to, up)
+        x = step_to(x, _extrapolated(past, to), sigma, to, up)
         if up > 0:
             x = x + up * noise()
         yield Step(i, float(to), x, denoised)
@@ -150,10 +150,10 @@ def dpmpp_sde(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, eta: fl
         if to > 0:
             middle = (sigma * to).sqrt()
             up = fresh(sigma, middle, eta)
-            probe = walked(x, denoised, sigma, middle, up)
+            probe = step_to(x, denoised, sigma, middle, up)
             guess = denoise(probe + up * noise.between(sigma, middle) if up > 0 else probe, middle)
         up = fresh(sigma, to, eta)
-        x = walked(x, guess, sigma, to, up)
+        x = step_to(x, guess, sigma, to, up)
         if up > 0:
             x = x + up * noise.between(sigma, to)
         yield Step(i, float(to), x, denoised)
@@ -166,9 +166,9 @@ def unipc(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator
     for i, (sigma, to) in enumerate(pairwise(sigmas)):
         denoised = denoise(x, sigma)
         if past:
-            x = walked(start, _corrected(past, sigma, denoised), past[0][0], sigma)
+            x = step_to(start, _corrected(past, sigma, denoised), past[0][0], sigma)
         past = [(sigma, denoised), *past[:1]]
-        start, x = x, walked(x, _extrapolated(past, to), sigma, to)
+        start, x = x, step_to(x, _extrapolated(past, to), sigma, to)
         yield Step(i, float(to), x, denoised)
 
 
@@ -188,12 +188,12 @@ def _corrected(past: Past, to: Tensor, arrived: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class SamplerRow:
+class SamplerSpec:
     """A sampler, and how the reference runs it."""
 
     run: Sampler
     schedule: str  # its usual spacing
-    final: Final  # how its levels end; see `spaced`
+    final: Final  # how its levels end; see `sampling_sigmas`
     whole_t: bool  # asks the network at whole time steps only, and starts from unit noise in variance-preserving units
     options: tuple[str, ...] = ()  # what `run` takes by name: eta, prediction, rates
 
@@ -202,21 +202,21 @@ class SamplerRow:
         return math.hypot(sigma, 1) if self.whole_t or schedule == "leading" else sigma
 
 
-SAMPLERS: dict[str, SamplerRow] = {
+SAMPLERS: dict[str, SamplerSpec] = {
     #                            run              schedule    final      whole_t  options
-    "ddpm":            SamplerRow(ddpm,            "leading",  "zero",    True,  ("eta",)),
-    "ddim":            SamplerRow(ddim,            "leading",  "lowest",  True,  ("eta",)),
-    "pndm":            SamplerRow(pndm,            "leading",  "lowest",  True,  ("prediction",)),
-    "lms":             SamplerRow(lms,             "linspace", "zero",    False),
-    "euler":           SamplerRow(euler,           "linspace", "zero",    False),
-    "euler_ancestral": SamplerRow(euler_ancestral, "linspace", "zero",    False, ("eta",)),
-    "heun":            SamplerRow(heun,            "linspace", "zero",    False),
-    "dpmpp_2m":        SamplerRow(dpmpp_2m,        "karras",   "replace", True),
-    "dpmpp_2m_sde":    SamplerRow(dpmpp_2m_sde,    "karras",   "replace", True,  ("eta",)),
-    "dpmpp_sde":       SamplerRow(dpmpp_sde,       "karras",   "zero",    False, ("eta",)),
-    "unipc":           SamplerRow(unipc,           "linspace", "replace", True),
-    "sgd":             SamplerRow(sgd,             "linspace", "zero",    False, ("eta", "rates")),
-    "momentum":        SamplerRow(momentum,        "linspace", "zero",    False, ("eta", "rates")),
-    "nesterov":        SamplerRow(nesterov,        "linspace", "zero",    False, ("eta", "rates")),
-    "adam":            SamplerRow(adam,            "linspace", "zero",    False, ("eta", "rates")),
+    "ddpm":            SamplerSpec(ddpm,            "leading",  "zero",    True,  ("eta",)),
+    "ddim":            SamplerSpec(ddim,            "leading",  "lowest",  True,  ("eta",)),
+    "pndm":            SamplerSpec(pndm,            "leading",  "lowest",  True,  ("prediction",)),
+    "lms":             SamplerSpec(lms,             "linspace", "zero",    False),
+    "euler":           SamplerSpec(euler,           "linspace", "zero",    False),
+    "euler_ancestral": SamplerSpec(euler_ancestral, "linspace", "zero",    False, ("eta",)),
+    "heun":            SamplerSpec(heun,            "linspace", "zero",    False),
+    "dpmpp_2m":        SamplerSpec(dpmpp_2m,        "karras",   "replace", True),
+    "dpmpp_2m_sde":    SamplerSpec(dpmpp_2m_sde,    "karras",   "replace", True,  ("eta",)),
+    "dpmpp_sde":       SamplerSpec(dpmpp_sde,       "karras",   "zero",    False, ("eta",)),
+    "unipc":           SamplerSpec(unipc,           "linspace", "replace", True),
+    "sgd":             SamplerSpec(sgd,             "linspace", "zero",    False, ("eta", "rates")),
+    "momentum":        SamplerSpec(momentum,        "linspace", "zero",    False, ("eta", "rates")),
+    "nesterov":        SamplerSpec(nesterov,        "linspace", "zero",    False, ("eta", "rates")),
+    "adam":            SamplerSpec(adam,            "linspace", "zero",    False, ("eta", "rates")),
 }  # fmt: skip

@@ -19,8 +19,18 @@ from gradina.errors import RequestError, WeightsError
 from gradina.request import choice
 
 __all__ = [
-    "SCHEDULES", "BetaLaw", "Final", "Schedule", "cosine_betas", "linear_betas", "scaled_linear_betas",
-    "schedule_from_config", "sd_schedule", "spaced", "tail", "zero_terminal_snr",
+    "SCHEDULES",
+    "BetaLaw",
+    "Final",
+    "Schedule",
+    "cosine_betas",
+    "img2img_sigmas",
+    "linear_betas",
+    "sampling_sigmas",
+    "scaled_linear_betas",
+    "schedule_from_config",
+    "sd_schedule",
+    "zero_terminal_snr",
 ]  # fmt: skip
 
 Final = Literal["zero", "replace", "lowest"]
@@ -199,7 +209,7 @@ SCHEDULES: dict[str, Spacing] = {
 }  # fmt: skip
 
 
-def spaced(schedule: Schedule, name: str, steps: int, final: Final = "zero", whole: bool = False) -> Tensor:
+def sampling_sigmas(schedule: Schedule, name: str, steps: int, final: Final = "zero", whole: bool = False) -> Tensor:
     """The falling noise levels (steps + 1,), float64, of a run of `steps` steps; one entry is one step, and the end.
 
     `final` is how the run ends, a field of the sampler's row: "zero" puts 0 after n spaced levels; "replace" puts 0 in
@@ -223,7 +233,7 @@ def spaced(schedule: Schedule, name: str, steps: int, final: Final = "zero", who
     return sigmas
 
 
-def tail(sigmas: Tensor, strength: float) -> Tensor:
+def img2img_sigmas(sigmas: Tensor, strength: float) -> Tensor:
     """The end of the levels (n + 1,) that a picture of `strength` 0..1 goes through: int(steps * strength) steps.
 
     At strength 0 one level is left, which is no step. The count is that of diffusers' `get_timesteps`.

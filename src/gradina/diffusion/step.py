@@ -25,7 +25,7 @@ class Step:
 Sampler = Callable[..., Iterator[Step]]
 
 
-def walked(x: Tensor, guess: Tensor, sigma: Tensor, to: Tensor, up: Tensor | None = None) -> Tensor:
+def step_to(x: Tensor, guess: Tensor, sigma: Tensor, to: Tensor, up: Tensor | None = None) -> Tensor:
     """x moved from noise level sigma to `to`, straight towards the guess; of that level, `up` is left to new noise."""
     down = to if up is None else (to**2 - up**2).sqrt()
     return guess + down / sigma * (x - guess)

@@ -15,11 +15,11 @@ from gradina.nn.attention import Attention
 from gradina.nn.conv import Downsample, ResBlock, Upsample
 from gradina.nn.conv2d import Conv2d
 from gradina.nn.embed import TimeMLP
-from gradina.nn.gate import Gate
-from gradina.nn.memory import added, by_rows
+from gradina.nn.geglu import Gate
+from gradina.nn.memory import added, chunked_over_tokens
 from gradina.nn.norm import LayerNorm, normalised
 from gradina.nn.packed import gated_by, plus
-from gradina.nn.strips import activated_conv
+from gradina.nn.strips import norm_silu_conv
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ class GEGLU(nn.Module):
         self.proj_out = nn.Linear(4 * width, width)
 
     def forward(self, h: Tensor, x: Tensor) -> Tensor:
-        return by_rows(self._layer, h, x)
+        return chunked_over_tokens(self._layer, h, x)
 
     def _layer(self, h: Tensor, x: Tensor) -> Tensor:
         return plus(self.proj_out, gated_by(self.proj_in, h), x)
@@ -206,7 +206,7 @@ class UNet(nn.Module):
 
     def leave(self, h: Tensor, x: Tensor, time: Tensor | None, cond: Tensor) -> Tensor:
         """The last block, which reads the first feature map x once more, and the way out."""
-        return activated_conv(self.norm, self.conv_out, self.finest.block(self.config.blocks, h, x, time, cond))
+        return norm_silu_conv(self.norm, self.conv_out, self.finest.block(self.config.blocks, h, x, time, cond))
 
     @property
     def finest(self) -> Up:

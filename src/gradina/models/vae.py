@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from gradina.nn.attention import Attention
 from gradina.nn.conv import Downsample, ResBlock, Upsample
 from gradina.nn.conv2d import Conv2d
-from gradina.nn.memory import give_back
+from gradina.nn.memory import trim_heap
 from gradina.nn.norm import normalised
-from gradina.nn.strips import activated_conv, is_large
+from gradina.nn.strips import is_large, norm_silu_conv
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +87,7 @@ class Encoder(nn.Module):
         x = self.conv_in(x)
         for stage in self.stages:
             x = stage(x)
-        return activated_conv(self.norm, self.conv_out, self.mid(x))
+        return norm_silu_conv(self.norm, self.conv_out, self.mid(x))
 
 
 class Decoder(nn.Module):
@@ -110,9 +110,9 @@ class Decoder(nn.Module):
         z = self.mid(self.conv_in(z))
         for stage in self.stages:
             if is_large(z):
-                give_back()  # what is left of smaller maps
+                trim_heap()  # what is left of smaller maps
             z = stage(z)
-        return activated_conv(self.norm, self.conv_out, z)
+        return norm_silu_conv(self.norm, self.conv_out, z)
 
 
 @dataclass(frozen=True)

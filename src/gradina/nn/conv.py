@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gradina.nn.conv2d import Conv2d
-from gradina.nn.strips import activated_conv, grown_conv
+from gradina.nn.strips import norm_silu_conv, upsample_conv
 
 
 class BatchNorm(nn.Module):
@@ -48,9 +48,9 @@ class ResBlock(nn.Module):
         self.skip = Conv2d(width, out_width, 1) if width != out_width else None
 
     def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
-        h = activated_conv(self.norm1, self.conv1, x)
+        h = norm_silu_conv(self.norm1, self.conv1, x)
         shift = None if self.time is None or time is None else self.time(F.silu(time))
-        return activated_conv(self.norm2, self.conv2, h, x, self.skip, shift, spare=True)
+        return norm_silu_conv(self.norm2, self.conv2, h, x, self.skip, shift, spare=True)
 
 
 class Downsample(nn.Module):
@@ -78,5 +78,5 @@ class Upsample(nn.Module):
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         size = size or (2 * x.shape[2], 2 * x.shape[3])
         if size == (2 * x.shape[2], 2 * x.shape[3]):
-            return grown_conv(self.conv, x)
+            return upsample_conv(self.conv, x)
         return self.conv(F.interpolate(x, size=size, mode="nearest"))

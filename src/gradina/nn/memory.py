@@ -17,13 +17,13 @@ AT_ONCE = 5 * 2**18  # bytes of tokens that pass through a layer together: what 
 MMAP_THRESHOLD = -3  # as malloc.h names it: what is as large is taken from the system alone, and given back alone
 
 
-def give_back() -> None:
+def trim_heap() -> None:
     """Gives memory that was freed back to the system, where GNU's C library keeps it: some hundred MB for SD 1.5."""
     if sys.platform == "linux" and (trim := getattr(_library(), "malloc_trim", None)) is not None:
         trim(0)
 
 
-def keep_nothing() -> None:
+def trim_threshold() -> None:
     """Has this process give back at once whatever of 1 MB or more is freed: a step then takes a third longer."""
     if sys.platform == "linux" and (adjust := getattr(_library(), "mallopt", None)) is not None:
         adjust(MMAP_THRESHOLD, 2**20)
@@ -46,7 +46,7 @@ def silu(h: Tensor) -> Tensor:
     return F.silu(h, inplace=not torch.is_grad_enabled())
 
 
-def by_rows(layer: Callable[[Tensor, Tensor], Tensor], h: Tensor, x: Tensor) -> Tensor:
+def chunked_over_tokens(layer: Callable[[Tensor, Tensor], Tensor], h: Tensor, x: Tensor) -> Tensor:
     """layer(h, x) for a layer that treats each token of h and x (b, n, width) alone: the same, to rounding.
 
     Where something is drawn, some rows at a time.

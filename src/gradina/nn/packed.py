@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gradina.nn.gate import Gate, gated
+from gradina.nn.geglu import Gate, gated
 from gradina.nn.memory import added
 from gradina.nn.products import ordinary, ordinary_rows, own_convolution, own_product
 from gradina.nn.ways import traced

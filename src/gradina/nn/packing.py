@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gradina.nn.conv2d import Conv2d, is_pointwise, is_three
-from gradina.nn.gate import Gate
+from gradina.nn.geglu import Gate
 from gradina.nn.native import own_norm
 from gradina.nn.packed import Packed, PackedConv2d, PackedGate, PackedLinear, PackedPointwise, PackedThree, pack, unpack
 from gradina.nn.products import own_convolution, own_product

@@ -21,7 +21,7 @@ def is_large(x: Tensor, grows: int = 1) -> bool:
     return x.numel() * grows**2 > (LARGE_IN_C if is_fast(x) else LARGE) and not torch.is_grad_enabled()
 
 
-def activated_conv(
+def norm_silu_conv(
     norm: nn.GroupNorm,
     conv: nn.Module,
     x: Tensor,
@@ -45,7 +45,7 @@ def activated_conv(
     return in_strips(layers, x, beside, skip, spare)
 
 
-def grown_conv(conv: nn.Module, x: Tensor) -> Tensor:
+def upsample_conv(conv: nn.Module, x: Tensor) -> Tensor:
     """conv(x) for x doubled in height and width, of the nearest: (b, c, h, w) -> (b, out, 2h, 2w)."""
     return in_strips([partial(grown, conv)] * len(x), x, grows=2) if is_large(x, grows=2) else grown(conv, x)
 

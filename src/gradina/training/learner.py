@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from gradina.adapters.inject import inject, replaced, twin
-from gradina.adapters.lora import ATTENTION, Adapted, LoRA, Thin, adapt, fresh, merged
+from gradina.adapters.inject import inject, replaced, shallow_clone
+from gradina.adapters.lora import ATTENTION, Adapted, LoRA, LoRAWeights, adapt, fresh, merged
 from gradina.diffusion.denoiser import Denoiser
 from gradina.diffusion.prediction import prediction_named
 from gradina.errors import RecipeError
@@ -211,13 +211,13 @@ class Kept:
     lora: bool
     alpha: float
 
-    def layers(self, learner: Learner, part: str) -> dict[str, Thin]:
+    def layers(self, learner: Learner, part: str) -> dict[str, LoRAWeights]:
         """The LoRA of a part."""
         found, values = {}, learner.values(part)
         for name in values:
             layer, _, half = name.rpartition(".")
             if half == "down":
-                found[layer] = Thin(values[name], values[f"{layer}.up"], self.alpha)
+                found[layer] = LoRAWeights(values[name], values[f"{layer}.up"], self.alpha)
         return found
 
     def model(self, learner: Learner) -> StableDiffusion:
@@ -244,7 +244,10 @@ class Kept:
 def ready(model: StableDiffusion, how: Owning) -> tuple[Live, Learner, Kept]:
     """The networks ready to learn: what learns in fp32, apart; what stays, in the model's own numbers."""
     parts: dict[str, dict[str, nn.Parameter]] = {}
-    networks: dict[str, nn.Module] = {"unet": unpacked(twin(model.unet)), "text": unpacked(twin(model.text))}
+    networks: dict[str, nn.Module] = {
+        "unet": unpacked(shallow_clone(model.unet)),
+        "text": unpacked(shallow_clone(model.text)),
+    }
     for part, network in networks.items():
         if part == "text" and not how.text_rate:
             continue
@@ -258,6 +261,6 @@ def ready(model: StableDiffusion, how: Owning) -> tuple[Live, Learner, Kept]:
             parts[part] = halves
     unet, text = cast(UNet, networks["unet"]), cast(TextTower, networks["text"])
     if how.rank is None:  # so that the weights it began from need not stay in memory
-        model = replace(model, unet=twin(unet), text=twin(text))
+        model = replace(model, unet=shallow_clone(unet), text=shallow_clone(text))
     result = Kept(model, how.rank is not None, float(how.alpha or how.rank or 1))
     return Live(model, unet, text, how), Learner(parts), result

@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from gradina.adapters.inject import twin
+from gradina.adapters.inject import shallow_clone
 from gradina.adapters.lora import LoRA
 from gradina.adapters.textual import Concept, taught
 from gradina.errors import PictureError, RecipeError
@@ -137,10 +137,10 @@ def inversion(
     kept in small letters, as prompts are read.
     """
     begun = first_vectors(model, start, how.vectors)
-    tokenizer, text = taught(model.tokenizer, unpacked(twin(model.text)), [Concept(word, begun)])
+    tokenizer, text = taught(model.tokenizer, unpacked(shallow_clone(model.text)), [Concept(word, begun)])
     vectors = nn.Parameter(begun.float())
     text.token = cast(nn.Embedding, WithWord(model.text.token.weight[: len(tokenizer) - how.vectors], vectors))
-    live = Live(model, unpacked(twin(model.unet)), text, how)
+    live = Live(model, unpacked(shallow_clone(model.unet)), text, how)
     live.tokenizer = tokenizer
     word = small_word(word)
     live.expect([template.format(word) for template in templates])
@@ -172,7 +172,7 @@ def nearer(model: StableDiffusion, data: Owned, text: str, how: Owning) -> Learn
     Source: Kawar et al., "Imagic" (2210.09276), equation 3.
     """
     states = nn.Parameter(model.read([text])[0].float())
-    live = Live(model, unpacked(twin(model.unet)), model.text, how)
+    live = Live(model, unpacked(shallow_clone(model.unet)), model.text, how)
 
     def loss(_: nn.Module, k: int) -> Tensor:
         key = generator(how.seed, "nearer", k)

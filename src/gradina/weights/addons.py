@@ -14,7 +14,7 @@ from gradina.weights.lora_names import is_lora
 from gradina.weights.loras import refuse_other_kinds, settings_beside
 from gradina.weights.pickles import content_of, is_pickle, open_any, tensors_of, vectors_of
 from gradina.weights.store import Weights, save_weights
-from gradina.weights.tiny import is_tiny
+from gradina.weights.taesd import is_tiny
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ import re
 import torch
 from torch import nn
 
-from gradina.weights.parts import Parts
+from gradina.weights.components import Components
 
 CARD = """\
 ---
@@ -60,7 +60,7 @@ In `clip/` is the contrastive pair that goes with it, for `gradina caption` and 
 SPOKEN = {"eps": "the noise (eps)", "v": "the velocity (v)", "x0": "the picture (x0)"}
 
 
-def model_card(parts: Parts, dtype: torch.dtype | None = None, license: str | None = None, about: str = "") -> str:
+def model_card(parts: Components, dtype: torch.dtype | None = None, license: str | None = None, about: str = "") -> str:
     """README.md for a saved model: front matter for the hub, its sizes, its defaults, and how to draw with it.
 
     `license` is an identifier of the hub ("apache-2.0"); `about` is Markdown on data, training and limits.
@@ -95,12 +95,12 @@ def model_card(parts: Parts, dtype: torch.dtype | None = None, license: str | No
     )
 
 
-def restated(card: str, parts: Parts, dtype: torch.dtype | None = None) -> str:
+def restated(card: str, parts: Components, dtype: torch.dtype | None = None) -> str:
     """A card as it was, but for the numbers that the model is stored in."""
     return re.sub(r"^Stored as \w+\.", f"Stored as {_stored(parts, dtype)}.", card, flags=re.M)
 
 
-def _stored(parts: Parts, dtype: torch.dtype | None) -> str:
+def _stored(parts: Components, dtype: torch.dtype | None) -> str:
     return str(dtype or next(parts.unet.parameters()).dtype).removeprefix("torch.")
 
 

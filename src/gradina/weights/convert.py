@@ -8,12 +8,12 @@ import torch
 
 from gradina.errors import WeightsError
 from gradina.weights.addons import convert_addon
+from gradina.weights.components import Components
 from gradina.weights.folders import write_folder
-from gradina.weights.parts import Parts
 from gradina.weights.pickles import is_pickle, open_any, read_pickle
+from gradina.weights.registry import locate, open_source
 from gradina.weights.single import parts_of, write_file
 from gradina.weights.vaes import Alone, is_vae, is_vae_alone, read_vae, write_vae, write_vae_folder
-from gradina.weights.zoo import locate, open_source
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 
@@ -55,7 +55,7 @@ def _autoencoder(source: str | Path) -> Alone | None:
     return read_vae(path, pickles=open_any) if alone else None
 
 
-def _read(source: str | Path, variant: str | None, prediction: str | None) -> Parts:
+def _read(source: str | Path, variant: str | None, prediction: str | None) -> Components:
     path = locate(source, variant, pickles=True)
     if path.is_file() and is_pickle(path):
         return parts_of(read_pickle(path), prediction=prediction)

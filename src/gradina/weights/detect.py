@@ -20,8 +20,8 @@ from gradina.models.clip import Activation, TextConfig
 from gradina.models.unet import UNetConfig
 from gradina.models.vae import VAEConfig
 from gradina.weights.configs import end_of_text
-from gradina.weights.others import Shapes, refuse_channels, refuse_others
 from gradina.weights.store import Weights
+from gradina.weights.unsupported import Shapes, refuse_channels, refuse_others
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 VAE_BLOCKS = {

@@ -22,15 +22,15 @@ from gradina.request import Defaults
 from gradina.weights import configs
 from gradina.weights.card import model_card, restated
 from gradina.weights.choice import STEMS, Opener, choose, files
+from gradina.weights.components import Components, fitting, predicted
 from gradina.weights.detect import HOMES
 from gradina.weights.layout import CARD, INDEX, OURS, PAIR, is_model, refusal, unread
-from gradina.weights.others import refuse_channels
 from gradina.weights.pairs import copy_pair
-from gradina.weights.parts import Parts, fitting, predicted
 from gradina.weights.remap import Table, sources, write
 from gradina.weights.settings import read_json, read_settings
 from gradina.weights.store import Weights, build, open_weights, save_weights
 from gradina.weights.tables import DROPPED, TEXT, UNET, VAE, with_text_model
+from gradina.weights.unsupported import refuse_channels
 from gradina.weights.vaes import build_vae, read_vae
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ def read_folder(
     name: str | None = None,
     pickles: Opener | None = None,
     stand_in: Path | None = None,
-) -> Parts:
+) -> Components:
     """A folder of the diffusers layout; weights are mapped, and converted only where `dtype` asks for it.
 
     `variant` ("fp16") chooses among files, `prediction` (eps, v, x0) overrides what the scheduler's config says, and
@@ -60,7 +60,7 @@ def read_folder(
     unet, text = _unet(folder, opened["unet"], dtype), _text(folder, opened["text_encoder"], dtype)
     vae = read_vae(stand_in).vae if stand_in and lacks_vae else _vae(folder, opened["vae"], dtype)
     schedule, said = read_settings(folder / "scheduler" / "scheduler_config.json", configs.schedule_from)
-    parts = Parts(
+    parts = Components(
         unet=unet,
         vae=vae,
         text=text,
@@ -76,7 +76,7 @@ def read_folder(
     return fitting(parts, folder)
 
 
-def write_folder(parts: Parts, path: str | Path, dtype: torch.dtype | None = None) -> None:
+def write_folder(parts: Components, path: str | Path, dtype: torch.dtype | None = None) -> None:
     """Writes the diffusers layout, whole or not at all; its card is the model's own, or a new one.
 
     The text tower's projection, which no picture needs, is left out; a contrastive pair goes along in `clip/`.

@@ -12,7 +12,7 @@ import huggingface_hub
 from huggingface_hub import constants, errors
 
 from gradina.errors import HubError
-from gradina.weights.parts import Parts
+from gradina.weights.components import Components
 
 HTTPError: type[Exception] = getattr(errors, "HTTPError", OSError)  # of httpx or requests, by the hub's version
 WEIGHTS = ("unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model", "text_encoder/model")
@@ -99,7 +99,7 @@ def _endings(variant: str | None, kind: str = "safetensors") -> list[str]:
     ))  # fmt: skip
 
 
-def push(parts: Parts, name: str, *, private: bool = False) -> str:
+def push(parts: Components, name: str, *, private: bool = False) -> str:
     """Puts a model on the hub as "owner/name" in the diffusers layout, with its card; returns its address.
 
     Raises HubError.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from gradina.adapters.inject import multiplying
+from gradina.adapters.inject import linear_and_conv_layers
 from gradina.models.clip import TextTower
 from gradina.models.unet import UNet
 from gradina.weights.remap import Numbers, Table, sources
@@ -106,7 +106,7 @@ def spellings_of(unet: UNet, text: TextTower) -> Spellings:
 
 def layers_named(network: nn.Module, table: Table, dialect: str, numbers: Numbers | None = None) -> dict[str, str]:
     """What the layers of a network are called in a dialect."""
-    ours = [f"{name}.weight" for name, _ in multiplying(network)]
+    ours = [f"{name}.weight" for name, _ in linear_and_conv_layers(network)]
     where = sources(ours, table, dialect, numbers)
     return {name.removesuffix(".weight"): source.name.removesuffix(".weight") for name, source in where.items()}
 

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from gradina.adapters.lora import Layers, LoRA, Thin, shape_of
+from gradina.adapters.lora import Layers, LoRA, LoRAWeights, shape_of
 from gradina.errors import WeightsError
 from gradina.models.clip import TextTower
 from gradina.models.unet import UNet
@@ -48,7 +48,7 @@ def read_lora(path: str | PathLike[str], unet: UNet, text: TextTower) -> LoRA:
     refuse_other_kinds(path, file.tensors)
     found, further = _places(file, unet, text)
     networks: dict[str, nn.Module] = {"unet": unet, "text": text}
-    learnt: dict[str, dict[str, Thin]] = {"unet": {}, "text": {}}
+    learnt: dict[str, dict[str, LoRAWeights]] = {"unet": {}, "text": {}}
     alphas = _alphas(path, file.metadata)
     for (part, layer), halves in found.items():
         if not {"down", "up"} <= set(halves):
@@ -185,7 +185,7 @@ def _object(what: str, text: str | bytes) -> dict[str, Any]:
         raise WeightsError(f"{what}: is no JSON object; fetch or make the file again") from error
 
 
-def _fitting(path: Path, name: str, layer: nn.Module, halves: Mapping[str, Tensor], further: list[str]) -> Thin:
+def _fitting(path: Path, name: str, layer: nn.Module, halves: Mapping[str, Tensor], further: list[str]) -> LoRAWeights:
     """The halves as the layer has them: some write 1x1 convolutions as matrices, or the other way round."""
     assert isinstance(layer, nn.Linear | nn.Conv2d)
     down, up, alpha, shape = halves["down"], halves["up"], halves.get("alpha"), shape_of(layer)
@@ -196,7 +196,7 @@ def _fitting(path: Path, name: str, layer: nn.Module, halves: Mapping[str, Tenso
         down, up = (x[..., None, None] if x.ndim == 2 else x for x in (down, up))
     else:
         down, up = (x.flatten(1) if x.shape[2:] == (1, 1) else x for x in (down, up))
-    thin = Thin(down, up, float(len(down)) if alpha is None else float(alpha))
+    thin = LoRAWeights(down, up, float(len(down)) if alpha is None else float(alpha))
     if thin.shape != shape or up.shape[1:] != (thin.rank, *[1] * (len(shape) - 2)):
         whose = "it is for Stable Diffusion XL; " if further else ""
         raise WeightsError(

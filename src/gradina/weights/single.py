@@ -26,8 +26,8 @@ from gradina.models.unet import UNet
 from gradina.models.vae import AutoencoderKL
 from gradina.request import Defaults
 from gradina.weights import detect, tables
+from gradina.weights.components import Components, fitting, predicted
 from gradina.weights.detect import Detected, TextHome
-from gradina.weights.parts import Parts, fitting, predicted
 from gradina.weights.remap import Numbers, Table, sources, unclaimed, write
 from gradina.weights.said import KEPT, Said, as_said, said_by
 from gradina.weights.settings import naming
@@ -53,7 +53,7 @@ def read_file(
     prediction: str | None = None,
     name: str | None = None,
     stand_in: Path | None = None,
-) -> Parts:
+) -> Components:
     """An original single-file checkpoint of Stable Diffusion 1.x or 2.x; mapped, and detected by its tensors.
 
     `prediction` (eps, v, x0) overrides what is detected; `stand_in` is an autoencoder for a file without one. Warns
@@ -70,7 +70,7 @@ def read_file(
 
 def parts_of(
     weights: Weights, dtype: torch.dtype | None = None, prediction: str | None = None, name: str | None = None
-) -> Parts:
+) -> Components:
     """The parts of an original checkpoint whose tensors are at hand; see `read_file`."""
     weights = replace(weights, tensors=unwrapped(weights.tensors))
     found = detect.detect(weights)
@@ -82,7 +82,7 @@ def parts_of(
     networks: dict[str, Any] = {part: _network(weights, part, found, dtype) for part in KEPT}
     _note_the_rest(weights, found.home)
     side = found.unet.size * found.vae.factor
-    parts = Parts(
+    parts = Components(
         **networks,
         tokenizer=_tokenizer(weights, ours.tokenizer, found),
         schedule=ours.schedule or _schedule(weights),
@@ -94,7 +94,7 @@ def parts_of(
     return fitting(parts, weights.path)
 
 
-def write_file(parts: Parts, path: str | Path, dtype: torch.dtype | None = None) -> None:
+def write_file(parts: Components, path: str | Path, dtype: torch.dtype | None = None) -> None:
     """Writes the original layout as one safetensors file, whole or not at all.
 
     The text tower takes the names of SD 1 (quick GELU) or SD 2 (GELU); its projection is left out. Raises DiskError.
@@ -187,7 +187,7 @@ def _clip_texts(length: int, pad: int) -> dict[str, str]:
     return _texts(Tokenizer.clip(length, pad))
 
 
-def _written(parts: Parts) -> dict[str, str]:
+def _written(parts: Components) -> dict[str, str]:
     """Metadata: ours, and the fields of ModelSpec that other programs read."""
     files, pad, length = _texts(parts.tokenizer), parts.tokenizer.pad, parts.tokenizer.length
     clip = len(parts.tokenizer) == 49408 and files == _clip_texts(length, pad)

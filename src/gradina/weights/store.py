@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from gradina.errors import WeightsError
 from gradina.files import atomic_path
 from gradina.nn.native import own_halves
-from gradina.weights.mapped import Mapped
+from gradina.weights.mmap import Mapped
 from gradina.weights.remap import Source, read, unclaimed
 
 Value = TypeVar("Value")
@@ -165,7 +165,7 @@ def in_type(x: Tensor, dtype: torch.dtype, mapped: Mapped) -> Tensor:
     halves = {x.dtype, dtype} == {torch.float16, torch.bfloat16} and x.device.type == "cpu"
     converted = _by_way_of_single(x, dtype) if halves else x.to(dtype)
     if converted is not x and x.is_contiguous():
-        mapped.give_back(x)
+        mapped.release(x)
     return converted
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from gradina.models.tiny import TinyConfig
+from gradina.models.taesd import TinyConfig
 from gradina.models.unet import UNetConfig
 from gradina.models.vae import VAEConfig
 from gradina.weights.remap import Numbers, Rows, Table, within

@@ -18,13 +18,13 @@ from gradina.files import atomic_folder
 from gradina.models.vae import AutoencoderKL, VAEConfig
 from gradina.weights import configs, detect
 from gradina.weights.choice import STEMS, Opener, choose
-from gradina.weights.others import foreign, named_as
-from gradina.weights.parts import Parts
+from gradina.weights.components import Components
 from gradina.weights.remap import sources, unclaimed, write
 from gradina.weights.said import Said, as_said, said_by
 from gradina.weights.settings import read_json, read_settings
 from gradina.weights.store import Weights, build, open_weights, save_weights, unwrapped
 from gradina.weights.tables import DROPPED, VAE, vae_numbers, with_attention_of
+from gradina.weights.unsupported import foreign, named_as
 
 log = logging.getLogger(__name__)
 
@@ -50,13 +50,13 @@ def build_vae(
     return build(AutoencoderKL, config, weights, where, dropped=DROPPED["vae"], dialect=dialect, dtype=dtype)
 
 
-def with_vae(parts: Parts, source: str | PathLike[str]) -> Parts:
-    """A model with another autoencoder in place of its own; see `zoo.locate_vae` for what can be named.
+def with_vae(parts: Components, source: str | PathLike[str]) -> Components:
+    """A model with another autoencoder in place of its own; see `registry.locate_vae` for what can be named.
 
     What a file does not say of itself (scale, groups) is taken to be as in the model's own. Raises WeightsError, also
     where it is for other latents, or HubError where the hub does not give it.
     """
-    from gradina.weights.zoo import locate_vae
+    from gradina.weights.registry import locate_vae
 
     own = parts.vae.config
     alone = read_vae(locate_vae(source), own, name=str(source))

@@ -14,11 +14,11 @@ from torch import Tensor
 
 import gradina
 from gradina.errors import WeightsError
-from gradina.models.tiny import TinyConfig, TinyDecoder
+from gradina.models.taesd import TinyConfig, TinyDecoder
 from gradina.models.vae import VAEConfig
 from gradina.pipeline import StableDiffusion
 from gradina.weights.convert import convert
-from gradina.weights.tiny import read_tiny
+from gradina.weights.taesd import read_tiny
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 SHAPES = {"taesd": {}, "another": {"decoder_block_out_channels": (16, 16, 16), "num_decoder_blocks": (1, 2, 3),

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
 
     from gradina.weights.choice import Opener
-    from gradina.weights.parts import Parts
+    from gradina.weights.components import Components
 
 log = logging.getLogger(__name__)
 
@@ -154,7 +154,7 @@ def open_source(
     dtype: torch.dtype | None = None,
     vae: str | PathLike[str] | None = None,
     pickles: Opener | None = None,
-) -> Parts:
+) -> Components:
     """The parts of the model that `source` names (see `locate`), mapped from its files.
 
     `variant` ("fp16") chooses among a folder's files, `prediction` (eps, v, x0) overrides what was detected, `dtype`

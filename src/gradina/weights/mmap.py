@@ -30,7 +30,7 @@ class Mapped:
                 start, _, end = span.partition("-")
                 self.ranges.append((int(start, 16), int(end, 16)))
 
-    def give_back(self, x: Tensor) -> None:
+    def release(self, x: Tensor) -> None:
         """Lets go of the pages that lie wholly in a tensor of one of the files; of others, nothing."""
         start, page = x.data_ptr(), mmap.PAGESIZE
         first, last = -(-start // page) * page, (start + x.nbytes) // page * page

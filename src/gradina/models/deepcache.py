@@ -7,7 +7,7 @@ from torch import Tensor
 from gradina.models.unet import UNet
 
 
-class Reusing:
+class DeepCache:
     """A U-Net that keeps its inner part for several calls; what touches the input itself is always computed anew.
 
     One walk needs one of these, since it remembers: at call 0, `every`, 2 `every`, ... all is computed, and where the

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from gradina.models.reuse import Reusing
+from gradina.models.deepcache import DeepCache
 from gradina.models.unet import UNet, UNetConfig
 
 SMALL = UNetConfig(widths=(16, 32), attention=(True, False), heads=(4, 4), blocks=2, context=24, groups=8, size=8)
@@ -35,7 +35,7 @@ def inputs(batch: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Ten
 
 
 def test_each_third_call_is_the_whole_unet(unet: UNet) -> None:
-    reusing = Reusing(unet, 3)
+    reusing = DeepCache(unet, 3)
     with counted(unet) as seen:
         said = [reusing(*inputs(2, seed)) for seed in range(5)]
     assert seen == {"middle": 2, "last": 5}
@@ -47,16 +47,16 @@ def test_between_whole_calls_it_still_hears_input_time_and_text(unet: UNet) -> N
     x, t, cond = inputs(1, 0)
     others = [(inputs(1, 1)[0], t, cond), (x, t + 100, cond), (x, t, inputs(1, 1)[2])]
     for other in others:
-        reusing = Reusing(unet, 2)
+        reusing = DeepCache(unet, 2)
         first = reusing(x, t, cond)
         assert not torch.equal(reusing(*other), first)
-    reusing = Reusing(unet, 2)
+    reusing = DeepCache(unet, 2)
     assert torch.equal(reusing(x, t, cond), reusing(x, t, cond))  # the same input: the same, though half is kept
 
 
 def test_another_number_of_examples_begins_anew(unet: UNet) -> None:
     """As where guidance begins or ends: nothing kept would fit."""
-    reusing = Reusing(unet, 4)
+    reusing = DeepCache(unet, 4)
     with counted(unet) as seen:
         reusing(*inputs(2, 0))
         one = reusing(*inputs(1, 1))

@@ -11,12 +11,12 @@ from os import PathLike
 from pathlib import Path
 
 from gradina.errors import WeightsError
-from gradina.models.tiny import TinyConfig, TinyDecoder
+from gradina.models.taesd import TinyConfig, TinyDecoder
 from gradina.models.vae import VAEConfig
+from gradina.weights.registry import locate_tiny
 from gradina.weights.remap import sources
 from gradina.weights.store import Weights, build, find_weights, open_weights
 from gradina.weights.tables import TINY, tiny_numbers
-from gradina.weights.zoo import locate_tiny
 
 STEM, LAYERS = "diffusion_pytorch_model", "decoder.layers."
 FIXED = {"act_fn": "relu", "upsample_fn": "nearest", "upsampling_scaling_factor": 2, "scaling_factor": 1.0,

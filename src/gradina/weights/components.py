@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Parts:
+class Components:
     """The networks of a model, the vocabulary and the noise levels they were trained with."""
 
     tokenizer: Tokenizer
@@ -57,7 +57,7 @@ class Parts:
         return {key: value for key, value in said.items() if value}
 
 
-def fitting(parts: Parts, path: Path) -> Parts:
+def fitting(parts: Components, path: Path) -> Components:
     """The parts that were read of a model, if they fit together; the tokenizer's texts are as long as the tower reads.
 
     Raises WeightsError, naming both numbers, where they do not.

@@ -10,18 +10,18 @@ from typing import cast
 import torch
 from torch import nn
 
-from gradina.adapters.inject import Network, twin
-from gradina.nn.memory import give_back, keep_nothing
+from gradina.adapters.inject import Network, shallow_clone
+from gradina.nn.memory import trim_heap, trim_threshold
 from gradina.nn.packing import packed
-from gradina.weights.mapped import Mapped
+from gradina.weights.mmap import Mapped
 from gradina.weights.store import in_type
 
 
-class Lean:
+class SequentialOffload:
     """Wakes networks in a type of numbers; the one that was awake before goes to sleep. Several models may share it."""
 
     def __init__(self, dtype: torch.dtype, files: Sequence[Path]) -> None:
-        keep_nothing()
+        trim_threshold()
         self.dtype, self.files = dtype, files
         self.asleep: nn.Module | None = None  # the network as it lies in its file, of the one that is
         self.awake: nn.Module | None = None
@@ -31,6 +31,6 @@ class Lean:
         if self.asleep is not network:
             self.awake = None
             convert = partial(in_type, dtype=self.dtype, mapped=Mapped(*self.files))
-            self.asleep, self.awake = network, packed(twin(network), convert)
-            give_back()
+            self.asleep, self.awake = network, packed(shallow_clone(network), convert)
+            trim_heap()
         return cast(Network, self.awake)

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from gradina.diffusion.descent import RATES
 from gradina.diffusion.noise import Noise
+from gradina.diffusion.optimizer_samplers import RATES
 from gradina.diffusion.samplers import SAMPLERS
 from gradina.request import RATES_NAMES
 
