@@ -27,29 +27,29 @@ def test_a_batch_changes_no_picture() -> None:
     together, alone = Noise([5, 6, 7], SHAPE), Noise([6], SHAPE)
     for _ in range(2):
         assert torch.equal(together()[1:2], alone())
-    assert torch.equal(together.between(3.0, 2.0)[1:2], alone.between(3.0, 2.0))
+    assert torch.equal(together.brownian(3.0, 2.0)[1:2], alone.brownian(3.0, 2.0))
 
 
 def test_the_global_generator_is_left_alone() -> None:
     before = torch.get_rng_state()
     noise = Noise([1], SHAPE)
     noise()
-    noise.between(2.0, 1.0)
+    noise.brownian(2.0, 1.0)
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_noise_has_the_type_that_is_asked_for() -> None:
     noise = Noise([1], SHAPE, dtype=torch.float16)
-    assert noise().dtype == noise.between(2.0, 1.0).dtype == torch.float16
+    assert noise().dtype == noise.brownian(2.0, 1.0).dtype == torch.float16
 
 
 def test_a_path_adds_up() -> None:
     noise = Noise([1, 2], SHAPE)
     a, b, c = 0.3, 1.7, 9.0
-    whole = noise.between(c, a) * math.sqrt(c - a)
-    parts = noise.between(c, b) * math.sqrt(c - b) + noise.between(b, a) * math.sqrt(b - a)
+    whole = noise.brownian(c, a) * math.sqrt(c - a)
+    parts = noise.brownian(c, b) * math.sqrt(c - b) + noise.brownian(b, a) * math.sqrt(b - a)
     torch.testing.assert_close(whole, parts, rtol=0, atol=1e-5)
-    assert torch.equal(noise.between(c, a), -noise.between(a, c))
+    assert torch.equal(noise.brownian(c, a), -noise.brownian(a, c))
 
 
 def test_a_path_does_not_depend_on_the_order_of_the_questions() -> None:
@@ -64,7 +64,7 @@ def test_a_path_does_not_depend_on_the_order_of_the_questions() -> None:
 
 @pytest.mark.parametrize(("a", "b"), [(14.6, 11.2), (11.2, 2.0), (2.0, 1.98), (0.04, 0.03), (4096.0, 2254.0)])
 def test_increments_have_unit_variance(a: float, b: float) -> None:
-    increments = Noise(range(8), (64, 64)).between(a, b)
+    increments = Noise(range(8), (64, 64)).brownian(a, b)
     count = increments.numel()
     assert increments.mean().item() == pytest.approx(0, abs=4 / math.sqrt(count))
     assert increments.var().item() == pytest.approx(1, abs=4 * math.sqrt(2 / count) + 0.005)
@@ -73,6 +73,6 @@ def test_increments_have_unit_variance(a: float, b: float) -> None:
 def test_increments_that_do_not_overlap_are_independent() -> None:
     noise = Noise(range(8), (64, 64))
     levels = [14.6, 9.0, 5.0, 1.0, 0.3, 0.03]
-    draws = [noise().flatten(), *(noise.between(a, b).flatten() for a, b in itertools.pairwise(levels))]
+    draws = [noise().flatten(), *(noise.brownian(a, b).flatten() for a, b in itertools.pairwise(levels))]
     correlation = torch.corrcoef(torch.stack(draws)) - torch.eye(len(draws))
     assert correlation.abs().max().item() < 5 / math.sqrt(draws[0].numel())

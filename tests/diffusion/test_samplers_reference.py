@@ -68,8 +68,8 @@ class Recorded(Noise):
         super().__init__([SEED], SHAPE)
         self.increments: list[Tensor] = []
 
-    def between(self, a: float | Tensor, b: float | Tensor) -> Tensor:
-        self.increments.append(super().between(a, b))
+    def brownian(self, a: float | Tensor, b: float | Tensor) -> Tensor:
+        self.increments.append(super().brownian(a, b))
         return self.increments[-1]
 
 

@@ -248,7 +248,7 @@ def test_slopes_of_slopes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     if not is_own(torch.float32):
         pytest.skip("needs our kernels")
     x = drawn(3, 4).requires_grad_()
-    with pytest.raises(RuntimeError, match=r"slopes of slopes .* GRADINA_NATIVE=0"):
+    with pytest.raises(RuntimeError, match=r"gradients of gradients .* GRADINA_NATIVE=0"):
         torch.autograd.grad(gated(x).sum(), x, create_graph=True)
     monkeypatch.setenv("GRADINA_NATIVE", "0")
     (slope,) = torch.autograd.grad(gated(x).sum(), x, create_graph=True)

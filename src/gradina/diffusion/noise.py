@@ -33,7 +33,7 @@ class Noise:
         drawn = [torch.randn((1, *self.shape), generator=generator) for generator in self._generators]
         return torch.cat(drawn).to(self.device, self.dtype)
 
-    def between(self, a: float | Tensor, b: float | Tensor) -> Tensor:
+    def brownian(self, a: float | Tensor, b: float | Tensor) -> Tensor:
         """Unit noise (b, *shape) of one Brownian path per picture between the noise levels a != b: its increment over
         sqrt(|a - b|). Intervals that overlap share their noise; the order of the questions changes nothing."""
         a, b = float(a), float(b)

@@ -151,11 +151,11 @@ def dpmpp_sde(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, eta: fl
             middle = (sigma * to).sqrt()
             up = fresh(sigma, middle, eta)
             probe = step_to(x, denoised, sigma, middle, up)
-            guess = denoise(probe + up * noise.between(sigma, middle) if up > 0 else probe, middle)
+            guess = denoise(probe + up * noise.brownian(sigma, middle) if up > 0 else probe, middle)
         up = fresh(sigma, to, eta)
         x = step_to(x, guess, sigma, to, up)
         if up > 0:
-            x = x + up * noise.between(sigma, to)
+            x = x + up * noise.brownian(sigma, to)
         yield Step(i, float(to), x, denoised)
 
 

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gradina.nn.dispatch import is_inference, is_training, once_differentiable
 from gradina.nn.kernel import kernel
 from gradina.nn.native import Attend, Softmax, compiled, own_softmax
 from gradina.nn.packed import plus
-from gradina.nn.ways import drawing, learning, once
 
 SHORT = 256 * 256  # scores for each head: up to here, learning in bf16 on a CPU, plain products are the quickest way
 AT_ONCE = 2**21  # scores that are computed at once on the way back, where there are more
@@ -35,14 +35,14 @@ def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> Tensor:
 
 def _own(q: Tensor, k: Tensor) -> Attend | None:
     """Our own way, where it is open, and the quickest."""
-    own = kernel(q.dtype) if drawing(q) else None
+    own = kernel(q.dtype) if is_inference(q) else None
     return compiled(own) if own and own.suits(q, k) else None
 
 
 def plain(q: Tensor, k: Tensor, v: Tensor, is_causal: bool = False) -> Tensor:
     """The same, written out: on the way back, in bf16, three to seven times as quick (benchmarks/attention.py)."""
     scale = q.shape[-1] ** -0.5
-    if not is_causal and learning(q) and (own := own_softmax(q.dtype)):
+    if not is_causal and is_training(q) and (own := own_softmax(q.dtype)):
         return cast(Tensor, Shares.apply(own, q @ k.mT, scale)) @ v  # type: ignore[no-untyped-call]
     scores = q * scale @ k.mT
     if is_causal:
@@ -62,7 +62,7 @@ class Shares(torch.autograd.Function):
         return shares
 
     @staticmethod
-    @once
+    @once_differentiable
     def backward(ctx: Any, slope: Tensor) -> tuple[None, Tensor, None]:
         return None, ctx.own.back(*ctx.saved_tensors, slope, ctx.scale), None
 

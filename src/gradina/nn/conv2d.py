@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gradina.nn.dispatch import is_training, once_differentiable
 from gradina.nn.native import own_norm
 from gradina.nn.products import Convolution, own_convolution
-from gradina.nn.ways import learning, once
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -23,7 +23,7 @@ class Conv2d(nn.Conv2d):
     """x (b, in, h, w) -> (b, out, h', w')."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dtype not in FEW or not learning(x) or not x.is_contiguous(memory_format=torch.channels_last):
+        if x.dtype not in FEW or not is_training(x) or not x.is_contiguous(memory_format=torch.channels_last):
             return super().forward(x)
         if is_pointwise(self):
             return F.linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
@@ -80,7 +80,7 @@ class Three(torch.autograd.Function):
         return own(x, own.order(weight), len(weight), bias)
 
     @staticmethod
-    @once
+    @once_differentiable
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         out, channels = weight.shape[:2]

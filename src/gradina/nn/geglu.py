@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gradina.nn.dispatch import is_inference, is_training, once_differentiable
 from gradina.nn.native import Gate as OwnGate
 from gradina.nn.native import own_gate
-from gradina.nn.ways import drawing, learning, once
 
 
 class Gate(nn.Linear):
@@ -22,9 +22,9 @@ def gated(both: Tensor) -> Tensor:
 
     Source: Shazeer, "GLU Variants Improve Transformer" (2002.05202), equation 6.
     """
-    if drawing(both) and (own := own_gate(both.dtype)):
+    if is_inference(both) and (own := own_gate(both.dtype)):
         return own(both)
-    if learning(both) and (own := own_gate(both.dtype)):
+    if is_training(both) and (own := own_gate(both.dtype)):
         return cast(Tensor, Gated.apply(own, both))  # type: ignore[no-untyped-call]
     h, gate = both.chunk(2, dim=-1)
     return h * F.gelu(gate)
@@ -40,6 +40,6 @@ class Gated(torch.autograd.Function):
         return own(both)
 
     @staticmethod
-    @once
+    @once_differentiable
     def backward(ctx: Any, slope: Tensor) -> tuple[None, Tensor]:
         return None, ctx.own.back(*ctx.saved_tensors, slope)

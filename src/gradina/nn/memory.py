@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gradina.nn.ways import drawing
+from gradina.nn.dispatch import is_inference
 
 AT_ONCE = 5 * 2**18  # bytes of tokens that pass through a layer together: what is in between stays near the core
 MMAP_THRESHOLD = -3  # as malloc.h names it: what is as large is taken from the system alone, and given back alone
@@ -52,7 +52,7 @@ def chunked_over_tokens(layer: Callable[[Tensor, Tensor], Tensor], h: Tensor, x:
     Where something is drawn, some rows at a time.
     """
     rows = AT_ONCE // (x.shape[-1] * x.element_size())
-    if x.shape[0] * x.shape[1] <= rows or not drawing(x):
+    if x.shape[0] * x.shape[1] <= rows or not is_inference(x):
         return layer(h, x)
     out = x.new_empty(x.shape)
     for to, *some in zip(*(torch.split(each.flatten(0, 1), rows) for each in (out, h, x)), strict=True):

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gradina.nn.dispatch import is_inference, is_training, once_differentiable
 from gradina.nn.memory import added, silu
 from gradina.nn.native import Norm, own_norm
-from gradina.nn.ways import drawing, learning, once
 
 Layer = Callable[[Tensor], Tensor]
 ROWS = 64  # of a map: as many at once for its moments
@@ -25,7 +25,7 @@ class LayerNorm(nn.LayerNorm):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        own = own_norm(x.dtype) if drawing(x) and x.dtype == self.weight.dtype else None
+        own = own_norm(x.dtype) if is_inference(x) and x.dtype == self.weight.dtype else None
         return super().forward(x) if own is None else own.rows(self, x)
 
 
@@ -37,7 +37,7 @@ def normalised(norm: nn.GroupNorm, x: Tensor, shift: Tensor | None = None, activ
     if own := _own(x):
         scale, offset, *_ = own.moments(norm, x, shift)
         return own.scaled(x, scale, offset, active)
-    if learning(x) and _last(x) and (own := own_norm(x.dtype)):
+    if is_training(x) and _last(x) and (own := own_norm(x.dtype)):
         given = (own, norm, x, norm.weight, norm.bias, shift, active)
         return cast(Tensor, Normalised.apply(*given))  # type: ignore[no-untyped-call]
     h = norm(x if shift is None else added(x, shift[:, :, None, None]))
@@ -64,7 +64,7 @@ def is_fast(x: Tensor) -> bool:
 
 
 def _own(x: Tensor) -> Norm | None:
-    return own_norm(x.dtype) if _last(x) and drawing(x) else None
+    return own_norm(x.dtype) if _last(x) and is_inference(x) else None
 
 
 def _last(x: Tensor) -> bool:
@@ -92,7 +92,7 @@ class Normalised(torch.autograd.Function):
         return own.scaled(x, scale, offset, active)
 
     @staticmethod
-    @once
+    @once_differentiable
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
         of_x, of_weight, of_bias, of_shift = ctx.own.back(*ctx.saved_tensors, slope, ctx.groups, ctx.active)
         return None, None, of_x, of_weight, of_bias, of_shift if ctx.shifted else None, None

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gradina.nn.dispatch import is_traced
 from gradina.nn.geglu import Gate, gated
 from gradina.nn.memory import added
 from gradina.nn.products import ordinary, ordinary_rows, own_convolution, own_product
-from gradina.nn.ways import traced
 
 Own = TypeVar("Own")
 
@@ -241,7 +241,7 @@ def _last(x: Tensor) -> Tensor:
 
 def _ours(find: Callable[[torch.dtype], Own | None], x: Tensor, weight: Tensor) -> Own | None:
     """What multiplies x by a weight in C; None where it cannot be had, or something learns or looks on."""
-    return None if x.dtype != weight.dtype or _learns(x) or traced(x) else find(x.dtype)
+    return None if x.dtype != weight.dtype or _learns(x) or is_traced(x) else find(x.dtype)
 
 
 def _learns(x: Tensor) -> bool:
