@@ -49,7 +49,7 @@ def probability(digit: Digit, pictures: Tensor) -> Tensor:
 
 
 def gradient(digit: Digit, pictures: Tensor) -> Tensor:
-    """Of the probability's logarithm with respect to each pixel, (n, 28, 28): one way there and one way back."""
+    """Of the probability's logarithm with respect to each pixel, (n, 28, 28): one forward and one backward."""
     pictures = checked(pictures).detach().requires_grad_()
     return torch.autograd.grad(F.logsigmoid(digit(pictures)).sum(), pictures)[0]
 

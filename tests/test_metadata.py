@@ -1,4 +1,4 @@
-"""A picture's file carries its request: there and back, files of others, and files made to harm."""
+"""A picture's file carries its request: round trips, files of others, and hostile files."""
 
 from __future__ import annotations
 

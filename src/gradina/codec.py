@@ -89,7 +89,7 @@ class Loss:
 
 
 def measure(model: StableDiffusion, picture: Image.Image, latents: Latents) -> Loss:
-    """Ratio of numbers, and the PSNR of the way back, after the rounding to half precision that a file means."""
+    """Ratio of numbers, and the PSNR of the decoded picture, after the rounding to half precision that a file means."""
     back = decode(model, Latents(latents.z.half(), latents.width, latents.height))
     a, b = (to_pixels(p) / 2 + 0.5 for p in (picture, back))
     return Loss(a.numel() / latents.z.numel(), psnr(a, b))

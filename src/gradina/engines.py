@@ -181,7 +181,7 @@ def compiled(graph: Any, dtype: torch.dtype) -> Any:
 
 
 class Decoding(nn.Module):
-    """The way back of an autoencoder as a network of its own: latents (b, 4, h, w) -> pixels."""
+    """The decoder of an autoencoder as a network of its own: latents (b, 4, h, w) -> pixels."""
 
     def __init__(self, vae: AutoencoderKL) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What learns quickly learns the same: each way back against autograd in double precision, and a whole network's."""
+"""Native training: each backward against autograd in double precision, and that of a whole network."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def drawn(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Ten
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape))).to(dtype)
 
 
-def slopes(function: Function, inputs: Sequence[Tensor]) -> list[Tensor]:
+def grads(function: Function, inputs: Sequence[Tensor]) -> list[Tensor]:
     """What comes out, and the slope of each input if that of what comes out is drawn."""
     inputs = [x.detach().requires_grad_() for x in inputs]
     out = function(*inputs)
@@ -38,7 +38,7 @@ def slopes(function: Function, inputs: Sequence[Tensor]) -> list[Tensor]:
 
 
 def same(function: Function, exact: Function, *inputs: Tensor, near: float) -> None:
-    ours, theirs = slopes(function, inputs), slopes(exact, [x.double() for x in inputs])
+    ours, theirs = grads(function, inputs), grads(exact, [x.double() for x in inputs])
     for i, (got, expected) in enumerate(zip(ours, theirs, strict=True)):
         assert got.shape == expected.shape
         far = (got.double() - expected).norm() / expected.norm()
@@ -93,8 +93,8 @@ def test_gates(shape: tuple[int, ...], dtype: torch.dtype) -> None:
 def test_far_gates_are_open_or_shut(dtype: torch.dtype) -> None:
     gates = torch.tensor([-1e4, -30.0, -13.2, 0.0, 13.2, 30.0, 1e4], dtype=dtype)
     both = torch.cat([torch.full_like(gates, 2.0), gates]).requires_grad_()
-    (of_both,) = torch.autograd.grad(gated(both).sum(), both)
-    h, gate = of_both.chunk(2)
+    (grad_both,) = torch.autograd.grad(gated(both).sum(), both)
+    h, gate = grad_both.chunk(2)
     assert torch.allclose(h, gates.clamp(min=0), rtol=0, atol=1e-30)
     assert torch.allclose(gate, torch.tensor([0.0, 0, 0, 1, 2, 2, 2], dtype=dtype), atol=1e-6)
 
@@ -106,7 +106,7 @@ def test_attention(n: int, m: int, d: int, scale: float, dtype: torch.dtype) -> 
     q, k, v = (drawn(2, 3, size, d, dtype=dtype, seed=i) for i, size in enumerate((n, m, m)))
     many = 1 if dtype == torch.float32 else 4  # scores, too, are rounded
     exact = F.scaled_dot_product_attention
-    ours, theirs = slopes(plain, (q * scale, k, v)), slopes(exact, [x.double() for x in (q * scale, k, v)])
+    ours, theirs = grads(plain, (q * scale, k, v)), grads(exact, [x.double() for x in (q * scale, k, v)])
     for got, expected in zip(ours, theirs, strict=True):
         near = many * NEAR[dtype] * scale * max(expected.norm().item(), expected.numel() ** 0.5 / 10)
         assert (got.double() - expected).norm() <= near
@@ -132,14 +132,14 @@ def test_what_is_no_number_stays_none(at: int, bad: float, dtype: torch.dtype) -
     x = drawn(3, 24, dtype=dtype)
     x[1, at] = bad
     q, one = x[None, None].requires_grad_(), torch.eye(24, dtype=dtype)[None, None]
-    shares = plain(q, one, one)[0, 0]
-    assert shares.isnan().all(-1).tolist() == [False, True, False]
-    (slope,) = torch.autograd.grad(shares.sum(), q)
-    assert slope[0, 0].isnan().any(-1).tolist() == [False, True, False]
+    probs = plain(q, one, one)[0, 0]
+    assert probs.isnan().all(-1).tolist() == [False, True, False]
+    (grad_output,) = torch.autograd.grad(probs.sum(), q)
+    assert grad_output[0, 0].isnan().any(-1).tolist() == [False, True, False]
     both = drawn(3, 48, dtype=dtype)
     both[1, 24 + at] = float("nan")
-    of_both = slopes(gated, [both])
-    assert all(one.isnan().any(-1).tolist() == [False, True, False] for one in of_both)
+    grad_both = grads(gated, [both])
+    assert all(one.isnan().any(-1).tolist() == [False, True, False] for one in grad_both)
 
 
 @dtypes
@@ -175,12 +175,12 @@ def test_of_what_is_fixed_no_slopes_are_computed() -> None:
     """Of a LoRA's base, only the slopes of what went in; of a first layer, only those of its weights."""
     layer, x = Conv2d(16, 16, 3, padding=1).bfloat16(), last(drawn(1, 16, 4, 4, dtype=torch.bfloat16))
     layer.requires_grad_(False)
-    (of_x,) = torch.autograd.grad(layer(x.requires_grad_()).sum(), x)
+    (grad_x,) = torch.autograd.grad(layer(x.requires_grad_()).sum(), x)
     layer.requires_grad_(True)
-    of_weight, of_bias = torch.autograd.grad(layer(x.detach()).sum(), [layer.weight, layer.bias])
-    assert of_x.shape == x.shape
-    assert of_weight.shape == (16, 16, 3, 3)
-    assert of_bias.tolist() == [16.0] * 16
+    grad_weight, grad_bias = torch.autograd.grad(layer(x.detach()).sum(), [layer.weight, layer.bias])
+    assert grad_x.shape == x.shape
+    assert grad_weight.shape == (16, 16, 3, 3)
+    assert grad_bias.tolist() == [16.0] * 16
 
 
 @dtypes
@@ -221,8 +221,8 @@ def learnt(network: UNet, autocast: bool = False) -> Tensor:
     x, cond, aim = (drawn(*shape, dtype=kind) for shape in ((3, 4, 12, 12), (3, 7, 24), (3, 4, 12, 12)))
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         loss = (network(x, torch.tensor([3, 500, 990]), cond).float() - aim.float()).square().mean()
-    slopes = torch.autograd.grad(loss, list(network.parameters()))
-    return torch.cat([slope.flatten().double() for slope in slopes])
+    grads = torch.autograd.grad(loss, list(network.parameters()))
+    return torch.cat([grad_output.flatten().double() for grad_output in grads])
 
 
 @pytest.mark.parametrize(("dtype", "near"), [(torch.float32, 1e-5), (torch.bfloat16, 0.03)])
@@ -251,8 +251,8 @@ def test_slopes_of_slopes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RuntimeError, match=r"gradients of gradients .* GRADINA_NATIVE=0"):
         torch.autograd.grad(gated(x).sum(), x, create_graph=True)
     monkeypatch.setenv("GRADINA_NATIVE", "0")
-    (slope,) = torch.autograd.grad(gated(x).sum(), x, create_graph=True)
-    assert slope.requires_grad
+    (grad_output,) = torch.autograd.grad(gated(x).sum(), x, create_graph=True)
+    assert grad_output.requires_grad
 
 
 def test_numbers_too_small_to_be_normal_are_nothing_meanwhile() -> None:

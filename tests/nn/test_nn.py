@@ -36,13 +36,13 @@ def test_attention_is_its_formula(causal):
     ("n", "m", "causal"), [(1, 1, False), (1, 1, True), (16, 77, False), (128, 128, False), (128, 128, True)]
 )
 def test_both_ways_of_attention_have_the_same_slopes(n, m, causal):
-    slopes = []
+    grads = []
     for way in (plain, F.scaled_dot_product_attention):
         q, k, v = (torch.randn(2, 3, size, 8, generator=torch.Generator().manual_seed(size)) for size in (n, m, m))
         inputs = [x.requires_grad_() for x in (q, k, v)]
         (way(*inputs, is_causal=causal) ** 2).sum().backward()
-        slopes.append([x.grad for x in inputs])
-    for ours, theirs in zip(*slopes, strict=True):
+        grads.append([x.grad for x in inputs])
+    for ours, theirs in zip(*grads, strict=True):
         assert torch.allclose(ours, theirs, atol=1e-5)
 
 
@@ -130,12 +130,12 @@ def test_blockwise_learns_as_the_equation(
     b, heads, n, m, d = shape
     key = torch.Generator().manual_seed(0)
     exact = [torch.randn(b, heads, rows, d, generator=key, dtype=torch.float64) for rows in (n, m, m)]
-    slope = torch.randn(b, heads, n, d, generator=key, dtype=torch.float64)
+    grad_output = torch.randn(b, heads, n, d, generator=key, dtype=torch.float64)
     found = []
     for way, kind in ((plain, torch.float64), (Blockwise.apply, dtype)):
         inputs = [x.to(kind).clone().requires_grad_() for x in exact]
         out = way(*inputs)
-        out.backward(slope.to(kind))
+        out.backward(grad_output.to(kind))
         found.append([out.detach(), *(x.grad for x in inputs)])
     for expected, got in zip(*found, strict=True):
         assert got is not None

@@ -1,4 +1,4 @@
-"""Between the layouts, there and back, equal to the bit."""
+"""Between the layouts, in both directions, equal to the bit."""
 
 import numpy as np
 import pytest

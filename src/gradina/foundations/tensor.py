@@ -57,9 +57,9 @@ class Tensor:
         """The numbers at these places, in a new shape."""
         values = self.values
 
-        def back(slope: Numbers) -> Sequence[Numbers]:
+        def back(grad: Numbers) -> Sequence[Numbers]:
             found = [0.0] * len(values)
-            for i, g in zip(index, slope, strict=True):
+            for i, g in zip(index, grad, strict=True):
                 if i != NOWHERE:
                     found[i] += g
             return (found,)
@@ -68,33 +68,33 @@ class Tensor:
 
     def __add__(self, other: Tensor | float) -> Tensor:
         a, b = _alike(self, other)
-        return _made(list(map(add, a.values, b.values)), a.shape, (a, b), lambda slope: (slope, slope))
+        return _made(list(map(add, a.values, b.values)), a.shape, (a, b), lambda grad: (grad, grad))
 
     def __mul__(self, other: Tensor | float) -> Tensor:
         a, b = _alike(self, other)
         x, y = a.values, b.values
         return _made(
-            list(map(mul, x, y)), a.shape, (a, b), lambda slope: (list(map(mul, slope, y)), list(map(mul, slope, x)))
+            list(map(mul, x, y)), a.shape, (a, b), lambda grad: (list(map(mul, grad, y)), list(map(mul, grad, x)))
         )
 
-    def apply(self, function: Callable[[float], float], slope_at: Callable[[float, float], float]) -> Tensor:
-        """function(x) of each number; `slope_at(x, function(x))` is its derivative."""
+    def apply(self, function: Callable[[float], float], derivative: Callable[[float, float], float]) -> Tensor:
+        """function(x) of each number; `derivative(x, function(x))` is its derivative."""
         x = self.values
         y = [function(v) for v in x]
         return _made(
-            y, self.shape, (self,), lambda slope: ([g * slope_at(a, b) for g, a, b in zip(slope, x, y, strict=True)],)
+            y, self.shape, (self,), lambda grad: ([g * derivative(a, b) for g, a, b in zip(grad, x, y, strict=True)],)
         )
 
     def sum(self, axis: int | None = None) -> Tensor:
         """Over all numbers, or along an axis, which is then gone."""
         if axis is None:
             count = len(self.values)
-            return _made([math.fsum(self.values)], (), (self,), lambda slope: (slope * count,))
+            return _made([math.fsum(self.values)], (), (self,), lambda grad: (grad * count,))
         axis = _axis(axis, self.shape)
         last = self.moved(axis, len(self.shape) - 1)
         n = self.shape[axis]
         sums = [math.fsum(last.values[i : i + n]) for i in range(0, len(last.values), n)]
-        return _made(sums, last.shape[:-1], (last,), lambda slope: ([g for g in slope for _ in range(n)],))
+        return _made(sums, last.shape[:-1], (last,), lambda grad: ([g for g in grad for _ in range(n)],))
 
     def __matmul__(self, other: Tensor) -> Tensor:
         if len(self.shape) != 2 or len(other.shape) != 2 or self.shape[1] != other.shape[0]:
@@ -102,10 +102,10 @@ class Tensor:
         (n, k), m = self.shape, other.shape[1]
         a, b = self.values, other.values
 
-        def back(slope: Numbers) -> Sequence[Numbers]:
-            of_a = _product(slope, _turned(b, k, m), n, m, k) if self.learns else []
-            of_b = _product(_turned(a, n, k), slope, k, n, m) if other.learns else []
-            return of_a, of_b
+        def back(grad: Numbers) -> Sequence[Numbers]:
+            grad_a = _product(grad, _turned(b, k, m), n, m, k) if self.learns else []
+            grad_b = _product(_turned(a, n, k), grad, k, n, m) if other.learns else []
+            return grad_a, grad_b
 
         return _made(_product(a, b, n, k, m), (n, m), (self, other), back)
 
@@ -176,17 +176,17 @@ class Tensor:
         """Adds to `grad` of everything that learns how much this number would change with it."""
         if len(self.values) != 1:
             raise ValueError(f"got {_said(self.shape)}, expected one number: take the sum or the mean of it first")
-        slopes: dict[int, Numbers] = {id(self): [1.0]}
+        grads: dict[int, Numbers] = {id(self): [1.0]}
         for tensor in reversed(_ordered(self)):
-            slope = slopes.pop(id(tensor))
+            grad = grads.pop(id(tensor))
             if tensor.learns and tensor._back is None:
-                tensor.grad = slope if tensor.grad is None else list(map(add, tensor.grad, slope))
+                tensor.grad = grad if tensor.grad is None else list(map(add, tensor.grad, grad))
             if tensor._back is None:
                 continue
-            for parent, part in zip(tensor._from, tensor._back(slope), strict=True):
+            for parent, part in zip(tensor._from, tensor._back(grad), strict=True):
                 if parent.learns:
-                    known = slopes.get(id(parent))
-                    slopes[id(parent)] = part if known is None else list(map(add, known, part))
+                    known = grads.get(id(parent))
+                    grads[id(parent)] = part if known is None else list(map(add, known, part))
 
 
 def _made(values: Numbers, shape: Shape, parents: tuple[Tensor, ...], back: Back) -> Tensor:

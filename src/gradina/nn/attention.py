@@ -14,7 +14,7 @@ from gradina.nn.native import Attend, Softmax, compiled, own_softmax
 from gradina.nn.packed import plus
 
 SHORT = 256 * 256  # scores for each head: up to here, learning in bf16 on a CPU, plain products are the quickest way
-AT_ONCE = 2**21  # scores that are computed at once on the way back, where there are more
+AT_ONCE = 2**21  # scores that are computed at once in the backward, where there are more
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> Tensor:
@@ -40,7 +40,7 @@ def _own(q: Tensor, k: Tensor) -> Attend | None:
 
 
 def plain(q: Tensor, k: Tensor, v: Tensor, is_causal: bool = False) -> Tensor:
-    """The same, written out: on the way back, in bf16, three to seven times as quick (benchmarks/attention.py)."""
+    """The same, written out: its backward in bf16 is three to seven times as fast (benchmarks/attention.py)."""
     scale = q.shape[-1] ** -0.5
     if not is_causal and is_training(q) and (own := own_softmax(q.dtype)):
         return cast(Tensor, Shares.apply(own, q @ k.mT, scale)) @ v  # type: ignore[no-untyped-call]
@@ -52,26 +52,26 @@ def plain(q: Tensor, k: Tensor, v: Tensor, is_causal: bool = False) -> Tensor:
 
 
 class Shares(torch.autograd.Function):
-    """softmax(scale · scores), to learn: there and back in C."""
+    """softmax(scale · scores) for training: forward and backward in C."""
 
     @staticmethod
     def forward(ctx: Any, own: Softmax, scores: Tensor, scale: float) -> Tensor:
-        shares = own(scores, scale)
+        probs = own(scores, scale)
         ctx.own, ctx.scale = own, scale
-        ctx.save_for_backward(shares)
-        return shares
+        ctx.save_for_backward(probs)
+        return probs
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, slope: Tensor) -> tuple[None, Tensor, None]:
-        return None, ctx.own.back(*ctx.saved_tensors, slope, ctx.scale), None
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[None, Tensor, None]:
+        return None, ctx.own.back(*ctx.saved_tensors, grad_output, ctx.scale), None
 
 
 class Blockwise(torch.autograd.Function):
-    """The same over many places, to learn: scores are computed again on the way back, some rows at a time.
+    """The same over many tokens, for training: scores are recomputed in the backward, some rows at a time.
 
     Head by head and in numbers that are used again, so that nothing leaves the cache: three to six times as quick as
-    torch's own way back, in bf16. Source: Dao et al., "FlashAttention" (2205.14135), algorithm 4.
+    PyTorch's own backward, in bf16. Source: Dao et al., "FlashAttention" (2205.14135), algorithm 4.
     """
 
     @staticmethod
@@ -81,33 +81,33 @@ class Blockwise(torch.autograd.Function):
             return attention(q, k, v) if type(q) is Tensor else F.scaled_dot_product_attention(q, k, v)
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         shape, own = ctx.saved_tensors[0].shape, own_softmax(ctx.saved_tensors[0].dtype)
-        q, k, v, slope = (x.flatten(0, 1).contiguous() for x in (*ctx.saved_tensors, slope))
+        q, k, v, grad_output = (x.flatten(0, 1).contiguous() for x in (*ctx.saved_tensors, grad_output))
         scale = q.shape[-1] ** -0.5
-        of_q = torch.empty_like(q)
-        of_k, of_v = (torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32)) for x in (k, v))
+        grad_q = torch.empty_like(q)
+        grad_k, grad_v = (torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32)) for x in (k, v))
         n, m = q.shape[1], k.shape[1]
         rows = min(n, max(16, AT_ONCE // m))
-        shares, of_scores = q.new_empty(2, rows, m)
+        probs, grad_scores = q.new_empty(2, rows, m)
         for head in range(len(q)):
             keys, values = k[head].T.contiguous(), v[head].T.contiguous()
             for a in range(0, n, rows):
-                some, back = q[head, a : a + rows], slope[head, a : a + rows]
-                share, of_score = shares[: len(some)], of_scores[: len(some)]
+                some, back = q[head, a : a + rows], grad_output[head, a : a + rows]
+                share, grad_score = probs[: len(some)], grad_scores[: len(some)]
                 torch.mm(some, keys, out=share)
-                torch.mm(back, values, out=of_score)
+                torch.mm(back, values, out=grad_score)
                 if own:
                     own(share, scale, out=share)
-                    own.back(share, of_score, scale, out=of_score)
+                    own.back(share, grad_score, scale, out=grad_score)
                 else:
                     torch._softmax(share.mul_(scale), -1, False, out=share)
-                    torch._softmax_backward_data(of_score, share, -1, share.dtype, grad_input=of_score).mul_(scale)
-                of_v[head] += share.T @ back
-                torch.mm(of_score, k[head], out=of_q[head, a : a + rows])
-                of_k[head] += of_score.T @ some
-        of_k, of_v = of_k.to(k.dtype), of_v.to(v.dtype)
-        return of_q.view(*shape[:2], n, -1), of_k.view(*shape[:2], m, -1), of_v.view(*shape[:2], m, -1)
+                    torch._softmax_backward_data(grad_score, share, -1, share.dtype, grad_input=grad_score).mul_(scale)
+                grad_v[head] += share.T @ back
+                torch.mm(grad_score, k[head], out=grad_q[head, a : a + rows])
+                grad_k[head] += grad_score.T @ some
+        grad_k, grad_v = grad_k.to(k.dtype), grad_v.to(v.dtype)
+        return grad_q.view(*shape[:2], n, -1), grad_k.view(*shape[:2], m, -1), grad_v.view(*shape[:2], m, -1)
 
 
 class Attention(nn.Module):

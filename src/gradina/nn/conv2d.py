@@ -15,7 +15,10 @@ from gradina.nn.products import Convolution, own_convolution
 Network = TypeVar("Network", bound=nn.Module)
 
 NARROW = 16  # channels of a 3x3 convolution: with fewer, there is too little for our own to multiply
-FEW = {torch.float32: 16, torch.bfloat16: 64}  # places of a map: up to here, slopes of weights are best one product
+FEW = {
+    torch.float32: 16,
+    torch.bfloat16: 64,
+}  # pixels of a map: up to here, the gradient of the weight is best one matrix product
 MUCH = 2**24  # multiplications for each tap, from which on our own convolution is quickest to learn in single precision
 
 
@@ -55,7 +58,7 @@ def is_three(layer: nn.Conv2d) -> bool:
 
 
 def _is_own_quickest(x: Tensor, weight: Tensor) -> bool:
-    """With all that has to be ordered for it, there and back."""
+    """With all that has to be reordered for it, forward and backward."""
     places = x.shape[2] * x.shape[3]
     if x.dtype == torch.bfloat16:
         return places <= FEW[x.dtype]
@@ -67,10 +70,10 @@ def _is_plain(layer: nn.Conv2d) -> bool:
 
 
 class Three(torch.autograd.Function):
-    """A 3x3 convolution, padded by one, of maps whose channels lie last: there and back in C.
+    """A 3x3 convolution, padded by one, of channels-last maps: forward and backward in C.
 
-    Of few places, the slopes of its weights are one product. Source: Chellapilla, Puri & Simard, "High Performance
-    Convolutional Neural Networks for Document Processing", 2006.
+    On small maps, the gradient of its weight is one matrix product. Source: Chellapilla, Puri & Simard, "High
+    Performance Convolutional Neural Networks for Document Processing", 2006.
     """
 
     @staticmethod
@@ -81,23 +84,23 @@ class Three(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         out, channels = weight.shape[:2]
-        slope = slope.contiguous(memory_format=torch.channels_last)
-        rows = slope.permute(0, 2, 3, 1).flatten(0, 2)
-        of_x = of_weight = of_bias = None
+        grad_output = grad_output.contiguous(memory_format=torch.channels_last)
+        rows = grad_output.permute(0, 2, 3, 1).flatten(0, 2)
+        grad_x = grad_weight = grad_bias = None
         _, into_x, into_weight, into_bias = ctx.needs_input_grad
         if into_x:
-            of_x = ctx.own(slope, ctx.own.order(weight, turned=True), channels, None)
+            grad_x = ctx.own(grad_output, ctx.own.order(weight, turned=True), channels, None)
         if into_weight and x.shape[2] * x.shape[3] <= FEW[x.dtype]:
-            of_weight = (rows.T @ _seen(x)).view(out, 3, 3, channels).permute(0, 3, 1, 2)
+            grad_weight = (rows.T @ _seen(x)).view(out, 3, 3, channels).permute(0, 3, 1, 2)
         elif into_weight:
             how: Any = ([1, 1], [1, 1], [1, 1], False, [0, 0], 1, [False, True, False])
-            of_weight = torch.ops.aten.convolution_backward(slope, x, weight, None, *how)[1]
+            grad_weight = torch.ops.aten.convolution_backward(grad_output, x, weight, None, *how)[1]
         if into_bias:
-            of_bias = rows.sum(0)
-        return None, of_x, of_weight, of_bias
+            grad_bias = rows.sum(0)
+        return None, grad_x, grad_weight, grad_bias
 
 
 def _seen(x: Tensor) -> Tensor:

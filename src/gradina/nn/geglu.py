@@ -31,7 +31,7 @@ def gated(both: Tensor) -> Tensor:
 
 
 class Gated(torch.autograd.Function):
-    """The same, to learn: there and back in C, with nothing kept but what went in."""
+    """The same for training: forward and backward in C; only the input is saved."""
 
     @staticmethod
     def forward(ctx: Any, own: OwnGate, both: Tensor) -> Tensor:
@@ -41,5 +41,5 @@ class Gated(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, slope: Tensor) -> tuple[None, Tensor]:
-        return None, ctx.own.back(*ctx.saved_tensors, slope)
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[None, Tensor]:
+        return None, ctx.own.back(*ctx.saved_tensors, grad_output)

@@ -37,7 +37,7 @@ def _library(dtype: torch.dtype) -> ctypes.CDLL | None:
 def flushed() -> Iterator[None]:
     """Meanwhile numbers too small to be normal are 0, in all threads, where our kernels can be had.
 
-    Softmax makes many of them, and their slopes, and a core takes 50 times as long for each.
+    Softmax and its backward make many of them, and a core takes 50 times as long for each.
     """
     found = _library(torch.float32)
     before = found.flush(ctypes.c_int64(True)) if found else 0
@@ -61,11 +61,11 @@ class Gate:
         call(self.library.gated, both, out, *rows(out))
         return out
 
-    def back(self, both: Tensor, slope: Tensor) -> Tensor:
-        """From the slope of what came out, (..., width), to that of what went in."""
-        both, slope = both.contiguous(), slope.contiguous()
+    def back(self, both: Tensor, grad_output: Tensor) -> Tensor:
+        """From the gradient of the output, (..., width), to that of the input."""
+        both, grad_output = both.contiguous(), grad_output.contiguous()
         out = torch.empty_like(both)
-        call(self.library.gated_back, both, slope, out, *rows(slope))
+        call(self.library.gated_back, both, grad_output, out, *rows(grad_output))
         return out
 
 
@@ -88,11 +88,11 @@ class Softmax:
         call(self.library.softmax, x, out, *rows(x), scale)
         return out
 
-    def back(self, shares: Tensor, slope: Tensor, scale: float, out: Tensor | None = None) -> Tensor:
-        """From what came out, and its slope, to the slope of x, which may lie where that slope did."""
-        slope = slope.contiguous()
-        out = torch.empty_like(shares) if out is None else out
-        call(self.library.softmax_back, shares, slope, out, *rows(shares), scale)
+    def back(self, probs: Tensor, grad_output: Tensor, scale: float, out: Tensor | None = None) -> Tensor:
+        """From the output and its gradient to the gradient of x, which may be written in place of the former."""
+        grad_output = grad_output.contiguous()
+        out = torch.empty_like(probs) if out is None else out
+        call(self.library.softmax_back, probs, grad_output, out, *rows(probs), scale)
         return out
 
 
@@ -138,17 +138,27 @@ class Norm:
         return out
 
     def back(
-        self, x: Tensor, moments: Tensor, weight: Tensor, slope: Tensor, groups: int, active: bool
+        self, x: Tensor, moments: Tensor, weight: Tensor, grad_output: Tensor, groups: int, active: bool
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """From the slope of `scaled`, (b, c, h, w), to those of x, weight (c,), bias (c,) and shift (b, c)."""
-        x, slope = (t.contiguous(memory_format=torch.channels_last) for t in (x, slope))
-        of_x, of_shift = torch.empty_like(x), torch.empty(x.shape[:2])
-        of_weight, of_bias = torch.empty(2, x.shape[1])
+        """From the gradient of `scaled`, (b, c, h, w), to those of x, weight (c,), bias (c,) and shift (b, c)."""
+        x, grad_output = (t.contiguous(memory_format=torch.channels_last) for t in (x, grad_output))
+        grad_x, grad_shift = torch.empty_like(x), torch.empty(x.shape[:2])
+        grad_weight, grad_bias = torch.empty(2, x.shape[1])
         known = (*moments, weight.float())
         call(
-            self.library.moments_back, x, slope, *places(x), groups, active, *known, of_x, of_weight, of_bias, of_shift
+            self.library.moments_back,
+            x,
+            grad_output,
+            *places(x),
+            groups,
+            active,
+            *known,
+            grad_x,
+            grad_weight,
+            grad_bias,
+            grad_shift,
         )
-        return of_x, of_weight, of_bias, of_shift
+        return grad_x, grad_weight, grad_bias, grad_shift
 
     def rows(self, norm: nn.LayerNorm, x: Tensor) -> Tensor:
         """norm(x) for x (..., width) of the type of the norm's weights, which it has to have."""

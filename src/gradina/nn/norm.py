@@ -72,7 +72,7 @@ def _last(x: Tensor) -> bool:
 
 
 class Normalised(torch.autograd.Function):
-    """`normalised`, to learn: there and back in C, with nothing kept but what went in, and its moments."""
+    """`normalised` for training: forward and backward in C; only the input and its moments are saved."""
 
     @staticmethod
     def forward(
@@ -93,9 +93,11 @@ class Normalised(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
-        of_x, of_weight, of_bias, of_shift = ctx.own.back(*ctx.saved_tensors, slope, ctx.groups, ctx.active)
-        return None, None, of_x, of_weight, of_bias, of_shift if ctx.shifted else None, None
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        grad_x, grad_weight, grad_bias, grad_shift = ctx.own.back(
+            *ctx.saved_tensors, grad_output, ctx.groups, ctx.active
+        )
+        return None, None, grad_x, grad_weight, grad_bias, grad_shift if ctx.shifted else None, None
 
 
 def _moments(x: Tensor, groups: int, shift: Tensor) -> tuple[Tensor, Tensor]:

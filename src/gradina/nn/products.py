@@ -26,7 +26,7 @@ class Convolution:
         """Weights (out, in, 3, 3) as they are asked for; numbers of no use are zero.
 
         Sixteen that come out at a time: (out/16, in, 9, 16). Or in tiles, 32 by 32: (out/32, in/32, 9, 2, 16, 16, 2).
-        Turned, they are those with which slopes go back, from what came out to what went in.
+        Turned, they are those of the backward, from the gradient of the output to that of the input.
         """
         last = not weight.is_contiguous() and weight.is_contiguous(memory_format=torch.channels_last)
         weight, (out, channels) = weight if last else weight.contiguous(), weight.shape[:2]

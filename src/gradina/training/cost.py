@@ -33,7 +33,7 @@ class Cost:
 
 def cost(learning: Learning, how: Owning, shape: tuple[int, ...]) -> Cost:
     """What a method needs for latents of a shape (c, h, w): weights, gradients, AdamW's moments, the average, and what
-    is kept for the way back."""
+    is saved for the backward."""
     model, own = learning.live.model, list(learning.learner.parameters())
     parts = [model.text, model.vae, model.unet]
     held = [*own, *(p for part in parts for p in part.parameters())]
@@ -77,7 +77,7 @@ def kept_for_the_way_back(live: Live, shape: tuple[int, ...], how: Owning) -> in
 
 @contextmanager
 def weighed() -> Iterator[dict[int, int]]:
-    """Bytes of all that is kept for the way back meanwhile, by where it lies; parameters are there anyway."""
+    """Bytes of all that is saved for the backward meanwhile, by where it lies; parameters are there anyway."""
     kept: dict[int, int] = {}
     held: list[Tensor] = []  # so that nothing else comes to lie in its place
 

@@ -58,7 +58,7 @@ class Owning(Settings):
     caption_dropout: float = 0.1
     min_snr: float | None = None  # the ratio of signal to noise from which on errors weigh less
     noise_offset: float = 0.0  # how much of the noise is the same for all places: lets light and dark be learnt
-    checkpointing: bool = False  # the U-Net's blocks are computed again on the way back: half the memory, slower
+    checkpointing: bool = False  # the U-Net's blocks are recomputed in the backward: half the memory, slower
     prior: float = 1.0  # DreamBooth: weight of the pictures of the class
     vectors: int = 1  # textual inversion: tokens of the new word
 
@@ -98,7 +98,7 @@ class _Named(nn.Module):
 
 
 class Recomputed(nn.Module):
-    """A layer whose inner values are not kept for the way back. Source: Chen et al. 1604.06174."""
+    """A layer whose activations are recomputed in the backward. Source: Chen et al. 1604.06174."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()

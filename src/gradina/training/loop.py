@@ -126,10 +126,10 @@ def _taken(state: State, loss: Loss, settings: Settings) -> TrainStep:
         mean.backward()  # type: ignore[no-untyped-call]
         total += mean.item()
     gradients = [p.grad for p in state.network.parameters() if p.grad is not None]
-    slope = nn.utils.get_total_norm(gradients).item()
-    if slope > settings.clip:
-        torch._foreach_mul_(gradients, settings.clip / (slope + 1e-6))
-    for what, value in (("loss", total), ("gradient", slope)):
+    norm = nn.utils.get_total_norm(gradients).item()
+    if norm > settings.clip:
+        torch._foreach_mul_(gradients, settings.clip / (norm + 1e-6))
+    for what, value in (("loss", total), ("gradient", norm)):
         if not math.isfinite(value):
             state.optimizer.zero_grad()
             raise Diverged(f"the {what} is {value} at step {state.step + 1}; try a lower lr than {settings.lr:g}")

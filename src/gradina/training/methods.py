@@ -78,7 +78,7 @@ class Learning:
     keep: Callable[[Learner, Path], Path]
     rates: Mapping[str, float] = field(default_factory=dict)
     on: Callable[[Owned], Loss] | None = None  # the same loss on other pictures, with all captions read
-    passes: int = 1  # through the U-Net, before the way back
+    passes: int = 1  # through the U-Net, before the backward
 
 
 def finetuning(model: StableDiffusion, data: Owned, how: Owning) -> Learning:

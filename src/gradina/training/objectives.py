@@ -14,9 +14,9 @@ from gradina.training.reader import Reader
 def autoencoding(
     vae: AutoencoderKL, pixels: Tensor, noise: Tensor, kl_weight: float, side: int | None = None
 ) -> Tensor:  # fmt: skip
-    """Absolute and squared error of the way back, plus the divergence of z from a normal: (b,).
+    """Absolute and squared error of the reconstruction, plus the divergence of z from a normal: (b,).
 
-    With `side`, the latents are made so small before the way back, which has to give the smaller picture: latents then
+    With `side`, the latents are made so small before decoding, which has to give the smaller picture: latents then
     are as smooth as pictures are, and easier to draw. Source: Kingma & Welling 2014, equation 10 (the errors are means
     over numbers, kl_weight weighs the sum); Kouzelis et al., "EQ-VAE" (2502.09509), equation 5.
     """

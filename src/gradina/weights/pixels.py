@@ -1,4 +1,4 @@
-"""How a picture becomes what an image tower reads: the settings of a CLIPImageProcessor, there and back."""
+"""How a picture becomes what an image tower reads: the settings of a CLIPImageProcessor, in both directions."""
 
 from __future__ import annotations
 
