@@ -43,14 +43,20 @@ def test_the_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert ran >= 8
 
 
-def test_the_tree_is_the_tree() -> None:
-    block = re.findall(r"```\n(src/gradina/\n.*?)```", README, re.S)[0]
+def tree(page: str) -> set[str]:
+    """The paths that the tree of a page lists."""
+    block = re.findall(r"```\n(src/gradina/.*?)```", page, re.S)[0]
     folders: list[str] = []
     listed = set()
     for line in block.splitlines():
         depth, name = (len(line) - len(line.lstrip())) // 2, line.split()[0]
         folders = [*folders[:depth], name]
         listed.add("".join(folders))
+    return listed
+
+
+def test_the_tree_of_the_design_is_the_tree() -> None:
+    listed = tree((ROOT / "docs" / "design.md").read_text(encoding="utf-8"))
     source = Path(gradina.__file__).parent
     files = {
         f"src/gradina/{p.relative_to(source)}"
@@ -58,6 +64,14 @@ def test_the_tree_is_the_tree() -> None:
         if p.name != "__init__.py" or p.parent == source
     }
     assert {name for name in listed if name.endswith(".py")} == files
+    assert all((ROOT / name).exists() for name in listed)
+
+
+def test_the_tree_of_the_readme_has_all_folders() -> None:
+    listed = tree(README)
+    source = Path(gradina.__file__).parent
+    folders = {f"src/gradina/{p.name}/" for p in source.iterdir() if p.is_dir() and p.name != "__pycache__"}
+    assert {name for name in listed if name.startswith("src/gradina/")} == folders | {"src/gradina/"}
     assert all((ROOT / name).exists() for name in listed)
     assert all(len(line) <= 120 for line in README.splitlines())
 
