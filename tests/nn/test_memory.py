@@ -84,7 +84,7 @@ def test_rows_are_not_parted_where_something_learns() -> None:
 
 HELD = """
 import sys, torch
-from gradina.nn.memory import give_back, keep_nothing
+from gradina.nn.memory import trim_heap, trim_threshold
 def held():
     return int(open("/proc/self/statm").read().split()[1]) * 4096 / 1e6
 def maps():
@@ -93,17 +93,17 @@ def maps():
         kept = [small for large, small in both]
         both.clear()
     return kept
-torch.ones(100), keep_nothing() if "keep_nothing" in sys.argv else None
+torch.ones(100), trim_threshold() if "trim_threshold" in sys.argv else None
 first = held()
 kept = maps()
-give_back() if "give_back" in sys.argv else None
+trim_heap() if "trim_heap" in sys.argv else None
 print(held() - first)
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="of GNU's C library")
-@pytest.mark.parametrize("how", ["keep_nothing", "give_back"])
-def test_what_is_freed_is_given_back(how: str) -> None:
+@pytest.mark.parametrize("how", ["trim_threshold", "trim_heap"])
+def test_freed_memory_returns_to_the_system(how: str) -> None:
     """Maps of 20 MB come and go, small ones stay."""
     done = subprocess.run([sys.executable, "-c", HELD, how], capture_output=True, text=True)
     assert float(done.stdout) < 15, (done.stdout, done.stderr)

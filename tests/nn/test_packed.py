@@ -172,7 +172,7 @@ def test_threes_are_multiplied_by_our_own(monkeypatch: pytest.MonkeyPatch) -> No
         torch.testing.assert_close(grown(fast, x), plain(doubled(x)), **near)
 
     same()
-    monkeypatch.setattr("gradina.nn.packed.traced", lambda x: True)
+    monkeypatch.setattr("gradina.nn.packed.is_traced", lambda x: True)
     same()
     monkeypatch.undo()
     monkeypatch.setenv("GRADINA_NATIVE", "0")
@@ -216,7 +216,7 @@ def test_rows_are_multiplied_by_our_own(monkeypatch: pytest.MonkeyPatch) -> None
         assert torch.equal(gated_by(plain[2], x), gated(plain[2](x)))
 
     same()
-    monkeypatch.setattr("gradina.nn.packed.traced", lambda x: True)
+    monkeypatch.setattr("gradina.nn.packed.is_traced", lambda x: True)
     same()
     monkeypatch.undo()
     monkeypatch.setenv("GRADINA_NATIVE", "0")
