@@ -36,7 +36,8 @@ def spoilt(model: StableDiffusion, name: str, value: float = float("nan")) -> St
     part, _, parameter = name.partition(".")
     network = copy.deepcopy(getattr(model, part))
     with torch.no_grad():
-        network.get_parameter(parameter).view(-1)[0] = value
+        weight = network.get_parameter(parameter)
+        weight[(0,) * weight.ndim] = value  # whatever its memory format
     changed: dict[str, Any] = {part: network}
     return replace(model, **changed)
 
