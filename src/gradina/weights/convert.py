@@ -27,11 +27,10 @@ def convert(
 ) -> Path:
     """Writes the model `source` as `target`: one file if that ends in .safetensors, else a folder for diffusers.
 
-    A word, a LoRA or a tiny decoder becomes one file, too.
-
-    There and back is equal to the bit, unless `dtype` asks for other numbers; a contrastive pair that goes with the
-    model is written beside it in a folder, and one file has no room for it. Returns the target; raises WeightsError
-    for a source that cannot be read, DiskError for a target that cannot be written.
+    A learnt word, a LoRA or a tiny decoder becomes one file. Round trips are exact to the bit, unless `dtype` asks for
+    another dtype; a contrastive pair that goes with the model is written beside it in a folder, and one file has no
+    room for it. Returns the target; raises WeightsError for a source that cannot be read, DiskError for a target that
+    cannot be written.
     """
     target = Path(target)
     if target.suffix in PICKLES:
