@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gradina.bench.race import Times
+from gradina.bench.timing import Times
 from gradina.nn.attention import SHORT, attention, plain
 
 # batch, heads, tokens, tokens looked at, width of a head

@@ -19,10 +19,10 @@ from pathlib import Path
 
 import torch
 
+from gradina.kernels.prepack import packed
 from gradina.models.vae import AutoencoderKL
-from gradina.nn import strips
-from gradina.nn.packing import packed
-from gradina.runtime import DTYPES
+from gradina.nn import chunked
+from gradina.runtime.device import DTYPES
 from gradina.weights.families import FAMILIES
 
 SIDES, TYPES = (512, 1024), ("bf16", "fp32")
@@ -44,7 +44,7 @@ def decoded(side: int, dtype: str) -> dict[str, float]:
     before, start = held("VmRSS"), time.perf_counter()
     pixels = vae.decode(latents).float()[0]
     seconds, most = time.perf_counter() - start, held("VmHWM")
-    strips.LARGE = strips.LARGE_IN_C = WHOLE
+    chunked.LARGE = chunked.LARGE_IN_C = WHOLE
     whole = vae.decode(latents).float()[0]
     apart = 127.5 * (pixels.clamp(-1, 1) - whole.clamp(-1, 1)).abs()
     levels = {"levels at most": apart.max().item(), "levels in the mean": apart.mean().item()}

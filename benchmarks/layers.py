@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gradina.bench.race import Times, race
+from gradina.bench.timing import Times, race
+from gradina.kernels.gemm import own_convolution, own_product
+from gradina.kernels.prepacked import NOTHING_FUSED, PackedConv2d, PackedGate, PackedLinear, PackedThree, gated_by, pack
 from gradina.nn.geglu import Gate, gated
-from gradina.nn.packed import NOTHING_FUSED, PackedConv2d, PackedGate, PackedLinear, PackedThree, gated_by, pack
-from gradina.nn.products import own_convolution, own_product
 
 # examples, channels in and out, side of the map
 UNET = (

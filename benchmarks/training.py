@@ -18,9 +18,9 @@ import torch
 
 from gradina.training.checkpoint import save_average
 from gradina.training.loop import State, train
-from gradina.training.recipes import read_recipe
-from gradina.training.stages import stage
-from gradina.training.workshop import Workshop
+from gradina.training.pretrain.experiment import Workshop
+from gradina.training.pretrain.recipes import read_recipe
+from gradina.training.pretrain.stages import stage
 
 
 def main() -> None:

@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import gradina
-from gradina import codec, sheet
-from gradina.metrics import psnr
+from gradina.images import grid
 from gradina.pipeline import StableDiffusion, to_image, to_pixels
-from gradina.training.data import WORDINGS, WORDS, Kinds, mnist, npm_package
-from gradina.training.recipes import read_recipe
+from gradina.tasks import codec
+from gradina.tasks.metrics import psnr
+from gradina.training.data.batches import WORDINGS, WORDS, Kinds, mnist, npm_package
+from gradina.training.pretrain.recipes import read_recipe
 from gradina.weights.registry import shipped
 
 ROOT = Path(__file__).parent.parent
@@ -120,7 +121,7 @@ def main() -> None:
         (ROOT / "evaluation" / "digits.json").write_text(json.dumps(figures, indent=2) + "\n")
         put_section(shipped()["digits"] / "README.md", "## How good it is", told(figures), "## Use")
         rows = [to_image(pixels[digits == d][i]) for d in range(10) for i in range(12)]
-        sheet.grid(rows, columns=12, row_labels=WORDS).save(ROOT / "docs" / "digits.png")
+        grid.grid(rows, columns=12, row_labels=WORDS).save(ROOT / "docs" / "digits.png")
 
 
 def told(figures: dict[str, Any]) -> str:

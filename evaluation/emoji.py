@@ -18,10 +18,10 @@ from PIL import Image
 from trials import Court, Figures, court_of, data_of
 
 import gradina
-from gradina import sheet
+from gradina.images import grid
 from gradina.pipeline import to_image
-from gradina.training.composed import RELATIONS
-from gradina.training.recipes import Recipe, read_recipe
+from gradina.training.data.synthetic import RELATIONS
+from gradina.training.pretrain.recipes import Recipe, read_recipe
 from gradina.weights.registry import shipped
 
 ROOT = Path(__file__).parent.parent
@@ -66,8 +66,8 @@ def measured(court: Court, whole: Recipe, pictures: int) -> tuple[Figures, dict[
         "threads": torch.get_num_threads(),
     }
     return figures, {
-        "front": sheet.grid([to_image(p) for p in court.draw(FRONT, seed=1)], columns=8, labels=FRONT),
-        "drawn": sheet.grid([to_image(p) for p in shown], columns=12),
+        "front": grid.grid([to_image(p) for p in court.draw(FRONT, seed=1)], columns=8, labels=FRONT),
+        "drawn": grid.grid([to_image(p) for p in shown], columns=12),
         "held-out": held_sheet,
         "guidance": guidance_sheet,
         "seeds": seeds_sheet,

@@ -23,10 +23,10 @@ from trials import all_icons, data_of, prompts_for, share
 import gradina
 from gradina.pipeline import to_pixels
 from gradina.training.checkpoint import load_average
-from gradina.training.composed import Composed
-from gradina.training.data import generator
-from gradina.training.recipes import read_recipe
-from gradina.training.workshop import Workshop
+from gradina.training.data.batches import generator
+from gradina.training.data.synthetic import Composed
+from gradina.training.pretrain.experiment import Workshop
+from gradina.training.pretrain.recipes import read_recipe
 
 ROOT = Path(__file__).parent.parent
 WINDOW = 500  # steps over which the loss is averaged

@@ -19,10 +19,10 @@ from torch.nn import functional as F
 
 from gradina.files import cache_folder
 from gradina.training.checkpoint import once
-from gradina.training.composed import GROUND_NAMES, GROUNDS, Composed, premultiplied
-from gradina.training.data import generator, npm_package, turned
-from gradina.training.icons import Icons, icon_set, rendered, vocabulary
-from gradina.training.recipes import Recipe
+from gradina.training.data.batches import generator, npm_package, turned
+from gradina.training.data.icons import Icons, icon_set, rendered, vocabulary
+from gradina.training.data.synthetic import GROUND_NAMES, GROUNDS, Composed, premultiplied
+from gradina.training.pretrain.recipes import Recipe
 
 SEED = 7
 BATCH = 64

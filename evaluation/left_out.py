@@ -30,13 +30,13 @@ from torch.nn import functional as F
 
 import gradina
 from gradina.adapters.inject import inject, shallow_clone
-from gradina.bench.race import Runner, medians
-from gradina.bench.work import sd15, write_model
-from gradina.metrics import psnr
+from gradina.bench.timing import Runner, medians
+from gradina.bench.workloads import sd15, write_model
+from gradina.kernels.prepacked import PackedConv2d, pack
 from gradina.models.deepcache import DeepCache
 from gradina.models.unet import UNet
-from gradina.nn.packed import PackedConv2d, pack
 from gradina.pipeline import StableDiffusion, to_pixels
+from gradina.tasks.metrics import psnr
 
 ROOT = Path(__file__).parent.parent
 PROMPTS = tuple(f"{thing} on a pink background" for thing in ("a teddy bear", "a red apple", "a crown", "a rocket"))

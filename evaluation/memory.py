@@ -18,11 +18,11 @@ from itertools import islice
 from pathlib import Path
 
 import gradina
-from gradina.bench.work import sd15, write_model
-from gradina.training import methods
-from gradina.training.cost import cost
-from gradina.training.own import own
-from gradina.training.owned import Captioned, Crop, encoded
+from gradina.bench.workloads import sd15, write_model
+from gradina.training.data.image_folder import Captioned, Crop, encoded
+from gradina.training.finetune import methods
+from gradina.training.finetune.memory_estimate import cost
+from gradina.training.finetune.run import own
 
 ROOT = Path(__file__).parents[1]
 SIDE, STEPS = 512, 3

@@ -28,19 +28,19 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import gradina
-from gradina import sheet
-from gradina.metrics import psnr
+from gradina.images import grid
 from gradina.pipeline import StableDiffusion, generate, to_image, to_pixels
-from gradina.similarity import embed_pixels, open_pair
-from gradina.training import methods
-from gradina.training.composed import GROUND_NAMES, Composed
-from gradina.training.data import npm_package
-from gradina.training.icons import rendered, vocabulary, with_article
-from gradina.training.learner import Owning
-from gradina.training.own import own
-from gradina.training.owned import Captioned, Crop, Owned, encoded
-from gradina.training.recipes import read_recipe
-from gradina.weights.edits import read_states
+from gradina.tasks.metrics import psnr
+from gradina.tasks.retrieval import embed_pixels, open_pair
+from gradina.training.data.batches import npm_package
+from gradina.training.data.icons import rendered, vocabulary, with_article
+from gradina.training.data.image_folder import Captioned, Crop, Owned, encoded
+from gradina.training.data.synthetic import GROUND_NAMES, Composed
+from gradina.training.finetune import methods
+from gradina.training.finetune.run import own
+from gradina.training.finetune.trainable import Owning
+from gradina.training.pretrain.recipes import read_recipe
+from gradina.weights.formats.imagic import read_states
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "own"
@@ -213,7 +213,7 @@ def main() -> None:
     count = len(columns[0])
     shown = [to_image(p) for p in whole]
     blank = [Image.new("RGB", shown[0].size, "white")] * (count - SHOWN)
-    page = sheet.grid([*shown[:SHOWN], *blank, *shown[SHOWN:]], columns=count, row_labels=("the pictures", *rows))
+    page = grid.grid([*shown[:SHOWN], *blank, *shown[SHOWN:]], columns=count, row_labels=("the pictures", *rows))
     kept(page, "methods")
 
 

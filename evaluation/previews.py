@@ -26,14 +26,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import gradina
-from gradina import sheet
-from gradina.bench.race import medians
-from gradina.bench.work import sd15, write_model
-from gradina.metrics import psnr
+from gradina.bench.timing import medians
+from gradina.bench.workloads import sd15, write_model
+from gradina.images import grid
+from gradina.kernels.prepack import packed
 from gradina.models.taesd import TinyConfig, TinyDecoder
-from gradina.nn.packing import packed
 from gradina.pipeline import StableDiffusion, to_pixels
-from gradina.weights.pairs import read_pair
+from gradina.tasks.metrics import psnr
+from gradina.weights.formats.clip import read_pair
 from gradina.weights.registry import locate_pair
 
 ROOT = Path(__file__).parent.parent
@@ -115,7 +115,7 @@ def of_the_shipped(minutes: float, rounds: int) -> tuple[dict[str, object], Imag
         },
         "seconds": seconds,
     }
-    return told, sheet.grid([picture for row in rows for picture in row], columns=len(some))
+    return told, grid.grid([picture for row in rows for picture in row], columns=len(some))
 
 
 @torch.inference_mode()

@@ -25,12 +25,13 @@ from torch import Tensor
 from trials import Court, court_of, prompts_for, share
 
 import gradina
-from gradina import sheet, similarity
-from gradina.bench.race import medians
-from gradina.metrics import psnr
+from gradina.bench.timing import medians
+from gradina.images import grid
 from gradina.pipeline import StableDiffusion, to_image
-from gradina.training.data import generator
-from gradina.training.recipes import read_recipe
+from gradina.tasks import retrieval
+from gradina.tasks.metrics import psnr
+from gradina.training.data.batches import generator
+from gradina.training.pretrain.recipes import read_recipe
 
 ROOT = Path(__file__).parent.parent
 WRITTEN = ROOT / "evaluation" / "shortcuts.json"
@@ -79,8 +80,8 @@ def judged(court: Court, count: int) -> tuple[dict[str, dict[str, float]], Any]:
     key = generator(SEED, "shortcuts")
     icons = torch.randperm(len(court.trained.icons), generator=key)[:count]
     prompts, _ = prompts_for(court.trained, icons, key)
-    things, pair = court.trained.icons.things[icons], similarity.open_pair(court.model)
-    words = similarity.embed_texts(pair, prompts)
+    things, pair = court.trained.icons.things[icons], retrieval.open_pair(court.model)
+    words = retrieval.embed_texts(pair, prompts)
     rows: dict[str, dict[str, float]] = {}
     exact, shown = None, []
     for way, fields in WAYS.items():
@@ -91,9 +92,9 @@ def judged(court: Court, count: int) -> tuple[dict[str, dict[str, float]], Any]:
         rows[way] = {
             **({"likeness, dB": round(likeness(pixels, exact), 1)} if fields else {}),
             "things recognised": round(share(seen(court.things, pixels) == things), 4),
-            "CLIP score": round(float((similarity.embed_pictures(pair, pictures) * words).sum(1).mean()), 4),
+            "CLIP score": round(float((retrieval.embed_pictures(pair, pictures) * words).sum(1).mean()), 4),
         }
-    return rows, sheet.grid(shown, columns=8, row_labels=list(WAYS))
+    return rows, grid.grid(shown, columns=8, row_labels=list(WAYS))
 
 
 def likeness(pixels: Tensor, exact: Tensor) -> float:

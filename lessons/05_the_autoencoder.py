@@ -27,8 +27,8 @@ from icons import unseen
 from lesson import show, whole
 
 import gradina
-from gradina.metrics import psnr
 from gradina.pipeline import to_image, to_pixels
+from gradina.tasks.metrics import psnr
 
 model = gradina.load("emoji", dtype="fp32", plain=True)
 pictures, names = unseen(whole(40, 6))

@@ -31,8 +31,8 @@ from lesson import whole
 
 from gradina.models.clip import CLIP, TextConfig, VisionConfig
 from gradina.models.tokenizer import Tokenizer
-from gradina.training.data import generator, mnist, npm_package
-from gradina.training.objectives import contrastive
+from gradina.training.data.batches import generator, mnist, npm_package
+from gradina.training.losses import contrastive
 
 data = mnist(npm_package(PACKAGE))
 tokenizer = Tokenizer.train(data.texts(), size=560, length=12)
@@ -169,7 +169,7 @@ plt.show()
 # %%
 from icons import icons
 
-from gradina.similarity import describe, embed_pictures, embed_texts, open_pair, search
+from gradina.tasks.retrieval import describe, embed_pictures, embed_texts, open_pair, search
 
 knowing = open_pair("emoji")
 torch.manual_seed(0)

@@ -32,7 +32,7 @@ from lesson import show, whole
 
 import gradina
 from gradina.pipeline import to_pixels
-from gradina.similarity import embed_pictures, embed_texts, open_pair
+from gradina.tasks.retrieval import embed_pictures, embed_texts, open_pair
 
 model, pair = gradina.load("emoji", dtype="fp32"), open_pair("emoji")
 things = pair.phrases[0][: whole(16, 2)]

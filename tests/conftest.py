@@ -14,15 +14,15 @@ from PIL import Image
 from torch.nn import functional as F
 
 from gradina.diffusion.schedule import sd_schedule
+from gradina.kernels.prepack import packed
 from gradina.models.clip import CLIP, TextConfig, TextTower, VisionConfig
 from gradina.models.tokenizer import Tokenizer
 from gradina.models.unet import UNet, UNetConfig
 from gradina.models.vae import AutoencoderKL, VAEConfig
-from gradina.nn.packing import packed
 from gradina.pipeline import StableDiffusion
 from gradina.request import Defaults
-from gradina.similarity import preprocess
-from gradina.weights.pairs import Pair
+from gradina.tasks.retrieval import preprocess
+from gradina.weights.formats.clip import Pair
 
 os.environ["GRADINA_DTYPE"] = "fp32"  # pictures are compared with the reference's exactly, on any processor
 torch.set_num_threads(1)  # the tests run side by side, and sums over threads differ in their last bits

@@ -30,7 +30,7 @@ def test_it_is_small(model: StableDiffusion) -> None:
 
 
 def test_its_recipe_is_the_one_in_the_tree(model: StableDiffusion) -> None:
-    from gradina.training.recipes import read_recipe
+    from gradina.training.pretrain.recipes import read_recipe
 
     recipe = read_recipe(ROOT / "recipes" / "digits.toml")
     assert model.defaults == recipe.defaults

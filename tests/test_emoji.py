@@ -10,10 +10,10 @@ import pytest
 import torch
 
 import gradina
-from gradina.apps.cli import main
+from gradina.apps.cli.main import main
 from gradina.pipeline import StableDiffusion
-from gradina.similarity import open_pair
-from gradina.training.recipes import Recipe, read_recipe
+from gradina.tasks.retrieval import open_pair
+from gradina.training.pretrain.recipes import Recipe, read_recipe
 from gradina.weights.registry import shipped
 
 ROOT = Path(__file__).parents[1]

@@ -13,13 +13,13 @@ import torch
 from PIL import Image
 
 from gradina import Request, generate, steps
-from gradina.apps.cli import main
+from gradina.apps.cli.main import main
 from gradina.diffusion.samplers import SAMPLERS
 from gradina.errors import NumericalError
 from gradina.finite import finite, finite_step
 from gradina.pipeline import StableDiffusion
-from gradina.similarity import search
-from gradina.weights.pairs import Pair
+from gradina.tasks.retrieval import search
+from gradina.weights.formats.clip import Pair
 
 Tiny = Callable[..., StableDiffusion]
 ASKED = Request(prompt="a red boat", seed=7, steps=3)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gradina.apps.cli import main
+from gradina.apps.cli.main import main
 
 GUIDES = Path(__file__).parents[1] / "docs" / "guides"
 FEW = {"--steps": "2", "--states-steps": "1", "--sample-every": "2", "--class-pictures": "1", "--batch": "1"}

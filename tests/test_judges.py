@@ -9,8 +9,8 @@ import torch
 from judges import ground_of, line_up
 from torch.nn import functional as F
 
-from gradina.training.composed import GROUND_NAMES, Composed
-from gradina.training.icons import Icons, vocabulary
+from gradina.training.data.icons import Icons, vocabulary
+from gradina.training.data.synthetic import GROUND_NAMES, Composed
 
 
 @pytest.fixture(scope="module")

@@ -30,11 +30,11 @@ def test_another_name_is_not_there() -> None:
     "code",
     [
         "import gradina; gradina.Request(prompt='x'); gradina.GradinaError",
-        "import gradina.apps.cli",
-        "import gradina.metadata, gradina.pictures, gradina.sheet, gradina.files",
-        "from gradina.apps.cli import main; assert main(['--help']) == 0",
-        "from gradina.apps.cli import main; assert main(['models']) == 0",
-        "from gradina.apps.cli import main; assert main(['x', '--sampler', 'none']) == 2",
+        "import gradina.apps.cli.main",
+        "import gradina.images.metadata, gradina.images.open, gradina.images.grid, gradina.files",
+        "from gradina.apps.cli.main import main; assert main(['--help']) == 0",
+        "from gradina.apps.cli.main import main; assert main(['models']) == 0",
+        "from gradina.apps.cli.main import main; assert main(['x', '--sampler', 'none']) == 2",
     ],
 )
 def test_torch_is_not_imported_where_none_is_needed(code: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import gradina
-from gradina.apps.cli import main
+from gradina.apps.cli.main import main
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

@@ -14,15 +14,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gradina.diffusion.step import Step
     from gradina.errors import GradinaError
+    from gradina.images.picture import Picture
     from gradina.pipeline import StableDiffusion, generate, load, push, steps
-    from gradina.request import Picture, Request
+    from gradina.request import Request
 
 __version__ = "0.1.0"
 
 # Imported when first asked for: importing gradina costs nothing, and does not import torch.
 _HOME = {
     "GradinaError": "gradina.errors",
-    "Picture": "gradina.request",
+    "Picture": "gradina.images.picture",
     "Request": "gradina.request",
     "StableDiffusion": "gradina.pipeline",
     "Step": "gradina.diffusion.step",

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from gradina.images.told import NETWORK, WEIGHTS, embeddings
-from gradina.pictures import has_holes
+from gradina.images.open import has_holes
+from gradina.images.programs.settings import NETWORK, WEIGHTS, embeddings
 from gradina.request import Request
 
 UNTOUCHED = Request()

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from gradina.adapters.inject import Network as Part
 from gradina.adapters.lora import merged
-from gradina.adapters.textual import Concept, taught
+from gradina.adapters.textual_inversion import Concept, taught
 from gradina.diffusion.denoiser import Denoise, Denoiser, Network, noised, with_channels
 from gradina.diffusion.guidance import cfg, masked
 from gradina.diffusion.noise import Noise
@@ -27,10 +27,11 @@ from gradina.diffusion.prediction import prediction_named
 from gradina.diffusion.samplers import SAMPLERS, SamplerSpec
 from gradina.diffusion.schedule import img2img_sigmas, sampling_sigmas
 from gradina.diffusion.step import Step
-from gradina.engines import Call, Decoding, with_engine
 from gradina.errors import RequestError
 from gradina.files import content
 from gradina.finite import finite, finite_step
+from gradina.images.open import fit, open_mask, open_picture, overlay
+from gradina.images.picture import Picture
 from gradina.ineffective import (
     UNGUIDED,
     concept_notes,
@@ -40,20 +41,20 @@ from gradina.ineffective import (
     sampler_notes,
     start_notes,
 )
+from gradina.kernels.prepack import converted, packed
 from gradina.models.deepcache import DeepCache
 from gradina.models.taesd import TinyDecoder
 from gradina.nn.memory import trim_heap
-from gradina.nn.packing import converted, packed
-from gradina.offload import SequentialOffload
-from gradina.pictures import fit, open_mask, open_picture, overlay
-from gradina.request import Picture, Request, word_and_file
-from gradina.runtime import DTYPES, Engine, pick_device, pick_dtype, pick_engine
+from gradina.request import Request, word_and_file
+from gradina.runtime.device import DTYPES, Engine, pick_device, pick_dtype, pick_engine
+from gradina.runtime.engines import Call, Decoding, with_engine
+from gradina.runtime.offload import SequentialOffload
 from gradina.weights.components import Components
-from gradina.weights.concepts import read_concept
-from gradina.weights.edits import read_states
-from gradina.weights.loras import read_lora
+from gradina.weights.formats.imagic import read_states
+from gradina.weights.formats.lora import read_lora
+from gradina.weights.formats.textual_inversion import read_concept
 from gradina.weights.mmap import Mapped
-from gradina.weights.store import in_type
+from gradina.weights.safetensors import in_type
 
 log = logging.getLogger(__name__)
 
@@ -174,7 +175,7 @@ class StableDiffusion(Components):
 
         It is stored in `dtype`, or in the numbers in which it computes: those of fp32 keep all that a file had.
         """
-        from gradina.weights.folders import write_folder
+        from gradina.weights.formats.diffusers import write_folder
 
         write_folder(self, Path(path), dtype=dtype)
 
@@ -460,8 +461,8 @@ def load(
     own: a safetensors file of it or of a whole checkpoint, a folder, or an "owner/name". Raises WeightsError, HubError
     where the hub does not answer, RequestError for a device that is not there or has no such engine, MissingExtra.
     """
-    from gradina.weights.registry import open_source
-    from gradina.weights.taesd import read_tiny
+    from gradina.weights.formats.taesd import read_tiny
+    from gradina.weights.open import open_source
 
     place = pick_device(device)
     chosen = pick_engine(engine, place)

@@ -98,22 +98,6 @@ class Request:
         return replace(self, prompt=self.prompts[i], seed=self.seed + i, images=1)
 
 
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """One finished picture with the request that draws it again; `model` says which weights drew it."""
-
-    image: Image.Image
-    seed: int
-    request: Request
-    model: dict[str, str] | None = None  # name, hash, source, dtype, engine
-
-    def save(self, path: str | PathLike[str]) -> None:
-        """Writes the picture; a PNG carries its request as the A1111 text and as JSON. Atomic."""
-        from gradina.metadata import save_picture
-
-        save_picture(self, path)
-
-
 def word_and_file(concept: str) -> tuple[str | None, str]:
     """The word that is asked for, if one is, and the file, of WORD=FILE or FILE; a file whose name has = is a FILE."""
     word, equals, file = concept.partition("=")

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from gradina.adapters.lora import Adapted, LoRAWeights, adapt, fresh, merged
 from gradina.errors import WeightsError
+from gradina.kernels.prepack import packed
 from gradina.models.unet import UNet, UNetConfig
-from gradina.nn.packing import packed
 
 SMALL = UNetConfig(widths=(16, 32), attention=(True, False), heads=(4, 4), blocks=1, context=24, groups=8, size=8)
 CONVS = (r".*conv\d?", r".*skip", r".*attn\.(q|k|v|out)", r".*proj_(in|out)")

@@ -20,12 +20,13 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import gradina
-from gradina import Picture, Request, files, pipeline, similarity
-from gradina.apps.cli import VERBS, app, main
-from gradina.apps.draw import is_other
-from gradina.codec import Latents
-from gradina.metadata import save_picture
+from gradina import Picture, Request, files, pipeline
+from gradina.apps.cli.generate import is_other
+from gradina.apps.cli.main import VERBS, app, main
+from gradina.images.picture import save_picture
 from gradina.pipeline import StableDiffusion
+from gradina.tasks import retrieval
+from gradina.tasks.codec import Latents
 from gradina.weights import convert as weights_convert
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "digits.toml"
@@ -361,7 +362,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(
 
 def test_a_mistake_is_no_traceback_in_a_process_of_its_own(room: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "gradina.apps.cli", "x", "--sampler", "none"], capture_output=True, text=True
+        [sys.executable, "-m", "gradina.apps.cli.main", "x", "--sampler", "none"], capture_output=True, text=True
     )
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
@@ -394,7 +395,7 @@ def test_a_huge_picture_is_refused(room: Path, capsys: pytest.CaptureFixture[str
 
 
 def test_a_grid_names_files_by_their_names_alone() -> None:
-    from gradina.apps.grids import axis, cell_label
+    from gradina.apps.cli.grids import axis, cell_label
 
     name, values = axis("loras=some/where/bear.safetensors:0.5|bear.safetensors:1")
     assert [cell_label(name, value) for value in values] == ["bear 0.5", "bear 1"]
@@ -471,7 +472,7 @@ def test_a_place_that_cannot_be_written_is_found_before_anything_is_loaded(
     def nothing(*_: object, **__: object) -> None:
         raise AssertionError("something was read")
 
-    for place, name in ((pipeline, "load"), (similarity, "open_pair"), (weights_convert, "convert")):
+    for place, name in ((pipeline, "load"), (retrieval, "open_pair"), (weights_convert, "convert")):
         monkeypatch.setattr(place, name, nothing)
     save_picture(Picture(Image.new("RGB", (8, 8)), 0, Request(seed=0)), "drawn.png")
     Latents(torch.zeros(4, 8, 8), 64, 64).save("photo.latents")
@@ -502,8 +503,8 @@ def vae(room: Path, tiny_model: Callable[..., StableDiffusion]) -> Path:
 
 def original_vae(model: StableDiffusion) -> dict[str, torch.Tensor]:
     """The model's autoencoder by its original names, with its last layer the other way round."""
+    from gradina.weights.key_tables import VAE, vae_numbers
     from gradina.weights.remap import sources, write
-    from gradina.weights.tables import VAE, vae_numbers
 
     ours = model.vae.state_dict()
     tensors = write(ours, sources(ours, VAE, "original", vae_numbers(model.vae.config)))
@@ -572,7 +573,7 @@ def test_encode_and_decode_with_another_autoencoder(room: Path, photo: Path, vae
 def test_options_that_change_nothing_are_noted(
     room: Path, tiny_model: Callable[..., StableDiffusion], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from gradina.weights.single import write_file
+    from gradina.weights.formats.ldm import write_file
 
     write_file(tiny_model("sd1"), "model.safetensors")
     asked = ["a fox", "-m", "model.safetensors", "--seed", "1", "--steps", "2", "-o", "a.png"]

@@ -23,8 +23,8 @@ from PIL import Image
 from safetensors.torch import save
 
 from gradina import Picture, Request
-from gradina.apps.cli import main
-from gradina.metadata import save_picture
+from gradina.apps.cli.main import main
+from gradina.images.picture import save_picture
 from gradina.pipeline import StableDiffusion
 
 Tiny = Callable[..., StableDiffusion]

@@ -16,11 +16,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import gradina
-from gradina.apps.cli import main
-from gradina.bench import learning, machine, measure, report, whole, work
-from gradina.bench.contestants import contestants, elsewhere
-from gradina.bench.race import Failed, Times, race
-from gradina.bench.work import WORKS, Shapes, sd15, write_model
+from gradina.apps.cli.main import main
+from gradina.bench import end_to_end, machine, measure, report, training_step, workloads
+from gradina.bench.backends import contestants, elsewhere
+from gradina.bench.timing import Failed, Times, race
+from gradina.bench.workloads import WORKS, Shapes, sd15, write_model
 from gradina.errors import GradinaError
 from gradina.models.clip import TextConfig
 from gradina.models.unet import UNet, UNetConfig
@@ -106,8 +106,8 @@ def test_who_fails_costs_a_row_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert set(rows["gradina bf16"]) == {"seconds", "quartiles"}
     assert rows["a"] == {"failed": "ZeroDivisionError: integer division or modulo by zero"}
     assert rows["b"] == {"failed": "MemoryError: MemoryError()"}
-    monkeypatch.setattr(whole, "IMPORTS", {"gradina": "import json", "torch": "import json; 1 / 0"})
-    rows = report.whole(whole.imports(1))
+    monkeypatch.setattr(end_to_end, "IMPORTS", {"gradina": "import json", "torch": "import json; 1 / 0"})
+    rows = report.whole(end_to_end.imports(1))
     assert rows["gradina"]["seconds"] > 0
     assert "ZeroDivisionError" in rows["torch"]["failed"]
     assert "| failed |" in report.table({"results": {"import": rows}})
@@ -116,10 +116,10 @@ def test_who_fails_costs_a_row_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_p
 
 def test_everyone_learns_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The losses of the first steps agree, so the steps before them did, too."""
-    monkeypatch.setattr(learning, "BATCH", 2)
-    monkeypatch.setattr(learning, "SETTINGS", replace(learning.SETTINGS, lr=1e-2))
+    monkeypatch.setattr(training_step, "BATCH", 2)
+    monkeypatch.setattr(training_step, "SETTINGS", replace(training_step.SETTINGS, lr=1e-2))
     write_model(TINY, tmp_path / "model")
-    told = {who: [step() for _ in range(3)] for who, step in learning.learners(tmp_path / "model").items()}
+    told = {who: [step() for _ in range(3)] for who, step in training_step.learners(tmp_path / "model").items()}
     assert list(told) == ["gradina fp32", "diffusers fp32", "gradina bf16", "diffusers bf16"]
     assert told["diffusers fp32"][2] < 0.98 * told["diffusers fp32"][0]
     assert told["gradina fp32"] == pytest.approx(told["diffusers fp32"], rel=2e-3)
@@ -129,35 +129,39 @@ def test_everyone_learns_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_steps_of_training_are_counted_there_and_twice_back() -> None:
     one = FlopCounterMode(display=False)
-    unet, (z, _, t, cond) = UNet(TINY.family.unet), learning.batch(TINY.family.unet)
+    unet, (z, _, t, cond) = UNet(TINY.family.unet), training_step.batch(TINY.family.unet)
     with one, sdpa_kernel(SDPBackend.MATH):  # the others are not counted on a CPU
         unet(z.requires_grad_(), t, cond.requires_grad_()).sum().backward()
-    assert learning.gflop(TINY.family.unet) == pytest.approx(one.get_total_flops() / 1e9, rel=0.01)
+    assert training_step.gflop(TINY.family.unet) == pytest.approx(one.get_total_flops() / 1e9, rel=0.01)
 
 
 def test_a_process_is_measured() -> None:
-    taken = whole.python("x = b'x' * 200_000_000; print('{\"said\": 3}')")
+    taken = end_to_end.python("x = b'x' * 200_000_000; print('{\"said\": 3}')")
     assert taken.told == {"said": 3}
     assert 0 < taken.seconds < 20
     assert 200 < taken.megabytes < 250
     with pytest.raises(GradinaError, match="ZeroDivisionError"):
-        whole.python("1 / 0")
+        end_to_end.python("1 / 0")
 
 
 def test_whole_pictures_are_drawn_by_everyone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_model(TINY, tmp_path / "model")
-    for name, script in whole.installed(whole.DRAW).items():
-        told = whole.python(script, str(tmp_path / "model"), "fp32", "16", "2", "cpu").told
+    for name, script in end_to_end.installed(end_to_end.DRAW).items():
+        told = end_to_end.python(script, str(tmp_path / "model"), "fp32", "16", "2", "cpu").told
         assert 0 < told["load"] < told["first step"] < told["picture"], name
-    lean = whole.python(whole.DRAW["gradina"], str(tmp_path / "model"), "bf16", "16", "2", "cpu", "low-memory")
+    lean = end_to_end.python(
+        end_to_end.DRAW["gradina"], str(tmp_path / "model"), "bf16", "16", "2", "cpu", "low-memory"
+    )
     assert lean.told["load"] < lean.told["picture"]
     kinds: list[str] = []
-    monkeypatch.setattr(whole, "python", lambda *how: (kinds.append(" ".join(how[2:])), whole.Taken(1.0, 2.0, "{}"))[1])
-    assert len(whole.pictures(tmp_path, 16, 20, 1)) == 5
+    monkeypatch.setattr(
+        end_to_end, "python", lambda *how: (kinds.append(" ".join(how[2:])), end_to_end.Taken(1.0, 2.0, "{}"))[1]
+    )
+    assert len(end_to_end.pictures(tmp_path, 16, 20, 1)) == 5
     few = ["fp32 16 2 cpu", "bf16 16 2 cpu", "fp32 16 2 cpu", "bf16 16 2 cpu", "bf16 16 2 cpu low-memory"]
     assert kinds == few + [how.replace(" 2", " 20") for how in few]
     kinds.clear()
-    assert len(whole.pictures(tmp_path, 16, 2, 1, "cuda")) == 4
+    assert len(end_to_end.pictures(tmp_path, 16, 2, 1, "cuda")) == 4
     assert kinds == ["fp32 16 2 cuda", "fp16 16 2 cuda"] * 4
 
 
@@ -165,7 +169,7 @@ def test_the_verb_measures_and_writes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(work, "sd15", lambda size: replace(TINY, size=16))
+    monkeypatch.setattr(workloads, "sd15", lambda size: replace(TINY, size=16))
     monkeypatch.setattr(machine, "SIDE", 64)
     monkeypatch.setattr(measure, "ATTENTION", ((1, 2, 64, 40),))
     wanted = ["--only", "machine, attention,works", "--rounds", "2", "-o", "bench.json", "--plot", "bench.png"]

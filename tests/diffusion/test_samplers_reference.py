@@ -18,6 +18,7 @@ from gradina.diffusion.noise import Noise
 from gradina.diffusion.prediction import PREDICTIONS
 from gradina.diffusion.samplers import SAMPLERS
 from gradina.diffusion.schedule import Schedule, img2img_sigmas, sampling_sigmas, sd_schedule
+from gradina.diffusion.step import Step
 from gradina.request import SAMPLER_NAMES
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers, numpy 2

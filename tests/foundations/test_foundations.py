@@ -15,10 +15,10 @@ from torch.nn import functional as F
 
 import gradina.foundations
 from gradina.foundations import layers
-from gradina.foundations.chance import Random
 from gradina.foundations.data import batches, read_idx
 from gradina.foundations.learning import SGD, Adam
 from gradina.foundations.matrix import by_index, by_library, by_rows
+from gradina.foundations.random import Random
 from gradina.foundations.tensor import Tensor, common
 
 Torch = torch.Tensor

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from icons import icons, unseen
 
-from gradina.training.icons import held_out
+from gradina.training.data.icons import held_out
 
 
 def test_icons_are_pictures_over_white() -> None:

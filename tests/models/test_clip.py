@@ -16,8 +16,8 @@ from transformers import (
 )
 
 from gradina.models.clip import CLIP, ConvConfig, ConvTower, TextConfig, TextTower, VisionConfig, VisionTower
+from gradina.weights.key_tables import PAIR, TEXT, VISION
 from gradina.weights.remap import Table, read, sources, unclaimed
-from gradina.weights.tables import PAIR, TEXT, VISION
 
 TOLERANCE = 1e-4
 

@@ -8,8 +8,8 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from gradina.models.unet import UNet, UNetConfig
+from gradina.weights.key_tables import UNET
 from gradina.weights.remap import read, sources, unclaimed
-from gradina.weights.tables import UNET
 
 TOLERANCE = 1e-4
 SMALL = UNetConfig(widths=(16, 32), attention=(True, False), heads=(4, 4), blocks=1, context=24, groups=8, size=8)

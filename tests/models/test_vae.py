@@ -6,8 +6,8 @@ from diffusers import AutoencoderKL as Reference
 from torch import Tensor, nn
 
 from gradina.models.vae import AutoencoderKL, VAEConfig
+from gradina.weights.key_tables import VAE
 from gradina.weights.remap import read, sources, unclaimed
-from gradina.weights.tables import VAE
 
 TOLERANCE = 1e-4
 

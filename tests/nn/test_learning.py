@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gradina.kernels.bindings import flushed, own_gate, own_norm, own_softmax
 from gradina.models.unet import UNet, UNetConfig
 from gradina.nn import conv2d
 from gradina.nn.attention import plain
 from gradina.nn.conv2d import Conv2d, Three, channels_last
 from gradina.nn.geglu import Gated, gated
-from gradina.nn.native import flushed, own_gate, own_norm, own_softmax
 from gradina.nn.norm import Normalised, normalised
 
 DTYPES = (torch.float32, torch.bfloat16)

@@ -16,8 +16,8 @@ from gradina.models.unet import UNet, UNetConfig
 from gradina.models.vae import AutoencoderKL, VAEConfig
 from gradina.request import Defaults
 from gradina.weights.components import Components
-from gradina.weights.folders import write_folder
-from gradina.weights.single import write_file
+from gradina.weights.formats.diffusers import write_folder
+from gradina.weights.formats.ldm import write_file
 
 UNET = UNetConfig(widths=(32, 64), attention=(True, False), heads=(8, 8), blocks=1, context=64, size=8)
 TEXT = TextConfig(vocabulary=49408, width=64, inner=96, layers=2, heads=1)

@@ -13,12 +13,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from gradina.adapters.lora import LoRA, LoRAWeights, fresh
-from gradina.apps.cli import main
+from gradina.apps.cli.main import main
 from gradina.errors import WeightsError
 from gradina.pipeline import StableDiffusion
-from gradina.weights.concepts import read_concept
 from gradina.weights.convert import convert
-from gradina.weights.loras import named, read_lora
+from gradina.weights.formats.lora import named, read_lora
+from gradina.weights.formats.textual_inversion import read_concept
 
 Tiny = Callable[..., StableDiffusion]
 VECTORS = torch.randn(2, 32, generator=torch.Generator().manual_seed(0))

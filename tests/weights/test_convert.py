@@ -7,8 +7,8 @@ from safetensors.torch import load_file, save_file
 
 from gradina.errors import WeightsError
 from gradina.weights.convert import convert
-from gradina.weights.folders import read_folder, write_folder
-from gradina.weights.single import read_file, write_file
+from gradina.weights.formats.diffusers import read_folder, write_folder
+from gradina.weights.formats.ldm import read_file, write_file
 
 FORMS = ("sd1", "sd2", "inpainting", "three levels")
 

@@ -17,9 +17,10 @@ from safetensors.torch import load_file
 from gradina.errors import HubError, WeightsError
 from gradina.weights import registry
 from gradina.weights.convert import convert
-from gradina.weights.folders import write_folder
+from gradina.weights.formats.diffusers import write_folder
+from gradina.weights.formats.ldm import write_file
 from gradina.weights.hub import fetch, push, wanted
-from gradina.weights.single import write_file
+from gradina.weights.open import open_source
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -101,7 +102,7 @@ def hub(tiny, tmp_path, monkeypatch):
 
 
 def test_a_model_is_fetched_once_and_then_loaded_offline(hub, tiny, same, monkeypatch):
-    parts = registry.open_source("tiny/model")
+    parts = open_source("tiny/model")
     assert parts.name == "tiny/model"
     same(parts, tiny())
     fetched = {path.split("/resolve/")[1].split("/", 1)[1] for path in hub.asked if "/resolve/" in path}
@@ -109,14 +110,14 @@ def test_a_model_is_fetched_once_and_then_loaded_offline(hub, tiny, same, monkey
     assert not [name for name in fetched if ".bin" in name or "fp16" in name or "safety" in name or "single" in name]
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     hub.asked.clear()
-    same(registry.open_source("tiny/model"), tiny())
+    same(open_source("tiny/model"), tiny())
     assert hub.asked == []
     assert list(registry.cached()) == ["tiny/model"]
     assert (registry.cached()["tiny/model"] / "model_index.json").is_file()
 
 
 def test_one_file_of_the_hub(hub, tiny, same):
-    same(registry.open_source("tiny/model/single.safetensors"), tiny())
+    same(open_source("tiny/model/single.safetensors"), tiny())
     with pytest.raises(HubError, match="not that file in it"):
         fetch("tiny/model/none.safetensors")
 
@@ -189,12 +190,12 @@ def test_names_in_their_order(tiny, same, tmp_path, monkeypatch):
     write_folder(tiny("sd2"), tmp_path / "assets" / "other")
     assert list(registry.shipped()) == ["digits", "other"]
     assert registry.locate() == registry.shipped()["digits"]
-    assert registry.open_source().name == "digits"
+    assert open_source().name == "digits"
     write_folder(tiny(), tmp_path / "assets" / "emoji")
-    assert registry.open_source().name == "emoji"
-    assert registry.open_source("other").prediction == "v"
+    assert open_source().name == "emoji"
+    assert open_source("other").prediction == "v"
     write_folder(tiny("inpainting"), tmp_path / "other")  # what is here goes before what is shipped
-    assert registry.open_source("other").unet.config.channels == 9
+    assert open_source("other").unet.config.channels == 9
     (tmp_path / "empty").mkdir()
     for source in ("empty", tmp_path / "empty"):
         with pytest.raises(WeightsError, match=r"is a folder without model_index\.json"):
@@ -206,7 +207,7 @@ def test_names_in_their_order(tiny, same, tmp_path, monkeypatch):
 
 def test_types_and_predictions_reach_the_parts(tiny, tmp_path):
     write_folder(tiny(), tmp_path / "m")
-    parts = registry.open_source(tmp_path / "m", prediction="v", dtype=torch.bfloat16)
+    parts = open_source(tmp_path / "m", prediction="v", dtype=torch.bfloat16)
     assert (parts.prediction, parts.vae.quant.weight.dtype) == ("v", torch.bfloat16)
 
 
@@ -227,7 +228,7 @@ def fetched(hub):
 def test_a_part_that_the_hub_has_in_halves_alone(hub, tiny, same, caplog):
     whole = hub.folder / "unet" / "diffusion_pytorch_model.safetensors"
     whole.rename(whole.with_name("diffusion_pytorch_model.fp16.safetensors"))
-    same(registry.open_source("tiny/model"), tiny())
+    same(open_source("tiny/model"), tiny())
     assert "without a variant" in caplog.text
     assert not [name for name in fetched(hub) if ".bin" in name]
 
@@ -235,10 +236,10 @@ def test_a_part_that_the_hub_has_in_halves_alone(hub, tiny, same, caplog):
 def test_a_variant_that_the_hub_has_of_one_part(hub, tiny, same, caplog):
     whole = hub.folder / "unet" / "diffusion_pytorch_model.safetensors"
     whole.rename(whole.with_name("diffusion_pytorch_model.fp16.safetensors"))
-    same(registry.open_source("tiny/model", variant="fp16"), tiny())
+    same(open_source("tiny/model", variant="fp16"), tiny())
     assert "in the variant fp16" in caplog.text
     with pytest.raises(WeightsError, match=r"has no diffusion_pytorch_model\.fp32\.safetensors"):
-        registry.open_source("tiny/model", variant="fp32")
+        open_source("tiny/model", variant="fp32")
 
 
 def test_pickles_of_the_hub_are_fetched_to_be_converted_alone(hub, tiny, same, tmp_path):
@@ -246,17 +247,17 @@ def test_pickles_of_the_hub_are_fetched_to_be_converted_alone(hub, tiny, same, t
     torch.save(load_file(whole), whole.with_suffix(".bin"))
     cut(hub, "unet/diffusion_pytorch_model.safetensors", "unet/diffusion_pytorch_model.fp16.safetensors")
     with pytest.raises(WeightsError, match=r"there, `gradina convert tiny/model model-safe` \(there is: nothing\)"):
-        registry.open_source("tiny/model")
+        open_source("tiny/model")
     assert not [name for name in fetched(hub) if ".bin" in name]
-    same(registry.open_source(convert("tiny/model", tmp_path / "out")), tiny())
+    same(open_source(convert("tiny/model", tmp_path / "out")), tiny())
     with pytest.raises(WeightsError, match=r"is a pickle.*`gradina convert tiny/model model-safe` reads it safely"):
-        registry.open_source("tiny/model")
+        open_source("tiny/model")
 
 
 def test_an_autoencoder_of_the_hub(hub, tiny, same):
-    same(registry.open_source("tiny/model/single.safetensors", vae="tiny/model"), tiny())
+    same(open_source("tiny/model/single.safetensors", vae="tiny/model"), tiny())
     assert not [name for name in fetched(hub) if name.startswith(("unet", "text_encoder"))]
-    opened = registry.open_source("tiny/model/single.safetensors", vae="tiny/model/single.safetensors")
+    opened = open_source("tiny/model/single.safetensors", vae="tiny/model/single.safetensors")
     assert opened.about["vae"] == "tiny/model/single.safetensors"
     with pytest.raises(HubError, match="tiny/none: the hub has no such model"):
-        registry.open_source("tiny/model/single.safetensors", vae="tiny/none")
+        open_source("tiny/model/single.safetensors", vae="tiny/none")

@@ -19,8 +19,8 @@ from torch.nn import functional as F
 
 from gradina.adapters.inject import Injected, Network, inject, layer_of, linear_and_conv_layers, shallow_clone
 from gradina.errors import WeightsError
-from gradina.nn.packed import pack
-from gradina.nn.packing import unpacked
+from gradina.kernels.prepack import unpacked
+from gradina.kernels.prepacked import pack
 
 ATTENTION = (r".*attn\.(q|k|v|out)",)  # the layers that are usually adapted: all projections of all attentions
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from gradina.runtime import DTYPES
+from gradina.runtime.device import DTYPES
 
 PACKAGES = ("gradina", "diffusers", "transformers", "openvino")
 SIDE = 2048  # of the matrices

@@ -10,14 +10,15 @@ from tempfile import TemporaryDirectory
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from gradina.bench import learning, machine, whole, work
+from gradina.bench import end_to_end, machine, training_step, workloads
 from gradina.bench import report as reports
-from gradina.bench.contestants import Opener, contestants
-from gradina.bench.race import Failed, Runner, race
+from gradina.bench.backends import Opener, contestants
 from gradina.bench.report import Report
+from gradina.bench.timing import Failed, Runner, race
 from gradina.nn.attention import attention as own
-from gradina.runtime import DTYPES
-from gradina.weights.registry import open_source, shipped
+from gradina.runtime.device import DTYPES
+from gradina.weights.open import open_source
+from gradina.weights.registry import shipped
 
 ATTENTION = ((2, 8, 4096, 40), (2, 8, 1024, 80), (2, 8, 256, 160))  # batch, heads, tokens, width: SD 1.5 at 512x512
 
@@ -48,32 +49,34 @@ def _results(
     if "attention" in parts:
         say("attention")
         yield attention(rounds, peaks)
-    shapes = work.sd15(size)
+    shapes = workloads.sd15(size)
     with TemporaryDirectory() as room:
         folder = Path(room) / "model"
         if {"works", "pictures"} & set(parts):
             say("nothing yet: it writes a model of Stable Diffusion 1.5's shape, with random weights")
-            work.write_model(shapes, folder)
-        for name in work.WORKS if "works" in parts else ():
+            workloads.write_model(shapes, folder)
+        for name in workloads.WORKS if "works" in parts else ():
             say(name)
             yield {f"{name}, {size}x{size}": raced(folder, shapes, name, rounds, peaks, device)}
         if "pictures" in parts:
             say("whole pictures")
-            yield {f"a picture, {size}x{size}, 20 steps": reports.whole(whole.pictures(folder, size, 20, 1, device))}
+            yield {
+                f"a picture, {size}x{size}, 20 steps": reports.whole(end_to_end.pictures(folder, size, 20, 1, device))
+            }
     if "learning" in parts:
         say("a step of training")
         for name, folder in shipped().items():
-            yield {f"a step of training, {name}, batch of {learning.BATCH}": learnt(folder, rounds, peaks)}
+            yield {f"a step of training, {name}, batch of {training_step.BATCH}": learnt(folder, rounds, peaks)}
     if "imports" in parts:
         say("imports")
-        yield {"import": reports.whole(whole.imports(rounds))}
+        yield {"import": reports.whole(end_to_end.imports(rounds))}
     if "cold" in parts:
         say("the command line")
-        yield {"from a cold command line to a PNG, shipped model": reports.whole(whole.cold(rounds))}
+        yield {"from a cold command line to a PNG, shipped model": reports.whole(end_to_end.cold(rounds))}
 
 
 def raced(
-    folder: Path, shapes: work.Shapes, name: str, rounds: int, peaks: Peaks, device: str = "cpu"
+    folder: Path, shapes: workloads.Shapes, name: str, rounds: int, peaks: Peaks, device: str = "cpu"
 ) -> Report:  # fmt: skip
     """One work, by everyone."""
     known = list(contestants(device).items())  # the last export, which takes most memory: while it is free
@@ -81,7 +84,7 @@ def raced(
     return reports.raced(race({who: opened[who] for who, _ in known}, rounds), shapes.gflop[name], peaks)
 
 
-def _opened(opener: Opener, folder: Path, shapes: work.Shapes, name: str) -> Runner | Failed:
+def _opened(opener: Opener, folder: Path, shapes: workloads.Shapes, name: str) -> Runner | Failed:
     try:
         return opener(folder, shapes, name)
     except Exception as error:
@@ -90,8 +93,8 @@ def _opened(opener: Opener, folder: Path, shapes: work.Shapes, name: str) -> Run
 
 def learnt(folder: Path, rounds: int, peaks: Peaks) -> Report:
     """A step of training, by everyone."""
-    gflop = learning.gflop(open_source(folder).unet.config)
-    return reports.raced(race(learning.learners(folder), rounds), gflop, peaks)
+    gflop = training_step.gflop(open_source(folder).unet.config)
+    return reports.raced(race(training_step.learners(folder), rounds), gflop, peaks)
 
 
 def attention(rounds: int, peaks: Peaks) -> Report:

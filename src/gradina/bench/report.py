@@ -8,10 +8,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from gradina.bench.race import Failed, Times
-from gradina.bench.whole import Taken
+from gradina.bench.autotune import Trial, front, presets
+from gradina.bench.end_to_end import Taken
+from gradina.bench.timing import Failed, Times
 from gradina.errors import MissingExtra
-from gradina.tuning import Trial, front, presets
 
 Report = dict[str, Any]
 OURS = "gradina"  # the names that begin so

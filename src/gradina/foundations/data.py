@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from gradina.foundations.chance import Random
+from gradina.foundations.random import Random
 
 T = TypeVar("T")
 

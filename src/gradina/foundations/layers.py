@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import cache
 from itertools import product as places
 
-from gradina.foundations.chance import Random
+from gradina.foundations.random import Random
 from gradina.foundations.tensor import NOWHERE, Tensor
 
 

@@ -10,8 +10,8 @@ from os import PathLike
 from PIL import Image
 
 from gradina.errors import PictureError
-from gradina.images.texts import TEXT_BYTES, plain
-from gradina.pictures import DAMAGE, LARGEST, opened
+from gradina.images.open import DAMAGE, LARGEST, opened
+from gradina.images.text_chunks import TEXT_BYTES, plain
 
 MAGIC = {b"stealth_pngcomp": True, b"stealth_pnginfo": False}  # whether the text is packed (gzip)
 HEAD = 8 * (len(b"stealth_pngcomp") + 4)  # bits of the magic and of the length in bits

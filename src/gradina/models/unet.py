@@ -11,15 +11,15 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from gradina.kernels.prepacked import gated_by, plus
 from gradina.nn.attention import Attention
+from gradina.nn.chunked import norm_silu_conv
 from gradina.nn.conv import Downsample, ResBlock, Upsample
 from gradina.nn.conv2d import Conv2d
 from gradina.nn.embed import TimeMLP
 from gradina.nn.geglu import Gate
 from gradina.nn.memory import added, chunked_over_tokens
 from gradina.nn.norm import LayerNorm, normalised
-from gradina.nn.packed import gated_by, plus
-from gradina.nn.strips import norm_silu_conv
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from gradina.nn.attention import Attention
+from gradina.nn.chunked import is_large, norm_silu_conv
 from gradina.nn.conv import Downsample, ResBlock, Upsample
 from gradina.nn.conv2d import Conv2d
 from gradina.nn.memory import trim_heap
 from gradina.nn.norm import normalised
-from gradina.nn.strips import is_large, norm_silu_conv
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gradina.nn.dispatch import is_inference, is_training, once_differentiable
-from gradina.nn.kernel import kernel
-from gradina.nn.native import Attend, Softmax, compiled, own_softmax
-from gradina.nn.packed import plus
+from gradina.kernels.bindings import Attend, Softmax, compiled, own_softmax
+from gradina.kernels.build import kernel
+from gradina.kernels.dispatch import is_inference, is_training, once_differentiable
+from gradina.kernels.prepacked import plus
 
 SHORT = 256 * 256  # scores for each head: up to here, learning in bf16 on a CPU, plain products are the quickest way
 AT_ONCE = 2**21  # scores that are computed at once in the backward, where there are more

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gradina.nn.chunked import norm_silu_conv, upsample_conv
 from gradina.nn.conv2d import Conv2d
-from gradina.nn.strips import norm_silu_conv, upsample_conv
 
 
 class BatchNorm(nn.Module):

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gradina.nn.dispatch import is_training, once_differentiable
-from gradina.nn.native import own_norm
-from gradina.nn.products import Convolution, own_convolution
+from gradina.kernels.bindings import own_norm
+from gradina.kernels.dispatch import is_training, once_differentiable
+from gradina.kernels.gemm import Convolution, own_convolution
 
 Network = TypeVar("Network", bound=nn.Module)
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gradina.nn.dispatch import is_inference, is_training, once_differentiable
-from gradina.nn.native import Gate as OwnGate
-from gradina.nn.native import own_gate
+from gradina.kernels.bindings import Gate as OwnGate
+from gradina.kernels.bindings import own_gate
+from gradina.kernels.dispatch import is_inference, is_training, once_differentiable
 
 
 class Gate(nn.Linear):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gradina.nn.dispatch import is_inference
+from gradina.kernels.dispatch import is_inference
 
 AT_ONCE = 5 * 2**18  # bytes of tokens that pass through a layer together: what is in between stays near the core
 MMAP_THRESHOLD = -3  # as malloc.h names it: what is as large is taken from the system alone, and given back alone

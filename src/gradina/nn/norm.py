@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gradina.nn.dispatch import is_inference, is_training, once_differentiable
+from gradina.kernels.bindings import Norm, own_norm
+from gradina.kernels.dispatch import is_inference, is_training, once_differentiable
 from gradina.nn.memory import added, silu
-from gradina.nn.native import Norm, own_norm
 
 Layer = Callable[[Tensor], Tensor]
 ROWS = 64  # of a map: as many at once for its moments

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gradina.errors import RecipeError
 from gradina.training.loop import State
-from gradina.weights.store import save_weights
+from gradina.weights.safetensors import save_weights
 
 Network = TypeVar("Network", bound=torch.nn.Module)
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from gradina.errors import Diverged, RecipeError
+from gradina.kernels.bindings import flushed
 from gradina.nn.conv2d import channels_last
-from gradina.nn.native import flushed
 
 
 @dataclass(frozen=True)

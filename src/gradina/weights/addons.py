@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from gradina.errors import WeightsError
-from gradina.weights.concepts import concept_of, is_concept, write_concept
-from gradina.weights.lora_names import is_lora
-from gradina.weights.loras import refuse_other_kinds, settings_beside
-from gradina.weights.pickles import content_of, is_pickle, open_any, tensors_of, vectors_of
-from gradina.weights.store import Weights, save_weights
-from gradina.weights.taesd import is_tiny
+from gradina.weights.formats.ckpt import content_of, is_pickle, open_any, tensors_of, vectors_of
+from gradina.weights.formats.lora import refuse_other_kinds, settings_beside
+from gradina.weights.formats.lora_names import is_lora
+from gradina.weights.formats.taesd import is_tiny
+from gradina.weights.formats.textual_inversion import concept_of, is_concept, write_concept
+from gradina.weights.safetensors import Weights, save_weights
 
 log = logging.getLogger(__name__)
 

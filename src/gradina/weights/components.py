@@ -15,7 +15,7 @@ from gradina.models.tokenizer import Tokenizer
 from gradina.models.unet import UNet
 from gradina.models.vae import AutoencoderKL
 from gradina.request import Defaults
-from gradina.weights.store import model_hash
+from gradina.weights.safetensors import model_hash
 
 log = logging.getLogger(__name__)
 

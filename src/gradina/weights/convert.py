@@ -9,11 +9,12 @@ import torch
 from gradina.errors import WeightsError
 from gradina.weights.addons import convert_addon
 from gradina.weights.components import Components
-from gradina.weights.folders import write_folder
-from gradina.weights.pickles import is_pickle, open_any, read_pickle
-from gradina.weights.registry import locate, open_source
-from gradina.weights.single import parts_of, write_file
-from gradina.weights.vaes import Alone, is_vae, is_vae_alone, read_vae, write_vae, write_vae_folder
+from gradina.weights.formats.ckpt import is_pickle, open_any, read_pickle
+from gradina.weights.formats.diffusers import write_folder
+from gradina.weights.formats.ldm import parts_of, write_file
+from gradina.weights.formats.vae import Alone, is_vae, is_vae_alone, read_vae, write_vae, write_vae_folder
+from gradina.weights.open import open_source
+from gradina.weights.registry import locate
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 

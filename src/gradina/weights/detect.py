@@ -19,9 +19,9 @@ from gradina.errors import WeightsError
 from gradina.models.clip import Activation, TextConfig
 from gradina.models.unet import UNetConfig
 from gradina.models.vae import VAEConfig
-from gradina.weights.configs import end_of_text
-from gradina.weights.store import Weights
-from gradina.weights.unsupported import Shapes, refuse_channels, refuse_others
+from gradina.weights.formats.diffusers_configs import end_of_text
+from gradina.weights.formats.unsupported import Shapes, refuse_channels, refuse_others
+from gradina.weights.safetensors import Weights
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 VAE_BLOCKS = {

@@ -104,7 +104,7 @@ def push(parts: Components, name: str, *, private: bool = False) -> str:
 
     Raises HubError.
     """
-    from gradina.weights.folders import write_folder
+    from gradina.weights.formats.diffusers import write_folder
 
     with tempfile.TemporaryDirectory() as scratch:
         if name.count("/") != 1:

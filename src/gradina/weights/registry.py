@@ -6,23 +6,12 @@ Nothing heavy is imported here, so that models can be listed without torch.
 from __future__ import annotations
 
 import json
-import logging
 import re
-from dataclasses import replace
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from gradina.errors import WeightsError
-from gradina.weights.layout import INDEX, PAIR, is_model, refusal
-
-if TYPE_CHECKING:
-    import torch
-
-    from gradina.weights.choice import Opener
-    from gradina.weights.components import Components
-
-log = logging.getLogger(__name__)
+from gradina.weights.formats.diffusers_layout import INDEX, PAIR, is_model, refusal
 
 ASSETS = Path(__file__).parents[1] / "assets"
 DEFAULT = "emoji"  # the shipped model that load() takes
@@ -145,38 +134,6 @@ def _fetched_pair(name: str) -> Path:
     from gradina.weights.hub import fetch_pair
 
     return fetch_pair(name)
-
-
-def open_source(
-    source: str | PathLike[str] | None = None,
-    variant: str | None = None,
-    prediction: str | None = None,
-    dtype: torch.dtype | None = None,
-    vae: str | PathLike[str] | None = None,
-    pickles: Opener | None = None,
-) -> Components:
-    """The parts of the model that `source` names (see `locate`), mapped from its files.
-
-    `variant` ("fp16") chooses among a folder's files, `prediction` (eps, v, x0) overrides what was detected, `dtype`
-    converts, `vae` names an autoencoder in place of the model's own (see `locate_vae`), and `pickles` opens those of a
-    folder. Raises WeightsError.
-    """
-    from gradina.weights.folders import read_folder
-    from gradina.weights.single import read_file
-    from gradina.weights.vaes import with_vae
-
-    stand_in = None if vae is None else locate_vae(vae)
-    path = locate(source, variant, pickles is not None)
-    on_disk = source is not None and Path(source).exists()
-    name = None if on_disk else (path.name if source is None else str(source))
-    if path.is_file():
-        parts = read_file(path, dtype, prediction, stand_in=stand_in)
-    else:
-        parts = read_folder(path, variant, dtype, prediction, name, pickles, stand_in)
-    if variant and path.is_file():
-        log.warning("variant: %r has no effect on a single file; leave it out", variant)
-    parts = replace(parts, source=str(source or path.name))
-    return parts if vae is None else with_vae(parts, vae)
 
 
 def _is_ours(index: Path) -> bool:

@@ -1,0 +1,365 @@
+"""The verbs that draw: generate and again, with grids, films and strips."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import typer
+
+from gradina.apps.cli import options as o
+from gradina.apps.cli.grids import Axis, axis, cell_label, cells, check_grid, parse
+from gradina.errors import RequestError, WeightsError
+from gradina.files import check_writable, check_writable_folder, unused, with_ending
+from gradina.images.picture import Picture
+from gradina.request import Defaults, Request, choice
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from gradina.pipeline import Plan, StableDiffusion
+
+log = logging.getLogger(__name__)
+
+STEERING = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))}  # what terminals obey
+SLUG_BYTES = 200  # of the 255 that a name may have; seed, number and suffix follow
+
+
+def generate(
+    prompts: o.Prompts,
+    output: o.Output = None,
+    model: o.Model = None,
+    negative_prompt: o.Negative = "",
+    steps: o.Steps = None,
+    guidance_scale: o.Scale = None,
+    guidance_rescale: o.Rescale = 0.0,
+    guidance_interval: o.Interval = None,
+    sampler: o.Sampler = None,
+    schedule: o.Schedule = None,
+    eta: o.Eta = None,
+    rates: o.Rates = None,
+    seed: o.Seed = None,
+    width: o.Width = None,
+    height: o.Height = None,
+    images: o.Images = 1,
+    init_image: o.InitImage = None,
+    strength: o.Strength = 0.8,
+    mask_image: o.MaskImage = None,
+    lora: o.Lora = None,
+    concept: o.Concept = None,
+    edit: o.Edit = None,
+    reuse: o.Reuse = 1,
+    grid: o.Grid = None,
+    film: o.Film = None,
+    strip: o.Strip = None,
+    variant: o.Variant = None,
+    prediction: o.Prediction = None,
+    device: o.Device = None,
+    dtype: o.Dtype = None,
+    engine: o.Engine = None,
+    low_memory: o.LowMemory = False,
+    tiny: o.Tiny = None,
+    vae: o.Vae = None,
+    preset: o.Preset = None,
+    threads: o.Threads = None,
+    quiet: o.Quiet = False,
+) -> None:
+    """Draw pictures from prompts."""
+    request = Request(
+        prompt=tuple(prompts),
+        negative_prompt=negative_prompt,
+        steps=steps,
+        guidance_scale=guidance_scale,
+        guidance_rescale=guidance_rescale,
+        guidance_interval=parse("guidance_interval", guidance_interval),
+        sampler=cast(Any, sampler),
+        schedule=cast(Any, schedule),
+        eta=eta,
+        rates=cast(Any, rates),
+        seed=seed,
+        width=width,
+        height=height,
+        images=images,
+        init_image=init_image,
+        strength=strength,
+        mask_image=mask_image,
+        loras=tuple(one for text in lora or () for one in parse("loras", text)),
+        concepts=tuple(concept or ()),
+        edit=parse("edit", edit),
+        reuse=reuse,
+    )
+    axes = [axis(text) for text in grid or ()]
+    check_files(request, output, film, strip)
+    check_grid(axes, request, film or strip)
+    if tiny and not (film or strip):
+        raise RequestError(f"--tiny: got {tiny}, but no --film and no --strip, for which alone it is; add one")
+    opened = open_model(model, variant, prediction, device, dtype, threads, engine, low_memory, tiny, vae)
+    if preset is not None:
+        request = with_preset(opened, request, preset)
+    if axes:
+        draw_grid(opened, request, axes, output, quiet)
+    else:
+        draw(opened, request, output, film, strip, quiet)
+
+
+def again(
+    picture: o.Drawn,
+    output: o.Again = None,
+    model: o.ItsModel = None,
+    variant: o.Variant = None,
+    prediction: o.Prediction = None,
+    device: o.Device = None,
+    dtype: o.Dtype = None,
+    engine: o.Engine = None,
+    low_memory: o.LowMemory = False,
+    vae: o.ItsVae = None,
+    threads: o.Threads = None,
+    quiet: o.Quiet = False,
+) -> None:
+    """Make a picture again from what is written in its file."""
+    from gradina.images.metadata import read_picture
+
+    record = read_picture(picture)
+    for note in record.notes:
+        log.warning(note)
+    target = output or str(with_ending(Path(picture), "-again.png"))
+    check_files(record.request, target, None, None)
+    was = record.model or {}
+    name, numbers = model or was.get("source") or was.get("name"), dtype or was.get("dtype")
+    try:
+        engine = engine or was.get("engine")
+        own = vae or was.get("vae")
+        opened = open_model(name, variant, prediction, device, numbers, threads, engine, low_memory, vae=own)
+    except WeightsError as error:
+        unsaid = [] if model else ["the model yourself with --model"]
+        unsaid += ["the autoencoder with --vae"] if was.get("vae") and not vae else []
+        if not unsaid:
+            raise
+        raise WeightsError(f"{error} (so says {picture}; name {', or '.join(unsaid)})") from error
+    now = opened.about
+    for what, name, found in (("by", "name", "hash"), ("with the autoencoder", "vae", "vae_hash")):
+        if is_other(was.get(found, ""), now.get(found, "")):
+            say(f"drawn {what} {was.get(name)} [{was[found]}], this is {now.get(name)} [{now[found]}]")
+    draw(opened, record.request, target, None, None, quiet)
+
+
+def is_other(hash_: str, own: str) -> bool:
+    """Whether a model's hash in a file is another than `own`: if it is of the same kind, a SHA-256 or its beginning."""
+    hash_ = hash_.lower().removeprefix("0x")
+    length = min(len(hash_), len(own))
+    return re.fullmatch("[0-9a-f]{10,64}", hash_) is not None and length > 0 and hash_[:length] != own[:length]
+
+
+def say(note: str) -> None:
+    """Prints a note on standard error: what is worth knowing and no error."""
+    print(f"gradina: note: {one_line(note)}", file=sys.stderr)
+
+
+def one_line(text: str) -> str:
+    """A text as a terminal can show it in one line: what would steer the terminal is written out."""
+    return " ".join(text.split()).translate(STEERING)
+
+
+def open_model(
+    name: str | None,
+    variant: str | None,
+    prediction: str | None,
+    device: str | None,
+    dtype: str | None,
+    threads: int | None,
+    engine: str | None = None,
+    low_memory: bool = False,
+    tiny: str | None = None,
+    vae: str | None = None,
+) -> StableDiffusion:
+    """The model that the options name."""
+    from gradina.pipeline import load
+    from gradina.runtime.device import use_threads
+
+    use_threads(threads)
+    return load(
+        name,
+        variant=variant,
+        prediction=prediction,
+        device=device,
+        dtype=dtype,
+        engine=engine or "auto",
+        low_memory=low_memory,
+        tiny=tiny,
+        vae=vae,
+    )
+
+
+def draw(
+    model: StableDiffusion, request: Request, output: str | None, film: str | None, strip: str | None, quiet: bool
+) -> None:
+    """Draws a request to files, and says where they are."""
+    from gradina.images import grid
+    from gradina.pipeline import develop, plans, resolved, walk
+
+    request = resolved(model, request)
+    count = len(request.prompts)
+    moments: list[Image.Image] = []
+    with progress(quiet) as advance:
+        for n, plan in enumerate(plans(model, request)):
+            watched = n == 0 and bool(film or strip)
+            moments += [moment(model, plan)] if watched else []
+            step = None
+            last = len(plan.sigmas) - 1
+            for step in walk(model, plan):
+                advance(f"{count} pictures" if count > 1 else "drawing", step.i + 1, last)
+                moments += [moment(model, plan, step)] if watched and step.i + 1 < last else []
+            for i, picture in enumerate(develop(model, plan, step)):
+                moments += [picture.image] if watched and i == 0 else []
+                path = path_for(picture, output, alone=count == 1)
+                picture.save(path)
+                typer.echo(path)
+    if film:
+        grid.film(moments, film)
+        typer.echo(film)
+    if strip:
+        save_sheet(strip_of(moments), strip)
+
+
+def with_preset(model: StableDiffusion, request: Request, name: str) -> Request:
+    """The request with the settings of a preset where it leaves them open."""
+    from gradina.bench.autotune import preset
+
+    untold = Request()
+    settings = preset(model, name).items()
+    return replace(request, **{key: value for key, value in settings if getattr(request, key) == getattr(untold, key)})
+
+
+def moment(model: StableDiffusion, plan: Plan, step: Any = None) -> Image.Image:
+    """What the first picture of a batch looks like after a step, or at the start."""
+    x, sigma = (plan.x, float(plan.sigmas[0])) if step is None else (step.x, step.sigma)
+    return model.preview(x[:1] / (1 + sigma**2) ** 0.5)[0]
+
+
+def strip_of(moments: list[Image.Image], shown: int = 8) -> Image.Image:
+    """Evenly chosen moments side by side, from the noise to the picture."""
+    from gradina.images import grid
+
+    last = len(moments) - 1
+    chosen = sorted({round(i * last / (shown - 1)) for i in range(shown)})
+    return grid.strip([moments[i] for i in chosen], ["noise" if i == 0 else f"step {i}" for i in chosen])
+
+
+def draw_grid(model: StableDiffusion, request: Request, axes: list[Axis], output: str | None, quiet: bool) -> None:
+    """Draws a request for all values of one or two fields as one labelled picture."""
+    from gradina.images import grid
+    from gradina.pipeline import generate as pictures_of
+
+    request = replace(request, seed=request.resolved(Defaults()).seed)
+    changes = list(cells(axes))
+    images = []
+    with progress(quiet) as advance:
+        for i, cell in enumerate(changes):
+            advance("grid", i, len(changes))
+            images += [picture.image for picture in pictures_of(model, replace(request, **cell))]
+    label = [[cell_label(name, value) for value in values] for name, values in axes]
+    drawn = grid.grid(
+        images,
+        columns=len(axes[0][1]),
+        column_labels=label[0],
+        row_labels=label[1] if len(axes) > 1 else (),
+        title=None if any(name == "prompt" for name, _ in axes) else request.prompts[0],
+    )
+    if output is None or is_folder(output):
+        Path(output or ".").mkdir(parents=True, exist_ok=True)
+        output = str(unused(Path(output or ".") / f"{slug(request.prompts[0])}-grid.png"))
+    save_sheet(drawn, output)
+
+
+def save_sheet(image: Image.Image, path: str) -> None:
+    """Writes a sheet, and says where it is."""
+    from gradina.files import atomic_write
+    from gradina.images.open import SAVED
+
+    options = SAVED[choice("--output", Path(path).suffix.lower(), tuple(SAVED))]
+    with atomic_write(path) as file:
+        image.save(file, **options)
+    typer.echo(path)
+
+
+def check_files(request: Request, output: str | None, film: str | None, strip: str | None) -> None:
+    """Refuses what cannot be read or written, before a model is loaded."""
+    from gradina.images.grid import FILMS
+    from gradina.images.open import SAVED, open_mask, open_picture
+
+    if request.init_image is not None:
+        open_picture(request.init_image)
+    if request.mask_image is not None:
+        open_mask(request.mask_image)
+    for name, path, kinds in (("--output", output, SAVED), ("--film", film, FILMS), ("--strip", strip, (".png",))):
+        if path is not None and not (name == "--output" and is_folder(path)):
+            check_target(name, path, kinds)
+    if output is None or is_folder(output):
+        check_writable_folder(output or ".")
+    named = (("--init-image", request.init_image), ("--mask-image", request.mask_image))
+    check_apart(("--output", output), ("--film", film), ("--strip", strip), *named)
+
+
+def check_target(name: str, path: str, kinds: Iterable[str] = ()) -> str:
+    """The path of a file to write, if it can be written and its name ends in one of `kinds`, where there are any."""
+    if kinds and Path(path).suffix.lower() not in kinds:
+        raise RequestError(f"{name}: got {path}, expected a name that ends in {', '.join(kinds)}")
+    if not Path(path).parent.is_dir():
+        raise RequestError(f"{name}: there is no folder {Path(path).parent}; make it first")
+    check_writable(path)
+    return path
+
+
+def check_apart(*files: tuple[str, Any]) -> None:
+    """Refuses to write over a file that is read, or to write two things to one file."""
+    seen: dict[Path, str] = {}
+    for name, path in files:
+        if isinstance(path, str) and not is_folder(path):
+            other = seen.setdefault(Path(path).resolve(), name)
+            if other != name:
+                raise RequestError(f"{other}: got {path}, which is also {name}; give another name")
+
+
+def is_folder(path: str) -> bool:
+    """Whether an output names a folder."""
+    return path.endswith(("/", "\\")) or os.path.isdir(path)
+
+
+def path_for(picture: Picture, output: str | None, alone: bool) -> Path:
+    """Where a picture is written; a name that was not given never replaces a file."""
+    own = f"{slug(picture.request.prompts[0])}-{picture.seed}.png"
+    if output is None:
+        return unused(Path(own))
+    if is_folder(output):
+        Path(output).mkdir(parents=True, exist_ok=True)
+        return unused(Path(output) / own)
+    path = Path(output)
+    return path if alone else with_ending(path, f"-{picture.seed}{path.suffix}")
+
+
+def slug(prompt: str) -> str:
+    """A prompt as the stem of a file's name: at most 60 letters, and SLUG_BYTES bytes."""
+    letters = re.sub(r"\W+", "-", prompt.lower()).strip("-")[:60]
+    return letters.encode()[:SLUG_BYTES].decode("utf-8", "ignore") or "picture"
+
+
+@contextmanager
+def progress(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on standard error, for people: advance(what, done, of)."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda what, done, of: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda what, done, of: bar.update(task, description=what, completed=done, total=of)

@@ -1,0 +1,259 @@
+"""The verbs that compare pictures with words: caption, search."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from gradina.apps.cli import options as o
+from gradina.apps.cli.embeddings import embedded, remembered
+from gradina.apps.cli.generate import check_target, progress, save_sheet, say
+from gradina.errors import PictureError, RequestError
+from gradina.files import check_writable
+from gradina.texts import read_text
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
+
+    from gradina.weights.formats.clip import Pair
+
+THUMBNAIL = 256  # pixels, the longer side of a picture on a sheet
+
+
+def caption(
+    pictures: o.Pictures,
+    best: o.Best = 5,
+    phrases: o.Phrases = None,
+    by: o.By = "clip",
+    write: o.Write = False,
+    model: o.PairModel = None,
+    as_json: o.AsJson = False,
+    device: o.Device = None,
+    dtype: o.Dtype = None,
+    threads: o.Threads = None,
+    quiet: o.Quiet = False,
+) -> None:
+    """Say what pictures show, and write it down for training."""
+    given = None if phrases is None else read_phrases(phrases)
+    files = [path for name in pictures for path in (files_in(name) if Path(name).is_dir() else [admitted(name)])]
+    files = list(dict.fromkeys(files))
+    if write:
+        from gradina.training.data.captions import without_captions
+
+        there, files = len(files), without_captions(files)
+        if there > len(files):
+            say(f"{there - len(files)} of {there} pictures have captions already, which stay as they are")
+        if not files:
+            return
+        for place in beside_each(files).values():
+            check_writable(place)
+    if by == "clip":
+        pair = opened_pair(model, device, dtype, threads)
+        check_phrases(pair, given)
+        with progress(quiet) as advance:
+            found = dict(embedded(pair, files, advance, needed={Path(name) for name in pictures}))
+        rows = described(pair, found, given, best) if found else []
+    else:
+        with progress(quiet) as advance:
+            rows = sentences(files, by, device, threads, advance)
+    if not rows and not write:
+        raise PictureError(f"{', '.join(pictures)}: has no picture that can be read")
+    if write:
+        written(rows)
+        return
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    for row in rows:
+        if len(files) > 1:
+            typer.echo(shown(row["picture"]))
+        for each in row["captions"]:
+            sure = f"{100 * each['probability']:5.1f} %  " if "probability" in each else ""
+            typer.echo(f"{sure}{each['text']}")
+
+
+def search(
+    folder: o.Folder,
+    words: o.Words,
+    best: o.Best = 10,
+    sheet: o.Sheet = None,
+    model: o.PairModel = None,
+    device: o.Device = None,
+    dtype: o.Dtype = None,
+    threads: o.Threads = None,
+    quiet: o.Quiet = False,
+) -> None:
+    """Find pictures by words."""
+    asked = " ".join(words).strip()
+    if not asked:
+        raise RequestError('words: got none, expected what to look for, such as "a red apple"')
+    files = files_in(folder)
+    check_sheet(sheet, files)
+    pair = opened_pair(model, device, dtype, threads)
+    with progress(quiet) as advance:
+        found = remembered(pair, Path(folder), files, advance)
+    if not found:
+        raise PictureError(f"{folder}: has no picture that can be read")
+    hits = ranked(pair, found, asked)[:best]
+    for path, score in hits:
+        typer.echo(f"{score:6.3f}  {shown(path)}")
+    if sheet is not None:
+        save_sheet(sheet_of(hits, asked), sheet)
+
+
+def sentences(
+    files: Sequence[Path], by: str, device: str | None, threads: int | None, advance: Callable[[str, int, int], None]
+) -> list[dict[str, Any]]:
+    """What a captioning model says of each picture, as JSON has it; a picture that cannot be read is left out."""
+    from gradina.images.open import LARGEST, open_picture
+    from gradina.runtime.device import pick_device, use_threads
+    from gradina.tasks.captioning import BLIP, captioner
+
+    use_threads(threads)
+    say_of, rows = captioner(BLIP if by == "blip" else by, pick_device(device)), []
+    for i, path in enumerate(files):
+        advance("captions", i, len(files))
+        try:
+            image = open_picture(path, "picture", LARGEST)
+        except PictureError as error:
+            say(str(error))
+            continue
+        rows.append({"picture": str(path), "captions": [{"text": say_of(image)}]})
+    return rows
+
+
+def beside_each(pictures: Sequence[Path]) -> dict[Path, Path]:
+    """Where the caption of each picture is written: dog.txt, or dog.png.txt where there is a dog.jpg, too."""
+    alike = Counter(str(path.with_suffix(".txt")).lower() for path in pictures)
+    return {
+        path: path.with_suffix(".txt")
+        if alike[str(path.with_suffix(".txt")).lower()] == 1
+        else path.with_name(path.name + ".txt")
+        for path in pictures
+    }
+
+
+def written(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes the best caption of each picture beside it, and says where."""
+    from gradina.files import atomic_write
+
+    places = beside_each([Path(row["picture"]) for row in rows])
+    for row in rows:
+        path = places[Path(row["picture"])]
+        with atomic_write(path) as file:
+            file.write((row["captions"][0]["text"] + "\n").encode())
+        typer.echo(shown(path))
+
+
+def opened_pair(name: str | None, device: str | None, dtype: str | None, threads: int | None) -> Pair:
+    """The contrastive pair that the options name."""
+    from gradina.runtime.device import use_threads
+    from gradina.tasks.retrieval import open_pair
+
+    use_threads(threads)
+    return open_pair(name, device=device, dtype=dtype)
+
+
+def check_phrases(pair: Pair, phrases: Sequence[str] | None) -> None:
+    """Refuses to look at pictures where there is nothing to say of them."""
+    from gradina.tasks.retrieval import parts_of
+
+    parts_of(pair, phrases)
+
+
+def described(
+    pair: Pair, found: Mapping[Path, Tensor], phrases: Sequence[str] | None, best: int
+) -> list[dict[str, Any]]:
+    """What is to be said of each picture, as JSON has it."""
+    import torch
+
+    from gradina.tasks.retrieval import describe
+
+    captions = describe(pair, torch.stack(list(found.values())), phrases, best)
+    return [
+        {"picture": str(path), "captions": [{"text": c.text, "probability": round(c.probability, 6)} for c in some]}
+        for path, some in zip(found, captions, strict=True)
+    ]
+
+
+def ranked(pair: Pair, found: Mapping[Path, Tensor], words: str) -> list[tuple[Path, float]]:
+    """All pictures with their scores, best first."""
+    import torch
+
+    from gradina.tasks.retrieval import search as nearest
+
+    paths = list(found)
+    return [(paths[hit.index], hit.score) for hit in nearest(pair, torch.stack(list(found.values())), words)]
+
+
+def read_phrases(path: str) -> list[str]:
+    """The lines of a text file that are not empty."""
+    lines = read_text(path, RequestError, "--phrases: ").split("\n")
+    found = [line.strip() for line in lines if line.strip()]
+    if not found:
+        raise RequestError(f"--phrases: {path} has no lines; write one phrase per line")
+    return found
+
+
+def files_in(folder: str) -> list[Path]:
+    """The pictures in a folder and below."""
+    from gradina.images.open import SUFFIXES, pictures_in
+
+    path = Path(folder)
+    if not path.is_dir():
+        raise RequestError(f"{folder}: {'is no folder' if path.exists() else 'there is no such folder'}; give one")
+    found = pictures_in(path)
+    if not found:
+        raise RequestError(f"{folder}: has no pictures in it (expected {', '.join(SUFFIXES)})")
+    return found
+
+
+def admitted(name: str) -> Path:
+    """The path of a picture, refused early if it is none."""
+    from gradina.images.open import LARGEST, opened
+
+    with opened(name, "picture", LARGEST):
+        return Path(name)
+
+
+def check_sheet(sheet: str | None, files: Sequence[Path]) -> None:
+    """Refuses what cannot be written, before a model is loaded."""
+    if sheet is None:
+        return
+    from gradina.images.open import SAVED
+
+    check_target("--sheet", sheet, SAVED)
+    if Path(sheet).resolve() in {path.resolve() for path in files}:
+        raise RequestError(f"--sheet: got {sheet}, which is one of the pictures; give another name")
+
+
+def sheet_of(hits: Sequence[tuple[Path, float]], words: str) -> Image.Image:
+    """The pictures that were found as one, each over its score and name."""
+    from gradina.images import grid
+
+    thumbnails, labels = [], []
+    for path, score in hits:
+        thumbnails.append(thumbnail(path))
+        labels.append(f"{score:.3f} {path.name}")
+    return grid.grid(thumbnails, labels=labels, title=words)
+
+
+def thumbnail(path: Path) -> Image.Image:
+    """A picture made small enough for a sheet."""
+    from gradina.images.open import LARGEST, open_picture
+
+    image = open_picture(path, "picture", LARGEST)
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    return image
+
+
+def shown(path: str | Path) -> str:
+    """A path as it can be printed, whatever bytes its name is made of."""
+    return os.fsencode(path).decode("utf-8", "replace")

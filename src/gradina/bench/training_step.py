@@ -1,0 +1,99 @@
+"""A step of training: the U-Net of a model learns on, beside the same step with diffusers' modules.
+
+Everyone does the same in it: the loss, its gradient, the norm's limit, AdamW, and the average of the weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from gradina.bench.timing import Runner
+from gradina.diffusion.denoiser import Denoiser
+from gradina.diffusion.prediction import prediction_named
+from gradina.models.unet import UNet, UNetConfig
+from gradina.training.loop import Settings, State, train
+from gradina.training.losses import denoising
+from gradina.weights.open import open_source
+
+BATCH, WORDS = 32, 24
+SETTINGS = Settings(steps=1_000_000, batch=BATCH, lr=1e-5, warmup=0, decay=0)
+AUTOCAST = {"fp32": False, "bf16": True}
+
+
+def learners(folder: Path) -> dict[str, Runner]:
+    """Who can learn here, by name; each call takes a step, and says how large the loss was."""
+    found: dict[str, Runner] = {}
+    for dtype in AUTOCAST:
+        found[f"gradina {dtype}"] = partial(next, gradina(folder, dtype))
+        if find_spec("diffusers"):
+            found[f"diffusers {dtype}"] = partial(next, diffusers(folder, dtype))
+    return found
+
+
+def batch(config: UNetConfig) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The same for everyone, and at each step: latents, noise (b, c, h, w), time steps (b,), text states (b, n, c)."""
+    key = torch.Generator().manual_seed(0)
+    z, n = (torch.randn(BATCH, config.channels, config.size, config.size, generator=key) for _ in range(2))
+    return (
+        z,
+        n,
+        torch.randint(1, 999, (BATCH,), generator=key),
+        torch.randn(BATCH, WORDS, config.context, generator=key),
+    )
+
+
+def gflop(config: UNetConfig) -> float:
+    """Of a step: there, and back, which asks for twice as much."""
+    z, _, t, cond = (x.to("meta") for x in batch(config))
+    with torch.device("meta"):
+        unet = UNet(config)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        unet(z, t, cond)
+    return 3 * counter.get_total_flops() / 1e9
+
+
+def gradina(folder: Path, dtype: str) -> Iterator[float]:
+    """Our loop, with our objective."""
+    parts = open_source(folder, dtype=torch.float32)
+    z, n, t, cond = batch(parts.unet.config)
+    sigma, prediction = parts.schedule.sigmas[t].float(), prediction_named(parts.prediction)
+
+    def loss(network: nn.Module, key: int) -> Tensor:
+        return denoising(Denoiser(network, parts.schedule, prediction), z, n, sigma, cond)
+
+    settings = replace(SETTINGS, precision="bfloat16" if AUTOCAST[dtype] else "float32")
+    for step in train(State.begin(parts.unet.requires_grad_(True), settings), loss, settings):
+        yield step.loss
+
+
+def diffusers(folder: Path, dtype: str) -> Iterator[float]:
+    """The reference's modules, with what PyTorch has beside them."""
+    peer: Any = import_module("diffusers")
+    unet = peer.UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32).train()
+    scheduler = peer.DDPMScheduler.from_pretrained(folder / "scheduler")
+    z, n, t, cond = batch(open_source(folder).unet.config)
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=SETTINGS.lr, betas=SETTINGS.betas)
+    means = torch.optim.swa_utils.get_ema_multi_avg_fn(SETTINGS.ema)  # type: ignore[no-untyped-call]
+    average = torch.optim.swa_utils.AveragedModel(unet, multi_avg_fn=means)
+    while True:
+        with torch.autocast("cpu", torch.bfloat16, enabled=AUTOCAST[dtype]):
+            said = unet(scheduler.add_noise(z, n, t), t, encoder_hidden_states=cond).sample
+            velocity = scheduler.config.prediction_type == "v_prediction"
+            loss = F.mse_loss(said.float(), scheduler.get_velocity(z, n, t) if velocity else n)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(unet.parameters(), SETTINGS.clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        average.update_parameters(unet)
+        yield loss.item()

@@ -1,0 +1,1 @@
+"""What else the networks do: latent files, captions, retrieval, metrics."""

@@ -1,0 +1,177 @@
+"""How well do words describe a picture? The contrastive pair at work: captions for pictures, pictures for words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from os import PathLike
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from gradina.errors import RequestError, WeightsError
+from gradina.finite import finite
+from gradina.images.open import LARGEST, middle, open_picture
+from gradina.runtime.device import pick_device, pick_dtype
+from gradina.weights.components import Components
+from gradina.weights.formats.clip import Pair, Phrases, read_pair
+from gradina.weights.formats.diffusers_layout import PAIR
+from gradina.weights.registry import locate_pair
+
+if TYPE_CHECKING:
+    from gradina.request import ImageLike
+
+Pictures: TypeAlias = "Tensor | Sequence[ImageLike]"  # embeddings (n, d), or what they are made from
+
+AT_ONCE = 32  # pictures, or texts, that pass through a tower together
+WIDTH = 16  # beginnings of captions that are kept from part to part
+
+
+@dataclass(frozen=True)
+class Caption:
+    """A text that describes a picture, and its share among all that it was compared with, in 0..1."""
+
+    text: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A picture by its number, and how near it is to the words: a cosine, -1..1."""
+
+    index: int
+    score: float
+
+
+def open_pair(
+    source: str | PathLike[str] | Components | None = None,
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+) -> Pair:
+    """The contrastive pair of a model, or of a name: shipped, a model's folder, a CLIPModel's, or one of the hub.
+
+    None is the first shipped model that has one. Raises WeightsError where there is no image tower, HubError,
+    RequestError for a device that is not there.
+    """
+    place = pick_device(device)
+    if isinstance(source, Components):
+        if source.clip is None:
+            raise WeightsError(f"{source.name}: came without an image tower; name a model that has one")
+        folder, name = source.clip, source.name
+    else:
+        folder = locate_pair(source)
+        own = folder.parent if folder.name == PAIR else folder
+        name = own.resolve().name if source is None else str(source)
+    exact = "fp32" if place.type == "cpu" else None  # near misses are told apart by little, and it is quick anyway
+    pair = read_pair(folder, pick_dtype(dtype or exact, place), name)
+    pair.clip.requires_grad_(False).to(place)
+    return pair
+
+
+def preprocess(pair: Pair, picture: ImageLike) -> Tensor:
+    """What the image tower sees of a picture: its middle, small, over white, in the colours that it learnt (3, h, w).
+
+    The pixels are those of transformers' CLIPImageProcessor. Raises PictureError.
+    """
+    small = middle(open_picture(picture, "picture", LARGEST), pair.size, pair.resample)
+    pixels = torch.from_numpy(np.array(small, dtype=np.float32)) / 255
+    return ((pixels - torch.tensor(pair.mean)) / torch.tensor(pair.std)).permute(2, 0, 1)
+
+
+@torch.no_grad()
+def embed_pixels(pair: Pair, pixels: Tensor) -> Tensor:
+    """Embeddings (n, d) of length 1, fp32 on the CPU, of what `preprocess` gives (n, 3, h, w)."""
+    parts = [pair.clip.vision(some.to(pair.device, pair.dtype)) for some in torch.split(pixels, AT_ONCE)]
+    embeddings = finite(torch.cat(parts), "image tower", pair.clip.vision, pair.dtype)
+    return F.normalize(embeddings.float().cpu(), dim=1)
+
+
+def embed_pictures(pair: Pair, pictures: Iterable[ImageLike]) -> Tensor:
+    """Embeddings (n, d) of length 1 of pictures of any size; at most a few are in memory. Raises PictureError."""
+    pixels = (preprocess(pair, picture) for picture in pictures)
+    parts = [torch.empty(0, pair.clip.vision.config.projection)]
+    while some := list(islice(pixels, AT_ONCE)):
+        parts.append(embed_pixels(pair, torch.stack(some)))
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def embed_texts(pair: Pair, texts: Sequence[str]) -> Tensor:
+    """Embeddings (n, d) of length 1, fp32 on the CPU; a text that is too long for the tower is cut off."""
+    if not texts:
+        return torch.empty(0, pair.clip.vision.config.projection)
+    ids = torch.split(pair.tokenizer(texts), AT_ONCE)
+    parts = [pair.clip.text.embed(some.to(pair.device)) for some in ids]
+    embeddings = finite(torch.cat(parts), "text tower", pair.clip.text, pair.dtype)
+    return F.normalize(embeddings.float().cpu(), dim=1)
+
+
+def scores(pair: Pair, pictures: Tensor, texts: Tensor) -> Tensor:
+    """Scaled cosines (pictures, texts) of embeddings (n, d) and (m, d); softmax over texts makes them probabilities.
+
+    Source: Radford et al. 2021, figure 3 (2103.00020).
+    """
+    return pair.clip.logit_scale.exp().float().cpu() * pictures @ texts.T
+
+
+def describe(
+    pair: Pair, pictures: Pictures, phrases: Sequence[str] | None = None, best: int = 5
+) -> list[list[Caption]]:
+    """For each picture the `best` of the phrases, best first, with probabilities over all of them.
+
+    Without phrases captions are composed of the pair's own, part by part: the best beginnings are kept, and each is
+    continued in every way; probabilities are over those that are whole. Raises RequestError where there is none.
+    """
+    parts = parts_of(pair, phrases)
+    embeddings = _embedded(pair, pictures)
+    kept: list[list[Caption]] = [[Caption("", 1.0)] for _ in embeddings]
+    for k, part in enumerate(parts):
+        last = k == len(parts) - 1
+        grown = [_grown([caption.text for caption in some], part, last) for some in kept]
+        kept = _best(pair, embeddings, grown, best if last else max(best, WIDTH))
+    return kept
+
+
+def parts_of(pair: Pair, phrases: Sequence[str] | None) -> Phrases:
+    """What captions are made of: the phrases, or the pair's own parts. Raises RequestError where there are none."""
+    parts = pair.phrases if phrases is None else (tuple(phrases),)
+    if not any(text.strip() for part in parts for text in part):
+        given = "none were given" if phrases is not None else f"{pair.name or 'the model'} has none of its own"
+        raise RequestError(f"phrases: {given}; give the texts to choose from")
+    return parts
+
+
+def search(pair: Pair, pictures: Pictures, words: str) -> list[Hit]:
+    """All pictures, those nearest to the words first. Raises RequestError for empty words."""
+    if not words.strip():
+        raise RequestError('words: got none, expected what to look for, such as "a red apple"')
+    cosines = _embedded(pair, pictures) @ embed_texts(pair, [words])[0]
+    order = cosines.argsort(descending=True, stable=True).tolist()
+    return [Hit(i, cosines[i].item()) for i in order]
+
+
+def _embedded(pair: Pair, pictures: Pictures) -> Tensor:
+    return pictures if isinstance(pictures, Tensor) else embed_pictures(pair, pictures)
+
+
+def _grown(beginnings: list[str], part: Sequence[str], last: bool) -> list[str]:
+    """Each beginning with each continuation, each text once; at the end none is empty."""
+    texts = (f"{beginning} {text.strip()}".strip() for beginning in beginnings for text in part)
+    return [text for text in dict.fromkeys(texts) if text or not last]
+
+
+def _best(pair: Pair, pictures: Tensor, texts: list[list[str]], count: int) -> list[list[Caption]]:
+    """For each picture (n, d) the best of its own texts; texts that several have pass through the tower once."""
+    column = {text: i for i, text in enumerate(dict.fromkeys(text for some in texts for text in some))}
+    similar = scores(pair, pictures, embed_texts(pair, list(column)))
+    ranked = []
+    for row, some in zip(similar, texts, strict=True):
+        shares = row[[column[text] for text in some]].softmax(0)
+        order = shares.argsort(descending=True, stable=True)[:count].tolist()
+        ranked.append([Caption(some[i], shares[i].item()) for i in order])
+    return ranked

@@ -1,0 +1,1 @@
+"""Training data: image folders, caption files, shards, icons, synthetic scenes."""

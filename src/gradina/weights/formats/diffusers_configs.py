@@ -1,0 +1,279 @@
+"""The config files of diffusers and transformers <-> our configs; what our networks cannot do is refused by name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, cast
+
+from gradina.diffusion.prediction import prediction_named
+from gradina.diffusion.schedule import Schedule, schedule_from_config
+from gradina.errors import WeightsError
+from gradina.models.clip import ACTIVATIONS, Activation, ConvConfig, TextConfig, VisionConfig
+from gradina.models.unet import UNetConfig
+from gradina.models.vae import VAEConfig
+from gradina.request import Defaults, Request
+from gradina.weights.json_config import Json, check_fixed, checked, number, shown, whole
+
+# Settings that our networks have built in; a file may leave them out, and must not say otherwise.
+UNET_FIXED: Json = {
+    "act_fn": "silu", "addition_embed_type": None, "attention_type": "default", "center_input_sample": False,
+    "class_embed_type": None, "class_embeddings_concat": False, "conv_in_kernel": 3, "conv_out_kernel": 3,
+    "cross_attention_norm": None, "downsample_padding": 1, "dual_cross_attention": False, "encoder_hid_dim": None,
+    "encoder_hid_dim_type": None, "flip_sin_to_cos": True, "freq_shift": 0, "mid_block_scale_factor": 1,
+    "mid_block_type": "UNetMidBlock2DCrossAttn", "norm_eps": 1e-5, "num_class_embeds": None,
+    "only_cross_attention": False, "resnet_skip_time_act": False, "resnet_time_scale_shift": "default",
+    "time_cond_proj_dim": None, "time_embedding_act_fn": None, "time_embedding_dim": None,
+    "time_embedding_type": "positional", "timestep_post_act": None,
+}  # fmt: skip
+VAE_FIXED: Json = {
+    "act_fn": "silu", "latents_mean": None, "latents_std": None, "mid_block_add_attention": True,
+    "shift_factor": None, "use_post_quant_conv": True, "use_quant_conv": True,
+}  # fmt: skip
+CLIP_FIXED: Json = {"layer_norm_eps": 1e-5}
+CONV_TOWER = "gradina_conv_vision"  # a model type of ours
+
+ATTENDED = {"CrossAttnDownBlock2D": True, "DownBlock2D": False, "CrossAttnUpBlock2D": True, "UpBlock2D": False}
+
+
+def unet_from(json: Json, time: bool = True) -> UNetConfig:
+    """The U-Net that unet/config.json describes; `attention_head_dim` counts heads there, for historical reasons."""
+    check_fixed("U-Net", json, UNET_FIXED)
+    widths = tuple(json["block_out_channels"])
+    down, up = json["down_block_types"], json["up_block_types"]
+    attention = tuple(_one_of("down_block_types", kind, ATTENDED) for kind in down)
+    if tuple(_one_of("up_block_types", kind, ATTENDED) for kind in reversed(up)) != attention:
+        raise WeightsError(f"U-Net config: up_block_types is {shown(up)}, expected the mirror of {shown(down)}")
+    found = UNetConfig(
+        channels=json["in_channels"],
+        out_channels=json["out_channels"],
+        widths=widths,
+        attention=attention,
+        heads=_each("attention_head_dim", json.get("num_attention_heads") or json.get("attention_head_dim", 8), widths),
+        blocks=_same("layers_per_block", json.get("layers_per_block", 2)),
+        depth=_same("transformer_layers_per_block", json.get("transformer_layers_per_block", 1)),
+        context=_same("cross_attention_dim", json.get("cross_attention_dim", 1280)),
+        linear=json.get("use_linear_projection", False),
+        groups=json.get("norm_num_groups", 32),
+        time=time,
+        size=_size(json),
+    )
+    return checked(found)
+
+
+def unet_to(c: UNetConfig) -> dict[str, Any]:
+    """unet/config.json for diffusers."""
+    return {
+        "_class_name": "UNet2DConditionModel",
+        "sample_size": c.size,
+        "in_channels": c.channels,
+        "out_channels": c.out_channels,
+        "down_block_types": ["CrossAttnDownBlock2D" if a else "DownBlock2D" for a in c.attention],
+        "up_block_types": ["CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(c.attention)],
+        "block_out_channels": list(c.widths),
+        "attention_head_dim": c.heads[0] if len(set(c.heads)) == 1 else list(c.heads),
+        "layers_per_block": c.blocks,
+        "transformer_layers_per_block": c.depth,
+        "cross_attention_dim": c.context,
+        "use_linear_projection": c.linear,
+        "norm_num_groups": c.groups,
+        **{k: UNET_FIXED[k] for k in ("act_fn", "flip_sin_to_cos", "freq_shift", "norm_eps", "downsample_padding")},
+    }
+
+
+def vae_from(json: Json) -> VAEConfig:
+    """The autoencoder that vae/config.json describes."""
+    check_fixed("autoencoder", json, VAE_FIXED)
+    for key, kind in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
+        if set(json.get(key, [kind])) != {kind}:
+            raise WeightsError(f"autoencoder config: {key} is {shown(json[key])}, expected {kind} alone")
+    found = VAEConfig(
+        channels=json.get("in_channels", 3),
+        latent_channels=json.get("latent_channels", 4),
+        widths=tuple(json["block_out_channels"]),
+        blocks=json.get("layers_per_block", 1),
+        groups=json.get("norm_num_groups", 32),
+        scale=json.get("scaling_factor") or 0.18215,
+    )
+    return checked(found)
+
+
+def vae_to(c: VAEConfig, size: int) -> dict[str, Any]:
+    """vae/config.json for diffusers; `size` in pixels."""
+    return {
+        "_class_name": "AutoencoderKL",
+        "sample_size": size,
+        "in_channels": c.channels,
+        "out_channels": c.channels,
+        "latent_channels": c.latent_channels,
+        "down_block_types": ["DownEncoderBlock2D"] * len(c.widths),
+        "up_block_types": ["UpDecoderBlock2D"] * len(c.widths),
+        "block_out_channels": list(c.widths),
+        "layers_per_block": c.blocks,
+        "norm_num_groups": c.groups,
+        "scaling_factor": c.scale,
+        "act_fn": "silu",
+    }
+
+
+def text_from(json: Json, projection: int | None = None) -> TextConfig:
+    """The text tower that text_encoder/config.json describes; `projection` is known from the weights alone."""
+    check_fixed("text tower", json, CLIP_FIXED)
+    vocabulary, eos = json.get("vocab_size", 49408), json.get("eos_token_id")
+    found = TextConfig(
+        vocabulary=vocabulary,
+        length=json.get("max_position_embeddings", 77),
+        width=json["hidden_size"],
+        inner=json["intermediate_size"],
+        layers=json["num_hidden_layers"],
+        heads=json["num_attention_heads"],
+        activation=_activation(json),
+        projection=projection,
+        eos=end_of_text(vocabulary) if eos in (None, 2) else eos,  # older files say 2 and mean the highest id
+    )
+    return checked(found)
+
+
+def text_to(c: TextConfig) -> dict[str, Any]:
+    """text_encoder/config.json for transformers; the projection is not part of it."""
+    return {
+        "architectures": ["CLIPTextModel"],
+        "model_type": "clip_text_model",
+        "vocab_size": c.vocabulary,
+        "max_position_embeddings": c.length,
+        "hidden_size": c.width,
+        "intermediate_size": c.inner,
+        "num_hidden_layers": c.layers,
+        "num_attention_heads": c.heads,
+        "hidden_act": c.activation,
+        "projection_dim": c.projection or c.width,
+        "layer_norm_eps": 1e-5,
+        "attention_dropout": 0.0,
+        "bos_token_id": c.eos - 1,
+        "eos_token_id": c.eos,
+        "pad_token_id": c.eos,
+    }
+
+
+def vision_from(json: Json, projection: int) -> VisionConfig | ConvConfig:
+    """The image tower that a CLIPVisionConfig describes, or one of convolutions, as `vision_to` does."""
+    if json.get("model_type") == CONV_TOWER:
+        convolving = ConvConfig(
+            size=json["image_size"],
+            channels=json["num_channels"],
+            widths=tuple(json["widths"]),
+            projection=projection,
+        )
+        return checked(convolving)
+    check_fixed("image tower", json, CLIP_FIXED)
+    attending = VisionConfig(
+        size=json.get("image_size", 224),
+        patch=json.get("patch_size", 32),
+        channels=json.get("num_channels", 3),
+        width=json.get("hidden_size", 768),
+        inner=json.get("intermediate_size", 3072),
+        layers=json.get("num_hidden_layers", 12),
+        heads=json.get("num_attention_heads", 12),
+        activation=_activation(json),
+        projection=projection,
+    )
+    return checked(attending)
+
+
+def vision_to(c: VisionConfig | ConvConfig) -> dict[str, Any]:
+    """The CLIPVisionConfig of an image tower; for one of convolutions, what takes its place."""
+    if isinstance(c, ConvConfig):
+        of_ours = {"image_size": c.size, "num_channels": c.channels, "widths": c.widths, "projection_dim": c.projection}
+        return {"model_type": CONV_TOWER, **of_ours}
+    return {
+        "model_type": "clip_vision_model",
+        "image_size": c.size,
+        "patch_size": c.patch,
+        "num_channels": c.channels,
+        "hidden_size": c.width,
+        "intermediate_size": c.inner,
+        "num_hidden_layers": c.layers,
+        "num_attention_heads": c.heads,
+        "hidden_act": c.activation,
+        "projection_dim": c.projection,
+        "layer_norm_eps": 1e-5,
+        "attention_dropout": 0.0,
+    }
+
+
+def end_of_text(vocabulary: int) -> int:
+    """The id that ends a text in a vocabulary of that size: CLIP's, also where tokens were added; else the last."""
+    return 49407 if vocabulary >= 49408 else vocabulary - 1
+
+
+def schedule_from(json: Json) -> tuple[Schedule, str | None]:
+    """The schedule of scheduler/scheduler_config.json, as diffusers' pipelines correct it, and eps, v or x0 if it says.
+
+    Those pipelines take 1 for every other `steps_offset`, which files of before diffusers 0.4 lack, and never clip.
+    """
+    told = {name: value for name, value in json.items() if value is not None}
+    if str(kind := told.get("_class_name", "")).startswith(("FlowMatch", "EDM")):
+        raise WeightsError(f"scheduler config: is a {str(kind)[:80]}, whose U-Nets are not built here")
+    whole("num_train_timesteps", told.get("num_train_timesteps", 1000), 2, 100_000)
+    for name in ("beta_start", "beta_end"):
+        number(name, told.get(name, 0.01), 0, 1)
+    if "trained_betas" in told:
+        whole("the length of trained_betas", len(told["trained_betas"]), 2, 100_000)
+        for beta in told["trained_betas"]:
+            number("trained_betas", beta, 0, 1)
+    said = told.get("prediction_type")
+    return schedule_from_config({**told, "steps_offset": 1}), said and prediction_named(said).name
+
+
+def defaults_from(json: Json) -> Defaults:
+    """What a model of ours draws with, from gradina.json; raises RequestError for what no request could be."""
+    given = json["defaults"]
+    Request(**given)
+    return Defaults(**{name: value for name, value in given.items() if value is not None})
+
+
+def _size(json: Json) -> int:
+    """The side of the latents that a U-Net was trained on.
+
+    The first files for Stable Diffusion said 32 and meant 64; diffusers' pipelines correct all of before version 0.9.
+    """
+    size = _same("sample_size", json.get("sample_size") or 64)
+    version = re.match(r"(\d+)\.(\d+)", str(json.get("_diffusers_version", "")))
+    old = version is not None and (int(version[1]), int(version[2])) < (0, 9)
+    return 64 if old and isinstance(json.get("sample_size"), int) and size < 64 else size
+
+
+def _one_of(key: str, kind: str, kinds: Mapping[str, bool]) -> bool:
+    if kind not in kinds:
+        raise WeightsError(
+            f"U-Net config: {key} has {shown(kind)}, which is not built here (choices: {', '.join(kinds)})"
+        )
+    return kinds[kind]
+
+
+def _each(key: str, value: int | list[int], levels: tuple[int, ...]) -> tuple[int, ...]:
+    """One entry for each level, from one number for all or a list."""
+    each = (value,) * len(levels) if isinstance(value, int) else tuple(value)
+    if len(each) != len(levels):
+        raise WeightsError(
+            f"U-Net config: {key} is {shown(value)}, expected one number, or one for each of {shown(levels)}"
+        )
+    return each
+
+
+def _same(key: str, value: int | list[int]) -> int:
+    """The one number that a list repeats."""
+    if isinstance(value, list) and len(set(value)) == 1:
+        return value[0]
+    if not isinstance(value, int):
+        raise WeightsError(f"U-Net config: {key} is {shown(value)}, expected the same number for all levels")
+    return value
+
+
+def _activation(json: Json) -> Activation:
+    name = json.get("hidden_act", "quick_gelu")
+    if name not in ACTIVATIONS:
+        raise WeightsError(
+            f"text or image tower config: hidden_act is {shown(name)} (choices: {', '.join(ACTIVATIONS)})"
+        )
+    return cast(Activation, name)

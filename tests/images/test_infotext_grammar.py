@@ -1,0 +1,166 @@
+"""A1111's text as A1111 reads it, and where people and other programs break its rules."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gradina.errors import RequestError
+from gradina.images.infotext import KNOWN, read_parameters, write_parameters
+from gradina.images.infotext_grammar import Parts, parse
+from gradina.request import SAMPLER_NAMES, SCHEDULE_NAMES, Request
+
+LINE = "Steps: 20, Sampler: Euler a, CFG scale: 7, Seed: 77, Size: 512x768, RNG: CPU"
+JSON = '[{"a": 1, "b": [2, "x, y: z"]}]'
+PAIRS = {"Steps": "20", "Sampler": "Euler a", "CFG scale": "7", "Seed": "77", "Size": "512x768", "RNG": "CPU"}
+
+
+def kite(negative: str = "blurry, ugly", prompt: str = "a red kite", rest: str = "", **more: str) -> Parts:
+    return Parts(prompt, negative, PAIRS | more, rest)
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        (f"a red kite\nNegative prompt: blurry, ugly\n{LINE}", kite()),
+        (f"a red kite\r\nNegative prompt: blurry, ugly\r\n{LINE}\r\n", kite()),
+        (f"a red kite\rNegative prompt: blurry, ugly\r{LINE}", kite()),
+        (f"a red kite\n  Negative prompt: blurry, ugly\n {LINE}", kite()),
+        (f"a red kite\nNegative prompt: blurry, ugly\n{LINE}\nTemplate: x", kite(rest="Template: x")),
+        (f"a red kite\n{LINE}", kite("")),
+        (f"Negative prompt: blurry, ugly\n{LINE}", kite(prompt="")),
+        (LINE, kite("", "")),
+        (f"a red kite\nnegative prompt: blurry, ugly\n{LINE}", kite()),
+        (f"a red kite\nNegative Prompt: blurry, ugly\n{LINE}", kite()),
+        ("a red kite\nNegative prompt: blurry, ugly\n" + LINE.replace(", ", "\n"), kite()),
+        ("a red kite\n" + LINE.replace(", ", "\n") + "\nTemplate: x, Seed: 3", kite("", rest="Template: x, Seed: 3")),
+        (f"a red kite\\nNegative prompt: blurry, ugly\\n{LINE}", kite()),
+        (f"a red kite\\r\\nNegative prompt: blurry, ugly\\r\\n{LINE}", kite()),
+        (f"a red kite<br>Negative prompt: blurry, ugly<br />{LINE}", kite()),
+        ("a kite\nSteps: 20, CFG scale: 7,5, Seed: 3, Denoising strength: 0,75",
+         Parts("a kite", "", {"Steps": "20", "CFG scale": "7,5", "Seed": "3", "Denoising strength": "0,75"}, "")),
+        # all in one line
+        (f"a red kite.Negative prompt: blurry, ugly.{LINE}", kite()),
+        (f"a red kite, Negative prompt: blurry, ugly, {LINE}", kite()),
+        (f"a red kite Negative prompt: blurry, ugly {LINE}", kite()),
+        (f"a red kite. {LINE}", kite("")),
+        (f"a red kite..., {LINE}", kite("", "a red kite...")),
+        (f"a red kite\nNegative prompt: blurry, ugly, {LINE}", kite()),
+        (f"a red\nkite Negative prompt: blurry, ugly {LINE}", kite(prompt="a red\nkite")),
+        (f"Negative prompt: blurry, ugly, {LINE}", kite(prompt="")),
+        (f"a red kite\nNegative prompt: blurry, ugly, {LINE}\nTemplate: x", kite(rest="Template: x")),
+        ("a, Negative prompt: b, Sampler: Euler, Steps: 4, Seed: 3",
+         Parts("a", "b", {"Sampler": "Euler", "Steps": "4", "Seed": "3"}, "")),
+        ("a Model: tall, red, Negative prompt: b, Steps: 4, Seed: 3, Size: 8x8",
+         Parts("a Model: tall, red", "b", {"Steps": "4", "Seed": "3", "Size": "8x8"}, "")),
+        # a negative prompt that only looks like settings
+        ("a red kite\nNegative prompt: a: b, c: d, e: f", Parts("a red kite", "a: b, c: d, e: f", {}, "")),
+        ("a kite\nNegative prompt: Steps: 20, x: y, Seed: 3", Parts("a kite", "Steps: 20, x: y, Seed: 3", {}, "")),
+        ("a red kite\nNegative prompt: blurry, Size: 3", Parts("a red kite", "blurry, Size: 3", {}, "")),
+        # a prompt that only looks like settings, or like a negative prompt
+        ("a kite\na: b, c: d, e: f", Parts("a kite\na: b, c: d, e: f", "", {}, "")),
+        ("style: photo, mood: dark, colour: red", Parts("style: photo, mood: dark, colour: red", "", {}, "")),
+        ("a sign: exit, Seed: 3, x: y", Parts("a sign: exit, Seed: 3, x: y", "", {}, "")),
+        ("a flight of Steps: 20, red", Parts("a flight of Steps: 20, red", "", {}, "")),
+        ("Steps: of stone, wet", Parts("Steps: of stone, wet", "", {}, "")),
+        (f"no Negative prompt: here\n{LINE}", kite("", "no Negative prompt: here")),
+        (f"two Steps: 3, Seed: 4\n{LINE}", kite("", "two Steps: 3, Seed: 4")),
+        # every negative line counts, as A1111 has it
+        (f"a\nNegative prompt: b\nNegative prompt: c\n{LINE}", kite("b\nc", "a")),
+        # settings in another order, or in small letters
+        ("a\nSampler: Euler, Steps: 4, Seed: 3", Parts("a", "", {"Sampler": "Euler", "Steps": "4", "Seed": "3"}, "")),
+        ("a\nseed: 3, size: 8x8, x: y", Parts("a", "", {"Seed": "3", "Size": "8x8", "x": "y"}, "")),
+        ("a\nWild: x, Steps: 4, Seed: 3", Parts("a", "", {"Wild": "x", "Steps": "4", "Seed": "3"}, "")),
+        ("a\nsteps: 4, SEED: 3, x: y", Parts("a", "", {"Steps": "4", "Seed": "3", "x": "y"}, "")),
+        # quoted values
+        (f'a\n{LINE}, W: "x\ny, z: \\"w\\"", V: 1', kite("", "a", W='x\ny, z: "w"', V="1")),
+        (f'a\n{LINE}, W: "x\nSteps: 3, y", V: 1', kite("", "a", W="x\nSteps: 3, y", V="1")),
+        (f'a\n{LINE}, W: "x\\ny\\u00e9\\\\"', kite("", "a", W="x\nyé\\")),
+        (f'a\n{LINE}, W: "x", V: "y"', kite("", "a", W="x", V="y")),
+        (f'a\n{LINE}, W: "x" and y, V: "', kite("", "a", W='"x" and y', V='"')),
+        (f'a\n{LINE}, W: "bad \\q escape"', kite("", "a", W='"bad \\q escape"')),
+        (f"a\n{LINE}, Model: my:model", kite("", "a", Model="my:model")),
+        # JSON without quotes, as Civitai and stable-diffusion.cpp write
+        (f"a\n{LINE}, C: {JSON}, V: 1", kite("", "a", C=JSON, V="1")),
+        (f"a\n{LINE}, C: [x, V: 1", kite("", "a", C="[x", V="1")),
+        (f"a\n{LINE}, C: {'[' * 5000}, V: 1", kite("", "a", C="[" * 5000, V="1")),
+        ("", Parts("", "", {}, "")),
+        ("{red|blue} kite", Parts("{red|blue} kite", "", {}, "")),
+    ],
+)  # fmt: skip
+def test_texts_by_value(text: str, parts: Parts) -> None:
+    assert parse(text, KNOWN) == parts
+
+
+WORDS = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=40)
+TAME = WORDS.filter(lambda text: "Steps:" not in text and "Negative prompt:" not in text)
+
+
+@given(TAME, TAME, WORDS, st.sampled_from(SAMPLER_NAMES), st.sampled_from(SCHEDULE_NAMES), st.integers(0, 2**64 - 1))
+@settings(max_examples=200, deadline=None)
+def test_what_is_written_is_read(prompt: str, negative: str, name: str, sampler: str, schedule: str, seed: int) -> None:
+    loras = ((f"x{name}\n", 0.5),)
+    request = Request(
+        prompt=prompt,
+        negative_prompt=negative,
+        steps=3,
+        sampler=sampler,
+        schedule=schedule,
+        seed=seed,
+        loras=loras,  # type: ignore[arg-type]
+    )
+    assert read_parameters(write_parameters(request, None, "0.1.0")) == (request, [])
+
+
+PIECES = (
+    "Steps: 20", "Steps:", "Negative prompt:", "Sampler: Euler a", ", ", "\n", "\r\n", '"', "\\", ":", "[", "{", "}",
+    "Seed: 1", "CFG scale: nan", "Size: 3x5", "Loras: [[", "Edit: {}", "a kite", "<lora:x:1>",
+    "Guidance interval: 1", "\0",
+)  # fmt: skip
+
+
+@given(st.lists(st.sampled_from(PIECES) | st.text(max_size=5), max_size=30).map("".join))
+@settings(max_examples=300, deadline=None)
+def test_any_text_is_read(text: str) -> None:
+    try:
+        request, notes = read_parameters(text)
+    except RequestError as error:
+        pytest.fail(f"{error}")
+    assert isinstance(request, Request)
+    assert not any("\n" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    "evil",
+    ["Steps: 1, " * 20_000, "Steps: 1\n" * 20_000, 'Steps: 1, a:"\n' * 10_000, " " * 200_000 + "x", "a:[" * 50_000,
+     "x Steps: 1, Seed: 1 " * 10_000, 'a:"\\' * 50_000, "Negative prompt:" * 10_000],
+)  # fmt: skip
+def test_long_texts_take_no_long_time(evil: str) -> None:
+    parse(f"x{evil}", KNOWN)
+    parse(f"x\nSteps: 20, {evil}", KNOWN)
+
+
+@pytest.mark.parametrize(
+    ("line", "fields"),
+    [
+        ("Steps: 20.0, Seed: 12.0, CFG scale: 7,5", {"steps": 20, "seed": 12, "guidance_scale": 7.5}),
+        ("Steps: 20, Seed: 18446744073709551615, Size: 512*768px", {"seed": 2**64 - 1, "width": 512, "height": 768}),
+        ("Steps: 20, Guidance Scale: 3,5, Width: 512, Height: 768",
+         {"guidance_scale": 3.5, "width": 512, "height": 768}),
+        ("steps: 20, cfg scale: 2, size: 512 x 768", {"steps": 20, "guidance_scale": 2, "width": 512, "height": 768}),
+        ("Steps: 20, Size: 64x64, Width: 512, Height: 512", {"width": 64, "height": 64}),
+    ],
+)  # fmt: skip
+def test_numbers_as_other_programs_write_them(line: str, fields: dict[str, float]) -> None:
+    request, notes = read_parameters(f"a kite\n{line}, RNG: CPU")
+    assert {name: getattr(request, name) for name in fields} == fields
+    assert notes == []
+
+
+def test_values_that_cannot_be_used_are_said() -> None:
+    request, notes = read_parameters(f"x\n{LINE}, Loras: {'[' * 3000}, Edit: 3, Eta DDIM: 0.5, Guidance interval: 1")
+    assert (request.loras, request.edit, request.eta) == ((), None, 0.5)
+    assert [note.split(":")[0] for note in notes] == ["Loras", "Guidance interval", "Edit"]
+    assert read_parameters("x\nSteps: 20, Size: big, RNG: CPU")[1] == ["Size: big (cannot be used, left open)"]
+    assert read_parameters("x\nSteps: 20, Size: 64 x 128, RNG: CPU")[0].height == 128

@@ -1,0 +1,278 @@
+"""Pictures from anywhere, made into what a model can start from."""
+
+from __future__ import annotations
+
+import re
+import struct
+import warnings
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gradina.errors import PictureError
+from gradina.images.open import FORMATS, MAX_PIXELS, SUFFIXES, fit, middle, open_mask, open_picture, pictures_in
+
+RED, WHITE, BLACK = (255, 0, 0), (255, 255, 255), (0, 0, 0)
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def bare_png(width: int, height: int) -> bytes:
+    """A PNG whose header announces a size, with no pixels behind it."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+def test_a_path_and_the_picture_itself_give_the_same(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    image.save(tmp_path / "a.png")
+    for source in (image, tmp_path / "a.png", str(tmp_path / "a.png")):
+        got = open_picture(source)
+        assert got.mode == "RGB"
+        assert np.array_equal(np.asarray(got), pixels)
+    assert open_picture(image) is not image
+
+
+def test_orientation_is_applied(tmp_path: Path) -> None:
+    image = Image.new("RGB", (4, 2), BLACK)
+    image.putpixel((0, 0), RED)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees, clockwise
+    image.save(tmp_path / "a.png", exif=exif)
+    got = open_picture(tmp_path / "a.png")
+    assert got.size == (2, 4)
+    assert got.getpixel((1, 0)) == RED
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "RGBa", "P"])
+def test_transparency_is_laid_over_white_and_under_masks_over_black(mode: str, tmp_path: Path) -> None:
+    if mode == "P":
+        image = Image.new("P", (2, 1))
+        image.putpalette([255, 0, 0, 0, 255, 0])
+        image.info["transparency"] = 0
+        image.save(tmp_path / "p.png", transparency=b"\x00")
+        source: Any = tmp_path / "p.png"
+    else:
+        source = Image.new("RGBA", (2, 1), (255, 0, 0, 0)).convert(mode)
+    assert open_picture(source).getpixel((0, 0)) == WHITE
+    assert open_mask(source).getpixel((0, 0)) == 0
+
+
+def test_half_transparency_is_blended() -> None:
+    assert open_picture(Image.new("RGBA", (1, 1), (0, 0, 0, 128))).getpixel((0, 0)) == (127, 127, 127)
+
+
+@pytest.mark.parametrize(
+    ("mode", "dtype", "top"),
+    [
+        ("I;16", np.uint16, 65535),
+        ("I", np.int32, 65535),
+        ("I", np.int32, 255),
+        ("F", np.float32, 1.0),
+        ("F", np.float32, 255),
+    ],
+)
+def test_deep_grey_keeps_its_range(mode: str, dtype: Any, top: float) -> None:
+    image = Image.fromarray(np.array([[0, top / 2, top]], dtype))
+    assert image.mode == mode
+    grey = [image_pixel[0] for image_pixel in (open_picture(image).getpixel((x, 0)) for x in range(3))]  # type: ignore[index]
+    assert grey[0] == 0
+    assert abs(grey[1] - 127.5) <= 1
+    assert grey[2] == 255
+
+
+def test_16_bit_files(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[0, 257, 32896, 65535]], np.uint16)).save(tmp_path / "a.png")
+    Image.fromarray(np.array([[0, 257, 32896, 65535]], np.uint16)).save(tmp_path / "a.tiff")
+    for name in ("a.png", "a.tiff"):
+        assert np.asarray(open_mask(tmp_path / name)).tolist() == [[0, 1, 128, 255]]
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK", "YCbCr", "HSV", "LAB", "I;16B"])
+def test_every_mode_becomes_rgb_and_grey(mode: str) -> None:
+    assert open_picture(Image.new(mode, (3, 2))).mode == "RGB"
+    assert open_mask(Image.new(mode, (3, 2))).mode == "L"
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "gif", "bmp", "tiff", "ppm"])
+def test_formats(suffix: str, tmp_path: Path) -> None:
+    Image.new("RGB", (16, 8), RED).save(tmp_path / f"a.{suffix}")
+    r, g, b = open_picture(tmp_path / f"a.{suffix}").getpixel((3, 3))  # type: ignore[misc]
+    assert r > 250
+    assert g < 5
+    assert b < 5
+
+
+def broken(tmp_path: Path) -> dict[str, tuple[Callable[[], object], str]]:
+    """What a user may hand in, and words of the one line that it gets."""
+    (tmp_path / "words.png").write_text("no picture")
+    (tmp_path / "empty.png").write_bytes(b"")
+    noise = Image.effect_noise((64, 64), 50)
+    for suffix in ("png", "jpg", "webp", "gif", "tiff"):
+        noise.save(tmp_path / f"whole.{suffix}")
+        whole = (tmp_path / f"whole.{suffix}").read_bytes()
+        (tmp_path / f"half.{suffix}").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "page.eps").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n")
+    files = {
+        "none.png": "does not exist", "": "is no file", "words.png": "is no picture", "empty.png": "is no picture",
+        "half.png": "damaged", "half.jpg": "damaged", "half.webp": "damaged|no picture", "half.gif": "damaged",
+        "half.tiff": "damaged|no picture", "page.eps": "is EPS, expected PNG",
+    }  # fmt: skip
+    for name, size in (("large", (5000, 5000)), ("bomb", (12000, 12000)), ("worse", (60000, 60000))):
+        (tmp_path / f"{name}.png").write_bytes(bare_png(*size))
+    files |= {"large.png": r"5000 x 5000 pixels, 25\.0 megapixels \(at most 16\.8\)", "bomb.png": "144.0 mega",
+              "worse.png": "far too many megapixels"}  # fmt: skip
+    return {name: (lambda path=tmp_path / name: open_picture(path), words) for name, words in files.items()}  # type: ignore[misc]
+
+
+def test_what_is_no_usable_picture_gets_one_line(tmp_path: Path) -> None:
+    for name, (attempt, words) in broken(tmp_path).items():
+        with warnings.catch_warnings(record=True) as caught, pytest.raises(PictureError, match=words) as error:
+            attempt()
+        assert not caught, name
+        assert str(error.value).startswith("init_image: ")
+        assert "\n" not in str(error.value)
+
+
+def test_the_limit_holds_for_pictures_in_memory_and_is_inclusive() -> None:
+    assert MAX_PIXELS >= 4096 * 4096
+    with pytest.raises(PictureError, match=r"mask_image: the picture is 4200 x 4100"):
+        open_mask(Image.new("1", (4200, 4100)))
+    large = Image.new("1", (4200, 4100))
+    assert open_picture(large, most=4200 * 4100).size == large.size
+    with pytest.raises(PictureError, match=r"17\.2 megapixels \(at most 17\.0\)"):
+        open_picture(large, most=17_000_000)
+    with pytest.raises(PictureError, match="0 x 5"):
+        open_picture(Image.new("RGB", (0, 5)))
+
+
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [
+        (b"", "it is empty; "),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "it is HEIC; "),
+        (b"\0\0\0\x18ftypisom", "it is a video; "),
+        (b"<!DOCTYPE html><html>", "it is HTML; "),
+        (b"<?xml version='1.0'?><svg/>", "it is SVG; "),
+        (b"\xff\x0a" + bytes(9), "it is JPEG XL; "),
+        (b"version https://git-lfs.github.com/spec/v1\n", "it is a pointer of Git LFS, "),
+        (b"anything", ""),
+    ],
+)
+def test_what_is_no_picture_is_named(tmp_path: Path, data: bytes, kind: str) -> None:
+    (tmp_path / "a.jpg").write_bytes(data)
+    for source, name in ((tmp_path / "a.jpg", tmp_path / "a.jpg"), (data, "the file")):
+        with pytest.raises(PictureError) as error:
+            open_picture(source)
+        assert str(error.value).startswith(f"init_image: {name} is no picture ({kind}")
+
+
+def test_a_closed_picture_gets_one_line(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as image:
+        pass
+    with pytest.raises(PictureError, match="the picture is damaged"):
+        open_picture(image)
+
+
+def test_fit_is_what_diffusers_does() -> None:
+    image = Image.effect_noise((50, 40), 90)
+    assert fit(image, 50, 40) is image
+    assert fit(image, 32, 64).size == (32, 64)
+    processor = pytest.importorskip("diffusers.image_processor").VaeImageProcessor(do_convert_rgb=False)
+    assert fit(image, 32, 64).tobytes() == processor.resize(image, 64, 32).tobytes()
+
+
+@pytest.mark.parametrize("size", [(24, 24), (61, 45), (30, 200), (7, 9), (333, 100)])
+@pytest.mark.parametrize("resample", [Image.Resampling.BICUBIC, Image.Resampling.BILINEAR])
+def test_middle_is_what_transformers_does(size: tuple[int, int], resample: Image.Resampling) -> None:
+    processor = pytest.importorskip("transformers").CLIPImageProcessor(
+        size={"shortest_edge": 24}, crop_size=24, resample=resample, do_rescale=False, do_normalize=False
+    )
+    noise = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
+    ours = np.asarray(middle(Image.fromarray(noise), 24, resample))
+    assert np.array_equal(ours.transpose(2, 0, 1), processor(Image.fromarray(noise)).pixel_values[0])
+
+
+def test_of_a_very_long_picture_the_ends_are_not_looked_at() -> None:
+    long = Image.new("RGB", (100_001, 1), RED)
+    long.putpixel((50_000, 0), WHITE)
+    small = middle(long, 8, Image.Resampling.NEAREST)
+    assert small.size == (8, 8)
+    assert small.getpixel((5, 3)) == WHITE
+    assert middle(long.transpose(Image.Transpose.ROTATE_90), 8, Image.Resampling.NEAREST).getpixel((3, 5)) == WHITE
+
+
+def test_pictures_are_found_in_folders_in_order(tmp_path: Path) -> None:
+    for name in ("b.PNG", "a.jpg", "c.txt", ".d.png", "z/e.webp", "m/f.gif", "m/n/g.tif", ".hidden/h.png", "m/i.png/x"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    (tmp_path / "gone.png").symlink_to("nowhere")
+    found = [str(path.relative_to(tmp_path)) for path in pictures_in(tmp_path)]
+    assert found == ["a.jpg", "b.PNG", "m/f.gif", "m/n/g.tif", "z/e.webp"]
+
+
+def test_thumbnails_and_bins_of_systems_are_no_pictures(tmp_path: Path) -> None:
+    for name in ("@eaDir/SYNOPHOTO_THUMB.png", "__MACOSX/._a.png", "a/.thumbnails/b.png", "#recycle/c.png", "._d.png",
+                 "$RECYCLE.BIN/e.png", "a/@EADIR/f.png", "@me/g.png"):  # fmt: skip
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    assert pictures_in(tmp_path) == [tmp_path / "@me" / "g.png"]
+
+
+def test_formats_that_are_not_read_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("IMG_1.HEIC", "x/b.nef"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    told = r"2 pictures are in formats that are not read \(.heic, .nef: IMG_1.HEIC, x/b.nef\)"
+    with pytest.raises(PictureError, match=told + "; convert them to PNG or JPEG"):
+        pictures_in(tmp_path)
+    (tmp_path / "c.png").write_text("")
+    assert pictures_in(tmp_path) == [tmp_path / "c.png"]
+    assert re.search(told + ", and left out; convert them", caplog.text)
+
+
+def test_suffixes_are_those_of_the_formats() -> None:
+    Image.init()
+    assert {Image.registered_extensions()[suffix] for suffix in SUFFIXES} | {"MPO"} == set(FORMATS)
+
+
+def test_links_to_folders_are_followed_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("here/x/a.png", "away/b.png", "away/back/c.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    for name, to in (("away", "away"), ("again", "away"), ("up", "."), ("x2", "here/x"), ("loop", "here")):
+        (tmp_path / "here" / name).symlink_to(tmp_path / to)
+    (tmp_path / "away" / "back" / "loop").symlink_to(tmp_path / "away")
+    found = [path.relative_to(tmp_path / "here").as_posix() for path in pictures_in(tmp_path / "here")]
+    assert found == ["again/b.png", "again/back/c.png", "x/a.png"]
+    assert not caplog.messages
+
+
+def test_links_to_nothing_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "a.png").write_bytes(b"")
+    for i in range(4):
+        (tmp_path / f"{i}.png").symlink_to("nowhere")
+    assert pictures_in(tmp_path) == [tmp_path / "a.png"]
+    told = "4 links to pictures lead to nothing (0.png, 1.png, 2.png, ...), and are left out"
+    assert caplog.messages == [f"{tmp_path}: {told}"]
+
+
+def test_folders_that_cannot_be_read_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def walk(top: Path, onerror: Callable[[OSError], None], **_: object) -> Iterator[tuple[str, list[str], list[str]]]:
+        onerror(PermissionError(13, "Permission denied", str(top / "x")))
+        yield str(top), [], []
+
+    monkeypatch.setattr("os.walk", walk)
+    assert pictures_in(tmp_path) == []
+    assert caplog.messages == [f"{tmp_path / 'x'}: cannot be read (Permission denied), and is left out"]

@@ -1,0 +1,130 @@
+"""Recipes: what is shipped can be read, and what is wrong is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gradina.errors import RecipeError
+from gradina.models.clip import ConvConfig, VisionConfig
+from gradina.training.pretrain.recipes import read_recipe
+
+TOWER = "[vision.training]\nsteps = 1\nbatch = 1\nlr = 1e-3\n[vision.network]\nsize = 32\n{}\n[defaults]"
+SHIPPED = sorted((Path(__file__).parents[3] / "recipes").glob("*.toml"))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
+def test_shipped_recipes_are_read(path: Path) -> None:
+    recipe = read_recipe(path)
+    assert recipe.name == path.stem
+    assert recipe.defaults.width % recipe.vae.network.factor == 0
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("seed = 3", 'seed = "three"', "seed: got 'three', expected int"),
+        ("seed = 3", "seed = true", "seed: got True, expected int"),
+        ("seed = 3", "sead = 3", r"there is no sead \(known here: name, description, seed"),
+        ("kl_weight = 1e-4", 'kl_weight = "much"', r"vae\.kl_weight: got 'much', expected float"),
+        ("widths = [8, 8, 8, 8]", "widths = 8", r"vae\.network\.widths: got 8, expected a list"),
+        ("widths = [8, 8, 8, 8]", 'widths = ["a"]', r"vae\.network\.widths\[0\]: got 'a', expected int"),
+        ("size = 560\n", "", r"vocabulary\.size is missing"),
+        ('sampler = "ddim"', 'sampler = "dim"', r"defaults\.sampler: got 'dim', expected one of ddpm, ddim"),
+        ("[data]", "[data", "not a TOML file"),
+        ("sample_every = 4", "sample_every = 0", "sample_every: got 0, expected more than 0"),
+        ("batch = 4", "batch = 0", r"vae\.training\.batch: got 0, expected a number above 0"),
+        ("batch = 4", "batch = 4\naccumulate = 0", r"vae\.training\.accumulate: got 0, expected a number above 0"),
+        ("batch = 4", 'batch = 4\nprecision = "fp8"', r"vae\.training\.precision: got 'fp8', expected one of float32"),
+        ("batch = 4", "batch = 4\nbetas = [0.9]", r"vae\.training\.betas: got \(0\.9,\), expected two numbers"),
+        (
+            "batch = 4",
+            "batch = 4\nbetas = [0.9, 1.0]",
+            r"vae\.training\.betas: got \(0\.9, 1\.0\), expected two numbers",
+        ),
+        ("groups = 4", "groups = 7", r"vae\.network: cannot be built \(num_channels"),
+        ("widths = [8, 8, 8, 8]", "widths = []", r"vae\.network: cannot be built"),
+        ("heads = [2, 2]", "heads = [2]", r"unet\.network: expected as many widths as entries of attention and heads"),
+        ("heads = [2, 2]", "heads = [3, 2]", r"unet\.network\.heads: got \[3, 2\], expected divisors of \[8, 8\]"),
+        ('prediction = "v"', 'prediction = "foo"', r"unet\.prediction: got 'foo', expected one of eps, v, x0"),
+        (
+            'prediction = "v"',
+            'prediction = "v"\ncaption_dropout = 7',
+            r"unet\.caption_dropout: got 7\.0, expected 0 to 1",
+        ),
+        ("lr = 1e-3", "lr = 1e-3\nresized = -1", r"vae\.training\.resized: got -1\.0, expected 0 to 1"),
+        ("lr = 1e-3", 'lr = 1e-3\nonly = "encoder"', r"vae\.training\.only: got 'encoder', expected one of decoder"),
+        (
+            "[defaults]",
+            "[words]\nwidth = 10\nheads = 4\n[words.training]\nsteps = 1\nbatch = 1\nlr = 1e-3\n[defaults]",
+            r"words\.width: got 10, expected a multiple of heads, 4",
+        ),
+        ("lr = 1e-3", 'lr = 1e-3\nonly = "decoder"', r"vae\.training\.only: in the first phase both halves"),
+        (
+            "warmup = 2\naccumulate = 2",
+            "warmup = 2\ntext_rate = 2.0",
+            r"unet\.training\.text_rate: got 2\.0, expected 0 to 1",
+        ),
+        ("accumulate = 2", "places = 0.1", r"unet\.training\.smallest, places: are for pictures that are composed"),
+        (
+            "accumulate = 2",
+            'home = "noto"',
+            r"unet\.training\.home: got 'noto', expected one of the styles of data.icons",
+        ),
+        ("accumulate = 2", "shift = 0.0", r"unet\.training\.shift: got 0.0, expected more than 0"),
+        ("accumulate = 2", "things = 1", r"unet\.training\.things: got 1, expected 1 to 0, those of data.icons"),
+        ("accumulate = 2", "pixels = 12", r"unet\.training\.pixels: got 12, expected a multiple of 8"),
+        ("accumulate = 2", 'pixels = "half"', r"unet\.training\.pixels: got 'half', expected int"),
+        ("steps = 3", "steps = 4000", "steps: got 4000, expected a whole number from 1 to 1000"),
+        ("size = 560", "size = 10", "vocabulary: expected a size of 514 tokens or more"),
+        ("[defaults]", '[schedule]\nbeta_schedule = "odd"\n\n[defaults]', "beta_schedule: got 'odd', expected one of"),
+        ("[defaults]", "[default]", r"there is no default "),
+        (
+            "[defaults]",
+            TOWER.format("widths = []"),
+            r"vision\.network\.widths: got 0, expected one or more that 32 pix",
+        ),
+        ("[defaults]", TOWER.format("widths = [4, 4, 4, 4, 4, 4]"), r"vision\.network\.widths: got 6"),
+        ("[defaults]", TOWER.format("width = [4]"), r"vision\.network\.width: got \[4\], expected int"),
+        (
+            "[defaults]",
+            TOWER.format("widths = [4]\nprojection = 9"),
+            r"vision\.network\.projection: got 9, expected 16",
+        ),
+    ],
+)
+def test_what_is_wrong_is_named(recipe_file: Path, old: str, new: str, message: str) -> None:
+    recipe_file.write_text(recipe_file.read_text().replace(old, new, 1))
+    with pytest.raises(RecipeError, match=message) as caught:
+        read_recipe(recipe_file)
+    assert str(caught.value).startswith(str(recipe_file))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("shape", "kind"), [("widths = [4, 8]", ConvConfig), ("patch = 8\nwidth = 64", VisionConfig)])
+def test_an_image_tower_is_the_kind_that_its_keys_say(recipe_file: Path, shape: str, kind: type) -> None:
+    tower = TOWER.format(f"{shape}\nprojection = 16")
+    recipe_file.write_text(recipe_file.read_text().replace("[defaults]", tower, 1))
+    vision = read_recipe(recipe_file).vision
+    assert vision is not None
+    assert type(vision.network) is kind
+
+
+def test_a_missing_recipe_is_named() -> None:
+    with pytest.raises(RecipeError, match=r"nowhere\.toml: there is no such recipe"):
+        read_recipe("nowhere.toml")
+
+
+def test_recipes_are_read_whatever_the_editor(recipe_file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    expected = read_recipe(recipe_file)
+    for data in (b"\xef\xbb\xbf" + recipe_file.read_bytes(), recipe_file.read_text().encode("utf-16")):
+        recipe_file.write_bytes(data.replace(b"\n", b"\r\n") if data.startswith(b"\xef") else data)
+        assert read_recipe(recipe_file) == expected
+    assert not caplog.messages
+    recipe_file.write_text("a = " + "[" * 100_000)
+    with pytest.raises(RecipeError, match=r"not a TOML file \(it is nested too deep\)"):
+        read_recipe(recipe_file)
+    recipe_file.write_bytes(b"\x89PNG\0")
+    with pytest.raises(RecipeError, match="is no text in UTF-8"):
+        read_recipe(recipe_file)

@@ -1,0 +1,258 @@
+"""Files of learnt words: theirs are read, ours are loaded by diffusers, and pictures are the same."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from safetensors.torch import save_file
+
+from gradina import Request, generate, load
+from gradina.adapters.textual_inversion import Concept
+from gradina.apps.cli.main import main
+from gradina.errors import WeightsError
+from gradina.images.metadata import read_picture
+from gradina.pipeline import StableDiffusion, steps
+from gradina.weights.formats.textual_inversion import read_concept, write_concept
+
+Tiny = Callable[..., StableDiffusion]
+ASKED = Request(prompt="a <teddy> boat", seed=7, steps=3, width=64, height=64, sampler="ddim", schedule="leading")
+
+
+def vectors(count: int, width: int = 32) -> torch.Tensor:
+    return 3 * torch.randn(count, width, generator=torch.Generator().manual_seed(count))
+
+
+def grey(one: Any, other: Any) -> int:
+    return int(np.abs(np.asarray(one).astype(int) - np.asarray(other).astype(int)).max())
+
+
+@contextmanager
+def refused_by_name(path: Path) -> Iterator[None]:
+    """What is inside may be refused, in an error that names the file."""
+    try:
+        yield
+    except WeightsError as error:
+        if str(path) not in str(error):
+            raise
+
+
+@pytest.mark.parametrize(("count", "word"), [(1, "<teddy>"), (3, "<teddy>"), (3, "<Teddy>"), (2, "MyTeddy")])
+def test_ours_draws_the_same_in_diffusers(tiny_model: Tiny, tmp_path: Path, count: int, word: str) -> None:
+    """With capitals, too: the file has the word in small letters, by which diffusers finds all its tokens."""
+    tiny_model("sd1").save(tmp_path / "model")
+    path, prompt = tmp_path / "teddy.safetensors", f"a {word} boat"
+    write_concept(Concept(word, vectors(count)), path)
+    model = load(tmp_path / "model")
+    (mine,) = generate(model, replace(ASKED, prompt=prompt, concepts=(str(path),)))
+    (without,) = generate(model, replace(ASKED, prompt=prompt))
+    assert grey(mine.image, without.image) > 3
+    pipe = StableDiffusionPipeline.from_pretrained(tmp_path / "model", safety_checker=None)
+    pipe.load_textual_inversion(path)
+    pipe.set_progress_bar_config(disable=True)
+    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(7))
+    theirs = pipe(prompt.lower(), num_inference_steps=3, guidance_scale=3.0, latents=noise).images[0]
+    assert grey(mine.image, theirs) <= 1
+
+
+def test_the_forms_of_others_are_read(tmp_path: Path) -> None:
+    for count, tensors in (
+        (1, {"<teddy>": vectors(1)[0]}),
+        (2, {"<teddy>": vectors(2).half()}),
+        (2, {"emb_params": vectors(2)}),
+    ):
+        save_file({name: x.contiguous() for name, x in tensors.items()}, tmp_path / "bear.safetensors")
+        read = read_concept(tmp_path / "bear.safetensors")
+        assert read.token == ("bear" if "emb_params" in tensors else "<teddy>")
+        assert torch.allclose(read.vectors, vectors(count), atol=1e-2)
+        assert read.vectors.dtype == torch.float32
+
+
+PICKLES = {
+    "a1111": {"string_to_token": {"*": 265}, "string_to_param": {"*": vectors(2)}, "name": "<teddy>", "step": 500},
+    "parameter": {"string_to_param": {"*": torch.nn.Parameter(vectors(2))}, "name": "<teddy>"},
+    "first": {"string_to_param": torch.nn.ParameterDict({"*": torch.nn.Parameter(vectors(2))}), "name": "<teddy>"},
+    "diffusers": {"<teddy>": vectors(2)},
+}
+
+
+@pytest.mark.parametrize("kind", PICKLES)
+def test_pickles_are_converted(tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    source, target = tmp_path / "teddy.pt", tmp_path / "teddy.safetensors"
+    torch.save(PICKLES[kind], source)
+    assert main(["convert", str(source), str(target)]) == 0
+    read = read_concept(target)
+    assert read.token == "<teddy>"
+    assert torch.equal(read.vectors, vectors(2))
+    assert main(["convert", str(source), str(tmp_path / "folder")]) == 2
+    assert "a learnt word is one file; end the name in .safetensors" in capsys.readouterr().err
+
+
+def test_a_pickle_without_a_name_is_called_as_its_file(tmp_path: Path) -> None:
+    torch.save({"string_to_param": {"*": vectors(1)}, "name": None}, tmp_path / "bear.pt")
+    main(["convert", str(tmp_path / "bear.pt"), str(tmp_path / "x.safetensors")])
+    assert read_concept(tmp_path / "x.safetensors").token == "bear"
+
+
+@pytest.mark.parametrize(
+    ("tensors", "words"),
+    [
+        ({"clip_l": vectors(1), "clip_g": vectors(1)}, "is for SDXL, with vectors for two text towers"),
+        ({"a": vectors(1), "b": vectors(1)}, r"expected one word, as \(k, width\) vectors; it holds 2 words \(a, b\)"),
+        ({"a": torch.zeros(1, 2, 3)}, r"vectors of floating point; a is float32 \(1, 2, 3\)"),
+        ({"a": torch.zeros(0, 32)}, r"a is float32 \(0, 32\)"),
+        ({"a": torch.zeros(1, 32, dtype=torch.int8)}, r"a is int8 \(1, 32\)"),
+        ({"a.b": vectors(1), "c": vectors(1)}, r"it holds 2 tensors \(a.b, c\)"),
+        ({}, r"it holds 0 tensors \(none\)"),
+    ],
+)
+def test_what_holds_no_word_is_named(tmp_path: Path, tensors: Any, words: str) -> None:
+    save_file(tensors, tmp_path / "x.safetensors")
+    with pytest.raises(WeightsError, match=words):
+        read_concept(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("name", ["two.bin", "two.safetensors"])
+def test_several_words_are_not_converted(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = {"<a>": vectors(1)[0], "<b>": vectors(1)[0]}
+    (torch.save if name.endswith(".bin") else save_file)(words, tmp_path / name)
+    assert main(["convert", str(tmp_path / name), str(tmp_path / "x.safetensors")]) == 2
+    assert f"{name}: expected one word, as (k, width) vectors; it holds 2 words (<a>, <b>)" in capsys.readouterr().err
+
+
+@given(
+    names=st.lists(st.sampled_from(["emb_params", "clip_l", "clip_g", "<a>", "", " "]) | st.text(), unique=True),
+    shape=st.lists(st.integers(0, 40), max_size=3),
+    dtype=st.sampled_from([torch.float32, torch.float16, torch.float8_e4m3fn, torch.int8, torch.complex64]),
+    value=st.floats(),
+)
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+def test_whatever_a_file_holds_it_is_a_word_or_refused_by_name(
+    tmp_path: Path, names: list[str], shape: list[int], dtype: torch.dtype, value: float
+) -> None:
+    path = tmp_path / "x.safetensors"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of numbers that do not fit into a type
+        save_file({name: (torch.ones(shape) * value).to(dtype) for name in names}, path)
+    with refused_by_name(path):
+        read = read_concept(path)
+        assert len(read.token.split()) == 1
+        assert read.vectors.dtype == torch.float32
+        assert torch.isfinite(read.vectors).all()
+
+
+def test_steps_know_the_word_too(tiny_model: Tiny, tmp_path: Path) -> None:
+    model, path = tiny_model("sd1"), tmp_path / "teddy.safetensors"
+    write_concept(Concept("<teddy>", vectors(1)), path)
+    asked = replace(ASKED, concepts=(str(path),))
+    *_, last = steps(model, asked)
+    (picture,) = generate(model, asked)
+    assert grey(model.decode(last.denoised)[0], picture.image) <= 3  # ddim ends a little above noise level 0
+
+
+def test_from_the_command_line(
+    tiny_model: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny_model("sd1").save("model")
+    write_concept(Concept("<teddy>", vectors(2)), "teddy.safetensors")
+    asked = ["a <teddy> boat", "-m", "model", "--seed", "7", "--concept", "teddy.safetensors"]
+    assert main([*asked, "-o", "a.png"]) == 0
+    assert read_picture("a.png").request.concepts == ("teddy.safetensors",)
+    assert main(["again", "a.png", "-o", "b.png"]) == 0
+    assert Path("a.png").read_bytes() == Path("b.png").read_bytes()
+    assert main([*asked, "--concept", "teddy.safetensors"]) == 2
+    assert "teddy.safetensors: teaches the word <teddy>, as teddy.safetensors does" in capsys.readouterr().err
+
+
+def test_a_file_is_called_by_the_word_that_is_given(
+    tiny_model: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also from a grid, and when it is drawn again; a file whose own name has = stays a file."""
+    monkeypatch.chdir(tmp_path)
+    tiny_model("sd1").save("model")
+    write_concept(Concept("<teddy>", vectors(2)), "teddy.safetensors")
+    write_concept(Concept("<teddy>", vectors(2)), "a=b.safetensors")
+    asked = ["-m", "model", "--seed", "7"]
+    assert main(["a <teddy> boat", *asked, "--concept", "teddy.safetensors", "-o", "right.png"]) == 0
+    assert "note: teddy.safetensors: teaches the word <teddy>; WORD=teddy" in capsys.readouterr().err
+    assert main(["a My-Bear boat", *asked, "--concept", "My-Bear=teddy.safetensors", "-o", "a.png"]) == 0
+    assert main(["again", "a.png", "-o", "b.png"]) == 0
+    assert main(["a <teddy> boat", *asked, "--concept", "a=b.safetensors", "-o", "c.png"]) == 0
+    assert main(["a my-bear boat", *asked, "--concept", "my-bear=a=b.safetensors", "-o", "d.png"]) == 0
+    pictures = [Image.open(f"{name}.png").tobytes() for name in ("right", "a", "b", "c", "d")]
+    assert len(set(pictures)) == 1
+    assert read_picture("a.png").request.concepts == ("My-Bear=teddy.safetensors",)
+    assert "My-Bear=teddy.safetensors" in str(read_picture("a.png").parameters)
+    words = "concepts=<x>=teddy.safetensors|<y>=teddy.safetensors+<z>=a=b.safetensors"
+    assert main(["a boat", *asked, "--grid", words, "-o", "grid.png"]) == 0
+    for typed, said in (
+        ("=teddy.safetensors", "=teddy.safetensors: expected WORD=FILE with a word without spaces, such as <teddy>="),
+        ("my bear=teddy.safetensors", "expected WORD=FILE with a word without spaces, such as my-bear=teddy.safet"),
+        ("bear=", "bear=: expected WORD=FILE"),
+        ("bear=none.safetensors", "none.safetensors: there is no such file"),
+        ("x/y=none.safetensors", "x/y=none.safetensors: there is no such file"),
+        ("seven=teddy.safetensors", "teddy.safetensors: 'seven' is a token of this model already"),
+    ):
+        capsys.readouterr()
+        assert main(["a boat", *asked, "--concept", typed]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert said in line
+
+
+@pytest.mark.parametrize(
+    ("stem", "name", "word", "told"),
+    [
+        ("teddy", "emb_params", "teddy", False),
+        ("Teddy", "emb_params", "teddy", False),
+        ("Teddy", "TEDDY", "teddy", False),
+        ("teddy", "<teddy>", "<teddy>", True),
+        ("my style", "emb_params", "my-style", True),
+        ("my style", "clip_l", "my-style", True),
+        ("w", "My  Style", "my-style", True),
+        ("w", "*", "w", False),
+    ],
+)
+def test_the_word_of_a_file_is_told_if_it_is_not_its_name(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, stem: str, name: str, word: str, told: bool
+) -> None:
+    save_file({name: vectors(1)}, tmp_path / f"{stem}.safetensors")
+    assert read_concept(tmp_path / f"{stem}.safetensors").token == word
+    assert [f"teaches the word {word};" in note for note in caplog.messages] == [True] * told
+
+
+@pytest.mark.parametrize(
+    ("prompt", "negative", "told"),
+    [
+        (("a red boat", "a <Teddy> boat"), "", False),
+        ("a boat", "<teddy>", False),
+        ("a teddy boat", "", True),
+        ("a < teddy > boat", "", True),
+    ],
+)
+def test_a_word_that_no_prompt_holds_is_told(
+    tiny_model: Tiny, tmp_path: Path, caplog: pytest.LogCaptureFixture, prompt: Any, negative: str, told: bool
+) -> None:
+    model, path = tiny_model("sd1"), tmp_path / "<teddy>.safetensors"
+    write_concept(Concept("<teddy>", vectors(2)), path)
+    generate(model, replace(ASKED, prompt=prompt, negative_prompt=negative, concepts=(str(path),)))
+    note = f"concepts: {path} has no effect, as no prompt holds its word, <teddy>; write it in one"
+    assert caplog.messages == [note] * told
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_no_nan_comes_in(tmp_path: Path, value: float) -> None:
+    save_file({"<teddy>": torch.tensor([1.0, value])}, tmp_path / "x.safetensors")
+    with pytest.raises(WeightsError, match=r"x.safetensors: <teddy> holds NaN or infinite values"):
+        read_concept(tmp_path / "x.safetensors")
