@@ -28,9 +28,9 @@ from gradina.diffusion.samplers import SAMPLERS, SamplerSpec
 from gradina.diffusion.schedule import img2img_sigmas, sampling_sigmas
 from gradina.diffusion.step import Step
 from gradina.errors import RequestError
-from gradina.files import content
+from gradina.files import file_sha256
 from gradina.finite import finite, finite_step
-from gradina.images.open import fit, open_mask, open_picture, overlay
+from gradina.images.open import open_mask, open_picture, overlay, resize
 from gradina.images.picture import Picture
 from gradina.ineffective import (
     UNGUIDED,
@@ -45,7 +45,7 @@ from gradina.kernels.prepack import converted, packed
 from gradina.models.deepcache import DeepCache
 from gradina.models.taesd import TinyDecoder
 from gradina.nn.memory import trim_heap
-from gradina.request import Request, word_and_file
+from gradina.request import Request, parse_concept
 from gradina.runtime.device import DTYPES, Engine, pick_device, pick_dtype, pick_engine
 from gradina.runtime.engines import Call, Decoding, with_engine
 from gradina.runtime.offload import SequentialOffload
@@ -87,10 +87,10 @@ class StableDiffusion(Components):
         that does not fit.
         """
         loras = request.loras if request.edit is None else (*request.loras, (request.edit[0], 1.0))
-        files = (*(word_and_file(one)[1] for one in request.concepts), *(path for path, _ in loras))
+        files = (*(parse_concept(one)[1] for one in request.concepts), *(path for path, _ in loras))
         if not files:
             return self
-        key = (request.concepts, loras, tuple(content(file) if Path(file).is_file() else "" for file in files))
+        key = (request.concepts, loras, tuple(file_sha256(file) if Path(file).is_file() else "" for file in files))
         if key not in self._adapted:
             stack = [(read_lora(path, self.unet, self.text), scale) for path, scale in loras]
             unet = merged(self.unet, *((lora.unet, scale) for lora, scale in stack))
@@ -299,7 +299,7 @@ def note_ineffective(model: StableDiffusion, request: Request) -> None:
         concept_notes(_unread(model, request)),
     )
     if request.mask_image is not None:
-        grey, factor = fit(open_mask(request.mask_image), *_size(request)), model.vae.config.factor
+        grey, factor = resize(open_mask(request.mask_image), *_size(request)), model.vae.config.factor
         mask = _black_and_white(grey)
         drawn = bool(_small(mask, factor).any())
         notes = chain(notes, mask_notes(request, grey, mask, drawn, factor))
@@ -363,8 +363,8 @@ def prepare(model: StableDiffusion, request: Request) -> Plan:
 def _pictures(request: Request) -> tuple[Image.Image | None, Image.Image | None]:
     """The picture to start from and its mask, of the size that is drawn; the mask is black and white."""
     size = _size(request)
-    init = None if request.init_image is None else fit(open_picture(request.init_image), *size)
-    mask = None if request.mask_image is None else fit(open_mask(request.mask_image), *size)
+    init = None if request.init_image is None else resize(open_picture(request.init_image), *size)
+    mask = None if request.mask_image is None else resize(open_mask(request.mask_image), *size)
     return init, mask and _black_and_white(mask)
 
 

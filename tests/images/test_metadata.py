@@ -23,7 +23,7 @@ from PIL.PngImagePlugin import PngInfo
 from gradina.errors import DiskError, PictureError, RequestError
 from gradina.images.infotext import SAMPLERS, SCHEDULES, model_of, read_parameters, write_parameters
 from gradina.images.metadata import from_json, read_picture, to_json
-from gradina.images.open import SAVED, open_mask, open_picture
+from gradina.images.open import SAVE_OPTIONS, open_mask, open_picture
 from gradina.images.picture import Picture, save_picture
 from gradina.images.text_chunks import texts
 from gradina.request import RATES_NAMES, SAMPLER_NAMES, SCHEDULE_NAMES, Defaults, Request
@@ -79,7 +79,7 @@ def test_json_there_and_back(request_: Request) -> None:
     assert to_json(request_).isascii()
 
 
-@pytest.mark.parametrize("suffix", SAVED)
+@pytest.mark.parametrize("suffix", SAVE_OPTIONS)
 @given(request_=ANY)
 @QUICK
 def test_files_there_and_back(tmp_path: Path, suffix: str, request_: Request) -> None:
@@ -125,7 +125,7 @@ def test_every_sampler_and_schedule_has_its_name() -> None:
     assert {schedule for row in SAMPLERS for schedule in row[2:]} <= set(SCHEDULE_NAMES)
 
 
-@pytest.mark.parametrize("suffix", SAVED)
+@pytest.mark.parametrize("suffix", SAVE_OPTIONS)
 def test_the_text_lies_where_others_look_for_it(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a{suffix}"
     save_picture(picture(Request(prompt="Кот, 猫 🐈", seed=3)), path)
@@ -366,7 +366,7 @@ def a1111_file(path: Path, text: str) -> None:
         image.save(path, exif=exif)
 
 
-@pytest.mark.parametrize("suffix", SAVED)
+@pytest.mark.parametrize("suffix", SAVE_OPTIONS)
 @pytest.mark.parametrize("text", [OLD, NEW, NEW.replace("lighthouse", "灯台 café")])
 def test_files_of_a1111(tmp_path: Path, suffix: str, text: str) -> None:
     a1111_file(tmp_path / f"a{suffix}", text)

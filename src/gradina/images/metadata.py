@@ -21,9 +21,9 @@ from typing import Any
 from PIL import Image
 
 from gradina.errors import PictureError, RequestError
-from gradina.files import content
+from gradina.files import file_sha256
 from gradina.images.infotext import has_settings, model_of, read_parameters
-from gradina.images.open import admit_file, open_mask, open_picture, opened
+from gradina.images.open import check_file, open_image, open_mask, open_picture
 from gradina.images.programs.registry import after_a1111, before_a1111
 from gradina.images.programs.settings import Told, request_of
 from gradina.images.programs.settings import model_of as model_told
@@ -67,7 +67,7 @@ def _image_out(name: str, value: Any, strict: bool = True) -> dict[str, str] | N
     if not isinstance(value, Image.Image):
         if not strict and not os.path.isfile(value):
             return {"path": str(value)}
-        return {"path": str(value), "sha256": content(admit_file(value, name))}
+        return {"path": str(value), "sha256": file_sha256(check_file(value, name))}
     file = io.BytesIO()
     IMAGES[name](value, name).save(file, "PNG")
     return {"png": base64.b64encode(file.getvalue()).decode()}
@@ -94,7 +94,7 @@ def _image_in(name: str, value: Any, folder: Path | None) -> Any:
     places = [given] if folder is None else [given, folder / given, folder / given.name]
     there = [place for place in places if place.is_file()]
     for place in there:
-        if content(place) == value["sha256"]:
+        if file_sha256(place) == value["sha256"]:
             return str(place)
     what = f"{there[0]} is not the picture any more that it was" if there else f"{given} is not there"
     raise PictureError(f"{name}: {what}; put the one with sha256 {value['sha256'][:12]}... back, or name another")
@@ -198,7 +198,7 @@ def _others(source: str, told: Told | str, path: Path) -> Record:
         request, notes = read_parameters(told)
         return Record(request=request, source=source, model=model_of(told), notes=tuple(notes), parameters=told)
     if told.as_large_as_drawn and not told.values.keys() & {"width", "height"}:
-        with opened(path, "picture") as image:
+        with open_image(path, "picture") as image:
             sides = {"width": ("width", image.width), "height": ("height", image.height)}
         told = replace(told, values={**told.values, **sides})
     request, notes = request_of(told)

@@ -16,7 +16,7 @@ from gradina.errors import RequestError
 from gradina.files import atomic_write
 from gradina.images.infotext import write_parameters
 from gradina.images.metadata import COMMENT, DESCRIPTION, EXIF, FORMAT, IMAGES, request_out, version
-from gradina.images.open import SAVED, fit
+from gradina.images.open import SAVE_OPTIONS, resize
 from gradina.request import Request, choice
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ def _described(picture: Picture) -> tuple[str, str]:
     for name, read in IMAGES.items():
         image = getattr(request, name)
         if isinstance(image, Image.Image) and image.width * image.height > size[0] * size[1]:
-            changed: dict[str, Any] = {name: fit(read(image, name), *size)}
+            changed: dict[str, Any] = {name: resize(read(image, name), *size)}
             request = replace(request, **changed)
     text = write_parameters(request, picture.model, version()).replace("\0", " ")
     ours = {"format": FORMAT, "gradina": version(), "model": picture.model, "request": request_out(request)}
@@ -66,7 +66,7 @@ def save_picture(picture: Picture, path: str | PathLike[str]) -> None:
     In a JPEG, a request of more than 64 KiB (with an embedded picture) is left out with a warning in the log, and the
     A1111 text alone is kept. Raises RequestError for another suffix, and DiskError.
     """
-    suffix = choice("suffix of the picture's name", Path(path).suffix.lower(), tuple(SAVED))
+    suffix = choice("suffix of the picture's name", Path(path).suffix.lower(), tuple(SAVE_OPTIONS))
     text, ours = _described(picture)
     described: dict[str, Any]
     if suffix == ".png":
@@ -85,4 +85,4 @@ def save_picture(picture: Picture, path: str | PathLike[str]) -> None:
             raise RequestError(f"prompt: too long for a JPEG ({len(exif)} bytes, at most {EXIF_BYTES}); save a PNG")
         described = {"exif": exif}
     with atomic_write(path) as file:
-        picture.image.convert("RGB").save(file, **SAVED[suffix], **described)
+        picture.image.convert("RGB").save(file, **SAVE_OPTIONS[suffix], **described)

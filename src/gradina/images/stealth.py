@@ -10,7 +10,7 @@ from os import PathLike
 from PIL import Image
 
 from gradina.errors import PictureError
-from gradina.images.open import DAMAGE, LARGEST, opened
+from gradina.images.open import DECODE_ERRORS, MAX_SOURCE_PIXELS, open_image
 from gradina.images.text_chunks import TEXT_BYTES, plain
 
 MAGIC = {b"stealth_pngcomp": True, b"stealth_pnginfo": False}  # whether the text is packed (gzip)
@@ -23,11 +23,11 @@ def hidden(path: str | PathLike[str], what: str = "picture") -> dict[str, str]:
     Raises PictureError where a text is announced and damaged.
     """
     try:
-        with opened(path, what, LARGEST) as image:
+        with open_image(path, what, MAX_SOURCE_PIXELS) as image:
             if image.mode != "RGBA" or image.format not in ("PNG", "WEBP"):
                 return {}
             alpha = image.getchannel("A").transpose(Image.Transpose.TRANSPOSE).tobytes()
-    except DAMAGE:  # also in our own words: nothing is hidden in what cannot be opened
+    except DECODE_ERRORS:  # also in our own words: nothing is hidden in what cannot be opened
         return {}
     head = _bytes(alpha[:HEAD])
     if head[:15] not in MAGIC:

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 from PIL import ExifTags, Image
 
 from gradina.errors import PictureError
-from gradina.images.open import DAMAGE, admit_file, opened
+from gradina.images.open import DECODE_ERRORS, check_file, open_image
 
 TEXT_BYTES = 64 * 2**20  # of text that is read from one file
 CHUNKS = 1_000_000
@@ -36,13 +36,13 @@ def texts(path: str | PathLike[str], what: str = "picture") -> dict[str, str]:
 
     Raises PictureError for what is no picture, and where the texts are larger than 64 MiB.
     """
-    with open(admit_file(path, what), "rb") as file:
+    with open(check_file(path, what), "rb") as file:
         if file.read(8) == b"\x89PNG\r\n\x1a\n":
             return _png(file, f"{what}: {os.fspath(path)}")
-    with opened(path, what) as image:
+    with open_image(path, what) as image:
         try:
             found = _exif(image.getexif())
-        except DAMAGE:  # such Exif carries nothing
+        except DECODE_ERRORS:  # such Exif carries nothing
             found = {}
         comment, xmp = (image.info.get(key, b"") for key in ("comment", "xmp"))
     if isinstance(xmp, bytes):
@@ -119,7 +119,7 @@ def _exif_bytes(data: bytes) -> dict[str, str]:
     try:
         exif.load(data)
         return _exif(exif)
-    except DAMAGE:
+    except DECODE_ERRORS:
         return {}
 
 
@@ -127,7 +127,7 @@ def _exif(exif: Image.Exif) -> dict[str, str]:
     """The texts of the Exif directory, then of the first one, where some writers put them all."""
     try:
         inner: Mapping[int, Any] = exif.get_ifd(ExifTags.IFD.Exif)
-    except DAMAGE:
+    except DECODE_ERRORS:
         inner = {}
     found: dict[str, str] = {}
     for tag, value in [*inner.items(), *exif.items()]:
