@@ -148,9 +148,9 @@ def test_the_limit_holds_for_pictures_in_memory_and_is_inclusive() -> None:
     with pytest.raises(PictureError, match=r"mask_image: the picture is 4200 x 4100"):
         open_mask(Image.new("1", (4200, 4100)))
     large = Image.new("1", (4200, 4100))
-    assert open_picture(large, most=4200 * 4100).size == large.size
+    assert open_picture(large, max_pixels=4200 * 4100).size == large.size
     with pytest.raises(PictureError, match=r"17\.2 megapixels \(at most 17\.0\)"):
-        open_picture(large, most=17_000_000)
+        open_picture(large, max_pixels=17_000_000)
     with pytest.raises(PictureError, match="0 x 5"):
         open_picture(Image.new("RGB", (0, 5)))
 

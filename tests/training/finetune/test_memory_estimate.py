@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from gradina.errors import RecipeError
-from gradina.pipeline import StableDiffusion
+from gradina.pipeline.model import StableDiffusion
 from gradina.training.data.buckets import Crop
 from gradina.training.data.image_folder import read_image_folder
 from gradina.training.data.latents import LatentDataset, encode_pictures

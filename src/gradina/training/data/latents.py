@@ -18,7 +18,7 @@ from gradina.errors import PictureError, RecipeError
 from gradina.files import cache_folder
 from gradina.images.open import MAX_SOURCE_PIXELS, is_animated, open_picture
 from gradina.models.vae import AutoencoderKL
-from gradina.pipeline import StableDiffusion, to_pixels
+from gradina.pipeline.model import StableDiffusion, to_pixels
 from gradina.training.checkpoint import once
 from gradina.training.data.buckets import Crop, Size, bucket_sizes, crops, nearest_bucket, resize_to_cover
 from gradina.training.data.captioned_image import CaptionedImage, Note, collected_notes, first_few
