@@ -25,7 +25,7 @@ from gradina.images.infotext import SAMPLERS, SCHEDULES, model_of, read_paramete
 from gradina.images.metadata import from_json, read_picture, to_json
 from gradina.images.open import SAVE_OPTIONS, open_mask, open_picture
 from gradina.images.picture import Picture, save_picture
-from gradina.images.text_chunks import texts
+from gradina.images.text_chunks import read_texts
 from gradina.request import RATES_NAMES, SAMPLER_NAMES, SCHEDULE_NAMES, Defaults, Request
 
 QUICK = settings(
@@ -289,8 +289,8 @@ def test_samplers_and_schedules_by_their_names(named: str, sampler: str, schedul
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("Sampler: DPM2 a Karras", "Sampler: DPM2 a Karras (not among ours; euler_ancestral draws instead)"),
-        ("Schedule type: KL Optimal", "Schedule type: KL Optimal (not among ours"),
+        ("Sampler: DPM2 a Karras", "Sampler: DPM2 a Karras (not available; euler_ancestral is used instead)"),
+        ("Schedule type: KL Optimal", "Schedule type: KL Optimal (not available"),
         ("Variation seed: 3, Variation seed strength: 0.1", "Variation seed: 3, Variation seed strength: 0.1 (not"),
         ("Face restoration: CodeFormer", "Face restoration: CodeFormer (not honoured: faces"),
         ("Denoising strength: 0.5, Mask blur: 4", "give it as mask_image"),
@@ -533,7 +533,7 @@ def test_json_of_others_falls_back_to_the_a1111_text(tmp_path: Path) -> None:
     info.add_text("parameters", NEW)
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png", pnginfo=info)
     assert read_picture(tmp_path / "a.png").source == "a1111"
-    assert set(texts(tmp_path / "a.png")) == {"gradina", "parameters"}
+    assert set(read_texts(tmp_path / "a.png")) == {"gradina", "parameters"}
 
 
 def test_every_field_is_in_the_json() -> None:
