@@ -135,7 +135,7 @@ def _number(low: float, high: float, kind: type = float) -> Check:
     return check
 
 
-def _form(is_valid: Callable[[Any], bool], what: str) -> Check:
+def _form(is_valid: Callable[[Any], Any], what: str) -> Check:
     return lambda value: "" if is_valid(value) else what
 
 
@@ -147,13 +147,8 @@ def _is_texts(value: Any) -> bool:
     return isinstance(value, tuple) and all(isinstance(text, str) for text in value)
 
 
-def _is_interval(value: Any) -> bool:
-    pair = isinstance(value, tuple) and len(value) == 2 and all(isinstance(end, int | float) for end in value)
-    return pair and bool(0 <= value[0] <= value[1])
-
-
-def _is_weighted_file(value: Any) -> bool:
-    return isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str) and value[0] != ""
+def _is_pair(value: Any, first: Any, second: Any) -> bool:
+    return isinstance(value, tuple) and len(value) == 2 and all(map(isinstance, value, (first, second)))
 
 
 _CHECKS: dict[str, Check] = {
@@ -162,11 +157,13 @@ _CHECKS: dict[str, Check] = {
     "images": _number(1, 4096, int), "steps": _number(1, 1000, int), "reuse": _number(1, 1000, int),
     "guidance_scale": _number(0, 1000), "guidance_rescale": _number(0, 1), "eta": _number(0, 1),
     "strength": _number(0, 1), "seed": _number(0, MAX_SEED, int), "width": _side, "height": _side,
-    "guidance_interval": _form(_is_interval, "two noise levels (sigma), lowest first"),
+    "guidance_interval": _form(
+        lambda v: _is_pair(v, int | float, int | float) and 0 <= v[0] <= v[1], "two noise levels (sigma), lowest first"
+    ),
     "concepts": _form(lambda v: _is_texts(v) and all(v), "files of learnt words"),
-    "edit": _form(_is_weighted_file, "a file and a share, such as ('bird.safetensors', 0.7)"),
+    "edit": _form(lambda v: _is_pair(v, str, object) and v[0], "a file and a share, such as ('bird.safetensors', 0.7)"),
 }  # fmt: skip
-_LORA = _form(_is_weighted_file, "a file and its scale, such as ('bear.safetensors', 0.8)")
+_LORA = _form(lambda v: _is_pair(v, str, object) and v[0], "a file and its scale, such as ('bear.safetensors', 0.8)")
 _CHOICES = (("sampler", SAMPLER_NAMES), ("schedule", SCHEDULE_NAMES), ("rates", RATES_NAMES))
 _OPTIONAL = frozenset(field.name for field in fields(Request) if field.default is None)
 

@@ -24,8 +24,9 @@ from gradina.errors import PictureError, RequestError
 from gradina.files import file_sha256
 from gradina.images.infotext import has_settings, model_of, read_parameters
 from gradina.images.open import check_file, open_image, open_mask, open_picture
+from gradina.images.programs import comfyui
 from gradina.images.programs import settings as program_settings
-from gradina.images.programs.registry import read_comfyui, read_programs
+from gradina.images.programs.registry import read_programs
 from gradina.images.programs.settings import ProgramSettings
 from gradina.images.stealth import read_hidden_texts
 from gradina.images.text_chunks import read_texts
@@ -167,8 +168,8 @@ def _read(texts: Mapping[str, str], path: Path, strict: bool) -> Record | None:
     if not a1111 or _is_json(a1111):
         comments = (texts.get(key, "") for key in ("UserComment", "ImageDescription", "XPComment", "comment"))
         a1111 = next(filter(has_settings, comments), "")
-    if not a1111 and (comfyui := read_comfyui(texts)):
-        return _from_program(*comfyui, path)
+    if not a1111 and (settings := comfyui.read(texts)):  # some of its nodes write an A1111 text, too
+        return _from_program("comfyui", settings, path)
     if not a1111:  # programs that save a picture again keep its texts by other keywords
         a1111 = next((text for text in texts.values() if not _is_json(text) and has_settings(text)), "")
     return _from_program("a1111", a1111, path) if a1111 else None
