@@ -122,9 +122,10 @@ def broken(tmp_path: Path) -> dict[str, tuple[Callable[[], object], str]]:
         (tmp_path / f"half.{suffix}").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "page.eps").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n")
     files = {
-        "none.png": "does not exist", "": "is no file", "words.png": "is no picture", "empty.png": "is no picture",
-        "half.png": "damaged", "half.jpg": "damaged", "half.webp": "damaged|no picture", "half.gif": "damaged",
-        "half.tiff": "damaged|no picture", "page.eps": "is EPS, expected PNG",
+        "none.png": "does not exist", "": "is not a file", "words.png": "is not a picture",
+        "empty.png": "is not a picture",
+        "half.png": "damaged", "half.jpg": "damaged", "half.webp": "damaged|not a picture", "half.gif": "damaged",
+        "half.tiff": "damaged|not a picture", "page.eps": "is EPS, expected PNG",
     }  # fmt: skip
     for name, size in (("large", (5000, 5000)), ("bomb", (12000, 12000)), ("worse", (60000, 60000))):
         (tmp_path / f"{name}.png").write_bytes(bare_png(*size))
@@ -172,7 +173,7 @@ def test_signature_of_other_files_is_named(tmp_path: Path, data: bytes, kind: st
     for source, name in ((tmp_path / "a.jpg", tmp_path / "a.jpg"), (data, "the file")):
         with pytest.raises(PictureError) as error:
             open_picture(source)
-        assert str(error.value).startswith(f"init_image: {name} is no picture ({kind}")
+        assert str(error.value).startswith(f"init_image: {name} is not a picture ({kind}")
 
 
 def test_closed_image_is_one_line(tmp_path: Path) -> None:

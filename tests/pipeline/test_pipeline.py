@@ -182,7 +182,7 @@ def test_sizes_that_do_not_halve(width: int, height: int, tiny_model: Tiny) -> N
             "steps: the leading schedule has no 1000",
         ),
         ({"init_image": "nowhere.png"}, "init_image: nowhere.png does not exist"),
-        ({"init_image": __file__}, "is no picture"),
+        ({"init_image": __file__}, "is not a picture"),
         ({"seed": 2**64 - 1, "images": 2}, "seed: got 18446744073709551616"),
     ],
 )

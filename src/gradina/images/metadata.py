@@ -97,7 +97,7 @@ def _image_from_dict(name: str, value: Any, folder: Path | None) -> Any:
     for path in existing:
         if file_sha256(path) == value["sha256"]:
             return str(path)
-    what = f"{existing[0]} is not the picture any more that it was" if existing else f"{given} is not there"
+    what = f"{existing[0]} has changed since then" if existing else f"{given} is not there"
     raise PictureError(f"{name}: {what}; put the one with sha256 {value['sha256'][:12]}... back, or name another")
 
 
@@ -131,7 +131,7 @@ def from_json(text: str, folder: str | PathLike[str] | None = None) -> Request:
     try:
         values = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise RequestError(f"request: this is no JSON ({error}); expected an object of a request's fields") from None
+        raise RequestError(f"request: this is not JSON ({error}); expected an object of a request's fields") from None
     return _request_from_dict(values, None if folder is None else Path(folder))
 
 
@@ -208,7 +208,7 @@ def _from_gradina(text: str, folder: Path, strict: bool) -> Record | None:
     unknown = {name: str(values.pop(name)) for name in sorted(set(values) - known)}
     notes = [f"{name}: {value[:80]} (not known to this gradina, left out)" for name, value in unknown.items()]
     if data.get("format") != FORMAT:
-        notes.append(f"the file was written by gradina {version} in a newer form; what is not known here is left out")
+        notes.append(f"the file was written by gradina {version} in a newer form; unknown fields are left out")
     for name in IMAGES:
         value: Any = values.get(name)
         try:

@@ -67,7 +67,7 @@ def _name(source: ImageLike | bytes) -> str:
 def check_file(path: str | PathLike[str], what: str) -> str:
     """The path of a file; raises PictureError where none exists."""
     if not os.path.isfile(path):
-        kind = "is no file" if os.path.exists(path) else "does not exist"
+        kind = "is not a file" if os.path.exists(path) else "does not exist"
         raise PictureError(f"{what}: {os.fspath(path)} {kind}; give the path of a picture")
     return os.fspath(path)
 
@@ -96,7 +96,9 @@ def _open_file(source: str | PathLike[str] | bytes, what: str, max_pixels: int) 
     except PermissionError as error:
         raise PictureError(f"{what}: {path} may not be read; change its permissions") from error
     except UnidentifiedImageError:
-        raise PictureError(f"{what}: {path} is no picture ({_signature(source)}expected {', '.join(FORMATS)})") from None
+        raise PictureError(
+            f"{what}: {path} is not a picture ({_signature(source)}expected {', '.join(FORMATS)})"
+        ) from None
     except DECODE_ERRORS as error:
         raise PictureError(f"{what}: {path} is damaged or truncated ({error}); give another file") from error
     if image.format not in FORMATS:

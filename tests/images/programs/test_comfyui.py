@@ -193,7 +193,7 @@ def test_equivalent_graphs(nodes: Nodes) -> None:
          ["Sampler: dpm_2 (not available; heun is used instead)",
           "Schedule type: kl_optimal (not available; ays is used instead)"]),
         ({"6": ("Mystery", {"clip": ["4", 1]})},
-         ["positive prompt: made by nodes that are not known here, left out", "not honoured: nodes: Mystery"]),
+         ["positive prompt: made by unknown nodes, left out", "not honoured: nodes: Mystery"]),
         ({"6": ("ConditioningCombine", {"conditioning_1": ["30", 0], "conditioning_2": ["31", 0]}),
           "30": ("CLIPTextEncode", {"text": "a"}), "31": ("CLIPTextEncode", {"text": "b"})},
          ["not honoured: nodes: ConditioningCombine"]),
@@ -243,7 +243,7 @@ def test_long_chains() -> None:
     "graph", [{}, {"1": 3}, {"1": {"class_type": "KSampler", "inputs": []}}, {"1": {"inputs": {}}}]
 )
 def test_graphs_without_a_sampler(graph: dict[str, Any]) -> None:
-    with pytest.raises(PictureError, match="in which there is no sampler that is known here"):
+    with pytest.raises(PictureError, match="in which there is no known sampler"):
         read({"prompt": json.dumps(graph)})
     assert read({"prompt": "a cat"}) is None
 

@@ -9,10 +9,7 @@ from PIL import Image
 
 from gradina.images.metadata import read_picture
 
-from .conftest import (
-    FOOOCUS,
-    KITE,
-)
+from .conftest import FOOOCUS, KITE
 
 
 def test_jpeg(tmp_path: Path) -> None:

@@ -8,9 +8,7 @@ import pytest
 
 from gradina.request import Request
 
-from .conftest import (
-    record_of,
-)
+from .conftest import record_of
 
 
 @pytest.mark.parametrize(

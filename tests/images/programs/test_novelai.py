@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .conftest import (
-    NOVEL,
-    NOVEL_CHUNKS,
-    record_of,
-)
+from .conftest import NOVEL, NOVEL_CHUNKS, record_of
 
 
 def test_weights_are_noted(tmp_path: Path) -> None:

@@ -23,14 +23,7 @@ from gradina.images.programs.registry import read_programs
 from gradina.images.programs.settings import to_request
 from gradina.request import Request
 
-from .conftest import (
-    A1111,
-    FILES,
-    KITE,
-    NOVEL_CHUNKS,
-    record_of,
-    write_png,
-)
+from .conftest import A1111, FILES, KITE, NOVEL_CHUNKS, record_of, write_png
 
 UNKNOWN_TO_SD_PARSERS = {"swarmui", "easydiffusion", "easydiffusion-shown", "drawthings"}  # which it does not know
 
@@ -168,17 +161,17 @@ def test_invalid_values_are_notes_or_errors(name: str) -> None:
 @pytest.mark.parametrize(
     ("texts", "words"),
     [
-        ({"invokeai_metadata": "{"}, "InvokeAI's invokeai_metadata is no JSON"),
+        ({"invokeai_metadata": "{"}, "InvokeAI's invokeai_metadata is not JSON"),
         ({"invokeai_metadata": "[1]"}, "InvokeAI's invokeai_metadata is '[1]', expected a JSON object"),
         ({"sd-metadata": "{}"}, "InvokeAI's sd-metadata: image is 'None', expected a JSON object"),
-        ({"sd-metadata": "[" * 100_000}, "InvokeAI's sd-metadata is no JSON (it nests too deeply)"),
-        ({**NOVEL_CHUNKS, "Comment": "no"}, "NovelAI's Comment is no JSON"),
-        ({"parameters": '{"sui_image_params": '}, "SwarmUI's parameters is no JSON"),
+        ({"sd-metadata": "[" * 100_000}, "InvokeAI's sd-metadata is not JSON (it nests too deeply)"),
+        ({**NOVEL_CHUNKS, "Comment": "no"}, "NovelAI's Comment is not JSON"),
+        ({"parameters": '{"sui_image_params": '}, "SwarmUI's parameters is not JSON"),
         ({"parameters": '{"sui_image_params": 3}'}, "SwarmUI's sui_image_params is '3', expected a JSON object"),
-        ({"parameters": "{", "fooocus_scheme": "fooocus"}, "Fooocus's parameters is no JSON"),
-        ({"prompt": "{"}, "ComfyUI's prompt is no JSON"),
-        ({"prompt": '{"1": ' * 50_000}, "ComfyUI's prompt is no JSON"),
-        ({"prompt": "{}"}, "in which there is no sampler that is known here"),
+        ({"parameters": "{", "fooocus_scheme": "fooocus"}, "Fooocus's parameters is not JSON"),
+        ({"prompt": "{"}, "ComfyUI's prompt is not JSON"),
+        ({"prompt": '{"1": ' * 50_000}, "ComfyUI's prompt is not JSON"),
+        ({"prompt": "{}"}, "in which there is no known sampler"),
     ],
 )  # fmt: skip
 def test_damaged_text_names_file_and_program(tmp_path: Path, texts: dict[str, str], words: str) -> None:

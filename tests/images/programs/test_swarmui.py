@@ -9,12 +9,7 @@ from PIL import Image
 
 from gradina.images.metadata import read_picture
 
-from .conftest import (
-    FILES,
-    KITE,
-    SWARM,
-    record_of,
-)
+from .conftest import FILES, KITE, SWARM, record_of
 
 
 def test_jpeg(tmp_path: Path) -> None:
