@@ -138,7 +138,7 @@ def prepare(model: StableDiffusion, request: Request) -> Plan:
         known = model.encode(to_pixels(init)[None], noise() if len(sigmas) > 1 else None)
     n = noise()
     if known is None or from_noise:
-        x = n * row.start(cast(str, request.schedule), float(sigmas[0]))
+        x = n * row.init_noise_sigma(cast(str, request.schedule), float(sigmas[0]))
     else:
         x = noised(known, n, sigmas[0])
 

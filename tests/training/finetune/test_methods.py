@@ -233,8 +233,10 @@ def test_long_captions_are_learnt_as_prompts_are_read(
     assert f"in up to {chunks} chunks" in note
     texts = ["a red boat", LONG, "", "a red boat"]
     with torch.no_grad():
-        assert torch.allclose(learning.live.cond(texts), model.read(texts), atol=1e-6)
-        assert torch.allclose(learning.live.cond(["a red boat", ""]), model.read(["a red boat", ""]), atol=1e-6)
+        assert torch.allclose(learning.live.cond(texts), model.encode_text(texts).states, atol=1e-6)
+        assert torch.allclose(
+            learning.live.cond(["a red boat", ""]), model.encode_text(["a red boat", ""]).states, atol=1e-6
+        )
     learning.loss(learning.learner, 0).mean().backward()
     small = kept_for_the_way_back(learning.live, (4, 8, 8), HOW)
     learning.live.chunks = 1

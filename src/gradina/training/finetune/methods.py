@@ -172,7 +172,7 @@ def nearer(model: StableDiffusion, data: Owned, text: str, how: Owning) -> Learn
 
     Source: Kawar et al., "Imagic" (2210.09276), equation 3.
     """
-    states = nn.Parameter(model.read([text])[0].float())
+    states = nn.Parameter(model.encode_text([text]).states[0].float())
     live = Live(model, unpacked(shallow_clone(model.unet)), model.text, how)
 
     def loss(_: nn.Module, k: int) -> Tensor:

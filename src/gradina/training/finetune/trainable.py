@@ -22,7 +22,8 @@ from torch.utils.checkpoint import checkpoint
 
 from gradina.adapters.inject import inject, replaced, shallow_clone
 from gradina.adapters.lora import ATTENTION, Adapted, LoRA, LoRAWeights, adapt, fresh, merged
-from gradina.diffusion.denoiser import Denoiser
+from gradina.diffusion.conditioning import Cond
+from gradina.diffusion.denoiser import Denoiser, on_states
 from gradina.diffusion.prediction import prediction_named
 from gradina.errors import RecipeError
 from gradina.files import cache_folder
@@ -199,7 +200,7 @@ def told(live: Live, latents: Tensor, cond: Tensor, how: Owning, key: torch.Gene
     if how.noise_offset:
         noise = noise + how.noise_offset * torch.randn(*latents.shape[:2], 1, 1, generator=key)
     sigma = schedule.drawn(len(latents), key)
-    error = denoising(Denoiser(live.unet, schedule, prediction), latents, noise, sigma, cond)
+    error = denoising(Denoiser(on_states(live.unet), schedule, prediction), latents, noise, sigma, Cond(cond))
     return error if how.min_snr is None else error * min_snr(sigma, how.min_snr, prediction.name).to(error)
 
 
