@@ -19,12 +19,12 @@ from gradina.adapters.textual_inversion import Concept, taught
 from gradina.diffusion.conditioning import Cond
 from gradina.diffusion.denoiser import Network
 from gradina.errors import RequestError
-from gradina.files import content
+from gradina.files import file_sha256
 from gradina.finite import finite
 from gradina.models.deepcache import DeepCache
 from gradina.models.taesd import TinyDecoder
 from gradina.nn.memory import trim_heap
-from gradina.request import Request, word_and_file
+from gradina.request import Request, parse_concept
 from gradina.runtime.device import DTYPES, Engine
 from gradina.runtime.engines import Call, Decoding, with_engine
 from gradina.runtime.offload import SequentialOffload
@@ -59,10 +59,10 @@ class StableDiffusion(Components):
         that does not fit.
         """
         loras = request.loras if request.edit is None else (*request.loras, (request.edit[0], 1.0))
-        files = (*(word_and_file(one)[1] for one in request.concepts), *(path for path, _ in loras))
+        files = (*(parse_concept(one)[1] for one in request.concepts), *(path for path, _ in loras))
         if not files:
             return self
-        key = (request.concepts, loras, tuple(content(file) if Path(file).is_file() else "" for file in files))
+        key = (request.concepts, loras, tuple(file_sha256(file) if Path(file).is_file() else "" for file in files))
         if key not in self._adapted:
             stack = [(read_lora(path, self.unet, self.text), scale) for path, scale in loras]
             unet = merged(self.unet, *((lora.unet, scale) for lora, scale in stack))
