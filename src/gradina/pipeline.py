@@ -52,9 +52,8 @@ from gradina.runtime.offload import SequentialOffload
 from gradina.weights.components import Components
 from gradina.weights.formats.imagic import read_states
 from gradina.weights.formats.lora import read_lora
-from gradina.weights.formats.textual_inversion import read_concept
-from gradina.weights.mmap import Mapped
-from gradina.weights.safetensors import in_type
+from gradina.weights.formats.textual_inversion import read_embedding
+from gradina.weights.safetensors import MappedFiles, to_dtype
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +94,7 @@ class StableDiffusion(Components):
             stack = [(read_lora(path, self.unet, self.text), scale) for path, scale in loras]
             unet = merged(self.unet, *((lora.unet, scale) for lora, scale in stack))
             text = merged(self.text, *((lora.text, scale) for lora, scale in stack))
-            concepts = tuple(map(read_concept, request.concepts))
+            concepts = tuple(map(read_embedding, request.concepts))
             tokenizer, text = taught(self.tokenizer, text, concepts)
             self._adapted.clear()
             self._adapted[key] = replace(self, unet=unet, text=text, tokenizer=tokenizer, concepts=concepts)
@@ -435,7 +434,7 @@ def _shape(model: StableDiffusion, request: Request) -> tuple[int, int, int]:
 
 def _chunks(model: StableDiffusion, request: Request, prompt: str) -> int:
     """How many chunks of tokens a prompt and its negative prompt take."""
-    return max(map(model.tokenizer.chunks_of, (prompt, request.negative_prompt)))
+    return max(map(model.tokenizer.chunk_count, (prompt, request.negative_prompt)))
 
 
 def load(
@@ -461,7 +460,7 @@ def load(
     own: a safetensors file of it or of a whole checkpoint, a folder, or an "owner/name". Raises WeightsError, HubError
     where the hub does not answer, RequestError for a device that is not there or has no such engine, MissingExtra.
     """
-    from gradina.weights.formats.taesd import read_tiny
+    from gradina.weights.formats.taesd import read_taesd
     from gradina.weights.open import open_source
 
     place = pick_device(device)
@@ -471,8 +470,8 @@ def load(
         raise RequestError(f"low_memory: is for the CPU and engine eager, not for {place} and {chosen}")
     parts = open_source(source, variant=variant, prediction=prediction, vae=vae)
     files = (*parts.files, *parts.vae_files)
-    previewer = None if tiny is None else read_tiny(tiny, parts.vae.config)
-    convert = partial(in_type, dtype=numbers, mapped=Mapped(*files))
+    previewer = None if tiny is None else read_taesd(tiny, parts.vae.config)
+    convert = partial(to_dtype, dtype=numbers, mapped=MappedFiles(*files))
     for network in (previewer,) if low_memory else (parts.text, parts.vae, parts.unet, previewer):
         packs = not plain and (chosen in ("auto", "eager") or network not in (parts.vae, parts.unet))
         if network is not None and place.type == "cpu" and packs:

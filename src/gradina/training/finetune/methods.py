@@ -19,7 +19,7 @@ from gradina.files import unused
 from gradina.images.metadata import Record, read_picture
 from gradina.images.open import pictures_in
 from gradina.kernels.prepack import unpacked
-from gradina.models.tokenizer import as_word
+from gradina.models.tokenizer import as_placeholder
 from gradina.pipeline import StableDiffusion, generate
 from gradina.request import Request
 from gradina.training.data.batches import generator
@@ -27,8 +27,8 @@ from gradina.training.data.captioned import shown
 from gradina.training.data.image_folder import Owned
 from gradina.training.finetune.trainable import Learner, Live, Owning, WithWord, ready, told
 from gradina.training.loop import Loss
-from gradina.weights.formats.imagic import write_edit
-from gradina.weights.formats.textual_inversion import write_concept
+from gradina.weights.formats.imagic import write_imagic
+from gradina.weights.formats.textual_inversion import write_embedding
 
 log = logging.getLogger(__name__)
 
@@ -160,7 +160,7 @@ def inversion(
 
     def keep(learner: Learner, folder: Path) -> Path:
         path = folder / "word.safetensors"
-        write_concept(concept(learner), path)
+        write_embedding(concept(learner), path)
         return path
 
     return Learning(Learner({"word": {"vectors": vectors}}), loss, live, drawn, keep)
@@ -180,7 +180,7 @@ def nearer(model: StableDiffusion, data: Owned, text: str, how: Owning) -> Learn
 
     def keep(learner: Learner, folder: Path) -> Path:
         path = folder / "edit.safetensors"
-        write_edit(learner.values("states")["states"], LoRA(), path, model.unet, model.text)
+        write_imagic(learner.values("states")["states"], LoRA(), path, model.unet, model.text)
         return path
 
     return Learning(Learner({"states": {"states": states}}), loss, live, lambda _: model, keep)
@@ -198,7 +198,7 @@ def onto(model: StableDiffusion, data: Owned, states: Tensor, how: Owning) -> Le
     def keep(learner: Learner, folder: Path) -> Path:
         lora = LoRA(unet=kept.layers(learner, "unet")) if kept.lora else LoRA()
         path = folder / "edit.safetensors"
-        write_edit(states, lora, path, model.unet, model.text)
+        write_imagic(states, lora, path, model.unet, model.text)
         if not kept.lora:
             kept.keep(learner, folder)
         return path
@@ -208,7 +208,7 @@ def onto(model: StableDiffusion, data: Owned, states: Tensor, how: Owning) -> Le
 
 def small_word(word: str) -> str:
     """The word as it is kept; a warning says so where that is another."""
-    small = as_word(word)
+    small = as_placeholder(word)
     if small != word:
         log.warning("word: %s is kept as %s, as prompts are read in small letters", word, small)
     return small
