@@ -16,7 +16,7 @@ from typing import Any
 from gradina.bench.machine import kinds
 from gradina.bench.timing import Failed
 from gradina.errors import GradinaError
-from gradina.weights.formats.diffusers_layout import OURS
+from gradina.weights.formats.diffusers_layout import SETTINGS
 from gradina.weights.registry import DEFAULT, shipped
 
 IMPORTS = {
@@ -146,7 +146,7 @@ drawn.images[0].save(sys.argv[2])
 
 
 def _defaults() -> tuple[str, str]:
-    said = json.loads((shipped()[DEFAULT] / OURS).read_text(encoding="utf-8"))["defaults"]
+    said = json.loads((shipped()[DEFAULT] / SETTINGS).read_text(encoding="utf-8"))["defaults"]
     return str(said["steps"]), str(said["guidance_scale"])
 
 

@@ -24,7 +24,7 @@ from gradina.weights.formats.imagic import read_states
 def guided(model: StableDiffusion, request: Request, network: Network, row: SamplerSpec) -> Denoise:
     """The model's denoiser for these prompts, with classifier-free guidance."""
     prompts = request.prompts
-    if len({chunks_of(model, request, prompt) for prompt in prompts}) > 1:
+    if len({chunk_count(model, request, prompt) for prompt in prompts}) > 1:
         room = model.tokenizer.length - 2
         raise RequestError(f"prompt: those of over {room} tokens and the others cannot share a batch; draw them apart")
     both = model.encode_text([*prompts, request.negative_prompt])
@@ -47,6 +47,6 @@ def edited(model: StableDiffusion, target: Tensor, path: str, share: float) -> T
     return torch.lerp(states.expand_as(target), target, share)
 
 
-def chunks_of(model: StableDiffusion, request: Request, prompt: str) -> int:
+def chunk_count(model: StableDiffusion, request: Request, prompt: str) -> int:
     """How many chunks of tokens a prompt and its negative prompt take."""
-    return max(map(model.tokenizer.chunks_of, (prompt, request.negative_prompt)))
+    return max(map(model.tokenizer.chunk_count, (prompt, request.negative_prompt)))

@@ -30,7 +30,7 @@ from gradina.runtime.engines import Call, Decoding, with_engine
 from gradina.runtime.offload import SequentialOffload
 from gradina.weights.components import Components
 from gradina.weights.formats.lora import read_lora
-from gradina.weights.formats.textual_inversion import read_concept
+from gradina.weights.formats.textual_inversion import read_embedding
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -67,7 +67,7 @@ class StableDiffusion(Components):
             stack = [(read_lora(path, self.unet, self.text), scale) for path, scale in loras]
             unet = merged(self.unet, *((lora.unet, scale) for lora, scale in stack))
             text = merged(self.text, *((lora.text, scale) for lora, scale in stack))
-            concepts = tuple(map(read_concept, request.concepts))
+            concepts = tuple(map(read_embedding, request.concepts))
             tokenizer, text = taught(self.tokenizer, text, concepts)
             self._adapted.clear()
             self._adapted[key] = replace(self, unet=unet, text=text, tokenizer=tokenizer, concepts=concepts)

@@ -152,7 +152,7 @@ class Live:
 
     def expect(self, texts: Sequence[str]) -> None:
         """Takes note of captions that will be asked for; a warning says how many are read in chunks."""
-        chunks = {text: self.tokenizer.chunks_of(text) for text in texts}
+        chunks = {text: self.tokenizer.chunk_count(text) for text in texts}
         long = [text for text in chunks if chunks[text] > 1]
         self.chunks = max([self.chunks, *chunks.values()])
         if long:
@@ -178,7 +178,7 @@ class Live:
         """The texts by how many chunks they take."""
         by_chunks: dict[int, list[str]] = defaultdict(list)
         for text in texts:
-            by_chunks[self.tokenizer.chunks_of(text)].append(text)
+            by_chunks[self.tokenizer.chunk_count(text)].append(text)
         return list(by_chunks.values())
 
     @torch.no_grad()
