@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import re
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +65,15 @@ def list_modules(app: Any, page: str, source: list[str]) -> None:
     source[0] = re.sub(r"^::: (\S+)$", sections, source[0], flags=re.MULTILINE)
 
 
+def field_comments(item: object) -> str:
+    """The fields of a dataclass that have a comment, as a list."""
+    source = inspect.getsource(item) if inspect.isclass(item) and is_dataclass(item) else ""
+    found = re.findall(r"^    (\w+): .*?  # (?!fmt|type)(.+)$", source, re.MULTILINE)
+    return "\n\n" + "\n".join(f"- `{name}`: {comment}" for name, comment in found) if found else ""
+
+
 def process_docstring(app: Any, what: str, name: str, item: object, options: object, lines: list[str]) -> None:
-    lines[:] = markdown_to_rst("\n".join(lines)).split("\n")
+    lines[:] = markdown_to_rst("\n".join(lines).rstrip() + field_comments(item)).split("\n")
 
 
 def write_home(app: Any, exception: Exception | None) -> None:
