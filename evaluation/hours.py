@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from trials import all_icons, data_of, prompts_for, share
 
 import gradina
-from gradina.pipeline import to_pixels
+from gradina.pipeline.model import to_pixels
 from gradina.training.checkpoint import load_average
 from gradina.training.data.batches import generator
 from gradina.training.data.synthetic import Composed

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 import gradina
 from gradina.images import grid
-from gradina.pipeline import StableDiffusion, to_image, to_pixels
+from gradina.pipeline.model import StableDiffusion, to_image, to_pixels
 from gradina.tasks import retrieval
 from gradina.tasks.metrics import psnr
 from gradina.training.data.batches import Split, generator

@@ -196,7 +196,7 @@ for text, row in zip(said, matrix, strict=True):
 # and the largest dot products. Here we look through icons of one style; one in 32 of them the pair has never seen.
 
 # %%
-from gradina.pipeline import to_image
+from gradina.pipeline.model import to_image
 
 words = knowing.phrases[0][: whole(320, 24)]
 named = [call.split(" ", 1)[1].replace(" ", "-") for call in words]

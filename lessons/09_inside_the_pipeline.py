@@ -24,6 +24,7 @@ import torch
 from lesson import whole
 
 import gradina
+from gradina.pipeline.model import to_pixels
 
 model = gradina.load("emoji", dtype="fp32", plain=True)
 prompt, seed, steps = "a penguin in noto style on a pink background", 1024, whole(20, 4)
@@ -213,7 +214,7 @@ print(f"the rest, {100 * maps[len(labels) :].mean((1, 2)).sum():.0f} %, looks at
 request = gradina.Request(prompt=prompt, seed=seed, steps=steps, sampler="euler")
 (in_one_line,) = gradina.generate(model, request)
 show([by_hand, in_one_line.image], ["by hand", "in one line"], 1.8)
-apart = (gradina.pipeline.to_pixels(by_hand) - gradina.pipeline.to_pixels(in_one_line.image)).abs().max() * 127.5
+apart = (to_pixels(by_hand) - to_pixels(in_one_line.image)).abs().max() * 127.5
 print(f"the two pictures differ by at most {apart:.0f} of 255 grey levels")
 
 # %% [markdown]

@@ -13,7 +13,7 @@ from PIL import Image
 
 from gradina import Request, generate, steps
 from gradina.ineffective import prompt_notes
-from gradina.pipeline import StableDiffusion
+from gradina.pipeline.model import StableDiffusion
 
 Tiny = Callable[..., StableDiffusion]
 Log = pytest.LogCaptureFixture

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from gradina.adapters.textual_inversion import Concept, taught
 from gradina.errors import WeightsError
 from gradina.models.tokenizer import Tokenizer
-from gradina.pipeline import StableDiffusion
+from gradina.pipeline.model import StableDiffusion
 
 Tiny = Callable[..., StableDiffusion]
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from gradina.apps.cli import finetune
 from gradina.apps.cli.main import main
-from gradina.pipeline import StableDiffusion
+from gradina.pipeline.model import StableDiffusion
 from gradina.training.data.image_folder import Captioned
 from gradina.training.finetune import memory_estimate
 

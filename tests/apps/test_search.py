@@ -16,7 +16,7 @@ from PIL import Image
 
 from gradina.apps.cli import embeddings
 from gradina.apps.cli.main import main
-from gradina.pipeline import StableDiffusion
+from gradina.pipeline.model import StableDiffusion
 from gradina.tasks import captioning, retrieval
 from gradina.training.data.captions import read_folder
 from gradina.weights.formats.clip import Pair, write_pair

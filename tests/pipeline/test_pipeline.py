@@ -16,7 +16,9 @@ from PIL import Image
 from gradina import GradinaError, Request, Step, generate, load, steps
 from gradina.errors import PictureError, RequestError
 from gradina.models.vae import AutoencoderKL
-from gradina.pipeline import StableDiffusion, develop, plans, prepare, resolved, to_image, to_pixels
+from gradina.pipeline.generate import develop
+from gradina.pipeline.model import StableDiffusion, to_image, to_pixels
+from gradina.pipeline.plan import plans, prepare, resolved
 from gradina.request import SAMPLER_NAMES, SCHEDULE_NAMES
 
 Tiny = Callable[..., StableDiffusion]

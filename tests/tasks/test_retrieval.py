@@ -13,7 +13,8 @@ from PIL import Image
 from transformers import CLIPModel, CLIPProcessor
 
 from gradina.errors import PictureError, RequestError, WeightsError
-from gradina.pipeline import StableDiffusion, load
+from gradina.pipeline.load import load
+from gradina.pipeline.model import StableDiffusion
 from gradina.tasks.retrieval import (
     WIDTH,
     Caption,

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from gradina.adapters.lora import LoRA, LoRAWeights, fresh
 from gradina.apps.cli.main import main
 from gradina.errors import WeightsError
-from gradina.pipeline import StableDiffusion
+from gradina.pipeline.model import StableDiffusion
 from gradina.weights.convert import convert
 from gradina.weights.formats.lora import named, read_lora
 from gradina.weights.formats.textual_inversion import read_concept

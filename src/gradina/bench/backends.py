@@ -18,7 +18,7 @@ import torch
 from gradina.bench.machine import settled
 from gradina.bench.timing import Runner
 from gradina.bench.workloads import SCALE, Shapes
-from gradina.pipeline import load
+from gradina.pipeline.load import load
 from gradina.runtime.device import DTYPES
 from gradina.runtime.engines import Decoding, compiled, graph_of, with_engine
 

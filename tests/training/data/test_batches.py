@@ -17,7 +17,7 @@ from gradina.training.data.batches import generator, mnist, npm_package, read_id
 from gradina.training.data.sources import load_data
 from gradina.training.pretrain.recipes import DataRecipe, read_recipe
 
-from .conftest import write_idx
+from ..conftest import write_idx
 
 
 @pytest.mark.parametrize("shape", [(3,), (2, 5), (4, 3, 2)])

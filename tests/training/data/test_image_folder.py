@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from gradina.errors import RecipeError
-from gradina.pipeline import StableDiffusion, to_pixels
+from gradina.pipeline.model import StableDiffusion, to_pixels
 from gradina.training.data.image_folder import (
     CROPS,
     Crop,

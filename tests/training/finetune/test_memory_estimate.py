@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from gradina.errors import RecipeError
-from gradina.pipeline import StableDiffusion
+from gradina.pipeline.model import StableDiffusion
 from gradina.training.data.image_folder import Crop, Owned, encoded, read_folder
 from gradina.training.finetune.memory_estimate import (
     ALWAYS,

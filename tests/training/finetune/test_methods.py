@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 
 from gradina import Request, generate, load
 from gradina.errors import RecipeError, WeightsError
-from gradina.pipeline import StableDiffusion
+from gradina.pipeline.model import StableDiffusion
 from gradina.training.checkpoint import steps_done
 from gradina.training.data.image_folder import Crop, Owned, encoded, read_folder
 from gradina.training.finetune.memory_estimate import kept_for_the_way_back
@@ -369,7 +369,7 @@ from pathlib import Path
 sys.path[:0] = sys.argv[1:2]
 import test_methods as t
 import torch
-from gradina.pipeline import load
+from gradina.pipeline.load import load
 torch.set_num_threads(1)
 model, how = load(sys.argv[2], dtype="fp32"), t.replace(t.HOW, steps=30)
 learning = t.METHODS[sys.argv[5]](model, t.data(model, Path(sys.argv[3])), how)

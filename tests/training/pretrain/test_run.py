@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 import gradina
 from gradina.apps.cli.main import main
 from gradina.errors import RecipeError
-from gradina.pipeline import to_image
+from gradina.pipeline.model import to_image
 from gradina.tasks.retrieval import embed_pictures, embed_texts, open_pair, scores
 from gradina.training.checkpoint import once, steps_done
 from gradina.training.data.sources import load_data

@@ -16,7 +16,7 @@ import gradina
 from gradina.errors import WeightsError
 from gradina.models.taesd import TinyConfig, TinyDecoder
 from gradina.models.vae import VAEConfig
-from gradina.pipeline import StableDiffusion
+from gradina.pipeline.model import StableDiffusion
 from gradina.weights.convert import convert
 from gradina.weights.formats.taesd import read_tiny
 

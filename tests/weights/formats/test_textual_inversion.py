@@ -23,7 +23,8 @@ from gradina.adapters.textual_inversion import Concept
 from gradina.apps.cli.main import main
 from gradina.errors import WeightsError
 from gradina.images.metadata import read_picture
-from gradina.pipeline import StableDiffusion, steps
+from gradina.pipeline.generate import steps
+from gradina.pipeline.model import StableDiffusion
 from gradina.weights.formats.textual_inversion import read_concept, write_concept
 
 Tiny = Callable[..., StableDiffusion]

@@ -114,8 +114,8 @@ def convert(
 
 def push(model: o.Local, name: o.HubName) -> None:
     """Put a model on the hub."""
-    from gradina.pipeline import load
-    from gradina.pipeline import push as pushed
+    from gradina.pipeline.load import load
+    from gradina.pipeline.load import push as pushed
 
     typer.echo(pushed(load(model, device="cpu", dtype="fp32"), name))  # nothing is rounded on the way
 

@@ -18,7 +18,7 @@ from gradina.files import cache_folder, check_writable_folder
 from gradina.request import Request
 
 if TYPE_CHECKING:
-    from gradina.pipeline import StableDiffusion
+    from gradina.pipeline.model import StableDiffusion
     from gradina.training.data.image_folder import Captioned, Crop, Owned
     from gradina.training.finetune.methods import Learning
     from gradina.training.finetune.trainable import Owning
@@ -216,7 +216,8 @@ def _over_etas(model: Path | str | None, request: Request, edit: Path, out: Path
     """The edit at several shares of the prompt, side by side, as a file."""
     from gradina.files import atomic_write
     from gradina.images import grid
-    from gradina.pipeline import generate, load
+    from gradina.pipeline.generate import generate
+    from gradina.pipeline.load import load
 
     opened = load(model)
     asked = (replace(request, edit=(str(edit), eta)) for eta in ETAS)
@@ -230,7 +231,7 @@ class Shop:
     """What the verbs share: the model ready to learn, settings, data, and the run with its progress."""
 
     def __init__(self, method: str, given: dict[str, Any], model: StableDiffusion | None = None) -> None:
-        from gradina.pipeline import load
+        from gradina.pipeline.load import load
         from gradina.runtime.device import pick_device, pick_dtype, use_threads
         from gradina.training.finetune import methods
         from gradina.training.finetune.trainable import Owning

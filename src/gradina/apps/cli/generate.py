@@ -24,7 +24,8 @@ from gradina.request import Defaults, Request, choice
 if TYPE_CHECKING:
     from PIL import Image
 
-    from gradina.pipeline import Plan, StableDiffusion
+    from gradina.pipeline.model import StableDiffusion
+    from gradina.pipeline.plan import Plan
 
 log = logging.getLogger(__name__)
 
@@ -180,7 +181,7 @@ def open_model(
     vae: str | None = None,
 ) -> StableDiffusion:
     """The model that the options name."""
-    from gradina.pipeline import load
+    from gradina.pipeline.load import load
     from gradina.runtime.device import use_threads
 
     use_threads(threads)
@@ -202,7 +203,8 @@ def draw(
 ) -> None:
     """Draws a request to files, and says where they are."""
     from gradina.images import grid
-    from gradina.pipeline import develop, plans, resolved, walk
+    from gradina.pipeline.generate import develop, walk
+    from gradina.pipeline.plan import plans, resolved
 
     request = resolved(model, request)
     count = len(request.prompts)
@@ -255,7 +257,7 @@ def strip_of(moments: list[Image.Image], shown: int = 8) -> Image.Image:
 def draw_grid(model: StableDiffusion, request: Request, axes: list[Axis], output: str | None, quiet: bool) -> None:
     """Draws a request for all values of one or two fields as one labelled picture."""
     from gradina.images import grid
-    from gradina.pipeline import generate as pictures_of
+    from gradina.pipeline.generate import generate as pictures_of
 
     request = replace(request, seed=request.resolved(Defaults()).seed)
     changes = list(cells(axes))

@@ -18,7 +18,7 @@ from gradina.errors import PictureError, RecipeError
 from gradina.files import cache_folder
 from gradina.images.open import LARGEST, moving, open_picture
 from gradina.models.vae import AutoencoderKL
-from gradina.pipeline import StableDiffusion, to_pixels
+from gradina.pipeline.model import StableDiffusion, to_pixels
 from gradina.training.checkpoint import once
 from gradina.training.data.batches import generator
 from gradina.training.data.captioned import Captioned, Tell, some, spoken, telling

@@ -20,7 +20,8 @@ from gradina.images.metadata import Record, read_picture
 from gradina.images.open import pictures_in
 from gradina.kernels.prepack import unpacked
 from gradina.models.tokenizer import as_word
-from gradina.pipeline import StableDiffusion, generate
+from gradina.pipeline.generate import generate
+from gradina.pipeline.model import StableDiffusion
 from gradina.request import Request
 from gradina.training.data.batches import generator
 from gradina.training.data.captioned import shown

@@ -17,7 +17,8 @@ from gradina.errors import Diverged, RecipeError
 from gradina.files import atomic_write
 from gradina.images import grid
 from gradina.images.open import open_picture
-from gradina.pipeline import StableDiffusion, generate
+from gradina.pipeline.generate import generate
+from gradina.pipeline.model import StableDiffusion
 from gradina.request import Request
 from gradina.training.data.image_folder import Owned
 from gradina.training.finetune.methods import Learning

@@ -31,7 +31,7 @@ from gradina.models.clip import TextTower
 from gradina.models.unet import SpatialTransformer, UNet
 from gradina.nn.conv import ResBlock
 from gradina.nn.conv2d import channels_last
-from gradina.pipeline import StableDiffusion
+from gradina.pipeline.model import StableDiffusion
 from gradina.training.checkpoint import once
 from gradina.training.data.batches import generator
 from gradina.training.data.captioned import shown

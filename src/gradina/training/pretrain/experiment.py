@@ -20,7 +20,7 @@ from gradina.models.clip import CLIP, TextTower, vision_tower
 from gradina.models.tokenizer import Tokenizer
 from gradina.models.unet import UNet
 from gradina.models.vae import AutoencoderKL
-from gradina.pipeline import StableDiffusion
+from gradina.pipeline.model import StableDiffusion
 from gradina.training.checkpoint import load_average, once
 from gradina.training.data.batches import Examples, generator
 from gradina.training.data.sources import load_data
