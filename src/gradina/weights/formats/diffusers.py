@@ -24,6 +24,7 @@ from gradina.weights.detect import HOMES
 from gradina.weights.formats import diffusers_configs
 from gradina.weights.formats.clip import copy_pair
 from gradina.weights.formats.diffusers_layout import CARD, INDEX, OURS, PAIR, is_model, refusal, unread
+from gradina.weights.formats.scheduler_config import schedule_to_config
 from gradina.weights.formats.unsupported import refuse_channels
 from gradina.weights.formats.vae import build_vae, read_vae
 from gradina.weights.json_config import read_json, read_settings
@@ -94,7 +95,9 @@ def write_folder(parts: Components, path: str | Path, dtype: torch.dtype | None 
             _write_json(folder / part / "config.json", config)
             _write_network(network, table, dialect, folder / part / f"{STEMS[part]}.safetensors", dtype)
         parts.tokenizer.save(folder / "tokenizer")
-        _write_json(folder / "scheduler" / "scheduler_config.json", parts.schedule.to_config(parts.prediction))
+        _write_json(
+            folder / "scheduler" / "scheduler_config.json", schedule_to_config(parts.schedule, parts.prediction)
+        )
         if parts.clip is not None:
             copy_pair(parts.clip, folder / PAIR, dtype)
         _write_json(folder / INDEX, _model_index(unet))

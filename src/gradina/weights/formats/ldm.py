@@ -29,6 +29,7 @@ from gradina.weights import detect, key_tables
 from gradina.weights.components import Components, fitting, predicted
 from gradina.weights.detect import Detected, TextHome
 from gradina.weights.formats.ldm_metadata import KEPT, Said, as_said, said_by
+from gradina.weights.formats.scheduler_config import schedule_to_config
 from gradina.weights.formats.vae import in_original_layout, read_vae
 from gradina.weights.json_config import naming
 from gradina.weights.remap import Numbers, Table, sources, unclaimed, write
@@ -193,7 +194,7 @@ def _written(parts: Components) -> dict[str, str]:
     clip = len(parts.tokenizer) == 49408 and files == _clip_texts(length, pad)
     ours = {
         **{part: {key: getattr(getattr(parts, part).config, key) for key in keys} for part, keys in KEPT.items()},
-        "scheduler": parts.schedule.to_config(parts.prediction),
+        "scheduler": schedule_to_config(parts.schedule, parts.prediction),
         "defaults": asdict(parts.defaults),
         "tokenizer": {"length": length, "pad": pad} if clip else {"files": files},
     }
