@@ -15,6 +15,7 @@ import gradina
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
 PAGES += sorted(path for path in (ROOT / "docs").rglob("*.md") if path.parent.name != "lessons")
+LONGEST_READING = 2700  # lines, from a request to a finished picture
 SOURCE = Path(gradina.__file__).parent
 MODULES = {
     ".".join(path.relative_to(SOURCE.parent).with_suffix("").parts).removesuffix(".__init__")
@@ -64,6 +65,16 @@ def test_docstrings_render_as_they_are_written(site: Path) -> None:
     page = (site / "docs" / "reference" / "diffusion.html").read_text(encoding="utf-8")
     assert 'class="problematic"' not in page
     assert "uncond + scale * (cond - uncond)" in page
+
+
+def test_the_first_reading_is_as_long_as_stated() -> None:
+    text = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    stated = {name: int(lines) for name, lines in re.findall(r"^\| `([\w/]+\.py)` \| (\d+) \|", text, re.MULTILINE)}
+    counted = {name: len((SOURCE / name).read_text(encoding="utf-8").splitlines()) for name in stated}
+    assert {name: n for name, n in counted.items() if abs(n - stated[name]) > 0.1 * n + 2} == {}
+    assert sum(counted.values()) <= LONGEST_READING
+    (total,) = re.findall(r"\*\*([\d,]+) lines\*\*", text)
+    assert int(total.replace(",", "")) == sum(stated.values())
 
 
 def test_modules_named_in_the_pages_exist() -> None:
