@@ -39,7 +39,7 @@ lessons: .venv/.installed-lessons
 	@$(BIN)/python tools/smaller_pictures.py docs/lessons
 
 docs: .venv/.installed-docs
-	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -c docs . out/site
+	$(BIN)/python -m sphinx --quiet --fresh-env --write-all --fail-on-warning --keep-going -c docs . out/site
 	@echo "The documentation: $(CURDIR)/out/site/index.html"
 
 .venv/.python:
