@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gradina.diffusion.conditioning import Cond
 from gradina.diffusion.denoiser import Denoiser
 from gradina.diffusion.guidance import cfg
 from gradina.diffusion.noise import Noise
@@ -92,7 +93,7 @@ def drawn(
     for first in range(0, len(wanted), AT_ONCE):
         some = wanted[first : first + AT_ONCE]
         noise = Noise(range(first, first + len(some)), tuple(shape))
-        denoise = cfg(denoiser, rows_of(some), rows_of(some, False), scale)
+        denoise = cfg(denoiser, Cond(rows_of(some)), Cond(rows_of(some, False)), scale)
         *_, last = SAMPLERS["dpmpp_2m"].run(denoise, sigmas[0].float() * noise(), sigmas, noise)
         parts.append(last.x)
     return torch.cat(parts)

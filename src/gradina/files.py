@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import re
 import secrets
@@ -16,9 +17,9 @@ from collections.abc import Container, Iterator
 from contextlib import contextmanager, suppress
 from os import PathLike
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from gradina.errors import DiskError
+from gradina.errors import DiskError, WeightsError
 
 # The files of a model folder in the diffusers layout; see atomic_folder.
 MODEL_INDEXES = ("model_index.json", "preprocessor_config.json")  # of a whole model, or of a contrastive pair
@@ -73,6 +74,26 @@ def file_sha256(path: str | PathLike[str]) -> str:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     _hashes[name] = current, digest
     return digest
+
+
+def read_json(path: Path, kind: type = dict) -> Any:
+    """The object in a JSON file of a model, or the list where `kind` is list. Raises WeightsError, naming the file."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))  # some editors write a byte-order mark
+    except FileNotFoundError as error:
+        raise WeightsError(f"{path}: there is no such file; fetch or save the folder again") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise WeightsError(f"{path}: is no JSON ({error}); fetch or save it again") from error
+    if not isinstance(content, kind):
+        expected = "list" if kind is list else "object"
+        raise WeightsError(f"{path}: expected a JSON {expected}, got {type(content).__name__}; fetch or save it again")
+    return content
+
+
+def write_json(path: Path, content: object) -> None:
+    """Writes JSON of two spaces' indent, in a folder that is made where it is missing."""
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8", newline="\n")
 
 
 def _temporary(target: Path, kind: str) -> Path:

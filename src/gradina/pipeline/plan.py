@@ -28,7 +28,7 @@ from gradina.ineffective import (
     sampler_notes,
     start_notes,
 )
-from gradina.pipeline.conditioning import chunks_of, guided
+from gradina.pipeline.conditioning import chunk_count, guided
 from gradina.pipeline.model import StableDiffusion, to_pixels
 from gradina.request import Request
 
@@ -112,7 +112,7 @@ def batches(model: StableDiffusion, request: Request) -> list[Request]:
     _, h, w = _shape(model, request)
     at_once, prompts = max(1, AT_ONCE // (h * w)), request.prompts
     parts = []
-    for _, run in groupby(range(len(prompts)), key=lambda i: chunks_of(model, request, prompts[i])):
+    for _, run in groupby(range(len(prompts)), key=lambda i: chunk_count(model, request, prompts[i])):
         rows = list(run)
         for start in range(0, len(rows), at_once):
             some = rows[start : start + at_once]
@@ -138,7 +138,7 @@ def prepare(model: StableDiffusion, request: Request) -> Plan:
         known = model.encode(to_pixels(init)[None], noise() if len(sigmas) > 1 else None)
     n = noise()
     if known is None or from_noise:
-        x = n * row.start(cast(str, request.schedule), float(sigmas[0]))
+        x = n * row.init_noise_sigma(cast(str, request.schedule), float(sigmas[0]))
     else:
         x = noised(known, n, sigmas[0])
 

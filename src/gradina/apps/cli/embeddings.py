@@ -62,7 +62,7 @@ def remembered(pair: Pair, folder: Path, paths: Sequence[Path], advance: Advance
 
     Also where this ends early: what was done is not done again.
     """
-    place = cache_folder() / "embeddings" / f"{pair.mark}.safetensors"
+    place = cache_folder() / "embeddings" / f"{pair.fingerprint}.safetensors"
     kept, names = _kept(place), {path: str(path.resolve()) for path in paths}
     looked = {
         path: (now, _content(path))

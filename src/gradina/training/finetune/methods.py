@@ -19,7 +19,7 @@ from gradina.files import unused_path
 from gradina.images.folder import pictures_in
 from gradina.images.metadata import Record, read_picture
 from gradina.kernels.prepack import unpacked
-from gradina.models.tokenizer import as_word
+from gradina.models.tokenizer import as_placeholder
 from gradina.pipeline.generate import generate
 from gradina.pipeline.model import StableDiffusion
 from gradina.request import Request
@@ -28,8 +28,8 @@ from gradina.training.data.dataset import generator
 from gradina.training.data.latents import LatentDataset
 from gradina.training.finetune.trainable import Learner, Live, Owning, WithWord, ready, told
 from gradina.training.loop import Loss
-from gradina.weights.formats.imagic import write_edit
-from gradina.weights.formats.textual_inversion import write_concept
+from gradina.weights.formats.imagic import write_imagic
+from gradina.weights.formats.textual_inversion import write_embedding
 
 log = logging.getLogger(__name__)
 
@@ -161,7 +161,7 @@ def inversion(
 
     def keep(learner: Learner, folder: Path) -> Path:
         path = folder / "word.safetensors"
-        write_concept(concept(learner), path)
+        write_embedding(concept(learner), path)
         return path
 
     return Learning(Learner({"word": {"vectors": vectors}}), loss, live, drawn, keep)
@@ -172,7 +172,7 @@ def nearer(model: StableDiffusion, data: LatentDataset, text: str, how: Owning) 
 
     Source: Kawar et al., "Imagic" (2210.09276), equation 3.
     """
-    states = nn.Parameter(model.read([text])[0].float())
+    states = nn.Parameter(model.encode_text([text]).states[0].float())
     live = Live(model, unpacked(shallow_clone(model.unet)), model.text, how)
 
     def loss(_: nn.Module, k: int) -> Tensor:
@@ -181,7 +181,7 @@ def nearer(model: StableDiffusion, data: LatentDataset, text: str, how: Owning) 
 
     def keep(learner: Learner, folder: Path) -> Path:
         path = folder / "edit.safetensors"
-        write_edit(learner.values("states")["states"], LoRA(), path, model.unet, model.text)
+        write_imagic(learner.values("states")["states"], LoRA(), path, model.unet, model.text)
         return path
 
     return Learning(Learner({"states": {"states": states}}), loss, live, lambda _: model, keep)
@@ -199,7 +199,7 @@ def onto(model: StableDiffusion, data: LatentDataset, states: Tensor, how: Ownin
     def keep(learner: Learner, folder: Path) -> Path:
         lora = LoRA(unet=kept.layers(learner, "unet")) if kept.lora else LoRA()
         path = folder / "edit.safetensors"
-        write_edit(states, lora, path, model.unet, model.text)
+        write_imagic(states, lora, path, model.unet, model.text)
         if not kept.lora:
             kept.keep(learner, folder)
         return path
@@ -209,7 +209,7 @@ def onto(model: StableDiffusion, data: LatentDataset, states: Tensor, how: Ownin
 
 def small_word(word: str) -> str:
     """The word as it is kept; a warning says so where that is another."""
-    small = as_word(word)
+    small = as_placeholder(word)
     if small != word:
         log.warning("word: %s is kept as %s, as prompts are read in small letters", word, small)
     return small

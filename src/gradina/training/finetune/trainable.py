@@ -22,7 +22,8 @@ from torch.utils.checkpoint import checkpoint
 
 from gradina.adapters.inject import inject, replaced, shallow_clone
 from gradina.adapters.lora import ATTENTION, Adapted, LoRA, LoRAWeights, adapt, fresh, merged
-from gradina.diffusion.denoiser import Denoiser
+from gradina.diffusion.conditioning import Cond
+from gradina.diffusion.denoiser import Denoiser, on_states
 from gradina.diffusion.prediction import prediction_named
 from gradina.errors import RecipeError
 from gradina.files import cache_folder
@@ -151,7 +152,7 @@ class Live:
 
     def expect(self, texts: Sequence[str]) -> None:
         """Takes note of captions that will be asked for; a warning says how many are read in chunks."""
-        chunks = {text: self.tokenizer.chunks_of(text) for text in texts}
+        chunks = {text: self.tokenizer.chunk_count(text) for text in texts}
         long = [text for text in chunks if chunks[text] > 1]
         self.chunks = max([self.chunks, *chunks.values()])
         if long:
@@ -177,7 +178,7 @@ class Live:
         """The texts by how many chunks they take."""
         by_chunks: dict[int, list[str]] = defaultdict(list)
         for text in texts:
-            by_chunks[self.tokenizer.chunks_of(text)].append(text)
+            by_chunks[self.tokenizer.chunk_count(text)].append(text)
         return list(by_chunks.values())
 
     @torch.no_grad()
@@ -200,7 +201,7 @@ def told(live: Live, latents: Tensor, cond: Tensor, how: Owning, key: torch.Gene
     if how.noise_offset:
         noise = noise + how.noise_offset * torch.randn(*latents.shape[:2], 1, 1, generator=key)
     sigma = schedule.drawn(len(latents), key)
-    error = denoising(Denoiser(live.unet, schedule, prediction), latents, noise, sigma, cond)
+    error = denoising(Denoiser(on_states(live.unet), schedule, prediction), latents, noise, sigma, Cond(cond))
     return error if how.min_snr is None else error * min_snr(sigma, how.min_snr, prediction.name).to(error)
 
 

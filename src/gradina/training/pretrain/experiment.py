@@ -132,7 +132,7 @@ class Workshop:
         made = Tokenizer.train(self.data.texts(), words.size, words.length)
         some = torch.arange(min(len(self.data), LOOKED_AT))
         captions = self.data.captions(some, generator(self.recipe.seed, "captions"))[0]
-        cut = [caption for caption in captions if made.chunks_of(caption) > 1]
+        cut = [caption for caption in captions if made.chunk_count(caption) > 1]
         if cut:
             log.warning(
                 "vocabulary.length: %d of %d captions have more than the %d tokens that are read; their ends are not "

@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from gradina.diffusion.denoiser import Denoiser
+from gradina.diffusion.conditioning import Cond
+from gradina.diffusion.denoiser import Denoiser, on_states
 from gradina.diffusion.prediction import prediction_named
 from gradina.models.clip import CLIP
 from gradina.models.vae import AutoencoderKL
@@ -183,7 +184,7 @@ def unet_stage(shop: Workshop, name: str) -> Stage:
         latents = mean[rows] + std[rows] * torch.randn(len(rows), *mean.shape[1:], generator=key)
         noise = torch.randn(latents.shape, generator=key)
         sigma = schedule.drawn(len(rows), key, phase.shift or 1.0)
-        return denoising(Denoiser(painter.unet, schedule, prediction), latents, noise, sigma, cond)
+        return denoising(Denoiser(on_states(painter.unet), schedule, prediction), latents, noise, sigma, Cond(cond))
 
     look = partial(drawn, shop, side=phase.pixels)
     return Stage(painter, phase, loss, look, {"text": phase.text_rate})
