@@ -106,14 +106,6 @@ def request_to_dict(request: Request, strict: bool = True) -> dict[str, Any]:
     return values | {name: _image_to_dict(name, values[name], strict) for name in IMAGES}
 
 
-def _request_from_dict(values: Any, folder: Path | None) -> Request:
-    if not isinstance(values, dict):
-        raise RequestError(f"request: got {str(values)[:80]!r}, expected a JSON object of its fields")
-    for name in values:
-        choice("request", name, tuple(field.name for field in fields(Request)))
-    return Request(**{k: _image_from_dict(k, v, folder) if k in IMAGES else v for k, v in values.items()})
-
-
 def to_json(request: Request, strict: bool = True) -> str:
     """The request as a JSON object of all its fields, in ASCII.
 
@@ -132,7 +124,12 @@ def from_json(text: str, folder: str | PathLike[str] | None = None) -> Request:
         values = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise RequestError(f"request: this is not JSON ({error}); expected an object of a request's fields") from None
-    return _request_from_dict(values, None if folder is None else Path(folder))
+    if not isinstance(values, dict):
+        raise RequestError(f"request: got {str(values)[:80]!r}, expected a JSON object of its fields")
+    for name in values:
+        choice("request", name, tuple(field.name for field in fields(Request)))
+    folder = None if folder is None else Path(folder)
+    return Request(**{k: _image_from_dict(k, v, folder) if k in IMAGES else v for k, v in values.items()})
 
 
 # Reading

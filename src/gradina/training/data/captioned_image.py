@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from gradina.errors import RecipeError
 from gradina.texts import parse_json
@@ -23,11 +22,7 @@ MAX_NAMES = 3  # files in a message
 MAX_CAPTION = 60  # letters of a caption in a message
 MAX_NAME = 256  # letters of a name there
 
-
-class Note(Protocol):
-    """Notes what is odd about a file; see `collected_notes`."""
-
-    def __call__(self, name: str, what: str) -> None: ...
+Note = Callable[[str, str], object]  # notes, of a file, what is odd about it; see `collected_notes`
 
 
 @contextmanager
