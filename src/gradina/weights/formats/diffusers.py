@@ -35,6 +35,7 @@ from gradina.weights.formats.diffusers_layout import (
     unsupported_reason,
     weight_files,
 )
+from gradina.weights.formats.scheduler_config import schedule_to_config
 from gradina.weights.formats.vae import build_vae, read_vae
 from gradina.weights.json_config import read_config
 from gradina.weights.key_tables import DROPPED, TEXT, UNET, VAE, add_text_model
@@ -95,7 +96,7 @@ def write_folder(components: Components, path: str | Path, dtype: torch.dtype | 
     has_card = bool(components.card)
     card = with_dtype(components.card, components, dtype) if has_card else model_card(components, dtype)
     unet, vae, text = components.unet.config, components.vae.config, components.text.config
-    scheduler = components.schedule.to_config(components.prediction)
+    scheduler = schedule_to_config(components.schedule, components.prediction)
     with atomic_folder(path) as folder:
         for name, network, table, dialect, config in (
             ("unet", components.unet, UNET, "diffusers", diffusers_configs.unet_to_json(unet)),

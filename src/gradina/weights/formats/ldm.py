@@ -37,6 +37,7 @@ from gradina.weights.formats.ldm_config import (
     stated_prediction,
     with_metadata,
 )
+from gradina.weights.formats.scheduler_config import schedule_to_config
 from gradina.weights.formats.vae import build_vae, read_vae, vae_to_original
 from gradina.weights.json_config import config_errors
 from gradina.weights.key_tables import DROPPED, TEXT, UNET, add_text_model, unet_indices
@@ -200,7 +201,7 @@ def _metadata(components: Components) -> dict[str, str]:
     configs = {name: getattr(components, name).config for name in IN_METADATA}
     ours = {
         **{name: {key: getattr(configs[name], key) for key in keys} for name, keys in IN_METADATA.items()},
-        "scheduler": components.schedule.to_config(components.prediction),
+        "scheduler": schedule_to_config(components.schedule, components.prediction),
         "defaults": asdict(defaults),
         "tokenizer": {"length": length, "pad": pad} if is_clip else {"files": files},
     }

@@ -15,7 +15,7 @@ from torch import Tensor
 from gradina.adapters.textual_inversion import Concept
 from gradina.errors import WeightsError
 from gradina.models.tokenizer import as_placeholder, normalized
-from gradina.request import word_and_file
+from gradina.request import parse_concept
 from gradina.weights.formats.ckpt import InertParameterDict
 from gradina.weights.safetensors import open_weights, save_weights
 
@@ -31,7 +31,7 @@ def read_embedding(source: str | PathLike[str]) -> Concept:
 
     Logs a warning with the token if it is not the file's name. Raises WeightsError for a file without an embedding.
     """
-    word, file = word_and_file(str(source))
+    word, file = parse_concept(str(source))
     path = Path(file)
     if word is not None and (len(word.split()) != 1 or not file):
         such = f", such as {as_placeholder(word) or '<teddy>'}={file or 'teddy.safetensors'}"
