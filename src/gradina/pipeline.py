@@ -41,14 +41,14 @@ from gradina.ineffective import (
     sampler_notes,
     start_notes,
 )
-from gradina.kernels.prepack import converted, packed
 from gradina.models.deepcache import DeepCache
 from gradina.models.taesd import TinyDecoder
-from gradina.nn.memory import trim_heap
 from gradina.request import Request, word_and_file
 from gradina.runtime.device import DTYPES, Engine, pick_device, pick_dtype, pick_engine
 from gradina.runtime.engines import Call, Decoding, with_engine
+from gradina.runtime.memory import trim_heap
 from gradina.runtime.offload import SequentialOffload
+from gradina.runtime.prepack import converted, prepack
 from gradina.weights.components import Components
 from gradina.weights.formats.imagic import read_states
 from gradina.weights.formats.lora import read_lora
@@ -476,7 +476,7 @@ def load(
     for network in (previewer,) if low_memory else (parts.text, parts.vae, parts.unet, previewer):
         packs = not plain and (chosen in ("auto", "eager") or network not in (parts.vae, parts.unet))
         if network is not None and place.type == "cpu" and packs:
-            packed(network, convert)
+            prepack(network, convert)
         elif network is not None:
             converted(network, convert).to(place)
     trim_heap()

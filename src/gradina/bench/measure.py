@@ -15,7 +15,7 @@ from gradina.bench import report as reports
 from gradina.bench.backends import Opener, contestants
 from gradina.bench.report import Report
 from gradina.bench.timing import Failed, Runner, race
-from gradina.nn.attention import attention as own
+from gradina.nn.ops import attention as own
 from gradina.runtime.device import DTYPES
 from gradina.weights.open import open_source
 from gradina.weights.registry import shipped

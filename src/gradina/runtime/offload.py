@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from gradina.adapters.inject import Network, shallow_clone
-from gradina.kernels.prepack import packed
-from gradina.nn.memory import trim_heap, trim_threshold
+from gradina.runtime.memory import trim_heap, trim_threshold
+from gradina.runtime.prepack import prepack
 from gradina.weights.mmap import Mapped
 from gradina.weights.safetensors import in_type
 
@@ -31,6 +31,6 @@ class SequentialOffload:
         if self.asleep is not network:
             self.awake = None
             convert = partial(in_type, dtype=self.dtype, mapped=Mapped(*self.files))
-            self.asleep, self.awake = network, packed(shallow_clone(network), convert)
+            self.asleep, self.awake = network, prepack(shallow_clone(network), convert)
             trim_heap()
         return cast(Network, self.awake)

@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from gradina.errors import WeightsError
 from gradina.files import atomic_path
-from gradina.kernels.bindings import own_halves
+from gradina.nn.ops import cast_half
 from gradina.weights.mmap import Mapped
 from gradina.weights.remap import Source, read, unclaimed
 
@@ -29,7 +29,6 @@ Value = TypeVar("Value")
 Network = TypeVar("Network", bound=nn.Module)
 INDEX = ".safetensors.index.json"
 WRAPPERS = ("state_dict.", "module.", "_orig_mod.")
-AT_ONCE = 2**18  # numbers that are converted together: what is in between takes 1 MB, near the cores
 
 # How files begin that are taken for safetensors, and what to do about it.
 OTHERS: tuple[tuple[bytes, str], ...] = (
@@ -163,20 +162,10 @@ def build(
 def in_type(x: Tensor, dtype: torch.dtype, mapped: Mapped) -> Tensor:
     """The same numbers in a type; where that makes a copy, what was mapped is given back."""
     halves = {x.dtype, dtype} == {torch.float16, torch.bfloat16} and x.device.type == "cpu"
-    converted = _by_way_of_single(x, dtype) if halves else x.to(dtype)
+    converted = cast_half(x, dtype) if halves else x.to(dtype)
     if converted is not x and x.is_contiguous():
         mapped.release(x)
     return converted
-
-
-def _by_way_of_single(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """x in the other half precision: the same numbers as at once, in a third of the time; by our own C in a fifth."""
-    if dtype == torch.bfloat16 and x.is_contiguous() and (own := own_halves()):
-        return own(x)
-    out = torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format)
-    for some, to in zip(*(torch.split(each.reshape(-1), AT_ONCE) for each in (x, out)), strict=True):
-        to.copy_(some.float())
-    return out
 
 
 def model_hash(files: Iterable[Path]) -> str:

@@ -18,10 +18,10 @@ from gradina.errors import PictureError, RecipeError
 from gradina.files import unused
 from gradina.images.metadata import Record, read_picture
 from gradina.images.open import pictures_in
-from gradina.kernels.prepack import unpacked
 from gradina.models.tokenizer import as_word
 from gradina.pipeline import StableDiffusion, generate
 from gradina.request import Request
+from gradina.runtime.prepack import restore
 from gradina.training.data.batches import generator
 from gradina.training.data.captioned import shown
 from gradina.training.data.image_folder import Owned
@@ -137,10 +137,10 @@ def inversion(
     kept in small letters, as prompts are read.
     """
     begun = first_vectors(model, start, how.vectors)
-    tokenizer, text = taught(model.tokenizer, unpacked(shallow_clone(model.text)), [Concept(word, begun)])
+    tokenizer, text = taught(model.tokenizer, restore(shallow_clone(model.text)), [Concept(word, begun)])
     vectors = nn.Parameter(begun.float())
     text.token = cast(nn.Embedding, WithWord(model.text.token.weight[: len(tokenizer) - how.vectors], vectors))
-    live = Live(model, unpacked(shallow_clone(model.unet)), text, how)
+    live = Live(model, restore(shallow_clone(model.unet)), text, how)
     live.tokenizer = tokenizer
     word = small_word(word)
     live.expect([template.format(word) for template in templates])
@@ -172,7 +172,7 @@ def nearer(model: StableDiffusion, data: Owned, text: str, how: Owning) -> Learn
     Source: Kawar et al., "Imagic" (2210.09276), equation 3.
     """
     states = nn.Parameter(model.read([text])[0].float())
-    live = Live(model, unpacked(shallow_clone(model.unet)), model.text, how)
+    live = Live(model, restore(shallow_clone(model.unet)), model.text, how)
 
     def loss(_: nn.Module, k: int) -> Tensor:
         key = generator(how.seed, "nearer", k)
