@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from gradina.models.vae import AutoencoderKL
-from gradina.nn import chunked
+from gradina.nn import ops
 from gradina.runtime.device import DTYPES
 from gradina.runtime.prepack import prepack
 from gradina.weights.families import FAMILIES
@@ -44,7 +44,7 @@ def decoded(side: int, dtype: str) -> dict[str, float]:
     before, start = held("VmRSS"), time.perf_counter()
     pixels = vae.decode(latents).float()[0]
     seconds, most = time.perf_counter() - start, held("VmHWM")
-    chunked.LARGE = chunked.LARGE_IN_C = WHOLE
+    ops.LARGE = ops.LARGE_NATIVE = WHOLE
     whole = vae.decode(latents).float()[0]
     apart = 127.5 * (pixels.clamp(-1, 1) - whole.clamp(-1, 1)).abs()
     levels = {"levels at most": apart.max().item(), "levels in the mean": apart.mean().item()}

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gradina.bench.timing import Times, race
+from gradina.bench.timing import Times, time_interleaved
 from gradina.kernels.dispatch import available
 from gradina.kernels.prepack import CONV3X3, GEGLU, LINEAR, ONEDNN_LINEAR, PackedWeight, onednn_conv
 from gradina.nn.conv import Conv2d
@@ -46,10 +46,10 @@ Way = Callable[[Tensor], Tensor]
 
 def raced(shape: tuple[int, ...], ways: dict[str, Way], exact: Way, x: Tensor, rounds: int) -> dict[str, object]:
     """A row: ours and oneDNN's, over x; errors over its first example, or its first rows."""
-    ours, theirs = race({name: partial(way, x) for name, way in ways.items()}, rounds).values()
+    ours, theirs = time_interleaved({name: partial(way, x) for name, way in ways.items()}, rounds).values()
     assert isinstance(ours, Times), ours
     assert isinstance(theirs, Times), theirs
-    ratios, some = ours.beside(theirs), x[: max(1, len(x) // 2)]
+    ratios, some = ours.ratios(theirs), x[: max(1, len(x) // 2)]
     row: dict[str, object] = {
         "shape": shape,
         "ours, ms": round(1000 * ours.median, 2),

@@ -18,7 +18,7 @@ from gradina.models.clip import CLIP, TextConfig, TextTower, VisionConfig
 from gradina.models.tokenizer import Tokenizer
 from gradina.models.unet import UNet, UNetConfig
 from gradina.models.vae import AutoencoderKL, VAEConfig
-from gradina.pipeline import StableDiffusion
+from gradina.pipeline.model import StableDiffusion
 from gradina.request import Defaults
 from gradina.runtime.prepack import prepack
 from gradina.tasks.retrieval import preprocess
