@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gradina.nn.attention import Attention
-from gradina.nn.conv import BatchNorm
-from gradina.nn.conv2d import Conv2d
-from gradina.nn.norm import LayerNorm
+from gradina.nn.conv import Conv2d
+from gradina.nn.linear import Linear
+from gradina.nn.norm import BatchNorm, LayerNorm
 
 Activation = Literal["quick_gelu", "gelu"]
 
@@ -95,8 +95,8 @@ class Block(nn.Module):
         self.norm1 = LayerNorm(width)
         self.attn = Attention(width, heads, causal=causal)
         self.norm2 = LayerNorm(width)
-        self.proj_in = nn.Linear(width, inner)
-        self.proj_out = nn.Linear(inner, width)
+        self.proj_in = Linear(width, inner)
+        self.proj_out = Linear(inner, width)
         self.activation = ACTIVATIONS[activation]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -116,7 +116,7 @@ class TextTower(nn.Module):
             Block(c.width, c.inner, c.heads, c.activation, causal=True) for _ in range(c.layers)
         )
         self.norm = LayerNorm(c.width)
-        self.projection = nn.Linear(c.width, c.projection, bias=False) if c.projection else None
+        self.projection = Linear(c.width, c.projection, bias=False) if c.projection else None
         nn.init.normal_(self.token.weight, std=0.02)  # words speak up, places are hinted at: as in CLIP
         nn.init.normal_(self.position.weight, std=0.01)
 
@@ -153,7 +153,7 @@ class VisionTower(nn.Module):
             Block(c.width, c.inner, c.heads, c.activation, causal=False) for _ in range(c.layers)
         )
         self.norm = LayerNorm(c.width)
-        self.projection = nn.Linear(c.width, c.projection, bias=False)
+        self.projection = Linear(c.width, c.projection, bias=False)
         nn.init.normal_(self.position.weight, std=c.width**-0.5)
 
     def forward(self, pixels: Tensor, kept: Tensor | None = None) -> Tensor:
@@ -185,7 +185,7 @@ class ConvTower(nn.Module):
         self.convs = nn.ModuleList([Conv2d(c.channels, c.widths[0], 5, stride=2, padding=2, bias=False)])
         self.convs.extend(Conv2d(wide, out, 3, padding=1, bias=False) for wide, out in steps)
         self.norms = nn.ModuleList(BatchNorm(out) for out in (c.widths[0], *(out for _, out in steps)))
-        self.projection = nn.Linear(c.widths[-1], c.projection, bias=False)
+        self.projection = Linear(c.widths[-1], c.projection, bias=False)
 
     def forward(self, pixels: Tensor, kept: Tensor | None = None) -> Tensor:
         """The embeddings: means over all places of the last map, or over those (b, n) that are `kept` alone."""

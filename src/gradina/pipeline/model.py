@@ -23,10 +23,10 @@ from gradina.files import file_sha256
 from gradina.finite import finite
 from gradina.models.deepcache import DeepCache
 from gradina.models.taesd import TinyDecoder
-from gradina.nn.memory import trim_heap
 from gradina.request import Request, parse_concept
 from gradina.runtime.device import DTYPES, Engine
 from gradina.runtime.engines import Call, Decoding, with_engine
+from gradina.runtime.memory import trim_heap
 from gradina.runtime.offload import SequentialOffload
 from gradina.weights.components import Components
 from gradina.weights.formats.lora import read_lora
