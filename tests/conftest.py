@@ -14,7 +14,8 @@ from PIL import Image
 from torch.nn import functional as F
 
 from gradina.diffusion.schedule import sd_schedule
-from gradina.models.clip import CLIP, TextConfig, TextTower, VisionConfig
+from gradina.models.clip import CLIP, TextConfig, TextTower
+from gradina.models.clip_vision import VisionConfig
 from gradina.models.tokenizer import Tokenizer
 from gradina.models.unet import UNet, UNetConfig
 from gradina.models.vae import AutoencoderKL, VAEConfig

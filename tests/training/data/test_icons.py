@@ -14,7 +14,7 @@ from torch import Tensor
 
 import gradina
 from gradina.errors import MissingExtra, RecipeError
-from gradina.models.clip import ConvConfig
+from gradina.models.clip_vision import ConvConfig
 from gradina.tasks.retrieval import open_pair
 from gradina.training.data import icons
 from gradina.training.data.dataset import Split, generator

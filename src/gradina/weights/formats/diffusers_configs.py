@@ -9,9 +9,11 @@ from typing import Any, cast
 from gradina.diffusion.prediction import prediction_named
 from gradina.diffusion.schedule import Schedule
 from gradina.errors import WeightsError
-from gradina.models.clip import ACTIVATIONS, Activation, ConvConfig, TextConfig, VisionConfig
+from gradina.models.clip import TextConfig
+from gradina.models.clip_vision import ConvConfig, VisionConfig
 from gradina.models.unet import UNetConfig
 from gradina.models.vae import VAEConfig
+from gradina.nn.transformer import ACTIVATIONS, Activation
 from gradina.request import Defaults, Request
 from gradina.weights.formats.scheduler_config import schedule_from_config
 from gradina.weights.json_config import Json, check_fixed, check_int, check_number, shortened, validated
