@@ -85,6 +85,13 @@ class Request:
         each = (self.prompt,) if isinstance(self.prompt, str) else self.prompt
         return tuple(p for p in each for _ in range(self.images))
 
+    @property
+    def seeds(self) -> range:
+        """The seed of each picture, in the same order. Raises RequestError where none is given yet."""
+        if self.seed is None:
+            raise RequestError("seed: this request has none yet; call resolved() first")
+        return range(self.seed, self.seed + len(self.prompts))
+
     def resolved(self, defaults: Defaults) -> Request:
         """The same request with no field left open: the model's defaults, and a seed if none was given."""
         open_fields = {f.name: getattr(defaults, f.name) for f in fields(defaults) if getattr(self, f.name) is None}
@@ -93,9 +100,7 @@ class Request:
 
     def alone(self, i: int) -> Request:
         """The request that draws picture `i` of this one alone: one prompt, one seed."""
-        if self.seed is None:
-            raise RequestError("seed: this request has none yet; call resolved() first")
-        return replace(self, prompt=self.prompts[i], seed=self.seed + i, images=1)
+        return replace(self, prompt=self.prompts[i], seed=self.seeds[i], images=1)
 
 
 def word_and_file(concept: str) -> tuple[str | None, str]:

@@ -276,20 +276,22 @@ class Tokenizer:
         """Ids of shape (b, length), int64: start, at most length - 2 tokens, end, padding; a longer text is cut off."""
         return self._framed([row[: self.length - 2] for row in self._rows(texts)], 1)[:, 0]
 
-    def chunks(self, texts: str | Sequence[str]) -> Tensor:
+    def chunks(self, texts: str | Sequence[str | list[int]]) -> Tensor:
         """Ids of shape (b, n, length), int64: a long text goes on in further chunks, each with start, end and padding.
 
-        All texts get the n of the longest, filled up with empty chunks. Source: AUTOMATIC1111/stable-diffusion-webui.
+        A text may be given as its bare ids. All texts get the n of the longest, filled up with empty chunks. Source:
+        AUTOMATIC1111/stable-diffusion-webui.
         """
         rows = self._rows(texts)
         return self._framed(rows, max([1, *(math.ceil(len(row) / (self.length - 2)) for row in rows)]))
 
-    def chunks_of(self, text: str) -> int:
-        """How many chunks a text takes."""
-        return max(1, math.ceil(len(self.ids(text)) / (self.length - 2)))
+    def chunks_of(self, text: str | list[int]) -> int:
+        """How many chunks a text, or its bare ids, takes."""
+        return max(1, math.ceil(len(self.ids(text) if isinstance(text, str) else text) / (self.length - 2)))
 
-    def _rows(self, texts: str | Sequence[str]) -> list[list[int]]:
-        return [self.ids(text) for text in ([texts] if isinstance(texts, str) else texts)]
+    def _rows(self, texts: str | Sequence[str | list[int]]) -> list[list[int]]:
+        texts = [texts] if isinstance(texts, str) else texts
+        return [self.ids(text) if isinstance(text, str) else text for text in texts]
 
     def _framed(self, rows: list[list[int]], n: int) -> Tensor:
         import torch  # here, because a face that only counts tokens should not wait for torch
