@@ -34,7 +34,7 @@ from gradina.diffusion.denoiser import Denoiser, on_states
 from gradina.diffusion.prediction import PREDICTIONS
 from gradina.diffusion.schedule import sd_schedule
 from gradina.models.unet import UNet, UNetConfig
-from gradina.training.data.batches import generator
+from gradina.training.data.dataset import generator
 from gradina.training.loop import Settings, State, train
 from gradina.training.losses import denoising, min_snr
 

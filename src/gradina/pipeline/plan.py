@@ -58,7 +58,7 @@ def batches(resolved: Resolved) -> list[range]:
     """The pictures that are drawn together: those next to each other whose prompts take as many chunks of tokens."""
     (_, h, w), prompts = resolved.shape, resolved.request.prompts
     size = max(1, MAX_BATCH_PIXELS // (h * w))
-    chunks = {text: resolved.model.tokenizer.chunks_of(ids) for text, ids in resolved.ids.items()}
+    chunks = {text: resolved.model.tokenizer.chunk_count(ids) for text, ids in resolved.ids.items()}
     takes = [max(chunks[prompt], chunks[resolved.request.negative_prompt]) for prompt in prompts]
     runs = [list(run) for _, run in groupby(range(len(prompts)), key=takes.__getitem__)]
     return [range(i, min(i + size, run[-1] + 1)) for run in runs for i in run[::size]]

@@ -14,7 +14,7 @@ from torch import Tensor
 from gradina.diffusion.samplers import SAMPLERS, SamplerSpec
 from gradina.diffusion.schedule import img2img_sigmas, sampling_sigmas
 from gradina.errors import RequestError
-from gradina.images.open import fit, open_mask, open_picture
+from gradina.images.open import open_mask, open_picture, resize
 from gradina.ineffective import mask_notes, notes
 from gradina.pipeline.conditioning import adapted
 from gradina.pipeline.model import StableDiffusion
@@ -64,7 +64,7 @@ def resolve(model: StableDiffusion, request: Request) -> Resolved:
     sampler, model = SAMPLERS[settings.sampler], adapted(model, request)
     sigmas = sampling_sigmas(model.schedule, settings.schedule, settings.steps, sampler.final, sampler.whole_t)
     sigmas = sigmas if init is None else img2img_sigmas(sigmas, request.strength)
-    grey = None if grey is None else fit(grey, settings.width, settings.height)
+    grey = None if grey is None else resize(grey, settings.width, settings.height)
     resolved = Resolved(
         model=model,
         request=request,
@@ -72,7 +72,7 @@ def resolve(model: StableDiffusion, request: Request) -> Resolved:
         ids={text: model.tokenizer.ids(text) for text in {*request.prompts, request.negative_prompt}},
         sampler=sampler,
         sigmas=sigmas if len(sigmas) > 1 else torch.zeros_like(sigmas),
-        init=None if init is None else fit(init, settings.width, settings.height),
+        init=None if init is None else resize(init, settings.width, settings.height),
         mask=None if grey is None else grey.point(lambda value: 255 * (value >= 128)),
     )
     _warn_of_ineffective(resolved, grey)

@@ -34,8 +34,8 @@ from gradina.nn.conv import ResBlock
 from gradina.nn.conv2d import channels_last
 from gradina.pipeline.model import StableDiffusion
 from gradina.training.checkpoint import once
-from gradina.training.data.batches import generator
-from gradina.training.data.captioned import shown
+from gradina.training.data.captioned_image import shortened
+from gradina.training.data.dataset import generator
 from gradina.training.loop import Settings
 from gradina.training.losses import denoising, min_snr
 from gradina.weights.formats.lora import write_lora
@@ -152,14 +152,15 @@ class Live:
 
     def expect(self, texts: Sequence[str]) -> None:
         """Takes note of captions that will be asked for; a warning says how many are read in chunks."""
-        chunks = {text: self.tokenizer.chunks_of(text) for text in texts}
+        chunks = {text: self.tokenizer.chunk_count(text) for text in texts}
         long = [text for text in chunks if chunks[text] > 1]
         self.chunks = max([self.chunks, *chunks.values()])
         if long:
             log.warning(
                 "captions: %d of %d are longer than the %d tokens that the text tower reads at once; they are read in "
                 "up to %d chunks, as prompts are, which takes more memory and time (the first: %r)",
-                len(long), len(chunks), self.tokenizer.length - 2, self.chunks, shown(" ".join(long[0].split()), 80),
+                len(long), len(chunks), self.tokenizer.length - 2, self.chunks,
+                shortened(" ".join(long[0].split()), 80),
             )  # fmt: skip
 
     def remember(self, texts: Sequence[str]) -> None:
@@ -177,7 +178,7 @@ class Live:
         """The texts by how many chunks they take."""
         by_chunks: dict[int, list[str]] = defaultdict(list)
         for text in texts:
-            by_chunks[self.tokenizer.chunks_of(text)].append(text)
+            by_chunks[self.tokenizer.chunk_count(text)].append(text)
         return list(by_chunks.values())
 
     @torch.no_grad()
