@@ -62,7 +62,7 @@ def load(
     return StableDiffusion(
         **{f.name: getattr(parts, f.name) for f in fields(parts)},
         engine=chosen,
-        lean=SequentialOffload(numbers, files) if low_memory else None,
+        offload=SequentialOffload(numbers, files) if low_memory else None,
         tiny=previewer,
     )
 
