@@ -114,7 +114,7 @@ def judge_of_textures(recipe: Recipe, steps: int = 1500) -> nn.Module:
 def line_up(pixels: Tensor, things: Tensor, grounds: Tensor, icons: Icons) -> Tensor:
     """The style of that icon of each picture's thing which is nearest to the picture (n, 3, h, w) in -1..1: (n,).
 
-    By squared error at half the size, of icons at several sizes and places on the ground (rows of GROUND_NAMES).
+    By squared error at half the size, of icons at several sizes and places on the ground (rows of BACKGROUND_NAMES).
     """
     nearest = []
     for picture, thing, ground in zip(F.avg_pool2d(pixels, 2), things.tolist(), grounds.tolist(), strict=True):
@@ -153,7 +153,7 @@ def every_icon(recipe: Recipe, held: bool = False) -> IconScenes:
 
 
 def ground_of(pixels: Tensor) -> Tensor:
-    """The named ground nearest to the middle value of each picture's rim, (n,): rows of GROUND_NAMES."""
+    """The named ground nearest to the middle value of each picture's rim, (n,): rows of BACKGROUND_NAMES."""
     rim = torch.cat([pixels[:, :, :3].flatten(2), pixels[:, :, -3:].flatten(2)], dim=2)
     colour = (rim.median(dim=2).values + 1) * 127.5
     named = torch.tensor([BACKGROUNDS[name] for name in BACKGROUND_NAMES]).float()

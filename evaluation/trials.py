@@ -90,7 +90,7 @@ def data_of(recipe: Recipe, split: Split) -> IconScenes:
 
 
 def prompts_for(data: IconScenes, icons: Tensor, key: torch.Generator) -> tuple[list[str], Tensor]:
-    """A thing in a style on a ground, for each of some icons of `data`; and the grounds, as rows of GROUND_NAMES."""
+    """A thing in a style on a ground, for each of some icons of `data`; and the grounds, as rows of BACKGROUND_NAMES."""
     grounds = torch.randint(len(BACKGROUND_NAMES), (len(icons),), generator=key)
     texts = [
         f"{data.words.wordings[int(data.icons.things[i])][0]} in {data.styles[int(data.icons.styles[i])]} style "

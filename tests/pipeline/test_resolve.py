@@ -75,7 +75,7 @@ def test_a_damaged_mask_is_refused(tiny_model: Tiny, init: Image.Image, tmp_path
             "steps: the leading schedule has no 1000",
         ),
         ({"init_image": "nowhere.png"}, "init_image: nowhere.png does not exist"),
-        ({"init_image": __file__}, "is no picture"),
+        ({"init_image": __file__}, "is not a picture"),
         ({"seed": 2**64 - 1, "images": 2}, "seed: got 18446744073709551616"),
     ],
 )

@@ -67,7 +67,7 @@ def _name(source: ImageLike | bytes) -> str:
 def check_file(path: str | PathLike[str], what: str) -> str:
     """The path of a file; raises PictureError where none exists."""
     if not os.path.isfile(path):
-        kind = "is no file" if os.path.exists(path) else "does not exist"
+        kind = "is not a file" if os.path.exists(path) else "does not exist"
         raise PictureError(f"{what}: {os.fspath(path)} {kind}; give the path of a picture")
     return os.fspath(path)
 
@@ -96,8 +96,9 @@ def _open_file(source: str | PathLike[str] | bytes, what: str, max_pixels: int) 
     except PermissionError as error:
         raise PictureError(f"{what}: {path} may not be read; change its permissions") from error
     except UnidentifiedImageError:
-        kind = _signature(source[:64] if isinstance(source, bytes) else _first_bytes(source))
-        raise PictureError(f"{what}: {path} is no picture ({kind}expected {', '.join(FORMATS)})") from None
+        raise PictureError(
+            f"{what}: {path} is not a picture ({_signature(source)}expected {', '.join(FORMATS)})"
+        ) from None
     except DECODE_ERRORS as error:
         raise PictureError(f"{what}: {path} is damaged or truncated ({error}); give another file") from error
     if image.format not in FORMATS:
@@ -106,13 +107,10 @@ def _open_file(source: str | PathLike[str] | bytes, what: str, max_pixels: int) 
     return image
 
 
-def _first_bytes(path: str | PathLike[str]) -> bytes:
-    with open(path, "rb") as file:
-        return file.read(64)
-
-
-def _signature(data: bytes) -> str:
+def _signature(source: str | PathLike[str] | bytes) -> str:
     """What a file is by its first bytes, for a message; "" where that is unknown."""
+    with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
+        data = file.read(64)
     if not data:
         return "it is empty; "
     return next(

@@ -86,7 +86,6 @@ class IconScenes:
         return pictures
 
     def pixels(self, rows: Tensor) -> Tensor:
-        """The pictures of `rows` (b,) as (b, 3, size, size) in -1..1."""
         return self.pictures[rows].float() / 127.5 - 1
 
     def augmented(self, rows: Tensor, degrees: float, key: torch.Generator) -> Tensor:
@@ -143,7 +142,6 @@ class IconScenes:
         part.mul_(1 - small[3:]).add_(small[:3])
 
     def captions(self, rows: Tensor, key: torch.Generator) -> tuple[list[str], Tensor]:
-        """A caption for each picture, and a mask (b, b): which captions match which pictures."""
         chance = torch.rand(len(rows), 6, generator=key)
         plan = {name: values[rows] for name, values in self.plan.items()}
         things, styles = self.icons.things[plan["first"]], self.icons.styles[plan["first"]]
@@ -174,7 +172,6 @@ class IconScenes:
         return text + BACKGROUND_WORDINGS[wording].format(with_article(background), background)
 
     def texts(self) -> list[str]:
-        """All parts of captions, to train a tokenizer on."""
         wordings = [wording for wordings in self.words.wordings for wording in wordings]
         _, (_, *styles), (_, *backgrounds) = self.phrases()
         return [*wordings, *(10 * [*styles, *backgrounds, *RELATIONS])]
