@@ -54,7 +54,10 @@ def runner(row: str, folder: str) -> Callable[[], Any]:
     key, rest, dtype = torch.Generator().manual_seed(0), *rest.rsplit(" ", 1)
     types = {"fp32": torch.float32, "bf16": torch.bfloat16}
     if kind == "attention":
-        from gradina.nn.attention import attention
+        try:
+            from gradina.nn.ops import attention
+        except ImportError:
+            from gradina.nn.attention import attention  # type: ignore[attr-defined,no-redef]
 
         first, *shape = f"{rest} {dtype}".split()
         b, heads, n, width = map(int, shape)

@@ -32,9 +32,10 @@ import gradina
 from gradina.adapters.inject import inject, shallow_clone
 from gradina.bench.timing import Runner, medians
 from gradina.bench.workloads import sd15, write_model
-from gradina.kernels.prepacked import PackedConv2d, pack
+from gradina.kernels.prepack import PackedWeight, onednn_conv
 from gradina.models.deepcache import DeepCache
 from gradina.models.unet import UNet
+from gradina.nn.conv import Conv2d
 from gradina.pipeline.model import StableDiffusion, to_pixels
 from gradina.tasks.metrics import psnr
 
@@ -126,8 +127,8 @@ def convolvers(shape: tuple[int, ...]) -> dict[str, Runner]:
     how: tuple[Any, ...] = ([step, step], [1, 1], [1, 1], 1)
     x = torch.randn(b, channels, h, w).to(memory_format=torch.channels_last)
     weight = torch.randn(out, channels, 3, 3)
-    conv = nn.Conv2d(channels, out, 3, step, 1, bias=False).bfloat16().requires_grad_(False)
-    pack(conv, PackedConv2d)
+    conv = Conv2d(channels, out, 3, step, 1, bias=False).bfloat16().requires_grad_(False)
+    conv.weight = cast(nn.Parameter, PackedWeight(conv.weight, onednn_conv(conv)))
     scale, scales = 8 / 255, weight.abs().amax((1, 2, 3)) / 127
     rounded = (x / scale + 128).round().clamp(0, 255).to(torch.uint8).contiguous(memory_format=torch.channels_last)
     small = (weight / scales[:, None, None, None]).round().to(torch.int8)

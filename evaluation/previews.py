@@ -29,9 +29,9 @@ import gradina
 from gradina.bench.timing import medians
 from gradina.bench.workloads import sd15, write_model
 from gradina.images import grid
-from gradina.kernels.prepack import packed
 from gradina.models.taesd import TinyConfig, TinyDecoder
 from gradina.pipeline.model import StableDiffusion, to_pixels
+from gradina.runtime.prepack import prepack
 from gradina.tasks.metrics import psnr
 from gradina.weights.formats.clip import read_pair
 from gradina.weights.registry import locate_pair
@@ -88,7 +88,7 @@ def of_the_shipped(minutes: float, rounds: int) -> tuple[dict[str, object], Imag
     latents, pixels = watched(model, PICTURES)
     config = TinyConfig(blocks=(3,) * (len(model.vae.config.widths) - 1) + (1,))
     z, shown = (x[:-UNSEEN].flatten(0, 1) for x in (latents, pixels))
-    tiny = packed(learnt(config, z, shown, minutes), lambda x: x.to(model.dtype))
+    tiny = prepack(learnt(config, z, shown, minutes), lambda x: x.to(model.dtype))
     quick = replace(model, tiny=tiny)
     like = []
     for z in latents[-UNSEEN:]:
@@ -124,7 +124,7 @@ def of_sd15(rounds: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as room:
         write_model(sd15(), Path(room) / "model")
         model = gradina.load(Path(room) / "model", dtype="bf16")
-        tiny = packed(TinyDecoder(TinyConfig()), lambda x: x.to(model.dtype))
+        tiny = prepack(TinyDecoder(TinyConfig()), lambda x: x.to(model.dtype))
         quick, z = replace(model, tiny=tiny), sd15().inputs.latents
         return medians({"whole": lambda: model.preview(z), "tiny": lambda: quick.preview(z)}, rounds)
 

@@ -23,6 +23,17 @@ _WEIGHTED = re.compile(
 UNGUIDED = (0, 1)  # guidance scales without guidance
 
 
+def notes(
+    request: Request, sigmas: list[float], options: tuple[str, ...], unread: Iterable[tuple[str, str]]
+) -> Iterator[str]:
+    """Of all fields of a resolved request but its mask: its noise levels, its sampler's options, unread concepts."""
+    yield from prompt_notes(request)
+    yield from guidance_notes(request, sigmas[:-1])
+    yield from sampler_notes(request, options)
+    yield from start_notes(request, len(sigmas))
+    yield from concept_notes(unread)
+
+
 def prompt_notes(request: Request) -> Iterator[str]:
     """On the syntax of other programs in the prompts."""
     text = "\n".join((*dict.fromkeys(request.prompts), request.negative_prompt))

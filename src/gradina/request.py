@@ -88,6 +88,13 @@ class Request:
         prompts = (self.prompt,) if isinstance(self.prompt, str) else self.prompt
         return tuple(p for p in prompts for _ in range(self.images))
 
+    @property
+    def seeds(self) -> range:
+        """The seed of each picture, in the same order. Raises RequestError where none is given yet."""
+        if self.seed is None:
+            raise RequestError("seed: this request has none yet; call resolved() first")
+        return range(self.seed, self.seed + len(self.prompts))
+
     def resolved(self, defaults: Defaults) -> Request:
         """The request with the model's defaults for open fields, and a random seed where it has none."""
         filled = {f.name: getattr(defaults, f.name) for f in fields(defaults) if getattr(self, f.name) is None}
@@ -96,9 +103,7 @@ class Request:
 
     def alone(self, i: int) -> Request:
         """The request for picture `i` of this one alone, with one prompt, one seed; raises RequestError without one."""
-        if self.seed is None:
-            raise RequestError("seed: this request has none yet; call resolved() first")
-        return replace(self, prompt=self.prompts[i], seed=self.seed + i, images=1)
+        return replace(self, prompt=self.prompts[i], seed=self.seeds[i], images=1)
 
 
 def parse_concept(concept: str) -> tuple[str | None, str]:

@@ -13,7 +13,8 @@ from gradina.diffusion.denoiser import Denoiser
 from gradina.diffusion.prediction import PREDICTIONS
 from gradina.diffusion.schedule import sd_schedule
 from gradina.errors import RecipeError
-from gradina.models.clip import CLIP, TextConfig, VisionConfig
+from gradina.models.clip import CLIP, TextConfig
+from gradina.models.clip_vision import VisionConfig
 from gradina.models.vae import AutoencoderKL, Gaussian, VAEConfig
 from gradina.training.loop import Settings, State, train
 from gradina.training.losses import autoencoding, contrastive, denoising, min_snr, naming

@@ -19,8 +19,7 @@ from torch.nn import functional as F
 
 from gradina.adapters.inject import Injected, Network, inject, layer_of, linear_and_conv_layers, shallow_clone
 from gradina.errors import WeightsError
-from gradina.kernels.prepack import unpacked
-from gradina.kernels.prepacked import pack
+from gradina.nn.ops import weight_like
 
 ATTENTION = (r".*attn\.(q|k|v|out)",)  # the layers that are usually adapted: all projections of all attentions
 
@@ -134,12 +133,10 @@ def merged(network: Network, *stack: tuple[Layers, float]) -> Network:
                 added = added + scale * layers[name].product()
         if isinstance(plain, Adapted):
             raise WeightsError(f"{name}: has a LoRA beside it already; remove that one first")
-        layer = unpacked(shallow_clone(plain))
+        layer = shallow_clone(plain)
         assert isinstance(layer.weight, Tensor)
         weight = (layer.weight.float() + added.to(layer.weight.device)).to(layer.weight.dtype)
-        layer.weight = nn.Parameter(weight, requires_grad=False)
-        if type(plain) is not type(layer):
-            pack(layer, type(plain))
+        layer.weight = weight_like(layer.weight, weight)
         other.set_submodule(name, layer)
     return other
 

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gradina.nn.conv import Upsample
-from gradina.nn.conv2d import Conv2d
+from gradina.nn.conv import Conv2d, Upsample
 
 MAGNITUDE = 3.0  # latents are bent to lie between this and its negative
 

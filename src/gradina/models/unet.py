@@ -11,15 +11,13 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from gradina.kernels.prepacked import gated_by, plus
 from gradina.nn.attention import Attention
-from gradina.nn.chunked import norm_silu_conv
-from gradina.nn.conv import Downsample, ResBlock, Upsample
-from gradina.nn.conv2d import Conv2d
+from gradina.nn.conv import Conv2d, Downsample, ResBlock, Upsample
 from gradina.nn.embed import TimeMLP
-from gradina.nn.geglu import Gate
-from gradina.nn.memory import added, chunked_over_tokens
-from gradina.nn.norm import LayerNorm, normalised
+from gradina.nn.geglu import GEGLU
+from gradina.nn.linear import Linear
+from gradina.nn.norm import LayerNorm
+from gradina.nn.ops import add_, conv_add, group_norm, norm_silu_conv
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,23 +38,8 @@ class UNetConfig:
     size: int = 64  # of the latents it was trained on
 
 
-class GEGLU(nn.Module):
-    """A gated feed-forward layer beside a skip, (b, n, width) -> (b, n, width). Source: Shazeer, 2002.05202, eq. 6."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.proj_in = Gate(width, 8 * width)
-        self.proj_out = nn.Linear(4 * width, width)
-
-    def forward(self, h: Tensor, x: Tensor) -> Tensor:
-        return chunked_over_tokens(self._layer, h, x)
-
-    def _layer(self, h: Tensor, x: Tensor) -> Tensor:
-        return plus(self.proj_out, gated_by(self.proj_in, h), x)
-
-
 class TransformerBlock(nn.Module):
-    """Each place looks at all places, then at the text, then thinks: (b, n, width) -> (b, n, width)."""
+    """Attention of the tokens to each other, then to the text, then a feed-forward layer: (b, n, width) -> the same."""
 
     def __init__(self, width: int, heads: int, context: int) -> None:
         super().__init__()
@@ -68,28 +51,28 @@ class TransformerBlock(nn.Module):
         self.ff = GEGLU(width)
 
     def forward(self, x: Tensor, cond: Tensor) -> Tensor:
-        x = self.self_attn(self.norm1(x), beside=x)
-        x = self.cross_attn(self.norm2(x), cond, beside=x)
+        x = self.self_attn(self.norm1(x), residual=x)
+        x = self.cross_attn(self.norm2(x), cond, residual=x)
         return self.ff(self.norm3(x), x)
 
 
 class SpatialTransformer(nn.Module):
-    """Transformer blocks over the places of a feature map, beside a skip: (b, c, h, w) -> (b, c, h, w)."""
+    """Transformer blocks over the pixels of a feature map, and a residual: (b, c, h, w) -> (b, c, h, w)."""
 
     def __init__(self, width: int, heads: int, config: UNetConfig) -> None:
         super().__init__()
         self.linear = config.linear
         self.norm = nn.GroupNorm(config.groups, width, 1e-6)
-        self.proj_in = nn.Linear(width, width) if config.linear else Conv2d(width, width, 1)
+        self.proj_in = Linear(width, width) if config.linear else Conv2d(width, width, 1)
         self.blocks = nn.ModuleList(TransformerBlock(width, heads, config.context) for _ in range(config.depth))
-        self.proj_out = nn.Linear(width, width) if config.linear else Conv2d(width, width, 1)
+        self.proj_out = Linear(width, width) if config.linear else Conv2d(width, width, 1)
 
     def forward(self, x: Tensor, cond: Tensor) -> Tensor:
-        h = normalised(self.norm, x)
+        h = group_norm(self.norm, x)
         h = self.proj_in(_tokens(h)) if self.linear else _tokens(self.proj_in(h))
         for block in self.blocks:
             h = block(h, cond)
-        return added(_places(self.proj_out(h), x), x) if self.linear else plus(self.proj_out, _places(h, x), x)
+        return add_(_pixels(self.proj_out(h), x), x) if self.linear else conv_add(self.proj_out, _pixels(h, x), x)
 
 
 def _tokens(x: Tensor) -> Tensor:
@@ -97,7 +80,7 @@ def _tokens(x: Tensor) -> Tensor:
     return x.flatten(2).transpose(1, 2)
 
 
-def _places(h: Tensor, like: Tensor) -> Tensor:
+def _pixels(h: Tensor, like: Tensor) -> Tensor:
     """(b, h·w, c) -> (b, c, h, w)"""
     return h.transpose(1, 2).reshape(like.shape[0], -1, *like.shape[2:])
 

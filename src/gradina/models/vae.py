@@ -11,11 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from gradina.nn.attention import Attention
-from gradina.nn.chunked import is_large, norm_silu_conv
-from gradina.nn.conv import Downsample, ResBlock, Upsample
-from gradina.nn.conv2d import Conv2d
-from gradina.nn.memory import trim_heap
-from gradina.nn.norm import normalised
+from gradina.nn.conv import Conv2d, Downsample, ResBlock, Upsample
+from gradina.nn.ops import group_norm, norm_silu_conv
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +44,7 @@ class Mid(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.res1(x)
-        h = self.attn(normalised(self.norm, x).flatten(2).transpose(1, 2))
+        h = self.attn(group_norm(self.norm, x).flatten(2).transpose(1, 2))
         x = x + h.transpose(1, 2).reshape(x.shape)
         return self.res2(x)
 
@@ -109,8 +106,6 @@ class Decoder(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         z = self.mid(self.conv_in(z))
         for stage in self.stages:
-            if is_large(z):
-                trim_heap()  # what is left of smaller maps
             z = stage(z)
         return norm_silu_conv(self.norm, self.conv_out, z)
 

@@ -26,8 +26,7 @@ from torch import Tensor, nn
 
 from gradina.errors import DiskError
 from gradina.files import atomic_folder, cache_folder
-from gradina.kernels.bindings import own_attention
-from gradina.kernels.prepack import unpacked
+from gradina.kernels.dispatch import available
 from gradina.models.vae import AutoencoderKL
 from gradina.runtime.device import Engine
 from gradina.weights.safetensors import digest
@@ -54,7 +53,12 @@ def with_engine(network: nn.Module, engine: Engine, often: bool = True) -> Call:
         return Exported(network)
     if engine == "auto" and one.device.type == "cuda" and often:
         return CUDAGraphed(network)
-    if engine == "auto" and one.device.type == "cpu" and find_spec("openvino") and own_attention(one.dtype) is None:
+    if (
+        engine == "auto"
+        and one.device.type == "cpu"
+        and find_spec("openvino")
+        and not available("attention", one.dtype)
+    ):
         exported = Exported(network)
         return lambda *inputs: (exported if exported.is_ready(*inputs) else network)(*inputs)
     return network
@@ -154,7 +158,7 @@ class Exported:
         return compiled(path, next(self.network.parameters()).dtype)
 
     def _export(self, inputs: tuple[Tensor, ...], path: Path) -> None:
-        plain = unpacked(copy.deepcopy(self.network)).float().eval()
+        plain = copy.deepcopy(self.network).float().eval()
         graph = graph_of(plain, tuple(x.float() for x in inputs))
         path.parent.parent.mkdir(parents=True, exist_ok=True)
         try:

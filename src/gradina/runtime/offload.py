@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from gradina.adapters.inject import Network, shallow_clone
-from gradina.kernels.prepack import packed
-from gradina.nn.memory import trim_heap, trim_threshold
+from gradina.runtime.memory import trim_heap, trim_threshold
+from gradina.runtime.prepack import prepack
 from gradina.weights.safetensors import MappedFiles, to_dtype
 
 
@@ -30,6 +30,6 @@ class SequentialOffload:
         if self.asleep is not network:
             self.awake = None
             convert = partial(to_dtype, dtype=self.dtype, mapped=MappedFiles(*self.files))
-            self.asleep, self.awake = network, packed(shallow_clone(network), convert)
+            self.asleep, self.awake = network, prepack(shallow_clone(network), convert)
             trim_heap()
         return cast(Network, self.awake)

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from gradina.errors import Diverged, RecipeError
-from gradina.kernels.bindings import flushed
-from gradina.nn.conv2d import channels_last
+from gradina.runtime.memory import flush_denormals
+from gradina.runtime.prepack import channels_last
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def train(state: State, loss: Loss, settings: Settings) -> Iterator[TrainStep]:
         yield _taken(state, loss, settings)
 
 
-@flushed()
+@flush_denormals()
 def _taken(state: State, loss: Loss, settings: Settings) -> TrainStep:
     """The next step."""
     start = time.perf_counter()

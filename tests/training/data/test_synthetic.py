@@ -12,7 +12,7 @@ from torch import Tensor
 
 import gradina
 from gradina.errors import RecipeError
-from gradina.models.clip import ConvConfig
+from gradina.models.clip_vision import ConvConfig
 from gradina.tasks.retrieval import open_pair
 from gradina.training.data.dataset import generator
 from gradina.training.data.sources import load_dataset

@@ -18,11 +18,11 @@ from gradina.errors import PictureError, RecipeError
 from gradina.files import unused_path
 from gradina.images.folder import pictures_in
 from gradina.images.metadata import Record, read_picture
-from gradina.kernels.prepack import unpacked
 from gradina.models.tokenizer import as_placeholder
 from gradina.pipeline.generate import generate
 from gradina.pipeline.model import StableDiffusion
 from gradina.request import Request
+from gradina.runtime.prepack import restore
 from gradina.training.data.captioned_image import shortened
 from gradina.training.data.dataset import generator
 from gradina.training.data.latents import LatentDataset
@@ -138,10 +138,10 @@ def inversion(
     kept in small letters, as prompts are read.
     """
     begun = first_vectors(model, start, how.vectors)
-    tokenizer, text = taught(model.tokenizer, unpacked(shallow_clone(model.text)), [Concept(word, begun)])
+    tokenizer, text = taught(model.tokenizer, restore(shallow_clone(model.text)), [Concept(word, begun)])
     vectors = nn.Parameter(begun.float())
     text.token = cast(nn.Embedding, WithWord(model.text.token.weight[: len(tokenizer) - how.vectors], vectors))
-    live = Live(model, unpacked(shallow_clone(model.unet)), text, how)
+    live = Live(model, restore(shallow_clone(model.unet)), text, how)
     live.tokenizer = tokenizer
     word = small_word(word)
     live.expect([template.format(word) for template in templates])
@@ -173,7 +173,7 @@ def nearer(model: StableDiffusion, data: LatentDataset, text: str, how: Owning) 
     Source: Kawar et al., "Imagic" (2210.09276), equation 3.
     """
     states = nn.Parameter(model.encode_text([text]).states[0].float())
-    live = Live(model, unpacked(shallow_clone(model.unet)), model.text, how)
+    live = Live(model, restore(shallow_clone(model.unet)), model.text, how)
 
     def loss(_: nn.Module, k: int) -> Tensor:
         key = generator(how.seed, "nearer", k)

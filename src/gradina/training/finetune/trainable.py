@@ -27,12 +27,11 @@ from gradina.diffusion.denoiser import Denoiser, on_states
 from gradina.diffusion.prediction import prediction_named
 from gradina.errors import RecipeError
 from gradina.files import cache_folder
-from gradina.kernels.prepack import unpacked
 from gradina.models.clip import TextTower
 from gradina.models.unet import SpatialTransformer, UNet
 from gradina.nn.conv import ResBlock
-from gradina.nn.conv2d import channels_last
 from gradina.pipeline.model import StableDiffusion
+from gradina.runtime.prepack import channels_last, restore
 from gradina.training.checkpoint import once
 from gradina.training.data.captioned_image import shortened
 from gradina.training.data.dataset import generator
@@ -247,8 +246,8 @@ def ready(model: StableDiffusion, how: Owning) -> tuple[Live, Learner, Kept]:
     """The networks ready to learn: what learns in fp32, apart; what stays, in the model's own numbers."""
     parts: dict[str, dict[str, nn.Parameter]] = {}
     networks: dict[str, nn.Module] = {
-        "unet": unpacked(shallow_clone(model.unet)),
-        "text": unpacked(shallow_clone(model.text)),
+        "unet": restore(shallow_clone(model.unet)),
+        "text": restore(shallow_clone(model.text)),
     }
     for part, network in networks.items():
         if part == "text" and not how.text_rate:

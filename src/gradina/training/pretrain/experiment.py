@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from gradina.diffusion.schedule import Schedule
-from gradina.models.clip import CLIP, TextTower, vision_tower
+from gradina.models.clip import CLIP, TextTower
+from gradina.models.clip_vision import vision_tower
 from gradina.models.tokenizer import Tokenizer
 from gradina.models.unet import UNet
 from gradina.models.vae import AutoencoderKL
