@@ -19,9 +19,10 @@ from torch.nn import functional as F
 
 from gradina.files import cache_folder
 from gradina.training.checkpoint import once
-from gradina.training.data.batches import generator, npm_package, turned
-from gradina.training.data.icons import Icons, icon_set, rendered, vocabulary
-from gradina.training.data.synthetic import GROUND_NAMES, GROUNDS, Composed, premultiplied
+from gradina.training.data.dataset import augment, generator
+from gradina.training.data.icons import Icons, read_icon_set, render_icons, vocabulary
+from gradina.training.data.sources import npm_package
+from gradina.training.data.synthetic import BACKGROUND_NAMES, BACKGROUNDS, IconScenes, premultiply
 from gradina.training.pretrain.recipes import Recipe
 
 SEED = 7
@@ -65,7 +66,7 @@ def predicted(classifier: nn.Module, pixels: Tensor) -> Tensor:
     return torch.cat([classifier(part).argmax(1) for part in torch.split(pixels, BATCH)])
 
 
-def trained_or_cached(classifier: nn.Module, data: Composed, classes: Tensor, steps: int) -> nn.Module:
+def trained_or_cached(classifier: nn.Module, data: IconScenes, classes: Tensor, steps: int) -> nn.Module:
     """`trained`, kept in the cache under a hash of everything that it depends on."""
     key = hashlib.sha256(repr((classifier, steps, BATCH, SEED, torch.__version__, inspect.getsource(trained))).encode())
     for part in (data.icons.pictures, classes, *data.plan.values()):
@@ -76,7 +77,7 @@ def trained_or_cached(classifier: nn.Module, data: Composed, classes: Tensor, st
     return classifier.eval()
 
 
-def trained(classifier: nn.Module, data: Composed, classes: Tensor, steps: int) -> nn.Module:
+def trained(classifier: nn.Module, data: IconScenes, classes: Tensor, steps: int) -> nn.Module:
     """A classifier after so many steps on randomly rotated and tinted pictures; `classes` (icons,) has each icon's."""
     optimizer = torch.optim.AdamW(classifier.parameters(), 2e-3, weight_decay=0.05)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
@@ -84,7 +85,7 @@ def trained(classifier: nn.Module, data: Composed, classes: Tensor, steps: int) 
     for step in range(steps):
         key = generator(SEED, "judge", step)
         rows = torch.randint(len(data), (BATCH,), generator=key)
-        pixels = turned(data.pixels(rows), 15.0, key)
+        pixels = augment(data.pixels(rows), 15.0, key)
         with torch.autocast("cpu", torch.bfloat16):
             loss = F.cross_entropy(classifier(pixels), classes[data.plan["first"][rows]], label_smoothing=0.05)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -94,7 +95,7 @@ def trained(classifier: nn.Module, data: Composed, classes: Tensor, steps: int) 
     return classifier
 
 
-def thing_classifier(data: Composed, steps: int = 3000) -> nn.Module:
+def thing_classifier(data: IconScenes, steps: int = 3000) -> nn.Module:
     """Recognises things of the vocabulary; `data` is what the contrastive pair is trained on."""
     torch.manual_seed(SEED)
     single = replace(data, scenes=0.0, seed=SEED, variants=8)
@@ -116,7 +117,9 @@ def nearest_icon_style(pixels: Tensor, things: Tensor, grounds: Tensor, icons: I
     nearest = []
     for picture, thing, ground in zip(F.avg_pool2d(pixels, 2), things.tolist(), grounds.tolist(), strict=True):
         rows = (icons.things == thing).nonzero()[:, 0]
-        shown = torch.stack([composited(icons.pictures[rows], scale, GROUND_NAMES[ground]) for scale in SCALES], dim=1)
+        shown = torch.stack(
+            [composited(icons.pictures[rows], scale, BACKGROUND_NAMES[ground]) for scale in SCALES], dim=1
+        )
         errors = [
             (shown.roll((down, right), dims=(-2, -1)) - picture).square().mean(dim=(2, 3, 4)).amin(dim=1)
             for down in SHIFTS
@@ -130,26 +133,26 @@ def composited(icons: Tensor, scale: float, ground: str) -> Tensor:
     """Icons (n, 4, h, w) uint8, scaled, in the middle of a background: (n, 3, h/2, w/2) in -1..1."""
     side = icons.shape[-1]
     inner = round(scale * side / 2) * 2
-    scaled = F.interpolate(premultiplied(icons), inner, mode="bilinear", antialias=True)
+    scaled = F.interpolate(premultiply(icons), inner, mode="bilinear", antialias=True)
     layer = F.pad(scaled, 4 * [(side - inner) // 2])
-    canvas = torch.tensor(GROUNDS[ground]).view(3, 1, 1) / 255 * (1 - layer[:, 3:]) + layer[:, :3]
+    canvas = torch.tensor(BACKGROUNDS[ground]).view(3, 1, 1) / 255 * (1 - layer[:, 3:]) + layer[:, :3]
     return F.avg_pool2d(2 * canvas - 1, 2)
 
 
-def common_icons(recipe: Recipe, held: bool = False) -> Composed:
+def common_icons(recipe: Recipe, held: bool = False) -> IconScenes:
     """The icons of all things that every style has, without variants of skin and hair: held out, or all others."""
     settings = recipe.data.icons
     assert settings is not None
     sets = dict(zip(settings.styles, map(npm_package, recipe.data.packages), strict=False))
-    names_by_set = [set(icon_set(folder)["icons"]) for folder in sets.values()]  # type: ignore[call-overload]
+    names_by_set = [set(read_icon_set(folder)["icons"]) for folder in sets.values()]  # type: ignore[call-overload]
     names = sorted(n for n in set.intersection(*names_by_set) if "-skin-tone" not in n and "-hair" not in n)
-    icons = rendered(names, sets, settings.size, held=held)
-    return Composed(icons, vocabulary(names), settings.styles, 2, 0.0, SEED, mirrored=True)
+    icons = render_icons(names, sets, settings.size, held_out=held)
+    return IconScenes(icons, vocabulary(names), settings.styles, 2, 0.0, SEED, mirrored=True)
 
 
 def background_of(pixels: Tensor) -> Tensor:
     """The named background colour nearest to the median of each picture's rim, (n,): rows of GROUND_NAMES."""
     rim = torch.cat([pixels[:, :, :3].flatten(2), pixels[:, :, -3:].flatten(2)], dim=2)
     colour = (rim.median(dim=2).values + 1) * 127.5
-    named = torch.tensor([GROUNDS[name] for name in GROUND_NAMES]).float()
+    named = torch.tensor([BACKGROUNDS[name] for name in BACKGROUND_NAMES]).float()
     return torch.cdist(colour, named).argmin(1)

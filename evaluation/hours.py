@@ -23,8 +23,8 @@ from torch.nn import functional as F
 import gradina
 from gradina.pipeline.model import to_pixels
 from gradina.training.checkpoint import load_average
-from gradina.training.data.batches import generator
-from gradina.training.data.synthetic import Composed
+from gradina.training.data.dataset import generator
+from gradina.training.data.synthetic import IconScenes
 from gradina.training.pretrain.experiment import Workshop
 from gradina.training.pretrain.recipes import read_recipe
 
@@ -49,7 +49,7 @@ def generate(shop: Workshop, weights: Path, side: int | None, prompts: list[str]
     return pixels if side is None else F.interpolate(pixels, 128, mode="bilinear")
 
 
-def measure(shop: Workshop, data: Composed, held: Composed, classifier: nn.Module, pictures: int) -> list[Row]:
+def measure(shop: Workshop, data: IconScenes, held: IconScenes, classifier: nn.Module, pictures: int) -> list[Row]:
     """A row for each snapshot."""
     icons = torch.randperm(len(data.icons), generator=generator(SEED, "hours"))[:pictures]
     prompts, grounds = prompts_for(data, icons, generator(SEED, "grounds"))

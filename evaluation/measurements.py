@@ -27,10 +27,10 @@ from gradina.images import grid
 from gradina.pipeline.model import StableDiffusion, to_image, to_pixels
 from gradina.tasks import retrieval
 from gradina.tasks.metrics import psnr
-from gradina.training.data.batches import Split, generator
+from gradina.training.data.dataset import Split, generator
 from gradina.training.data.icons import Icons, with_article
-from gradina.training.data.sources import load_data
-from gradina.training.data.synthetic import GROUND_NAMES, RELATIONS, Composed, places_of
+from gradina.training.data.sources import load_dataset
+from gradina.training.data.synthetic import BACKGROUND_NAMES, RELATIONS, IconScenes, pair_centres
 from gradina.training.pretrain.recipes import Recipe
 
 SCALES = (1.0, 3.0, 7.5, 14.0)
@@ -47,14 +47,14 @@ class Evaluation:
 
     model: StableDiffusion
     recipe: Recipe
-    trained: Composed
-    held: Composed
+    trained: IconScenes
+    held: IconScenes
     things: nn.Module
     textures: nn.Module
 
     def name_of(self, thing: int) -> str:
         """The first name of a thing."""
-        return self.trained.words.calls[thing][0]
+        return self.trained.words.wordings[thing][0]
 
     @cached_property
     def icons(self) -> Icons:
@@ -90,19 +90,19 @@ def open_evaluation(model: StableDiffusion, whole: Recipe, fraction_of_steps: fl
     )
 
 
-def data_of(recipe: Recipe, split: Split) -> Composed:
+def data_of(recipe: Recipe, split: Split) -> IconScenes:
     """A split of the recipe's data, which is composed of things in styles."""
-    data = load_data(recipe, split)
-    assert isinstance(data, Composed)
+    data = load_dataset(recipe, split)
+    assert isinstance(data, IconScenes)
     return data
 
 
-def prompts_for(data: Composed, icons: Tensor, key: torch.Generator) -> tuple[list[str], Tensor]:
+def prompts_for(data: IconScenes, icons: Tensor, key: torch.Generator) -> tuple[list[str], Tensor]:
     """A prompt per icon (thing, style, random background), and the backgrounds, as rows of GROUND_NAMES."""
-    grounds = torch.randint(len(GROUND_NAMES), (len(icons),), generator=key)
+    grounds = torch.randint(len(BACKGROUND_NAMES), (len(icons),), generator=key)
     texts = [
-        f"{data.words.calls[int(data.icons.things[i])][0]} in {data.styles[int(data.icons.styles[i])]} style "
-        f"on {with_article(GROUND_NAMES[int(g)])} background"
+        f"{data.words.wordings[int(data.icons.things[i])][0]} in {data.styles[int(data.icons.styles[i])]} style "
+        f"on {with_article(BACKGROUND_NAMES[int(g)])} background"
         for i, g in zip(icons, grounds, strict=True)
     ]
     return texts, grounds
@@ -113,7 +113,7 @@ def fraction(correct: Tensor) -> float:
     return correct.float().mean().item()
 
 
-def all_rows(data: Composed) -> Tensor:
+def all_rows(data: IconScenes) -> Tensor:
     """The indices of all rows."""
     return torch.arange(len(data))
 
@@ -122,7 +122,7 @@ def classifier_accuracy(evaluation: Evaluation) -> Figures:
     """The accuracy of the classifiers on held-out renders."""
     held, pixels = evaluation.held, evaluation.held.pixels(all_rows(evaluation.held))
     common = common_icons(evaluation.recipe, held=True)
-    icon, ground = held.plan["first"], held.plan["ground"]
+    icon, ground = held.plan["first"], held.plan["background"]
     things, styles = held.icons.things[icon], held.icons.styles[icon]
     reconstructed = evaluation.reconstruct(pixels)
     return {
@@ -178,7 +178,7 @@ def held_out_pairs(evaluation: Evaluation, times: int = 5) -> tuple[Figures, Ima
     on_drawn, on_real = (fraction(predicted(evaluation.things, p) == things) for p in (pixels, real))
     style, style_on_real = (
         fraction(evaluation.styles(p, things, on) == styles)
-        for p, on in ((pixels, grounds), (real, held.plan["ground"][rows]))
+        for p, on in ((pixels, grounds), (real, held.plan["background"][rows]))
     )
     texture, texture_on_real = (fraction(predicted(evaluation.textures, p) == styles) for p in (pixels, real))
     figures = {
@@ -226,7 +226,7 @@ def seed_diversity(evaluation: Evaluation, count: int) -> tuple[Figures, Image.I
     styles = evaluation.styles(pixels, prompted.repeat_interleave(4), white).view(count, 4)
     distances = torch.stack([smallest_distance(four) for four in torch.split(pixels, 4)])
     of_thing = evaluation.trained.icons.things[evaluation.trained.plan["first"]]
-    on_white = (evaluation.trained.plan["ground"] == 0) & (evaluation.trained.plan["second"] < 0)
+    on_white = (evaluation.trained.plan["background"] == 0) & (evaluation.trained.plan["second"] < 0)
     real = []
     for thing in things:
         rows = ((of_thing == thing) & on_white).nonzero()[:4, 0]
@@ -252,7 +252,7 @@ def negative_prompts(evaluation: Evaluation, count: int) -> tuple[Figures, Image
     without, figures = evaluation.draw([""] * count), {}
     rows = [to_image(p) for p in without[:8]]
     for ground in ("blue", "white", "red"):
-        negative, which = f"{ground} background", GROUND_NAMES.index(ground)
+        negative, which = f"{ground} background", BACKGROUND_NAMES.index(ground)
         avoided = evaluation.draw([""] * count, negative_prompt=negative)
         figures[negative] = {
             "share of that ground, without a prompt": fraction(background_of(without) == which),
@@ -270,12 +270,12 @@ def autoencoder_psnr(evaluation: Evaluation) -> Figures:
     return {"PSNR on held-out renders, dB": sum(each) / len(each), "worst": min(each), "pictures": len(each)}
 
 
-def clip_retrieval(model: StableDiffusion, trained: Composed, held: Composed) -> Figures:
+def clip_retrieval(model: StableDiffusion, trained: IconScenes, held: IconScenes) -> Figures:
     """Retrieval of captions by held-out renders, among all things of the pair, and of renders by captions."""
     pair = retrieval.open_pair(model)
     held, words = replace(held, variants=5, scenes=0.0), trained.words
     pictures = retrieval.embed_pictures(pair, [to_image(p) for p in held.pixels(all_rows(held))])
-    texts = retrieval.embed_texts(pair, [calls[0] for calls in words.calls])
+    texts = retrieval.embed_texts(pair, [calls[0] for calls in words.wordings])
     correct = (pictures @ texts.T).argmax(1) == held.icons.things[held.plan["first"]]
     everything = one_picture_per_icon(trained, held)
     icons = everything.icons
@@ -284,7 +284,7 @@ def clip_retrieval(model: StableDiffusion, trained: Composed, held: Composed) ->
     for thing, style in zip(held.icons.things.tolist(), held.icons.styles.tolist(), strict=True):
         of_style = icons.styles == style
         for suffix, found in by_caption.items():
-            caption = words.calls[thing][0] + (f" in {held.styles[style]} style" if suffix else "")
+            caption = words.wordings[thing][0] + (f" in {held.styles[style]} style" if suffix else "")
             best = (renders[of_style] @ retrieval.embed_texts(pair, [caption])[0]).argmax()
             found.append(int(icons.things[of_style][best]) == thing)
     return {
@@ -298,17 +298,17 @@ def clip_retrieval(model: StableDiffusion, trained: Composed, held: Composed) ->
     }
 
 
-def all_icons(trained: Composed, held: Composed) -> Icons:
+def all_icons(trained: IconScenes, held: IconScenes) -> Icons:
     """The icons of both splits."""
     return Icons(
         **{name: torch.cat([getattr(part.icons, name) for part in (trained, held)]) for name in vars(held.icons)}
     )
 
 
-def one_picture_per_icon(trained: Composed, held: Composed) -> Composed:
+def one_picture_per_icon(trained: IconScenes, held: IconScenes) -> IconScenes:
     """One picture of each icon, trained and held out, on white."""
     single = replace(trained, icons=all_icons(trained, held), variants=1, scenes=0.0)
-    single.plan["ground"].zero_()
+    single.plan["background"].zero_()
     return single
 
 
@@ -320,7 +320,7 @@ def two_things(evaluation: Evaluation, count: int) -> tuple[Figures, Image.Image
         things = torch.stack([vocabulary[torch.randperm(len(vocabulary), generator=key)[:2]] for _ in range(count)])
         prompts = [f"{evaluation.name_of(a)} {name} {evaluation.name_of(b)}" for a, b in things.tolist()]
         pixels = evaluation.draw(prompts)
-        found = torch.stack([predicted(evaluation.things, crop(pixels, at)) for at in places_of(relation)], dim=1)
+        found = torch.stack([predicted(evaluation.things, crop(pixels, at)) for at in pair_centres(relation)], dim=1)
         figures[name] = {
             "both, where they should be": fraction((found == things).all(1)),
             "each, where it should be": fraction(found == things),
@@ -330,7 +330,7 @@ def two_things(evaluation: Evaluation, count: int) -> tuple[Figures, Image.Image
     scenes = replace(evaluation.trained, scenes=1.0, variants=1, seed=SEED)
     rows, correct = (scenes.plan["second"] >= 0).nonzero()[:200, 0], []
     for row in torch.split(rows, 1):
-        picture, places = scenes.pixels(row), places_of(int(scenes.plan["relation"][row]))
+        picture, places = scenes.pixels(row), pair_centres(int(scenes.plan["relation"][row]))
         shown_there = scenes.icons.things[torch.cat([scenes.plan["first"][row], scenes.plan["second"][row]])]
         correct.append(predicted(evaluation.things, torch.cat([crop(picture, at) for at in places])) == shown_there)
     figures["real scenes"] = {"both, where they should be": fraction(torch.stack(correct).all(1))}

@@ -19,7 +19,9 @@ from pathlib import Path
 
 import gradina
 from gradina.bench.workloads import sd15, write_model
-from gradina.training.data.image_folder import Captioned, Crop, encoded
+from gradina.training.data.buckets import Crop
+from gradina.training.data.captioned_image import CaptionedImage
+from gradina.training.data.latents import encode_pictures
 from gradina.training.finetune import methods
 from gradina.training.finetune.memory_estimate import cost
 from gradina.training.finetune.run import own
@@ -34,8 +36,8 @@ def measure(method: str, folder: Path) -> dict[str, float]:
     """Takes some steps of a method here: the estimate, and the peak of this process."""
     full = method == "all weights"  # trained in fp32
     model = gradina.load(folder / MODEL, device="cpu", dtype="fp32" if full else "bf16", plain=True)
-    pictures = [Captioned(path, "dolls") for path in sorted((ROOT / "docs" / "guides" / "dolls").iterdir())]
-    data = encoded(model, pictures, Crop(enlarge=True), SIDE * SIDE)
+    pictures = [CaptionedImage(path, "dolls") for path in sorted((ROOT / "docs" / "guides" / "dolls").iterdir())]
+    data = encode_pictures(model, pictures, Crop(enlarge=True), SIDE * SIDE)
     name = "inversion" if method == "textual inversion" else "finetune"
     rank, ema = (None, 0.0) if full else (8, None)
     how = methods.settings(name, steps=100, batch=1, accumulate=1, precision="bfloat16", rank=rank, ema=ema)

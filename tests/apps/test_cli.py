@@ -504,11 +504,11 @@ def vae(room: Path, tiny_model: Callable[..., StableDiffusion]) -> Path:
 
 def original_vae(model: StableDiffusion) -> dict[str, torch.Tensor]:
     """The model's autoencoder by its original names, with its last layer the other way round."""
-    from gradina.weights.key_tables import VAE, vae_numbers
+    from gradina.weights.key_tables import VAE, vae_indices
     from gradina.weights.remap import sources, write
 
     ours = model.vae.state_dict()
-    tensors = write(ours, sources(ours, VAE, "original", vae_numbers(model.vae.config)))
+    tensors = write(ours, sources(ours, VAE, "original", vae_indices(model.vae.config)))
     return tensors | {"decoder.conv_out.weight": -tensors["decoder.conv_out.weight"]}
 
 
@@ -581,5 +581,5 @@ def test_options_that_change_nothing_are_noted(
     assert main([*asked, "--variant", "fp16", "--prediction", "eps"]) == 0
     assert capsys.readouterr().err == "gradina: note: variant: 'fp16' has no effect on a single file; leave it out\n"
     assert main([*asked, "--prediction", "v"]) == 0
-    said = "model.safetensors: says of itself that it predicts eps; drawing as if it were v, as asked"
+    said = "model.safetensors: states that it predicts eps; drawing as if it were v, as asked"
     assert capsys.readouterr().err == f"gradina: note: {said}\n"

@@ -16,7 +16,7 @@ from typing import Any
 from gradina.bench.machine import dtypes
 from gradina.bench.timing import Failed
 from gradina.errors import GradinaError
-from gradina.weights.formats.diffusers_layout import OURS
+from gradina.weights.formats.diffusers_layout import SETTINGS
 from gradina.weights.registry import DEFAULT, shipped
 
 IMPORTS = {
@@ -130,7 +130,7 @@ result.images[0].save(sys.argv[2])
 def cold_start(rounds: int) -> Results:
     """From a cold command line to a PNG with the shipped model, interleaved with the same by diffusers."""
     folder = shipped()[DEFAULT]
-    defaults = json.loads((folder / OURS).read_text(encoding="utf-8"))["defaults"]
+    defaults = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))["defaults"]
     with tempfile.TemporaryDirectory() as temporary:
         ours, theirs = (str(Path(temporary) / name) for name in ("a.png", "b.png"))
         options = ["a lighthouse", "-o", ours, "--quiet", "--device", "cpu"]

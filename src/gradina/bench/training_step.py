@@ -19,7 +19,8 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from gradina.bench.timing import Runner
-from gradina.diffusion.denoiser import Denoiser
+from gradina.diffusion.conditioning import Cond
+from gradina.diffusion.denoiser import Denoiser, on_states
 from gradina.diffusion.prediction import prediction_named
 from gradina.models.unet import UNet, UNetConfig
 from gradina.training.loop import Settings, State, train
@@ -66,7 +67,7 @@ def gradina(folder: Path, dtype: str) -> Iterator[float]:
     sigma, prediction = parts.schedule.sigmas[t].float(), prediction_named(parts.prediction)
 
     def loss(network: nn.Module, key: int) -> Tensor:
-        return denoising(Denoiser(network, parts.schedule, prediction), z, n, sigma, cond)
+        return denoising(Denoiser(on_states(network), parts.schedule, prediction), z, n, sigma, Cond(cond))
 
     settings = replace(SETTINGS, precision="bfloat16" if AUTOCAST[dtype] else "float32")
     for step in train(State.begin(parts.unet.requires_grad_(True), settings), loss, settings):

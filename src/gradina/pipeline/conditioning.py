@@ -7,6 +7,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from gradina.diffusion.conditioning import Cond
 from gradina.diffusion.denoiser import Denoise, Denoiser, Network
 from gradina.diffusion.guidance import cfg
 from gradina.diffusion.prediction import prediction_named
@@ -23,13 +24,13 @@ from gradina.weights.formats.imagic import read_states
 def guided(model: StableDiffusion, request: Request, network: Network, row: SamplerSpec) -> Denoise:
     """The model's denoiser for these prompts, with classifier-free guidance."""
     prompts = request.prompts
-    if len({chunks_of(model, request, prompt) for prompt in prompts}) > 1:
+    if len({chunk_count(model, request, prompt) for prompt in prompts}) > 1:
         room = model.tokenizer.length - 2
         raise RequestError(f"prompt: those of over {room} tokens and the others cannot share a batch; draw them apart")
-    states = model.read([*prompts, request.negative_prompt])
-    cond, uncond = states[:-1], states[-1:].expand(len(prompts), -1, -1)
+    both = model.encode_text([*prompts, request.negative_prompt])
+    cond, uncond = both[:-1], both[-1:].expand(len(prompts))
     if request.edit is not None:
-        cond = edited(model, cond, *request.edit)
+        cond = Cond(edited(model, cond.states, *request.edit))
     denoiser = Denoiser(network, model.schedule, prediction_named(model.prediction), row.whole_t)
     scale = 1.0 if request.guidance_scale in UNGUIDED else cast(float, request.guidance_scale)
     return cfg(denoiser, cond, uncond, scale, request.guidance_rescale, request.guidance_interval)
@@ -46,6 +47,6 @@ def edited(model: StableDiffusion, target: Tensor, path: str, share: float) -> T
     return torch.lerp(states.expand_as(target), target, share)
 
 
-def chunks_of(model: StableDiffusion, request: Request, prompt: str) -> int:
+def chunk_count(model: StableDiffusion, request: Request, prompt: str) -> int:
     """How many chunks of tokens a prompt and its negative prompt take."""
-    return max(map(model.tokenizer.chunks_of, (prompt, request.negative_prompt)))
+    return max(map(model.tokenizer.chunk_count, (prompt, request.negative_prompt)))

@@ -14,8 +14,7 @@ from gradina.nn.memory import trim_heap
 from gradina.pipeline.model import StableDiffusion
 from gradina.runtime.device import pick_device, pick_dtype, pick_engine
 from gradina.runtime.offload import SequentialOffload
-from gradina.weights.mmap import Mapped
-from gradina.weights.safetensors import in_type
+from gradina.weights.safetensors import MappedFiles, to_dtype
 
 
 def load(
@@ -41,7 +40,7 @@ def load(
     own: a safetensors file of it or of a whole checkpoint, a folder, or an "owner/name". Raises WeightsError, HubError
     where the hub does not answer, RequestError for a device that is not there or has no such engine, MissingExtra.
     """
-    from gradina.weights.formats.taesd import read_tiny
+    from gradina.weights.formats.taesd import read_taesd
     from gradina.weights.open import open_source
 
     place = pick_device(device)
@@ -51,8 +50,8 @@ def load(
         raise RequestError(f"low_memory: is for the CPU and engine eager, not for {place} and {chosen}")
     parts = open_source(source, variant=variant, prediction=prediction, vae=vae)
     files = (*parts.files, *parts.vae_files)
-    previewer = None if tiny is None else read_tiny(tiny, parts.vae.config)
-    convert = partial(in_type, dtype=numbers, mapped=Mapped(*files))
+    previewer = None if tiny is None else read_taesd(tiny, parts.vae.config)
+    convert = partial(to_dtype, dtype=numbers, mapped=MappedFiles(*files))
     for network in (previewer,) if low_memory else (parts.text, parts.vae, parts.unet, previewer):
         packs = not plain and (chosen in ("auto", "eager") or network not in (parts.vae, parts.unet))
         if network is not None and place.type == "cpu" and packs:

@@ -16,20 +16,21 @@ from torch import Tensor
 from gradina.adapters.inject import Network as Part
 from gradina.adapters.lora import merged
 from gradina.adapters.textual_inversion import Concept, taught
+from gradina.diffusion.conditioning import Cond
 from gradina.diffusion.denoiser import Network
 from gradina.errors import RequestError
-from gradina.files import content
+from gradina.files import file_sha256
 from gradina.finite import finite
 from gradina.models.deepcache import DeepCache
 from gradina.models.taesd import TinyDecoder
 from gradina.nn.memory import trim_heap
-from gradina.request import Request, word_and_file
+from gradina.request import Request, parse_concept
 from gradina.runtime.device import DTYPES, Engine
 from gradina.runtime.engines import Call, Decoding, with_engine
 from gradina.runtime.offload import SequentialOffload
 from gradina.weights.components import Components
 from gradina.weights.formats.lora import read_lora
-from gradina.weights.formats.textual_inversion import read_concept
+from gradina.weights.formats.textual_inversion import read_embedding
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -58,15 +59,15 @@ class StableDiffusion(Components):
         that does not fit.
         """
         loras = request.loras if request.edit is None else (*request.loras, (request.edit[0], 1.0))
-        files = (*(word_and_file(one)[1] for one in request.concepts), *(path for path, _ in loras))
+        files = (*(parse_concept(one)[1] for one in request.concepts), *(path for path, _ in loras))
         if not files:
             return self
-        key = (request.concepts, loras, tuple(content(file) if Path(file).is_file() else "" for file in files))
+        key = (request.concepts, loras, tuple(file_sha256(file) if Path(file).is_file() else "" for file in files))
         if key not in self._adapted:
             stack = [(read_lora(path, self.unet, self.text), scale) for path, scale in loras]
             unet = merged(self.unet, *((lora.unet, scale) for lora, scale in stack))
             text = merged(self.text, *((lora.text, scale) for lora, scale in stack))
-            concepts = tuple(map(read_concept, request.concepts))
+            concepts = tuple(map(read_embedding, request.concepts))
             tokenizer, text = taught(self.tokenizer, text, concepts)
             self._adapted.clear()
             self._adapted[key] = replace(self, unet=unet, text=text, tokenizer=tokenizer, concepts=concepts)
@@ -84,14 +85,14 @@ class StableDiffusion(Components):
         return super().about | ({"dtype": named[0]} if named else {}) | engine
 
     @torch.no_grad()
-    def read(self, texts: Sequence[str]) -> Tensor:
-        """Text states of prompts (b, n, width); a long prompt is read in chunks and makes all as long as itself."""
+    def encode_text(self, texts: Sequence[str]) -> Cond:
+        """Text states of prompts; a long prompt is encoded in chunks, and the others are padded to as many."""
         ids, known = self.tokenizer.chunks(texts).to(self.device), len(self.text.token.weight)
         if len(self.tokenizer) > known and int(ids.max()) >= known:
             token = self.tokenizer.token(int(ids.max()))
             raise RequestError(f"prompt: {token!r} is a token that the text tower does not know; leave it out")
         states = self.awake(self.text)(ids.flatten(0, 1)).reshape(len(texts), -1, self.text.config.width)
-        return finite(states, "text tower", self.text, self.dtype)
+        return Cond(finite(states, "text tower", self.text, self.dtype))
 
     @torch.no_grad()
     def encode(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
@@ -123,7 +124,7 @@ class StableDiffusion(Components):
         if reuse > 1 and self.engine in ("compile", "openvino"):
             raise RequestError(f"reuse: got {reuse}, but {self.engine} computes the U-Net as a whole; try engine eager")
         unet = DeepCache(self.awake(self.unet), reuse) if reuse > 1 else self._unet
-        return lambda x, t, cond: unet(x.to(self.dtype), t, cond.to(self.dtype)).float()
+        return lambda x, t, cond: unet(x.to(self.dtype), t, cond.states.to(self.dtype)).float()
 
     def awake(self, network: Part) -> Part:
         """One of the networks, ready to compute."""

@@ -19,7 +19,7 @@ from gradina.diffusion.noise import Noise
 from gradina.diffusion.samplers import SAMPLERS, SamplerSpec
 from gradina.diffusion.schedule import img2img_sigmas, sampling_sigmas
 from gradina.errors import RequestError
-from gradina.images.open import fit, open_mask, open_picture
+from gradina.images.open import open_mask, open_picture, resize
 from gradina.ineffective import (
     concept_notes,
     guidance_notes,
@@ -28,7 +28,7 @@ from gradina.ineffective import (
     sampler_notes,
     start_notes,
 )
-from gradina.pipeline.conditioning import chunks_of, guided
+from gradina.pipeline.conditioning import chunk_count, guided
 from gradina.pipeline.model import StableDiffusion, to_pixels
 from gradina.request import Request
 
@@ -92,7 +92,7 @@ def note_ineffective(model: StableDiffusion, request: Request) -> None:
         concept_notes(_unread(model, request)),
     )
     if request.mask_image is not None:
-        grey, factor = fit(open_mask(request.mask_image), *_size(request)), model.vae.config.factor
+        grey, factor = resize(open_mask(request.mask_image), *_size(request)), model.vae.config.factor
         mask = _black_and_white(grey)
         drawn = bool(_small(mask, factor).any())
         notes = chain(notes, mask_notes(request, grey, mask, drawn, factor))
@@ -112,7 +112,7 @@ def batches(model: StableDiffusion, request: Request) -> list[Request]:
     _, h, w = _shape(model, request)
     at_once, prompts = max(1, AT_ONCE // (h * w)), request.prompts
     parts = []
-    for _, run in groupby(range(len(prompts)), key=lambda i: chunks_of(model, request, prompts[i])):
+    for _, run in groupby(range(len(prompts)), key=lambda i: chunk_count(model, request, prompts[i])):
         rows = list(run)
         for start in range(0, len(rows), at_once):
             some = rows[start : start + at_once]
@@ -138,7 +138,7 @@ def prepare(model: StableDiffusion, request: Request) -> Plan:
         known = model.encode(to_pixels(init)[None], noise() if len(sigmas) > 1 else None)
     n = noise()
     if known is None or from_noise:
-        x = n * row.start(cast(str, request.schedule), float(sigmas[0]))
+        x = n * row.init_noise_sigma(cast(str, request.schedule), float(sigmas[0]))
     else:
         x = noised(known, n, sigmas[0])
 
@@ -156,8 +156,8 @@ def prepare(model: StableDiffusion, request: Request) -> Plan:
 def _pictures(request: Request) -> tuple[Image.Image | None, Image.Image | None]:
     """The picture to start from and its mask, of the size that is drawn; the mask is black and white."""
     size = _size(request)
-    init = None if request.init_image is None else fit(open_picture(request.init_image), *size)
-    mask = None if request.mask_image is None else fit(open_mask(request.mask_image), *size)
+    init = None if request.init_image is None else resize(open_picture(request.init_image), *size)
+    mask = None if request.mask_image is None else resize(open_mask(request.mask_image), *size)
     return init, mask and _black_and_white(mask)
 
 

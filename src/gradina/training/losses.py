@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from gradina.diffusion.conditioning import Cond
 from gradina.diffusion.denoiser import Denoiser, snr
 from gradina.models.vae import AutoencoderKL
 from gradina.training.pretrain.latent_predictor import Reader
@@ -61,7 +62,7 @@ def imagining(reader: Reader, ids: Tensor, latents: Tensor) -> Tensor:
     return ((reader(ids) - latents) ** 2).flatten(1).mean(1)
 
 
-def denoising(denoiser: Denoiser, latents: Tensor, noise: Tensor, sigma: Tensor, cond: Tensor) -> Tensor:
+def denoising(denoiser: Denoiser, latents: Tensor, noise: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
     """Squared error of what the network should have said of latents + sigma · noise: (b,).
 
     Source: Ho et al. 2020, equation 14; for v: Salimans & Ho 2022, appendix D.

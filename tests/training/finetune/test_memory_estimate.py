@@ -12,7 +12,9 @@ from PIL import Image
 
 from gradina.errors import RecipeError
 from gradina.pipeline.model import StableDiffusion
-from gradina.training.data.image_folder import Crop, Owned, encoded, read_folder
+from gradina.training.data.buckets import Crop
+from gradina.training.data.image_folder import read_image_folder
+from gradina.training.data.latents import LatentDataset, encode_pictures
 from gradina.training.finetune.memory_estimate import (
     ALWAYS,
     Cost,
@@ -30,15 +32,17 @@ HOW = Owning(steps=6, batch=3, lr=1e-2, warmup=0, rank=2)
 
 
 @pytest.fixture
-def owned(tiny_model: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Owned:
+def owned(tiny_model: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LatentDataset:
     monkeypatch.setenv("GRADINA_CACHE", str(tmp_path / "cache"))
     Image.new("RGB", (64, 64)).save(tmp_path / "a boat.png")
-    return encoded(tiny_model("sd1"), read_folder(tmp_path), Crop(), 64 * 64)
+    return encode_pictures(tiny_model("sd1"), read_image_folder(tmp_path), Crop(), 64 * 64)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("rank", [2, None])
-def test_what_is_counted_is_what_is_kept(tiny_model: Tiny, owned: Owned, rank: int | None, precision: str) -> None:
+def test_what_is_counted_is_what_is_kept(
+    tiny_model: Tiny, owned: LatentDataset, rank: int | None, precision: str
+) -> None:
     """Of a real forward pass, with numbers, as many bytes are kept as were counted without."""
     how = replace(HOW, rank=rank, precision=precision)  # type: ignore[arg-type]
     learning = finetuning(tiny_model("sd1"), owned, how)
@@ -49,7 +53,7 @@ def test_what_is_counted_is_what_is_kept(tiny_model: Tiny, owned: Owned, rank: i
     assert counted == pytest.approx(sum(kept.values()), rel=0.1)
 
 
-def test_recomputing_keeps_less(tiny_model: Tiny, owned: Owned) -> None:
+def test_recomputing_keeps_less(tiny_model: Tiny, owned: LatentDataset) -> None:
     sizes = []
     for checkpointing in (False, True):
         how = replace(HOW, checkpointing=checkpointing)
@@ -58,7 +62,7 @@ def test_recomputing_keeps_less(tiny_model: Tiny, owned: Owned) -> None:
     assert sizes[1] < 0.6 * sizes[0]
 
 
-def test_parameters_are_counted_once(tiny_model: Tiny, owned: Owned) -> None:
+def test_parameters_are_counted_once(tiny_model: Tiny, owned: LatentDataset) -> None:
     model = tiny_model("sd1")
     everything = sum(p.numel() for part in (model.text, model.vae, model.unet) for p in part.parameters())
     word = cost(inversion(model, owned, "<boat>", "boat", replace(HOW, vectors=3)), HOW, owned.largest)
@@ -74,7 +78,7 @@ def test_parameters_are_counted_once(tiny_model: Tiny, owned: Owned) -> None:
     assert without.memory == ALWAYS + 4 * everything + 3 * 4 * unet + kept
 
 
-def test_pictures_of_the_class_are_another_pass(tiny_model: Tiny, owned: Owned) -> None:
+def test_pictures_of_the_class_are_another_pass(tiny_model: Tiny, owned: LatentDataset) -> None:
     one, two = (
         cost(dreambooth(tiny_model("sd1"), owned, others, HOW), HOW, owned.largest).memory for others in (None, owned)
     )

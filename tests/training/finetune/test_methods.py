@@ -25,12 +25,14 @@ from gradina import Request, generate, load
 from gradina.errors import RecipeError, WeightsError
 from gradina.pipeline.model import StableDiffusion
 from gradina.training.checkpoint import steps_done
-from gradina.training.data.image_folder import Crop, Owned, encoded, read_folder
+from gradina.training.data.buckets import Crop
+from gradina.training.data.image_folder import read_image_folder
+from gradina.training.data.latents import LatentDataset, encode_pictures
 from gradina.training.finetune.memory_estimate import kept_for_the_way_back
 from gradina.training.finetune.methods import Learning, class_pictures, dreambooth, finetuning, first_vectors, inversion
 from gradina.training.finetune.run import checked, finished, mark_of, own
 from gradina.training.finetune.trainable import Owning
-from gradina.weights.formats.textual_inversion import read_concept
+from gradina.weights.formats.textual_inversion import read_embedding
 
 Tiny = Callable[..., StableDiffusion]
 HOW = Owning(steps=6, batch=2, lr=1e-2, warmup=0, rank=2, seed=3)
@@ -47,11 +49,11 @@ def pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def data(model: StableDiffusion, pictures: Path) -> Owned:
-    return encoded(model, read_folder(pictures), Crop(), 64 * 64)
+def data(model: StableDiffusion, pictures: Path) -> LatentDataset:
+    return encode_pictures(model, read_image_folder(pictures), Crop(), 64 * 64)
 
 
-METHODS: dict[str, Callable[[StableDiffusion, Owned, Owning], Learning]] = {
+METHODS: dict[str, Callable[[StableDiffusion, LatentDataset, Owning], Learning]] = {
     "lora": finetuning,
     "lora, text": lambda model, owned, how: finetuning(model, owned, replace(how, text_rate=0.5)),
     "full": lambda model, owned, how: finetuning(model, owned, replace(how, rank=None, lr=1e-3)),
@@ -162,7 +164,7 @@ def test_a_word_begins_as_another_and_only_it_learns(tiny_model: Tiny, pictures:
     assert [tuple(p.shape) for p in learning.learner.parameters()] == [(3, 32)]
     kept = ran(learning, how, tmp_path / "run")
     assert kept is not None
-    concept = read_concept(kept)
+    concept = read_embedding(kept)
     assert concept.token == "<boat>"
     assert not torch.equal(concept.vectors, begun)
     with pytest.raises(WeightsError, match="'seven' is a token of this model already"):
@@ -227,14 +229,16 @@ def test_long_captions_are_learnt_as_prompts_are_read(
     owned = replace(owned, captions=(("a red boat", LONG),))
     learning = finetuning(model, owned, replace(HOW, text_rate=text_rate))
     (note,) = caplog.messages
-    chunks = model.tokenizer.chunks_of(LONG)
+    chunks = model.tokenizer.chunk_count(LONG)
     assert chunks > 1
     assert note.startswith("captions: 1 of 2 are longer than the 75 tokens that the text tower reads at once")
     assert f"in up to {chunks} chunks" in note
     texts = ["a red boat", LONG, "", "a red boat"]
     with torch.no_grad():
-        assert torch.allclose(learning.live.cond(texts), model.read(texts), atol=1e-6)
-        assert torch.allclose(learning.live.cond(["a red boat", ""]), model.read(["a red boat", ""]), atol=1e-6)
+        assert torch.allclose(learning.live.cond(texts), model.encode_text(texts).states, atol=1e-6)
+        assert torch.allclose(
+            learning.live.cond(["a red boat", ""]), model.encode_text(["a red boat", ""]).states, atol=1e-6
+        )
     learning.loss(learning.learner, 0).mean().backward()
     small = kept_for_the_way_back(learning.live, (4, 8, 8), HOW)
     learning.live.chunks = 1

@@ -22,7 +22,7 @@ from gradina.errors import RecipeError
 from gradina.pipeline.model import to_image
 from gradina.tasks.retrieval import embed_pictures, embed_texts, open_pair, scores
 from gradina.training.checkpoint import once, steps_done
-from gradina.training.data.sources import load_data
+from gradina.training.data.sources import load_dataset
 from gradina.training.loop import Settings, State, train
 from gradina.training.pretrain.experiment import Workshop
 from gradina.training.pretrain.recipes import read_recipe
@@ -50,7 +50,7 @@ def test_a_run_makes_a_model_that_draws(recipe_file: Path, tmp_path: Path) -> No
     assert model.prediction == "v"
     (picture,) = gradina.generate(model, gradina.Request(prompt="a zero", seed=1))
     assert picture.image.size == (32, 32)
-    data = load_data(recipe)
+    data = load_dataset(recipe)
     z = model.encode(data.pixels(torch.arange(len(data))))
     assert 0.5 < z.std() < 2, "the scale of the latents is measured"
 
@@ -58,7 +58,7 @@ def test_a_run_makes_a_model_that_draws(recipe_file: Path, tmp_path: Path) -> No
 def test_captions_that_are_cut_are_told(recipe_file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     recipe = read_recipe(recipe_file)
     whole = Workshop(recipe, tmp_path).tokenizer
-    length = 2 + max(len(whole.ids(text)) for text in load_data(recipe).texts())
+    length = 2 + max(len(whole.ids(text)) for text in load_dataset(recipe).texts())
     for given, told in ((length, False), (4, True)):
         caplog.clear()
         short = Workshop(replace(recipe, vocabulary=replace(recipe.vocabulary, length=given)), tmp_path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from gradina.training.data.batches import generator, turned
+from gradina.training.data.dataset import augment, generator
 from gradina.training.pretrain.stages import cropped
 
 
@@ -22,7 +22,7 @@ def test_a_crop_is_a_part_of_its_picture() -> None:
 def test_turned_pictures_show_the_same_a_little_otherwise() -> None:
     bar = torch.full((64, 3, 32, 32), -1.0)
     bar[:, :, 12:20, 2:30] = 1.0
-    seen = turned(bar, 20, generator(2))
+    seen = augment(bar, 20, generator(2))
     assert seen.shape == bar.shape
     assert seen.abs().max() <= 1
     assert len({round(picture.sum().item(), 2) for picture in seen}) > 60, "each otherwise"
@@ -32,11 +32,11 @@ def test_turned_pictures_show_the_same_a_little_otherwise() -> None:
     y, x = torch.meshgrid(torch.arange(32) - 15.5, torch.arange(32) - 15.5, indexing="ij")
     angle = 0.5 * torch.atan2(2 * (mass * x * y).sum((1, 2)), (mass * (x**2 - y**2)).sum((1, 2)))
     assert 10 < angle.abs().max().rad2deg() < 26
-    assert turned(bar, 0, generator(2)) is bar
+    assert augment(bar, 0, generator(2)) is bar
 
 
 def test_a_colour_stays_nearly_what_it_is() -> None:
     red = torch.tensor([1.0, -0.8, -0.8])[None, :, None, None].expand(32, 3, 8, 8)
-    seen = turned(red, 20, generator(3))
+    seen = augment(red, 20, generator(3))
     assert (seen[:, 0] > 0.5).all()
     assert (seen[:, 1:] < -0.3).all()

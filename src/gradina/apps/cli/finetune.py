@@ -19,7 +19,9 @@ from gradina.request import Request
 
 if TYPE_CHECKING:
     from gradina.pipeline.model import StableDiffusion
-    from gradina.training.data.image_folder import Captioned, Crop, Owned
+    from gradina.training.data.buckets import Crop
+    from gradina.training.data.captioned_image import CaptionedImage
+    from gradina.training.data.latents import LatentDataset
     from gradina.training.finetune.methods import Learning
     from gradina.training.finetune.trainable import Owning
     from gradina.training.pretrain.run import Progress
@@ -59,14 +61,14 @@ def finetune(
 ) -> None:
     """Teach a model pictures with captions."""
     given = locals()
-    from gradina.training.data.image_folder import captions_told, read_folder
+    from gradina.training.data.image_folder import caption_summary, read_image_folder
     from gradina.training.finetune import methods
 
-    pictures = read_folder(folder, out=out)
-    say(captions_told(pictures))
-    unseen = read_folder(validation) if validation else []
+    pictures = read_image_folder(folder, out=out)
+    say(caption_summary(pictures))
+    unseen = read_image_folder(validation) if validation else []
     if unseen:
-        say(f"validation, {captions_told(unseen)}")
+        say(f"validation, {caption_summary(unseen)}")
         known = {(one.file.resolve(), one.member) for one in pictures}
         both = sum((one.file.resolve(), one.member) in known for one in unseen)
         if both:
@@ -112,14 +114,15 @@ def dreambooth(
 ) -> None:
     """Teach a model a thing of one's own, under a rare word (DreamBooth)."""
     given = locals()
-    from gradina.training.data.image_folder import Captioned, read_folder
+    from gradina.training.data.captioned_image import CaptionedImage
+    from gradina.training.data.image_folder import read_image_folder
     from gradina.training.finetune import methods
 
-    pictures, others = read_folder(folder, instance, out), []
+    pictures, others = read_image_folder(folder, instance, out), []
     with Shop("dreambooth", given) as shop:
         if class_ and not dry_run:
             drawn = methods.class_pictures(shop.model, class_, class_pictures, Path(out) / "class")
-            others = [Captioned(path, class_) for path in drawn]
+            others = [CaptionedImage(path, class_) for path in drawn]
         data = shop.data(pictures)
         shown = shop.data(others) if others else data if class_ else None  # a dry run draws none
         learning = methods.dreambooth(shop.model, data, shown, shop.how)
@@ -155,10 +158,10 @@ def invert(
 ) -> None:
     """Teach a model a new word, and nothing else (textual inversion)."""
     given = locals()
-    from gradina.training.data.image_folder import read_folder
+    from gradina.training.data.image_folder import read_image_folder
     from gradina.training.finetune import methods
 
-    pictures = read_folder(folder, word, out)
+    pictures = read_image_folder(folder, word, out)
     with Shop("inversion", given) as shop:
         data = shop.data(pictures)
         learning = methods.inversion(shop.model, data, word, init_word, shop.how)
@@ -188,11 +191,11 @@ def imagic(
 ) -> None:
     """Change what a picture shows, by words (Imagic); afterwards `--edit` draws it at any strength."""
     given = locals()
-    from gradina.training.data.image_folder import Captioned
+    from gradina.training.data.captioned_image import CaptionedImage
     from gradina.training.finetune import methods
     from gradina.weights.formats.imagic import read_states
 
-    pictures = [Captioned(Path(picture), prompt)]
+    pictures = [CaptionedImage(Path(picture), prompt)]
     if not Path(picture).is_file():
         raise RecipeError(f"{picture}: there is no such picture")
     first = {**given, "out": str(Path(out) / "1-text"), "lr": None, "steps": states_steps, "full": False}
@@ -261,20 +264,20 @@ class Shop:
     def __exit__(self, *error: object) -> None:
         self._preparing.__exit__(None, None, None)
 
-    def data(self, pictures: Sequence[Captioned]) -> Owned:
+    def data(self, pictures: Sequence[CaptionedImage]) -> LatentDataset:
         """Their latents."""
-        from gradina.training.data.image_folder import encoded
+        from gradina.training.data.latents import encode_pictures
 
         defaults, side = self.model.defaults, self.given["size"]
-        return encoded(self.model, pictures, self.crop, side**2 if side else defaults.width * defaults.height)
+        return encode_pictures(self.model, pictures, self.crop, side**2 if side else defaults.width * defaults.height)
 
     def learn(
         self,
         learning: Learning,
-        data: Owned,
-        pictures: Sequence[Captioned],
+        data: LatentDataset,
+        pictures: Sequence[CaptionedImage],
         prompts: Sequence[str],
-        unseen: Owned | None = None,
+        unseen: LatentDataset | None = None,
         quietly: bool = False,
     ) -> Path | None:
         """Says what it takes, and learns; what is kept, or None after a dry run."""
@@ -298,7 +301,7 @@ class Shop:
         return kept
 
 
-def _seen(pictures: Sequence[Captioned]) -> list[tuple[object, ...]]:
+def _seen(pictures: Sequence[CaptionedImage]) -> list[tuple[object, ...]]:
     """What decides what is learnt from pictures: their bytes, captions, and how often each is drawn, if not once."""
     hashes = [hashlib.sha256(one.data()).hexdigest() for one in pictures]
     often = [(one.repeats,) if one.repeats > 1 else () for one in pictures]
@@ -306,7 +309,7 @@ def _seen(pictures: Sequence[Captioned]) -> list[tuple[object, ...]]:
 
 
 def _crop(given: dict[str, Any]) -> Crop:
-    from gradina.training.data.image_folder import Crop
+    from gradina.training.data.buckets import Crop
 
     names = (("chance", "random_crop"), ("flip", "flip"), ("enlarge", "enlarge"))
     return Crop(**{ours: bool(given.get(typed)) for ours, typed in names})

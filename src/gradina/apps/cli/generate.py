@@ -17,7 +17,7 @@ import typer
 from gradina.apps.cli import options as o
 from gradina.apps.cli.grids import Axis, axis, cell_label, cells, check_grid, parse
 from gradina.errors import RequestError, WeightsError
-from gradina.files import check_writable, check_writable_folder, unused, with_ending
+from gradina.files import check_writable, check_writable_folder, unused_path, with_ending
 from gradina.images.picture import Picture
 from gradina.request import Defaults, Request, choice
 
@@ -276,16 +276,16 @@ def draw_grid(model: StableDiffusion, request: Request, axes: list[Axis], output
     )
     if output is None or is_folder(output):
         Path(output or ".").mkdir(parents=True, exist_ok=True)
-        output = str(unused(Path(output or ".") / f"{slug(request.prompts[0])}-grid.png"))
+        output = str(unused_path(Path(output or ".") / f"{slug(request.prompts[0])}-grid.png"))
     save_sheet(drawn, output)
 
 
 def save_sheet(image: Image.Image, path: str) -> None:
     """Writes a sheet, and says where it is."""
     from gradina.files import atomic_write
-    from gradina.images.open import SAVED
+    from gradina.images.open import SAVE_OPTIONS
 
-    options = SAVED[choice("--output", Path(path).suffix.lower(), tuple(SAVED))]
+    options = SAVE_OPTIONS[choice("--output", Path(path).suffix.lower(), tuple(SAVE_OPTIONS))]
     with atomic_write(path) as file:
         image.save(file, **options)
     typer.echo(path)
@@ -294,13 +294,17 @@ def save_sheet(image: Image.Image, path: str) -> None:
 def check_files(request: Request, output: str | None, film: str | None, strip: str | None) -> None:
     """Refuses what cannot be read or written, before a model is loaded."""
     from gradina.images.grid import FILMS
-    from gradina.images.open import SAVED, open_mask, open_picture
+    from gradina.images.open import SAVE_OPTIONS, open_mask, open_picture
 
     if request.init_image is not None:
         open_picture(request.init_image)
     if request.mask_image is not None:
         open_mask(request.mask_image)
-    for name, path, kinds in (("--output", output, SAVED), ("--film", film, FILMS), ("--strip", strip, (".png",))):
+    for name, path, kinds in (
+        ("--output", output, SAVE_OPTIONS),
+        ("--film", film, FILMS),
+        ("--strip", strip, (".png",)),
+    ):
         if path is not None and not (name == "--output" and is_folder(path)):
             check_target(name, path, kinds)
     if output is None or is_folder(output):
@@ -338,10 +342,10 @@ def path_for(picture: Picture, output: str | None, alone: bool) -> Path:
     """Where a picture is written; a name that was not given never replaces a file."""
     own = f"{slug(picture.request.prompts[0])}-{picture.seed}.png"
     if output is None:
-        return unused(Path(own))
+        return unused_path(Path(own))
     if is_folder(output):
         Path(output).mkdir(parents=True, exist_ok=True)
-        return unused(Path(output) / own)
+        return unused_path(Path(output) / own)
     path = Path(output)
     return path if alone else with_ending(path, f"-{picture.seed}{path.suffix}")
 

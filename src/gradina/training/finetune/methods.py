@@ -15,21 +15,21 @@ from gradina.adapters.inject import shallow_clone
 from gradina.adapters.lora import LoRA
 from gradina.adapters.textual_inversion import Concept, taught
 from gradina.errors import PictureError, RecipeError
-from gradina.files import unused
+from gradina.files import unused_path
+from gradina.images.folder import pictures_in
 from gradina.images.metadata import Record, read_picture
-from gradina.images.open import pictures_in
 from gradina.kernels.prepack import unpacked
-from gradina.models.tokenizer import as_word
+from gradina.models.tokenizer import as_placeholder
 from gradina.pipeline.generate import generate
 from gradina.pipeline.model import StableDiffusion
 from gradina.request import Request
-from gradina.training.data.batches import generator
-from gradina.training.data.captioned import shown
-from gradina.training.data.image_folder import Owned
+from gradina.training.data.captioned_image import shortened
+from gradina.training.data.dataset import generator
+from gradina.training.data.latents import LatentDataset
 from gradina.training.finetune.trainable import Learner, Live, Owning, WithWord, ready, told
 from gradina.training.loop import Loss
-from gradina.weights.formats.imagic import write_edit
-from gradina.weights.formats.textual_inversion import write_concept
+from gradina.weights.formats.imagic import write_imagic
+from gradina.weights.formats.textual_inversion import write_embedding
 
 log = logging.getLogger(__name__)
 
@@ -78,15 +78,15 @@ class Learning:
     model: Callable[[Learner], StableDiffusion]
     keep: Callable[[Learner, Path], Path]
     rates: Mapping[str, float] = field(default_factory=dict)
-    on: Callable[[Owned], Loss] | None = None  # the same loss on other pictures, with all captions read
+    on: Callable[[LatentDataset], Loss] | None = None  # the same loss on other pictures, with all captions read
     passes: int = 1  # through the U-Net, before the backward
 
 
-def finetuning(model: StableDiffusion, data: Owned, how: Owning) -> Learning:
+def finetuning(model: StableDiffusion, data: LatentDataset, how: Owning) -> Learning:
     """Pictures with captions: the U-Net learns on, all of it or a LoRA, and the text tower if it is asked to."""
     live, learner, kept = ready(model, how)
 
-    def on(pictures: Owned, dropout: float = 0.0) -> Loss:
+    def on(pictures: LatentDataset, dropout: float = 0.0) -> Loss:
         def loss(_: nn.Module, k: int) -> Tensor:
             key = generator(how.seed, "finetune", k)
             latents, captions = pictures.batch(how.batch, key)
@@ -103,7 +103,7 @@ def finetuning(model: StableDiffusion, data: Owned, how: Owning) -> Learning:
     return Learning(learner, on(data, how.caption_dropout), live, kept.model, kept.keep, rates, on)
 
 
-def dreambooth(model: StableDiffusion, data: Owned, others: Owned | None, how: Owning) -> Learning:
+def dreambooth(model: StableDiffusion, data: LatentDataset, others: LatentDataset | None, how: Owning) -> Learning:
     """A rare word becomes the pictures of `data`, while `others`, of its class, stay what they are.
 
     Source: Ruiz et al., "DreamBooth" (2208.12242), equation 2.
@@ -126,7 +126,7 @@ def dreambooth(model: StableDiffusion, data: Owned, others: Owned | None, how: O
 
 def inversion(
     model: StableDiffusion,
-    data: Owned,
+    data: LatentDataset,
     word: str,
     start: str,
     how: Owning,
@@ -161,18 +161,18 @@ def inversion(
 
     def keep(learner: Learner, folder: Path) -> Path:
         path = folder / "word.safetensors"
-        write_concept(concept(learner), path)
+        write_embedding(concept(learner), path)
         return path
 
     return Learning(Learner({"word": {"vectors": vectors}}), loss, live, drawn, keep)
 
 
-def nearer(model: StableDiffusion, data: Owned, text: str, how: Owning) -> Learning:
+def nearer(model: StableDiffusion, data: LatentDataset, text: str, how: Owning) -> Learning:
     """Imagic's first stage: the states of a text, as the U-Net reads them, move towards a picture; nothing else learns.
 
     Source: Kawar et al., "Imagic" (2210.09276), equation 3.
     """
-    states = nn.Parameter(model.read([text])[0].float())
+    states = nn.Parameter(model.encode_text([text]).states[0].float())
     live = Live(model, unpacked(shallow_clone(model.unet)), model.text, how)
 
     def loss(_: nn.Module, k: int) -> Tensor:
@@ -181,13 +181,13 @@ def nearer(model: StableDiffusion, data: Owned, text: str, how: Owning) -> Learn
 
     def keep(learner: Learner, folder: Path) -> Path:
         path = folder / "edit.safetensors"
-        write_edit(learner.values("states")["states"], LoRA(), path, model.unet, model.text)
+        write_imagic(learner.values("states")["states"], LoRA(), path, model.unet, model.text)
         return path
 
     return Learning(Learner({"states": {"states": states}}), loss, live, lambda _: model, keep)
 
 
-def onto(model: StableDiffusion, data: Owned, states: Tensor, how: Owning) -> Learning:
+def onto(model: StableDiffusion, data: LatentDataset, states: Tensor, how: Owning) -> Learning:
     """Imagic's second stage: with those states (n, width) fixed, the U-Net learns the picture. Source: as above."""
     live, learner, kept = ready(model, replace(how, text_rate=0.0))
     states = states.float()
@@ -199,7 +199,7 @@ def onto(model: StableDiffusion, data: Owned, states: Tensor, how: Owning) -> Le
     def keep(learner: Learner, folder: Path) -> Path:
         lora = LoRA(unet=kept.layers(learner, "unet")) if kept.lora else LoRA()
         path = folder / "edit.safetensors"
-        write_edit(states, lora, path, model.unet, model.text)
+        write_imagic(states, lora, path, model.unet, model.text)
         if not kept.lora:
             kept.keep(learner, folder)
         return path
@@ -209,7 +209,7 @@ def onto(model: StableDiffusion, data: Owned, states: Tensor, how: Owning) -> Le
 
 def small_word(word: str) -> str:
     """The word as it is kept; a warning says so where that is another."""
-    small = as_word(word)
+    small = as_placeholder(word)
     if small != word:
         log.warning("word: %s is kept as %s, as prompts are read in small letters", word, small)
     return small
@@ -230,7 +230,7 @@ def first_vectors(model: StableDiffusion, start: str, count: int) -> Tensor:
         tokens = ", ".join(said[:LISTED]) + (", ..." if said[LISTED:] else "")
         log.warning(
             "init word: %r has %d tokens (%s), and the word begins as the first %s; --vectors %d takes all",
-            shown(start), len(ids), tokens, said[0] if count == 1 else count, len(ids),
+            shortened(start), len(ids), tokens, said[0] if count == 1 else count, len(ids),
         )  # fmt: skip
     rows = [ids[i % len(ids)] for i in range(count)]
     return model.text.token.weight.detach()[rows].float().cpu()
@@ -267,7 +267,7 @@ def class_pictures(model: StableDiffusion, prompt: str, count: int, folder: Path
     if missing:
         log.info("draws %d pictures of the class", len(missing))
     for seed in missing:
-        drawn[seed] = unused(folder / f"{seed:04}.png")
+        drawn[seed] = unused_path(folder / f"{seed:04}.png")
         next(generate(model, replace(wanted, seed=seed))).save(drawn[seed])
     return [*own, *(path for _, path in sorted(drawn.items()))][:count]
 

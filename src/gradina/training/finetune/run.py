@@ -20,7 +20,7 @@ from gradina.images.open import open_picture
 from gradina.pipeline.generate import generate
 from gradina.pipeline.model import StableDiffusion
 from gradina.request import Request
-from gradina.training.data.image_folder import Owned
+from gradina.training.data.latents import LatentDataset
 from gradina.training.finetune.methods import Learning
 from gradina.training.finetune.trainable import Learner, Owning
 from gradina.training.loop import Loss
@@ -40,7 +40,7 @@ def own(
     prompts: Sequence[str],
     sample_every: int,
     checkpoint_every: float = 60.0,
-    unseen: Owned | None = None,
+    unseen: LatentDataset | None = None,
 ) -> Generator[Progress, None, Path]:
     """Learns, and yields after each step; the same call goes on after any interruption. Returns what is kept.
 

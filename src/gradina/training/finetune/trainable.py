@@ -22,7 +22,8 @@ from torch.utils.checkpoint import checkpoint
 
 from gradina.adapters.inject import inject, replaced, shallow_clone
 from gradina.adapters.lora import ATTENTION, Adapted, LoRA, LoRAWeights, adapt, fresh, merged
-from gradina.diffusion.denoiser import Denoiser
+from gradina.diffusion.conditioning import Cond
+from gradina.diffusion.denoiser import Denoiser, on_states
 from gradina.diffusion.prediction import prediction_named
 from gradina.errors import RecipeError
 from gradina.files import cache_folder
@@ -33,8 +34,8 @@ from gradina.nn.conv import ResBlock
 from gradina.nn.conv2d import channels_last
 from gradina.pipeline.model import StableDiffusion
 from gradina.training.checkpoint import once
-from gradina.training.data.batches import generator
-from gradina.training.data.captioned import shown
+from gradina.training.data.captioned_image import shortened
+from gradina.training.data.dataset import generator
 from gradina.training.loop import Settings
 from gradina.training.losses import denoising, min_snr
 from gradina.weights.formats.lora import write_lora
@@ -151,14 +152,15 @@ class Live:
 
     def expect(self, texts: Sequence[str]) -> None:
         """Takes note of captions that will be asked for; a warning says how many are read in chunks."""
-        chunks = {text: self.tokenizer.chunks_of(text) for text in texts}
+        chunks = {text: self.tokenizer.chunk_count(text) for text in texts}
         long = [text for text in chunks if chunks[text] > 1]
         self.chunks = max([self.chunks, *chunks.values()])
         if long:
             log.warning(
                 "captions: %d of %d are longer than the %d tokens that the text tower reads at once; they are read in "
                 "up to %d chunks, as prompts are, which takes more memory and time (the first: %r)",
-                len(long), len(chunks), self.tokenizer.length - 2, self.chunks, shown(" ".join(long[0].split()), 80),
+                len(long), len(chunks), self.tokenizer.length - 2, self.chunks,
+                shortened(" ".join(long[0].split()), 80),
             )  # fmt: skip
 
     def remember(self, texts: Sequence[str]) -> None:
@@ -176,7 +178,7 @@ class Live:
         """The texts by how many chunks they take."""
         by_chunks: dict[int, list[str]] = defaultdict(list)
         for text in texts:
-            by_chunks[self.tokenizer.chunks_of(text)].append(text)
+            by_chunks[self.tokenizer.chunk_count(text)].append(text)
         return list(by_chunks.values())
 
     @torch.no_grad()
@@ -199,7 +201,7 @@ def told(live: Live, latents: Tensor, cond: Tensor, how: Owning, key: torch.Gene
     if how.noise_offset:
         noise = noise + how.noise_offset * torch.randn(*latents.shape[:2], 1, 1, generator=key)
     sigma = schedule.drawn(len(latents), key)
-    error = denoising(Denoiser(live.unet, schedule, prediction), latents, noise, sigma, cond)
+    error = denoising(Denoiser(on_states(live.unet), schedule, prediction), latents, noise, sigma, Cond(cond))
     return error if how.min_snr is None else error * min_snr(sigma, how.min_snr, prediction.name).to(error)
 
 

@@ -22,9 +22,9 @@ from gradina.models.unet import UNet
 from gradina.models.vae import AutoencoderKL
 from gradina.pipeline.model import StableDiffusion
 from gradina.training.checkpoint import load_average, once
-from gradina.training.data.batches import Examples, generator
-from gradina.training.data.sources import load_data
-from gradina.training.data.synthetic import Composed
+from gradina.training.data.dataset import Dataset, generator
+from gradina.training.data.sources import load_dataset
+from gradina.training.data.synthetic import IconScenes
 from gradina.training.losses import resized
 from gradina.training.pretrain.latent_predictor import Reader
 from gradina.training.pretrain.recipes import Planned, Recipe, plan
@@ -97,9 +97,9 @@ class Workshop:
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
 
     @cached_property
-    def data(self) -> Examples:
+    def data(self) -> Dataset:
         """What there is to learn from."""
-        return load_data(self.recipe)
+        return load_dataset(self.recipe)
 
     @property
     def wider(self) -> Recipe:
@@ -132,7 +132,7 @@ class Workshop:
         made = Tokenizer.train(self.data.texts(), words.size, words.length)
         some = torch.arange(min(len(self.data), LOOKED_AT))
         captions = self.data.captions(some, generator(self.recipe.seed, "captions"))[0]
-        cut = [caption for caption in captions if made.chunks_of(caption) > 1]
+        cut = [caption for caption in captions if made.chunk_count(caption) > 1]
         if cut:
             log.warning(
                 "vocabulary.length: %d of %d captions have more than the %d tokens that are read; their ends are not "
@@ -225,7 +225,7 @@ class Workshop:
         path = self.folder / f"{'-'.join(['latents', *named])}.safetensors"
         data = self.data
         if placed:
-            assert isinstance(data, Composed)
+            assert isinstance(data, IconScenes)
             data = replace(data, **placed)  # the same things in the same order, on the same grounds
         learning = zip(self.phases("vae"), self.recipe.vae.training, strict=True)
         last = [name for name, phase in learning if phase.only != "decoder"][-1]  # what decides the latents
@@ -248,7 +248,7 @@ class Workshop:
 
 
 @torch.no_grad()
-def encoded(vae: AutoencoderKL, data: Examples, side: int | None, half: bool) -> dict[str, Tensor]:
+def encoded(vae: AutoencoderKL, data: Dataset, side: int | None, half: bool) -> dict[str, Tensor]:
     """What an encoder says of every picture: mean and deviation."""
     log.info("encodes %d pictures", len(data))
     batches = torch.split(torch.arange(len(data)), AT_ONCE)

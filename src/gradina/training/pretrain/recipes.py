@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 import torch
 
-from gradina.diffusion.schedule import BetaLaw
+from gradina.diffusion.betas import BetaLaw
 from gradina.errors import RecipeError, RequestError, WeightsError
 from gradina.models.clip import CLIP, ConvConfig, TextConfig, VisionConfig
 from gradina.models.unet import UNet, UNetConfig

@@ -12,7 +12,7 @@ from gradina.models.vae import AutoencoderKL
 from gradina.pipeline.generate import generate
 from gradina.pipeline.model import to_image
 from gradina.request import Request
-from gradina.training.data.batches import generator
+from gradina.training.data.dataset import generator
 from gradina.training.pretrain.experiment import Painter, Workshop
 from gradina.training.pretrain.latent_predictor import Reader
 

@@ -11,13 +11,14 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from gradina.diffusion.denoiser import Denoiser
+from gradina.diffusion.conditioning import Cond
+from gradina.diffusion.denoiser import Denoiser, on_states
 from gradina.diffusion.prediction import prediction_named
 from gradina.models.clip import CLIP
 from gradina.models.vae import AutoencoderKL
-from gradina.training.data.batches import Examples, generator, turned
-from gradina.training.data.sources import load_data
-from gradina.training.data.synthetic import Composed
+from gradina.training.data.dataset import Dataset, augment, generator
+from gradina.training.data.sources import load_dataset
+from gradina.training.data.synthetic import IconScenes
 from gradina.training.loop import Loss, Settings
 from gradina.training.losses import autoencoding, contrastive, denoising, imagining, naming
 from gradina.training.pretrain.experiment import Painter, Workshop
@@ -77,10 +78,10 @@ def cropped(pixels: Tensor, side: int | None, key: torch.Generator) -> Tensor:
 
 def clip_stage(shop: Workshop, name: str) -> Stage:
     """Captions and pictures find each other."""
-    recipe, data = shop.recipe.clip, load_data(shop.recipe, "pairs")
+    recipe, data = shop.recipe.clip, load_dataset(shop.recipe, "pairs")
 
     def seen(rows: Tensor, key: torch.Generator) -> Tensor:
-        return turned(data.pixels(rows), recipe.turned, key)
+        return augment(data.pixels(rows), recipe.turned, key)
 
     network, look = shop.build(shop.new_clip, "clip"), partial(found_by_captions, shop)
     return Stage(network, shop.stages[name].settings, told_apart(shop, name, data, seen, recipe.kept), look)
@@ -94,7 +95,7 @@ def vision_stage(shop: Workshop, name: str) -> Stage:
     """
     recipe = shop.recipe.vision
     assert recipe is not None
-    data, network = load_data(shop.wider, "pairs"), shop.build(shop.new_pair, "vision")
+    data, network = load_dataset(shop.wider, "pairs"), shop.build(shop.new_pair, "vision")
     network.text.load_state_dict(shop.painter.text.state_dict())
     network.logit_scale.data.copy_(shop.clip.logit_scale)
     if recipe.network is None:
@@ -102,14 +103,14 @@ def vision_stage(shop: Workshop, name: str) -> Stage:
     network.text.requires_grad_(False).get_parameter("projection.weight").requires_grad_()
 
     def seen(rows: Tensor, key: torch.Generator) -> Tensor:
-        return data.varied(rows, recipe.turned, key)
+        return data.augmented(rows, recipe.turned, key)
 
     loss, look = told_apart(shop, name, data, seen, recipe.kept), partial(found_by_captions, shop)
     return Stage(network, recipe.training, loss, look)
 
 
 def told_apart(
-    shop: Workshop, name: str, data: Examples, seen: Callable[[Tensor, torch.Generator], Tensor], kept: float
+    shop: Workshop, name: str, data: Dataset, seen: Callable[[Tensor, torch.Generator], Tensor], kept: float
 ) -> Loss:
     """The contrastive loss on batch k, of pictures as they are `seen`, a share of their patches `kept`."""
     recipe, batch = shop.recipe.clip, shop.stages[name].settings.batch
@@ -118,7 +119,7 @@ def told_apart(
     def loss(clip: nn.Module, k: int) -> Tensor:
         assert isinstance(clip, CLIP)
         key = generator(shop.recipe.seed, name, k)
-        rows = data.contrasts(batch, key)
+        rows = data.contrastive_rows(batch, key)
         captions, true = data.captions(rows, key)
         pixels, some = seen(rows, key), None
         if kept < 1:
@@ -127,7 +128,7 @@ def told_apart(
         texts, pictures = clip.texts(shop.tokenizer(captions)), clip.pictures(pixels, some)
         scale = clip.logit_scale.exp()
         apart = contrastive(scale * texts @ pictures.T, true)
-        return apart + naming(scale * pictures @ clip.texts(names).T, data.named(rows)) if recipe.naming else apart
+        return apart + naming(scale * pictures @ clip.texts(names).T, data.class_ids(rows)) if recipe.naming else apart
 
     return loss
 
@@ -147,7 +148,7 @@ def words_stage(shop: Workshop, name: str) -> Stage:
     return Stage(reader, phase, loss, partial(imagined, shop))
 
 
-def worded(shop: Workshop, data: Examples, rows: Tensor, key: torch.Generator) -> list[str]:
+def worded(shop: Workshop, data: Dataset, rows: Tensor, key: torch.Generator) -> list[str]:
     """A caption for each picture, or, now and then, none: guidance needs to know what pictures are without words."""
     texts, _ = data.captions(rows, key)
     dropped = (torch.rand(len(rows), generator=key) < shop.recipe.unet.caption_dropout).tolist()
@@ -170,9 +171,9 @@ def unet_stage(shop: Workshop, name: str) -> Stage:
     placed = {"smallest": phase.smallest, "places": phase.places}
     mean, std = shop.latents(phase.pixels, {name: value for name, value in placed.items() if value is not None})
     data, shown = shop.data, torch.arange(len(shop.data))
-    if isinstance(data, Composed):
+    if isinstance(data, IconScenes):
         data = replace(data, home=phase.home)
-        shown = data.showing(phase.things) if phase.things else shown
+        shown = data.rows_of_first(phase.things) if phase.things else shown
     schedule, prediction = shop.schedule, prediction_named(recipe.prediction)
 
     def loss(painter: nn.Module, k: int) -> Tensor:
@@ -183,7 +184,7 @@ def unet_stage(shop: Workshop, name: str) -> Stage:
         latents = mean[rows] + std[rows] * torch.randn(len(rows), *mean.shape[1:], generator=key)
         noise = torch.randn(latents.shape, generator=key)
         sigma = schedule.drawn(len(rows), key, phase.shift or 1.0)
-        return denoising(Denoiser(painter.unet, schedule, prediction), latents, noise, sigma, cond)
+        return denoising(Denoiser(on_states(painter.unet), schedule, prediction), latents, noise, sigma, Cond(cond))
 
     look = partial(drawn, shop, side=phase.pixels)
     return Stage(painter, phase, loss, look, {"text": phase.text_rate})

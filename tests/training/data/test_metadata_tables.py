@@ -1,4 +1,4 @@
-"""Tables of captions: every form that others write is read; rows that are odd are refused with their line, or told."""
+"""Metadata tables: every form of others is read, invalid rows are refused with their line."""
 
 from __future__ import annotations
 
@@ -10,21 +10,9 @@ from typing import Literal
 import pytest
 
 from gradina.errors import RecipeError
-from gradina.training.data.captions import captions_told, read_folder
+from gradina.training.data.image_folder import caption_summary, read_image_folder
 
-Files = dict[str, bytes | str]
-
-
-def make(folder: Path, files: Files) -> Path:
-    """A folder with files of these bytes; pictures are not opened here, and may be anything."""
-    for name, data in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(data.encode() if isinstance(data, str) else data)
-    return folder
-
-
-def captions(folder: Path) -> dict[str, str]:
-    return {one.file.relative_to(folder).as_posix(): one.caption for one in read_folder(folder)}
+from .conftest import Files, captions, write_files, write_picture
 
 
 def rows(*of: object) -> str:
@@ -32,7 +20,28 @@ def rows(*of: object) -> str:
 
 
 JSONL, CSV = "metadata.jsonl", "metadata.csv"
+
+
 ONE = rows({"file_name": "a.png", "text": "a seven"})
+
+
+def test_jsonl_and_csv(tmp_path: Path) -> None:
+    write_picture(tmp_path, "1.png")
+    write_picture(tmp_path / "more", "2.png")
+    rows = [{"file_name": "1.png", "text": "one"}, {"file_name": "more/2.png", "caption": "two"}]
+    (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert captions(tmp_path) == {"1.png": "one", "more/2.png": "two"}
+    (tmp_path / "metadata.jsonl").unlink()
+    (tmp_path / "metadata.csv").write_text('file_name,text\n1.png,"one, and more"\nmore/2.png,two\n')
+    assert captions(tmp_path) == {"1.png": "one, and more", "more/2.png": "two"}
+    (tmp_path / "metadata.csv").write_text("file_name,text\n1.png,one\nmore/3.png,three\n")
+    with pytest.raises(RecipeError, match=r"1 pictures with a caption are not there \(.*3.png\)"):
+        read_image_folder(tmp_path)
+    (tmp_path / "metadata.csv").write_text("name,text\n1.png,one\n")
+    with pytest.raises(
+        RecipeError, match=r"metadata.csv: row 1 has no file_name; expected file_name and text in the first"
+    ):
+        read_image_folder(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -64,10 +73,10 @@ ONE = rows({"file_name": "a.png", "text": "a seven"})
         ("meta_cap.json", '{"a": {"caption": "a seven", "train_resolution": [512, 512]}}'),
     ],
 )
-def test_every_form_of_a_table(tmp_path: Path, name: str, table: str | bytes, caplog: pytest.LogCaptureFixture) -> None:
-    make(tmp_path, {"a.png": "", name: table})
+def test_table_formats(tmp_path: Path, name: str, table: str | bytes, caplog: pytest.LogCaptureFixture) -> None:
+    write_files(tmp_path, {"a.png": "", name: table})
     assert captions(tmp_path) == {"a.png": "a seven"}
-    assert captions_told(read_folder(tmp_path)) == f'captions: from {name} (1 of 1); a.png: "a seven"'
+    assert caption_summary(read_image_folder(tmp_path)) == f'captions: from {name} (1 of 1); a.png: "a seven"'
     assert not caplog.messages
 
 
@@ -76,39 +85,37 @@ def test_every_form_of_a_table(tmp_path: Path, name: str, table: str | bytes, ca
     ["x/a.png", "./x/a.png", "x/../x/a.png", "../F/x/a.png", "x\\a.png", ".\\x\\a.png", "x//a.png", " x/a.png",
      "X/A.PNG", "FOLDER/x/a.png"],
 )  # fmt: skip
-def test_every_way_to_a_picture(tmp_path: Path, name: str) -> None:
+def test_paths_of_pictures(tmp_path: Path, name: str) -> None:
     folder = tmp_path / "F"
     table = rows({"file_name": name.replace("FOLDER", str(folder)), "text": "a seven"})
-    assert captions(make(folder, {"x/a.png": "", "metadata.jsonl": table})) == {"x/a.png": "a seven"}
+    assert captions(write_files(folder, {"x/a.png": "", "metadata.jsonl": table})) == {"x/a.png": "a seven"}
 
 
 @pytest.mark.parametrize(("form", "other"), [("NFD", "NFC"), ("NFC", "NFD")])
-def test_names_in_any_form_of_unicode(
-    tmp_path: Path, form: Literal["NFC", "NFD"], other: Literal["NFC", "NFD"]
-) -> None:
+def test_names_in_any_unicode_form(tmp_path: Path, form: Literal["NFC", "NFD"], other: Literal["NFC", "NFD"]) -> None:
     table = rows({"file_name": unicodedata.normalize(form, "été.png"), "text": "a seven"})
-    make(tmp_path, {unicodedata.normalize(other, "été.png"): "", "metadata.jsonl": table})
+    write_files(tmp_path, {unicodedata.normalize(other, "été.png"): "", "metadata.jsonl": table})
     assert list(captions(tmp_path).values()) == ["a seven"]
 
 
-def test_a_whole_path_is_found_by_way_of_a_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_absolute_path_through_a_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = rows({"file_name": str(tmp_path / "F" / "a.png"), "text": "a seven"})
-    make(tmp_path / "F", {"a.png": "", "metadata.jsonl": table})
+    write_files(tmp_path / "F", {"a.png": "", "metadata.jsonl": table})
     (tmp_path / "link").symlink_to("F")
     assert captions(tmp_path / "link") == {"a.png": "a seven"}
     monkeypatch.chdir(tmp_path / "F")
     assert captions(Path()) == {"a.png": "a seven"}
 
 
-def test_a_picture_is_found_by_the_name_that_it_has(tmp_path: Path) -> None:
+def test_exact_name_comes_first(tmp_path: Path) -> None:
     table = rows({"file_name": "x\\a.png", "text": "flat"}, {"file_name": "x/a.png", "text": "deep"})
-    folder = make(tmp_path, {"x\\a.png": "", "x/a.png": "", "metadata.jsonl": table})
+    folder = write_files(tmp_path, {"x\\a.png": "", "x/a.png": "", "metadata.jsonl": table})
     assert captions(folder) == {"x\\a.png": "flat", "x/a.png": "deep"}
 
 
-def test_tables_in_folders_below(tmp_path: Path) -> None:
-    make(tmp_path, {"train/a.png": "", "train/metadata.jsonl": ONE, "test/b.png": "", "c.png": "", "c.txt": "three",
-                    "test/metadata.csv": "file_name,text\nb.png,two\n"})  # fmt: skip
+def test_tables_in_subfolders(tmp_path: Path) -> None:
+    tables = {"train/metadata.jsonl": ONE, "test/metadata.csv": "file_name,text\nb.png,two\n", "c.txt": "three"}
+    write_files(tmp_path, {"train/a.png": "", "test/b.png": "", "c.png": "", **tables})
     assert captions(tmp_path) == {"c.png": "three", "test/b.png": "two", "train/a.png": "a seven"}
 
 
@@ -154,12 +161,10 @@ def test_tables_in_folders_below(tmp_path: Path) -> None:
         (CSV, b"\x89PNG\r\n\x1a\n\0", r"metadata.csv is no text in UTF-8, UTF-16 or Windows-1252"),
     ],
 )  # fmt: skip
-def test_what_is_lost_or_odd_is_an_error_with_its_line(
-    tmp_path: Path, name: str, table: str | bytes, words: str
-) -> None:
-    make(tmp_path, {"out.png": ""})
+def test_invalid_table_names_its_line(tmp_path: Path, name: str, table: str | bytes, words: str) -> None:
+    write_files(tmp_path, {"out.png": ""})
     with pytest.raises(RecipeError, match=words) as refused:
-        read_folder(make(tmp_path / "F", {"a.png": "", name: table}))
+        read_image_folder(write_files(tmp_path / "F", {"a.png": "", name: table}))
     assert str(refused.value).startswith(f"{tmp_path / 'F' / name}")
 
 
@@ -188,26 +193,28 @@ def test_what_is_lost_or_odd_is_an_error_with_its_line(
         ({"metadata.csv": b"file_name,text\na.png,caf\xe9\n"}, "café", "metadata.csv: not UTF-8, read as Windows-1252"),
     ],
 )  # fmt: skip
-def test_what_is_worth_knowing_is_one_note(
+def test_unusual_tables_are_noted(
     tmp_path: Path, files: Files, caption: str, note: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert captions(make(tmp_path, {"a.png": "", **files})) == {"a.png": caption}
+    assert captions(write_files(tmp_path, {"a.png": "", **files})) == {"a.png": caption}
     assert [note in message for message in caplog.messages] == [True]
 
 
-def test_names_without_endings_may_have_dots(tmp_path: Path) -> None:
+def test_names_without_suffix_may_have_dots(tmp_path: Path) -> None:
     table = '{"v1.5": {"caption": "a seven"}, "b": {"caption": "a two"}}'
-    make(tmp_path, {"v1.5.png": "", "b.JPG": "", "meta_cap.json": table})
+    write_files(tmp_path, {"v1.5.png": "", "b.JPG": "", "meta_cap.json": table})
     assert captions(tmp_path) == {"v1.5.png": "a seven", "b.JPG": "a two"}
 
 
-def test_line_separators_of_unicode_do_not_end_lines(tmp_path: Path) -> None:
+def test_unicode_line_separators_do_not_end_lines(tmp_path: Path) -> None:
     table = '{"file_name": "a.png", "text": "a\u2028seven\x85or two"}\n'
-    assert captions(make(tmp_path, {"a.png": "", "metadata.jsonl": table})) == {"a.png": "a\u2028seven\x85or two"}
+    assert captions(write_files(tmp_path, {"a.png": "", "metadata.jsonl": table})) == {
+        "a.png": "a\u2028seven\x85or two"
+    }
 
 
-def test_many_odd_rows_are_one_note(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    assert captions(make(tmp_path, {"a.png": "", "metadata.jsonl": ONE * 9})) == {"a.png": "a seven"}
+def test_repeated_rows_are_one_note(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert captions(write_files(tmp_path, {"a.png": "", "metadata.jsonl": ONE * 9})) == {"a.png": "a seven"}
     assert [message.split(": ")[1:] for message in caplog.messages] == [
         ["line 2 and 7 more", "says again what another row says"]
     ]
