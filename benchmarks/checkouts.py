@@ -57,7 +57,7 @@ def runner(row: str, folder: str) -> Callable[[], Any]:
         try:
             from gradina.nn.ops import attention
         except ImportError:
-            from gradina.nn.attention import attention  # type: ignore[attr-defined,no-redef]
+            from gradina.nn.attention import attention  # type: ignore[attr-defined]
 
         first, *shape = f"{rest} {dtype}".split()
         b, heads, n, width = map(int, shape)
@@ -73,7 +73,7 @@ def runner(row: str, folder: str) -> Callable[[], Any]:
         try:
             from gradina.bench import training_step
         except ImportError:
-            from gradina.bench import learning as training_step  # type: ignore[attr-defined,no-redef]
+            from gradina.bench import learning as training_step  # type: ignore[attr-defined]
         steps = iter(training_step.gradina(shipped()[rest], dtype))
         return lambda: torch.tensor(next(steps))
     model, to, side = gradina.load(folder, dtype=dtype), types[dtype], SIZE // 8
