@@ -25,7 +25,7 @@ from gradina.pipeline import to_pixels
 from gradina.training.checkpoint import load_average
 from gradina.training.data.batches import generator
 from gradina.training.data.synthetic import Composed
-from gradina.training.pretrain.experiment import Workshop
+from gradina.training.pretrain.experiment import Experiment
 from gradina.training.pretrain.recipes import read_recipe
 
 ROOT = Path(__file__).parent.parent
@@ -34,37 +34,38 @@ WINDOW = 500  # steps over which the loss is averaged
 Row = dict[str, float | str]
 
 
-def hours_of(shop: Workshop, stage: str) -> tuple[float, dict[int, float]]:
+def hours_of(experiment: Experiment, stage: str) -> tuple[float, dict[int, float]]:
     """Hours that a step takes, the median, and the loss at the steps that were logged."""
-    rows = [json.loads(line) for line in (shop.folder / stage / "log.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (experiment.path / stage / "log.jsonl").read_text().splitlines()]
     return median(row["seconds"] for row in rows) / 3600, {row["step"]: row["loss"] for row in rows}
 
 
-def drawn(shop: Workshop, weights: Path, side: int | None, prompts: list[str]) -> Tensor:
+def drawn(experiment: Experiment, weights: Path, side: int | None, prompts: list[str]) -> Tensor:
     """One picture for each prompt by the U-Net with those weights, at 128x128."""
-    painter = load_average(shop.build(shop.new_painter, "unet"), weights)
+    networks = load_average(experiment.untrained(experiment.networks.text_to_latent, "unet"), weights)
     request = gradina.Request(prompt=tuple(prompts), seed=SEED, width=side, height=side)
-    pictures = gradina.generate(shop.model(painter), request)
+    pictures = gradina.generate(experiment.model(networks), request)
     pixels = torch.stack([to_pixels(picture.image) for picture in pictures])
     return pixels if side is None else F.interpolate(pixels, 128, mode="bilinear")
 
 
-def measured(shop: Workshop, data: Composed, held: Composed, judge: nn.Module, pictures: int) -> list[Row]:
+def measured(experiment: Experiment, data: Composed, held: Composed, judge: nn.Module, pictures: int) -> list[Row]:
     """A row for each snapshot."""
     icons = torch.randperm(len(data.icons), generator=generator(SEED, "hours"))[:pictures]
     prompts, grounds = prompts_for(data, icons, generator(SEED, "grounds"))
     things, styles, every = data.icons.things[icons], data.icons.styles[icons], all_icons(data, held)
-    earlier = [name for name in shop.stages if shop.stages[name].part not in ("unet", "vision")]
-    before = sum(hours_of(shop, stage)[0] * shop.stages[stage].settings.steps for stage in earlier)
+    stages = experiment.folder.stages
+    earlier = [name for name in stages if stages[name].part not in ("unet", "vision")]
+    before = sum(hours_of(experiment, stage)[0] * stages[stage].settings.steps for stage in earlier)
     rows: list[Row] = []
-    for stage in shop.phases("unet"):
-        if not (shop.folder / stage / "log.jsonl").exists():
+    for stage in experiment.folder.phases("unet"):
+        if not (experiment.path / stage / "log.jsonl").exists():
             continue
-        each, losses = hours_of(shop, stage)
-        side = shop.recipe.unet.training[shop.stages[stage].phase].pixels
-        for weights in sorted((shop.folder / stage).glob("0*.safetensors")):
+        each, losses = hours_of(experiment, stage)
+        side = experiment.recipe.unet.training[stages[stage].phase].pixels
+        for weights in sorted((experiment.path / stage).glob("0*.safetensors")):
             step = int(weights.stem)
-            pixels = drawn(shop, weights, side, prompts)
+            pixels = drawn(experiment, weights, side, prompts)
             near = [loss for at, loss in losses.items() if step - WINDOW < at <= step]
             rows.append(
                 {
@@ -77,7 +78,7 @@ def measured(shop: Workshop, data: Composed, held: Composed, judge: nn.Module, p
                 }
             )
             print(rows[-1], flush=True)
-        before += each * shop.stages[stage].settings.steps
+        before += each * stages[stage].settings.steps
     return rows
 
 
@@ -109,9 +110,9 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=200, help="for each snapshot (default: 200)")
     options = parser.parse_args()
     recipe = read_recipe(ROOT / "recipes" / "emoji.toml")
-    shop, pairs = Workshop(recipe, options.run), data_of(recipe.drawn, "pairs")
+    experiment, pairs = Experiment(recipe, options.run), data_of(recipe.drawn, "pairs")
     data, held = replace(data_of(recipe.drawn, "train"), scenes=0.0), data_of(recipe.drawn, "held out")
-    rows = measured(shop, data, held, judge_of_things(pairs), options.pictures)
+    rows = measured(experiment, data, held, judge_of_things(pairs), options.pictures)
     found = {"pictures": options.pictures, "torch": torch.__version__, "snapshots": rows}
     (ROOT / "evaluation" / "emoji-hours.json").write_text(json.dumps(found, indent=2) + "\n")
     plotted(rows, ROOT / "docs" / "emoji" / "hours.png")

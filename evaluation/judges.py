@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gradina.files import cache_folder
-from gradina.training.checkpoint import once
+from gradina.training.checkpoint import cached_tensors
 from gradina.training.data.batches import generator, npm_package, turned
 from gradina.training.data.icons import Icons, icon_set, rendered, vocabulary
 from gradina.training.data.synthetic import GROUND_NAMES, GROUNDS, Composed, premultiplied
@@ -74,7 +74,7 @@ def taught(made: nn.Module, data: Composed, kinds: Tensor, steps: int) -> nn.Mod
     for part in (data.icons.pictures, kinds, *data.plan.values()):
         key.update(part.numpy().tobytes())
     path = cache_folder() / "judges" / f"{key.hexdigest()[:16]}.safetensors"
-    made.load_state_dict(once(path, key.hexdigest(), lambda: learnt(made, data, kinds, steps).state_dict()))
+    made.load_state_dict(cached_tensors(path, key.hexdigest(), lambda: learnt(made, data, kinds, steps).state_dict()))
     return made.eval()
 
 

@@ -21,8 +21,9 @@ import gradina
 from gradina.bench.workloads import sd15, write_model
 from gradina.training.data.image_folder import Captioned, Crop, encoded
 from gradina.training.finetune import methods
-from gradina.training.finetune.memory_estimate import cost
-from gradina.training.finetune.run import own
+from gradina.training.finetune.config import config_for
+from gradina.training.finetune.memory_estimate import estimate
+from gradina.training.finetune.run import finetune
 
 ROOT = Path(__file__).parents[1]
 SIDE, STEPS = 512, 3
@@ -30,22 +31,22 @@ METHODS = ("LoRA, rank 8", "textual inversion", "all weights")
 MODEL = "model"  # the folder in which it is written
 
 
-def learnt(method: str, room: Path) -> dict[str, float]:
+def measured(name: str, room: Path) -> dict[str, float]:
     """Some steps of a method here: what was said that it takes, and the most that this process held."""
-    full = method == "all weights"  # which learn in fp32
+    full = name == "all weights"  # which are trained in fp32
     model = gradina.load(room / MODEL, device="cpu", dtype="fp32" if full else "bf16", plain=True)
     pictures = [Captioned(path, "dolls") for path in sorted((ROOT / "docs" / "guides" / "dolls").iterdir())]
     data = encoded(model, pictures, Crop(enlarge=True), SIDE * SIDE)
-    name = "inversion" if method == "textual inversion" else "finetune"
-    rank, ema = (None, 0.0) if full else (8, None)
-    how = methods.settings(name, steps=100, batch=1, accumulate=1, precision="bfloat16", rank=rank, ema=ema)
-    if name == "inversion":
-        learning = methods.inversion(model, data, "<dolls>", "toy", how)
+    inversion, (rank, ema) = name == "textual inversion", (None, 0.0) if full else (8, None)
+    key = "textual_inversion" if inversion else "finetune"
+    config = config_for(key, steps=100, batch=1, accumulate=1, precision="bfloat16", rank=rank, ema=ema)
+    if inversion:
+        method = methods.textual_inversion(model, data, "<dolls>", "toy", config)
     else:
-        learning = methods.finetuning(model, data, how)
-    del model  # what learns has what it needs of it
-    said = cost(learning, how, data.largest).memory
-    running = own(learning, how, room / method, "mark", ["dolls"], 1000)
+        method = methods.finetuning(model, data, config)
+    del model  # the method holds what it needs of it
+    said = estimate(method, config, data.largest).memory
+    running = finetune(method, config, room / name, "mark", ["dolls"], 1000)
     for _ in islice(running, STEPS):
         pass
     status = Path("/proc/self/status").read_text().splitlines()  # getrusage would count what started this process
@@ -63,13 +64,13 @@ def main() -> None:
         if one == MODEL:
             write_model(sd15(SIDE), room / MODEL)
         else:
-            print(json.dumps(learnt(one, room)), flush=True)
+            print(json.dumps(measured(one, room)), flush=True)
         os._exit(0)  # else what has been learnt would be kept: many GB
     with tempfile.TemporaryDirectory() as name:
         rows = {}
         for one in (MODEL, *METHODS):
-            how = [sys.executable, __file__, "--one", one, name]
-            done = subprocess.run(how, check=True, capture_output=True, text=True)
+            command = [sys.executable, __file__, "--one", one, name]
+            done = subprocess.run(command, check=True, capture_output=True, text=True)
             if one != MODEL:
                 rows[one] = json.loads(done.stdout.splitlines()[-1])
                 print(one, rows[one], flush=True)

@@ -19,7 +19,7 @@ from gradina.files import cache_folder
 from gradina.images.open import LARGEST, moving, open_picture
 from gradina.models.vae import AutoencoderKL
 from gradina.pipeline import StableDiffusion, to_pixels
-from gradina.training.checkpoint import once
+from gradina.training.checkpoint import cached_tensors
 from gradina.training.data.batches import generator
 from gradina.training.data.captioned import Captioned, Tell, some, spoken, telling
 from gradina.training.data.captions import captions_told, read_folder
@@ -127,7 +127,7 @@ def encoded(model: StableDiffusion, pictures: Sequence[Captioned], crop: Crop, p
         of_these = [mark for mark, (_, its) in zip(marks, opened.values(), strict=True) if its == shape]
         name = hashlib.sha256(repr((encoder, shape, crop, seed, of_these)).encode()).hexdigest()[:24]
         path = cache_folder() / "latents" / f"{name}.safetensors"
-        said = once(path, name, partial(_encode, model.vae, rows, shape, crop, seed))
+        said = cached_tensors(path, name, partial(_encode, model.vae, rows, shape, crop, seed))
         means.append(said["mean"] * model.vae.config.scale)
         stds.append(said["std"] * model.vae.config.scale)
         captions.append(tuple(one.caption for one, _ in rows))
