@@ -80,7 +80,9 @@ def denoising_loss(denoiser: Denoiser, latents: Tensor, cond: Tensor, key: torch
 
 def noise_levels(schedule: Schedule, law: NoiseLaw) -> Tensor:
     """The schedule's sigmas (n,), rising, that lie in the law's interval. Raises RecipeError where there is none."""
-    low, high = law.interval or (0.0, float("inf"))
+    if law.interval is None:
+        return schedule.sigmas
+    low, high = law.interval
     levels = schedule.sigmas[(schedule.sigmas >= low) & (schedule.sigmas <= high)]
     if not len(levels):
         lowest, highest = schedule.sigmas[[0, -1]].tolist()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -115,3 +116,17 @@ def test_an_interval_without_noise_levels_is_refused_before_training(
         RecipeError, match=r"interval: got 20 to 30, which holds no noise level; they go from 0\.0292 to"
     ):
         prepared(model, replace(config, interval=(20.0, 30.0)))
+
+
+def test_the_loss_is_computed_on_the_device_of_the_unet(
+    model: StableDiffusion, data: Owned, config: FinetuneConfig
+) -> None:
+    """On the meta device, whose tensors do not mix with those of the CPU."""
+    latents, cond = data.batch(2, torch.Generator().manual_seed(0))[0], model.read(["a boat"] * 2)
+    moved = replace(model, unet=copy.deepcopy(model.unet).to("meta"))
+    for rank in (2, None):
+        state, trainable, _ = prepared(moved, replace(config, rank=rank, noise_offset=0.1, min_snr=5.0))
+        assert {p.device.type for p in trainable.parameters()} == {"meta"}
+        loss = state.loss(latents, cond, torch.Generator().manual_seed(1))
+        assert loss.device.type == "meta"
+        assert len(loss) == 2
