@@ -5,7 +5,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 INPUTS := pyproject.toml constraints.txt
 
-.PHONY: demo test evaluate bench guides lessons clean
+.PHONY: demo test evaluate bench guides lessons docs clean
 
 demo: .venv/.installed
 	@mkdir -p out
@@ -38,6 +38,10 @@ lessons: .venv/.installed-lessons
 		|| exit 1; done
 	@$(BIN)/python tools/smaller_pictures.py docs/lessons
 
+docs: .venv/.installed-docs
+	$(BIN)/python -m sphinx --quiet --fresh-env --write-all --fail-on-warning --keep-going -c docs . out/site
+	@echo "The documentation: $(CURDIR)/out/site/index.html"
+
 .venv/.python:
 	$(PYTHON) -m venv .venv
 	@touch $@
@@ -48,6 +52,10 @@ lessons: .venv/.installed-lessons
 
 .venv/.installed-dev: .venv/.python $(INPUTS)
 	$(PIP) --editable '.[dev]'
+	@touch .venv/.installed $@
+
+.venv/.installed-docs: .venv/.python $(INPUTS)
+	$(PIP) --editable '.[docs]'
 	@touch .venv/.installed $@
 
 .venv/.installed-lessons: .venv/.installed-dev

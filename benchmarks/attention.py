@@ -71,7 +71,7 @@ def raced(
     for name, taken in (("ours", ours), ("fused", fused)):
         row[f"{name}, ms"] = round(1000 * taken.median, 2)
         row[f"{name}, quartiles"] = [round(1000 * q, 2) for q in taken.quartiles]
-    return row | {"fused / ours": round(ours.beside(fused).median, 2)}
+    return row | {"fused / ours": round(ours.ratios(fused).median, 2)}
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gradina.bench.timing import Times, race
+from gradina.bench.timing import Times, time_interleaved
 from gradina.kernels.gemm import own_convolution, own_product
 from gradina.kernels.prepacked import NOTHING_FUSED, PackedConv2d, PackedGate, PackedLinear, PackedThree, gated_by, pack
 from gradina.nn.geglu import Gate, gated
@@ -43,10 +43,10 @@ Way = Callable[[Tensor], Tensor]
 
 def raced(shape: tuple[int, ...], ways: dict[str, Way], exact: Way, x: Tensor, rounds: int) -> dict[str, object]:
     """A row: ours and oneDNN's, over x; errors over its first example, or its first rows."""
-    ours, theirs = race({name: partial(way, x) for name, way in ways.items()}, rounds).values()
+    ours, theirs = time_interleaved({name: partial(way, x) for name, way in ways.items()}, rounds).values()
     assert isinstance(ours, Times), ours
     assert isinstance(theirs, Times), theirs
-    ratios, some = ours.beside(theirs), x[: max(1, len(x) // 2)]
+    ratios, some = ours.ratios(theirs), x[: max(1, len(x) // 2)]
     row: dict[str, object] = {
         "shape": shape,
         "ours, ms": round(1000 * ours.median, 2),

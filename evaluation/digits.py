@@ -20,10 +20,11 @@ from torch.nn import functional as F
 
 import gradina
 from gradina.images import grid
-from gradina.pipeline import StableDiffusion, to_image, to_pixels
+from gradina.pipeline.model import StableDiffusion, to_image, to_pixels
 from gradina.tasks import codec
 from gradina.tasks.metrics import psnr
-from gradina.training.data.batches import WORDINGS, WORDS, Kinds, mnist, npm_package
+from gradina.training.data.mnist import WORDINGS, WORDS, LabelledImages, mnist
+from gradina.training.data.sources import npm_package
 from gradina.training.pretrain.recipes import read_recipe
 from gradina.weights.registry import shipped
 
@@ -42,7 +43,7 @@ def classifier() -> nn.Module:
     )  # fmt: skip
 
 
-def taught(data: Kinds, epochs: int = 3, batch: int = 128) -> nn.Module:
+def taught(data: LabelledImages, epochs: int = 3, batch: int = 128) -> nn.Module:
     """The classifier after some rounds over the training pictures."""
     torch.manual_seed(SEED)
     network = classifier().train()
@@ -51,7 +52,7 @@ def taught(data: Kinds, epochs: int = 3, batch: int = 128) -> nn.Module:
     fall = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
     for _ in range(epochs):
         for rows in torch.split(torch.randperm(len(data))[: steps // epochs * batch], batch):
-            loss = F.cross_entropy(network(data.pixels(rows)[:, :1]), data.kinds[rows])
+            loss = F.cross_entropy(network(data.pixels(rows)[:, :1]), data.labels[rows])
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -89,13 +90,13 @@ def main() -> None:
     train, test = (mnist(npm_package(recipe.data.packages[0]), part) for part in ("train", "held out"))
     network = taught(train)
     everything = torch.arange(len(test))
-    on_test = (read(network, test.pixels(everything)) == test.kinds).float().mean().item()
+    on_test = (read(network, test.pixels(everything)) == test.labels).float().mean().item()
 
     start = time.perf_counter()
     pixels, digits = drawn(model, options.pictures)
     seconds = time.perf_counter() - start
     seen = read(network, pixels)
-    real = torch.cat([everything[test.kinds == d][: options.pictures // 10] for d in range(10)])
+    real = torch.cat([everything[test.labels == d][: options.pictures // 10] for d in range(10)])
     scales = (1.0, 3.0, 7.5, 14.0)
     by_scale = {f"{s:g}": share(network, *drawn(model, options.pictures, s)) for s in scales}
     through = [to_image(p) for p in test.pixels(everything[:500])]
@@ -108,7 +109,7 @@ def main() -> None:
         "recognised by guidance scale": by_scale,
         "classifier on real digits it has not seen": on_test,
         "spread": spread(pixels, digits),
-        "spread of real digits": spread(test.pixels(real), test.kinds[real]),
+        "spread of real digits": spread(test.pixels(real), test.labels[real]),
         "PSNR of the autoencoder on digits it has not seen, dB": sum(
             psnr(to_pixels(a), to_pixels(b), 2.0) for a, b in zip(through, back, strict=True)
         ) / len(through),

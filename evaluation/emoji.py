@@ -19,7 +19,7 @@ from trials import Court, Figures, court_of, data_of
 
 import gradina
 from gradina.images import grid
-from gradina.pipeline import to_image
+from gradina.pipeline.model import to_image
 from gradina.training.data.synthetic import RELATIONS
 from gradina.training.pretrain.recipes import Recipe, read_recipe
 from gradina.weights.registry import shipped

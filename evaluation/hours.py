@@ -21,10 +21,10 @@ from torch.nn import functional as F
 from trials import all_icons, data_of, prompts_for, share
 
 import gradina
-from gradina.pipeline import to_pixels
+from gradina.pipeline.model import to_pixels
 from gradina.training.checkpoint import load_average
-from gradina.training.data.batches import generator
-from gradina.training.data.synthetic import Composed
+from gradina.training.data.dataset import generator
+from gradina.training.data.synthetic import IconScenes
 from gradina.training.pretrain.experiment import Experiment
 from gradina.training.pretrain.recipes import read_recipe
 
@@ -49,7 +49,7 @@ def drawn(experiment: Experiment, weights: Path, side: int | None, prompts: list
     return pixels if side is None else F.interpolate(pixels, 128, mode="bilinear")
 
 
-def measured(experiment: Experiment, data: Composed, held: Composed, judge: nn.Module, pictures: int) -> list[Row]:
+def measured(experiment: Experiment, data: IconScenes, held: IconScenes, judge: nn.Module, pictures: int) -> list[Row]:
     """A row for each snapshot."""
     icons = torch.randperm(len(data.icons), generator=generator(SEED, "hours"))[:pictures]
     prompts, grounds = prompts_for(data, icons, generator(SEED, "grounds"))

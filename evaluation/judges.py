@@ -19,9 +19,10 @@ from torch.nn import functional as F
 
 from gradina.files import cache_folder
 from gradina.training.checkpoint import cached_tensors
-from gradina.training.data.batches import generator, npm_package, turned
-from gradina.training.data.icons import Icons, icon_set, rendered, vocabulary
-from gradina.training.data.synthetic import GROUND_NAMES, GROUNDS, Composed, premultiplied
+from gradina.training.data.dataset import augment, generator
+from gradina.training.data.icons import Icons, read_icon_set, render_icons, vocabulary
+from gradina.training.data.sources import npm_package
+from gradina.training.data.synthetic import BACKGROUND_NAMES, BACKGROUNDS, IconScenes, premultiply
 from gradina.training.pretrain.recipes import Recipe
 
 SEED = 7
@@ -65,7 +66,7 @@ def seen(judge: nn.Module, pixels: Tensor) -> Tensor:
     return torch.cat([judge(part).argmax(1) for part in torch.split(pixels, BATCH)])
 
 
-def taught(made: nn.Module, data: Composed, kinds: Tensor, steps: int) -> nn.Module:
+def taught(made: nn.Module, data: IconScenes, kinds: Tensor, steps: int) -> nn.Module:
     """A classifier after so many steps over pictures that are turned and tinted anew each time; kept for the next time.
 
     `kinds` (icons,) says what there is to see in a picture of each icon.
@@ -78,7 +79,7 @@ def taught(made: nn.Module, data: Composed, kinds: Tensor, steps: int) -> nn.Mod
     return made.eval()
 
 
-def learnt(made: nn.Module, data: Composed, kinds: Tensor, steps: int) -> nn.Module:
+def learnt(made: nn.Module, data: IconScenes, kinds: Tensor, steps: int) -> nn.Module:
     """The same, not kept."""
     optimizer = torch.optim.AdamW(made.parameters(), 2e-3, weight_decay=0.05)
     fall = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
@@ -86,7 +87,7 @@ def learnt(made: nn.Module, data: Composed, kinds: Tensor, steps: int) -> nn.Mod
     for step in range(steps):
         key = generator(SEED, "judge", step)
         rows = torch.randint(len(data), (BATCH,), generator=key)
-        pixels = turned(data.pixels(rows), 15.0, key)
+        pixels = augment(data.pixels(rows), 15.0, key)
         with torch.autocast("cpu", torch.bfloat16):
             loss = F.cross_entropy(made(pixels), kinds[data.plan["first"][rows]], label_smoothing=0.05)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -96,7 +97,7 @@ def learnt(made: nn.Module, data: Composed, kinds: Tensor, steps: int) -> nn.Mod
     return made
 
 
-def judge_of_things(data: Composed, steps: int = 3000) -> nn.Module:
+def judge_of_things(data: IconScenes, steps: int = 3000) -> nn.Module:
     """Tells which of the vocabulary is shown; `data` is what the contrastive pair learns from."""
     torch.manual_seed(SEED)
     single = replace(data, scenes=0.0, seed=SEED, variants=8)
@@ -118,7 +119,7 @@ def line_up(pixels: Tensor, things: Tensor, grounds: Tensor, icons: Icons) -> Te
     nearest = []
     for picture, thing, ground in zip(F.avg_pool2d(pixels, 2), things.tolist(), grounds.tolist(), strict=True):
         rows = (icons.things == thing).nonzero()[:, 0]
-        shown = torch.stack([shown_at(icons.pictures[rows], share, GROUND_NAMES[ground]) for share in SIZES], dim=1)
+        shown = torch.stack([shown_at(icons.pictures[rows], share, BACKGROUND_NAMES[ground]) for share in SIZES], dim=1)
         apart = [
             (shown.roll((down, right), dims=(-2, -1)) - picture).square().mean(dim=(2, 3, 4)).amin(dim=1)
             for down in SHIFTS
@@ -132,26 +133,28 @@ def shown_at(icons: Tensor, share: float, ground: str) -> Tensor:
     """Icons (n, 4, h, w) uint8 in the middle of a ground, `share` of its side large: (n, 3, h/2, w/2) in -1..1."""
     side = icons.shape[-1]
     inner = round(share * side / 2) * 2
-    small = F.interpolate(premultiplied(icons), inner, mode="bilinear", antialias=True)
+    small = F.interpolate(premultiply(icons), inner, mode="bilinear", antialias=True)
     layer = F.pad(small, 4 * [(side - inner) // 2])
-    canvas = torch.tensor(GROUNDS[ground]).view(3, 1, 1) / 255 * (1 - layer[:, 3:]) + layer[:, :3]
+    canvas = torch.tensor(BACKGROUNDS[ground]).view(3, 1, 1) / 255 * (1 - layer[:, 3:]) + layer[:, :3]
     return F.avg_pool2d(2 * canvas - 1, 2)
 
 
-def every_icon(recipe: Recipe, held: bool = False) -> Composed:
+def every_icon(recipe: Recipe, held: bool = False) -> IconScenes:
     """The icons of all things that the styles have in common, tones of skin left out: held out, or all others."""
     made = recipe.data.icons
     assert made is not None
     sets = dict(zip(made.styles, map(npm_package, recipe.data.packages), strict=False))
-    known = [set(icon_set(folder)["icons"]) for folder in sets.values()]  # type: ignore[call-overload]
+    known = [set(read_icon_set(folder)["icons"]) for folder in sets.values()]  # type: ignore[call-overload]
     names = sorted(name for name in set.intersection(*known) if "-skin-tone" not in name and "-hair" not in name)
     words = vocabulary(names)
-    return Composed(rendered(names, sets, made.size, held=held), words, made.styles, 2, 0.0, SEED, mirrored=True)
+    return IconScenes(
+        render_icons(names, sets, made.size, held_out=held), words, made.styles, 2, 0.0, SEED, mirrored=True
+    )
 
 
 def ground_of(pixels: Tensor) -> Tensor:
     """The named ground nearest to the middle value of each picture's rim, (n,): rows of GROUND_NAMES."""
     rim = torch.cat([pixels[:, :, :3].flatten(2), pixels[:, :, -3:].flatten(2)], dim=2)
     colour = (rim.median(dim=2).values + 1) * 127.5
-    named = torch.tensor([GROUNDS[name] for name in GROUND_NAMES]).float()
+    named = torch.tensor([BACKGROUNDS[name] for name in BACKGROUND_NAMES]).float()
     return torch.cdist(colour, named).argmin(1)

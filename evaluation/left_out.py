@@ -35,7 +35,7 @@ from gradina.bench.workloads import sd15, write_model
 from gradina.kernels.prepacked import PackedConv2d, pack
 from gradina.models.deepcache import DeepCache
 from gradina.models.unet import UNet
-from gradina.pipeline import StableDiffusion, to_pixels
+from gradina.pipeline.model import StableDiffusion, to_pixels
 from gradina.tasks.metrics import psnr
 
 ROOT = Path(__file__).parent.parent

@@ -19,7 +19,9 @@ from pathlib import Path
 
 import gradina
 from gradina.bench.workloads import sd15, write_model
-from gradina.training.data.image_folder import Captioned, Crop, encoded
+from gradina.training.data.buckets import Crop
+from gradina.training.data.captioned_image import CaptionedImage
+from gradina.training.data.latents import encode_pictures
 from gradina.training.finetune import methods
 from gradina.training.finetune.config import config_for
 from gradina.training.finetune.memory_estimate import estimate
@@ -35,8 +37,8 @@ def measured(name: str, room: Path) -> dict[str, float]:
     """Some steps of a method here: what was said that it takes, and the most that this process held."""
     full = name == "all weights"  # which are trained in fp32
     model = gradina.load(room / MODEL, device="cpu", dtype="fp32" if full else "bf16", plain=True)
-    pictures = [Captioned(path, "dolls") for path in sorted((ROOT / "docs" / "guides" / "dolls").iterdir())]
-    data = encoded(model, pictures, Crop(enlarge=True), SIDE * SIDE)
+    pictures = [CaptionedImage(path, "dolls") for path in sorted((ROOT / "docs" / "guides" / "dolls").iterdir())]
+    data = encode_pictures(model, pictures, Crop(enlarge=True), SIDE * SIDE)
     inversion, (rank, ema) = name == "textual inversion", (None, 0.0) if full else (8, None)
     key = "textual_inversion" if inversion else "finetune"
     config = config_for(key, steps=100, batch=1, accumulate=1, precision="bfloat16", rank=rank, ema=ema)

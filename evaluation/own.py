@@ -29,13 +29,16 @@ from torch.nn import functional as F
 
 import gradina
 from gradina.images import grid
-from gradina.pipeline import StableDiffusion, generate, to_image, to_pixels
+from gradina.pipeline.generate import generate
+from gradina.pipeline.model import StableDiffusion, to_image, to_pixels
 from gradina.tasks.metrics import psnr
 from gradina.tasks.retrieval import embed_pixels, open_pair
-from gradina.training.data.batches import npm_package
-from gradina.training.data.icons import rendered, vocabulary, with_article
-from gradina.training.data.image_folder import Captioned, Crop, Owned, encoded
-from gradina.training.data.synthetic import GROUND_NAMES, Composed
+from gradina.training.data.buckets import Crop
+from gradina.training.data.captioned_image import CaptionedImage
+from gradina.training.data.icons import render_icons, vocabulary, with_article
+from gradina.training.data.latents import LatentDataset, encode_pictures
+from gradina.training.data.sources import npm_package
+from gradina.training.data.synthetic import BACKGROUND_NAMES, IconScenes
 from gradina.training.finetune import methods
 from gradina.training.finetune.config import FinetuneConfig, config_for
 from gradina.training.finetune.run import finetune
@@ -64,21 +67,21 @@ class Taught:
     edit: tuple[str, float] | None = None  # with which the thing, and nothing else, is drawn
 
 
-def dolls(size: int) -> Composed:
+def dolls(size: int) -> IconScenes:
     """Pictures of the thing on plain grounds, a little larger or smaller, somewhere near the middle."""
     words, sets = vocabulary([THING]), {STYLE: npm_package(PACKAGE)}
-    return Composed(rendered([THING], sets, size, held=False), words, (STYLE,), SHOWN + OTHERS, 0.0, seed=5)
+    return IconScenes(render_icons([THING], sets, size, held_out=False), words, (STYLE,), SHOWN + OTHERS, 0.0, seed=5)
 
 
-def captioned(data: Composed, folder: Path) -> list[Captioned]:
+def captioned(data: IconScenes, folder: Path) -> list[CaptionedImage]:
     """The pictures to learn from, as files with captions, which are also their names."""
     found = []
     for row in range(SHOWN):
-        ground = GROUND_NAMES[int(data.plan["ground"][row])]
+        ground = BACKGROUND_NAMES[int(data.plan["background"][row])]
         caption = f"nesting dolls on {with_article(ground)} background"
         path = folder / f"{caption} ({row}).png"
         to_image(data.pixels(torch.tensor([row]))[0]).save(path)
-        found.append(Captioned(path, caption))
+        found.append(CaptionedImage(path, caption))
     return found
 
 
@@ -93,18 +96,18 @@ def ran(method: methods.Method, config: FinetuneConfig, folder: Path, prompts: S
             return time.monotonic() - start, done.value
 
 
-def methods_of(steps: float, room: Path) -> dict[str, Callable[[StableDiffusion, Sequence[Captioned]], Taught]]:
+def methods_of(steps: float, room: Path) -> dict[str, Callable[[StableDiffusion, Sequence[CaptionedImage]], Taught]]:
     """The methods, with settings for a model of this size; `steps` is a share of those that they are meant to take."""
 
-    def data(model: StableDiffusion, pictures: Sequence[Captioned], caption: str | None = None) -> Owned:
+    def data(model: StableDiffusion, pictures: Sequence[CaptionedImage], caption: str | None = None) -> LatentDataset:
         worded = pictures if caption is None else [replace(one, caption=caption) for one in pictures]
-        return encoded(model, worded, Crop(), model.defaults.width * model.defaults.height)
+        return encode_pictures(model, worded, Crop(), model.defaults.width * model.defaults.height)
 
     def config_of(method: str, count: int, lr: float, **more: Any) -> FinetuneConfig:
         return config_for(method, **LEARNING, steps=max(2, round(steps * count)), lr=lr, **more)
 
-    def finetuned(rank: int | None) -> Callable[[StableDiffusion, Sequence[Captioned]], Taught]:
-        def teach(model: StableDiffusion, pictures: Sequence[Captioned]) -> Taught:
+    def finetuned(rank: int | None) -> Callable[[StableDiffusion, Sequence[CaptionedImage]], Taught]:
+        def teach(model: StableDiffusion, pictures: Sequence[CaptionedImage]) -> Taught:
             config = config_of("finetune", 400, 1e-3 if rank else 1e-4, rank=rank, text_rate=0.3)
             method = methods.finetuning(model, data(model, pictures), config)
             seconds, _ = ran(method, config, room / f"finetune-{rank}", ["nesting dolls"])
@@ -112,7 +115,7 @@ def methods_of(steps: float, room: Path) -> dict[str, Callable[[StableDiffusion,
 
         return teach
 
-    def inverted(model: StableDiffusion, pictures: Sequence[Captioned]) -> Taught:
+    def inverted(model: StableDiffusion, pictures: Sequence[CaptionedImage]) -> Taught:
         config = config_of("textual_inversion", 800, 1e-2, vectors=2)
         method = methods.textual_inversion(model, data(model, pictures), "<dolls>", "toy", config)
         prompts = ("<dolls>", "<dolls> on a pink background", "a <dolls> and a cat")
@@ -120,20 +123,20 @@ def methods_of(steps: float, room: Path) -> dict[str, Callable[[StableDiffusion,
         with Image.open(room / "invert" / "samples.png") as image:
             return Taught(method.model(method.trainable), "<dolls>", seconds, image.copy())
 
-    def boothed(prior: bool) -> Callable[[StableDiffusion, Sequence[Captioned]], Taught]:
-        def teach(model: StableDiffusion, pictures: Sequence[Captioned]) -> Taught:
+    def boothed(prior: bool) -> Callable[[StableDiffusion, Sequence[CaptionedImage]], Taught]:
+        def teach(model: StableDiffusion, pictures: Sequence[CaptionedImage]) -> Taught:
             config = config_of("dreambooth", 300, 1e-3, text_rate=0.3)
             others = None
             if prior:
                 drawn = methods.class_pictures(model, CLASS, 24, room / "class")
-                others = data(model, [Captioned(path, CLASS) for path in drawn])
+                others = data(model, [CaptionedImage(path, CLASS) for path in drawn])
             method = methods.dreambooth(model, data(model, pictures, "a sks toy"), others, config)
             seconds, _ = ran(method, config, room / f"dreambooth-{prior}", ["a sks toy"])
             return Taught(method.model(method.trainable), "a sks toy", seconds)
 
         return teach
 
-    def edited(model: StableDiffusion, pictures: Sequence[Captioned]) -> Taught:
+    def edited(model: StableDiffusion, pictures: Sequence[CaptionedImage]) -> Taught:
         """From one picture alone: that is what the method is for."""
         one, wish = data(model, pictures[:1]), "nesting dolls on a green background"
         first, second = config_of("imagic_embedding", 200, 2e-3), config_of("imagic_finetune", 300, 1e-3)
@@ -190,7 +193,7 @@ def main() -> None:
         for method, teach in methods_of(0.1 if options.quick else 1.0, room).items():
             taught = teach(model, pictures)
             prompts = [f"{taught.name} on a {ground} background" for ground in GROUNDS_ASKED]
-            asked = torch.tensor([GROUND_NAMES.index(g) for g in GROUNDS_ASKED for _ in range(SEEDS)])
+            asked = torch.tensor([BACKGROUND_NAMES.index(g) for g in GROUNDS_ASKED for _ in range(SEEDS)])
             plain, placed = (drawn(taught.model, p, taught.edit) for p in ([taught.name], prompts))
             after = drawn(taught.model, UNRELATED)
             moved = [psnr(a, b, 2) for a, b in zip(after, before, strict=True)]

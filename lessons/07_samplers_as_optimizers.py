@@ -31,7 +31,7 @@ import torch
 from lesson import show, whole
 
 import gradina
-from gradina.pipeline import to_pixels
+from gradina.pipeline.model import to_pixels
 from gradina.tasks.retrieval import embed_pictures, embed_texts, open_pair
 
 model, pair = gradina.load("emoji", dtype="fp32"), open_pair("emoji")
@@ -132,7 +132,8 @@ for law in LAWS:
 
 # %%
 from gradina.diffusion.optimizer_samplers import momentum
-from gradina.pipeline import develop, plans
+from gradina.pipeline.generate import develop
+from gradina.pipeline.plan import plans
 
 
 @torch.no_grad()

@@ -29,11 +29,12 @@ import torch
 from handwriting import digits, drawn, recogniser, rows_of, share_read
 from lesson import show, whole
 
-from gradina.diffusion.denoiser import Denoiser
+from gradina.diffusion.conditioning import Cond
+from gradina.diffusion.denoiser import Denoiser, on_states
 from gradina.diffusion.prediction import PREDICTIONS
 from gradina.diffusion.schedule import sd_schedule
 from gradina.models.unet import UNet, UNetConfig
-from gradina.training.data.batches import generator
+from gradina.training.data.dataset import generator
 from gradina.training.loop import Settings, State, train
 from gradina.training.losses import denoising, min_snr
 
@@ -94,10 +95,10 @@ def learn(of_pixels, of_looks):
     def loss(network, k):
         key = generator("lesson 8", k)  # the same pictures, noise and amounts for each of the networks
         rows = torch.randint(len(clean), (settings.batch,), generator=key)
-        cond = rows_of(kinds[rows], torch.rand(settings.batch, 1, 1, generator=key) > 0.1)
+        cond = Cond(rows_of(kinds[rows], torch.rand(settings.batch, 1, 1, generator=key) > 0.1))
         sigma = schedule.drawn(settings.batch, key)
         noise = torch.randn(clean[rows].shape, generator=key)
-        denoiser = Denoiser(network, schedule, PREDICTIONS["eps"])
+        denoiser = Denoiser(on_states(network), schedule, PREDICTIONS["eps"])
         total = 0
         if of_pixels:
             total = total + of_pixels * denoising(denoiser, clean[rows], noise, sigma, cond)
@@ -151,9 +152,9 @@ sigma = schedule.drawn(whole(1000, 50), torch.Generator().manual_seed(1))
 held = 2 * unseen[: len(sigma)] - 1
 noise = torch.randn(held.shape, generator=torch.Generator().manual_seed(2))
 for name, network in networks.items():
-    denoiser = Denoiser(network, schedule, PREDICTIONS["eps"])
+    denoiser = Denoiser(on_states(network), schedule, PREDICTIONS["eps"])
     with torch.no_grad():
-        error = denoising(denoiser, held, noise, sigma, rows_of(unseen_kinds[: len(sigma)])).mean().item()
+        error = denoising(denoiser, held, noise, sigma, Cond(rows_of(unseen_kinds[: len(sigma)]))).mean().item()
     shown[name] = drawn(denoiser, wanted, steps).clamp(-1, 1) / 2 + 0.5
     table.append(
         (name, share_read(judging, shown[name], wanted), distance(cloud(shown[name]), real), error, seconds[name])

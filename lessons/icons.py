@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gradina.training.data.batches import npm_package
-from gradina.training.data.icons import held_out, icon_set, rendered, with_article
+from gradina.training.data.icons import is_held_out, read_icon_set, render_icons, with_article
+from gradina.training.data.sources import npm_package
 
 SIDE = 128  # pixels
 PACKAGES = {"noto": "@iconify-json/noto@1.2.9", "twemoji": "@iconify-json/twemoji@1.2.5"}
@@ -21,15 +21,15 @@ def icons(names: Sequence[str], style: str = "noto", held: bool = False) -> tupl
 
     Pictures (n, 3, 128, 128) in -1..1, in the order of the names.
     """
-    found = rendered(names, {style: folder_of(style)}, SIDE, held)
+    found = render_icons(names, {style: folder_of(style)}, SIDE, held)
     colour, alpha = found.pictures[:, :3].float() / 127.5 - 1, found.pictures[:, 3:].float() / 255
     return torch.lerp(torch.ones(()), colour, alpha), [with_article(names[int(i)]) for i in found.things]
 
 
 def unseen(count: int, style: str = "noto") -> tuple[Tensor, list[str]]:
     """The first `count` of all icons of a style that are held out, as such pictures, and what they are called."""
-    every: dict[str, object] = icon_set(folder_of(style))["icons"]  # type: ignore[assignment]
-    names = [name for name in every if held_out(style, name) and not re.search("skin|hair|tone|square|keycap", name)]
+    every: dict[str, object] = read_icon_set(folder_of(style))["icons"]  # type: ignore[assignment]
+    names = [name for name in every if is_held_out(style, name) and not re.search("skin|hair|tone|square|keycap", name)]
     if not 1 <= count <= len(names):
         raise ValueError(f"count: got {count}, expected 1 to {len(names)}")
     return icons(names[:count], style, held=True)

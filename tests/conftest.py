@@ -19,7 +19,7 @@ from gradina.models.clip import CLIP, TextConfig, TextTower, VisionConfig
 from gradina.models.tokenizer import Tokenizer
 from gradina.models.unet import UNet, UNetConfig
 from gradina.models.vae import AutoencoderKL, VAEConfig
-from gradina.pipeline import StableDiffusion
+from gradina.pipeline.model import StableDiffusion
 from gradina.request import Defaults
 from gradina.tasks.retrieval import preprocess
 from gradina.weights.formats.clip import Pair

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import gradina
-from gradina.pipeline import StableDiffusion
+from gradina.pipeline.model import StableDiffusion
 from gradina.weights.registry import shipped
 
 ROOT = Path(__file__).parents[1]

@@ -11,7 +11,7 @@ import torch
 
 import gradina
 from gradina.apps.cli.main import main
-from gradina.pipeline import StableDiffusion
+from gradina.pipeline.model import StableDiffusion
 from gradina.tasks.retrieval import open_pair
 from gradina.training.pretrain.recipes import Recipe, read_recipe
 from gradina.weights.registry import shipped

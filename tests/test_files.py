@@ -19,7 +19,7 @@ from gradina.files import (
     check_model_folder,
     check_writable,
     check_writable_folder,
-    content,
+    file_sha256,
     replaceable,
     stamp,
     with_ending,
@@ -61,16 +61,16 @@ def test_content_is_read_again_unless_size_times_inode_and_device_are_the_same(
     digest = hashlib.file_digest
     monkeypatch.setattr(hashlib, "file_digest", lambda file, kind: reads.append(1) or digest(file, kind))
     path.write_bytes(b"one")
-    assert content(path) == content(str(path)) == hashlib.sha256(b"one").hexdigest()
+    assert file_sha256(path) == file_sha256(str(path)) == hashlib.sha256(b"one").hexdigest()
     assert len(reads) == 2  # it has only just been written: a change would not show in its times
     assert stamp(path) == ()
-    monkeypatch.setattr(files, "SETTLED", -(10**18))
-    assert [content(path), content(path)] == [hashlib.sha256(b"one").hexdigest()] * 2
+    monkeypatch.setattr(files, "SETTLE_NS", -(10**18))
+    assert [file_sha256(path), file_sha256(path)] == [hashlib.sha256(b"one").hexdigest()] * 2
     assert len(reads) == 3
     times = path.stat().st_atime_ns, path.stat().st_mtime_ns
     path.write_bytes(b"two")
     os.utime(path, ns=times)
-    assert content(path) == hashlib.sha256(b"two").hexdigest()
+    assert file_sha256(path) == hashlib.sha256(b"two").hexdigest()
     assert stamp(tmp_path / "none") == ()
 
 

@@ -17,7 +17,7 @@ from gradina.apps.cli.main import main
 from gradina.diffusion.samplers import SAMPLERS
 from gradina.errors import NumericalError
 from gradina.finite import finite, finite_step
-from gradina.pipeline import StableDiffusion
+from gradina.pipeline.model import StableDiffusion
 from gradina.tasks.retrieval import search
 from gradina.weights.formats.clip import Pair
 

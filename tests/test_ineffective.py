@@ -13,7 +13,7 @@ from PIL import Image
 
 from gradina import Request, generate, steps
 from gradina.ineffective import prompt_notes
-from gradina.pipeline import StableDiffusion
+from gradina.pipeline.model import StableDiffusion
 
 Tiny = Callable[..., StableDiffusion]
 Log = pytest.LogCaptureFixture
@@ -122,7 +122,7 @@ def test_a_mask_that_is_a_picture_with_holes_is_noted(tiny_model: Tiny, caplog: 
     picture.putalpha(hole)
     strokes.paste((255, 255, 255, 255), (8, 8, 40, 40))
     (note,) = notes(tiny_model(), caplog, init_image=init, mask_image=picture)
-    assert note.startswith("mask_image: is a picture with transparent places, which are kept")
+    assert note.startswith("mask_image: is a picture with transparent areas, which are kept")
     assert notes(tiny_model(), caplog, init_image=init, mask_image=strokes) == []
 
 

@@ -11,7 +11,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from gradina.errors import RecipeError, RequestError
-from gradina.texts import DOCUMENTS, FOREIGN, parsed, read_text, reading
+from gradina.texts import NON_LATIN, OTHER_DOCUMENTS, parse_json, read_text, text_reader
 
 MARKED = {
     "utf-8": codecs.BOM_UTF8,
@@ -21,12 +21,12 @@ MARKED = {
     "utf-32-be": codecs.BOM_UTF32_BE,
 }
 WRITTEN = st.text(st.characters(exclude_characters="\0\r", exclude_categories=["Cs"])).filter(
-    lambda text: not text.lstrip().lower().startswith(("\ufeff", *(begun for begun, _ in DOCUMENTS)))
+    lambda text: not text.lstrip().lower().startswith(("\ufeff", *(begun for begun, _ in OTHER_DOCUMENTS)))
 )
 
 
 def read(data: bytes) -> str:
-    with reading(RecipeError) as reader:
+    with text_reader(RecipeError) as reader:
         return reader(data, "a.txt")
 
 
@@ -47,7 +47,7 @@ def test_latin_text_in_utf_16_without_a_mark_comes_back(text: str, order: str) -
 
 @given(st.text(st.characters(codec="cp1252", exclude_categories=["Cc"]), min_size=1).map(lambda text: text + "é"))
 def test_windows_1252_comes_back_where_it_is_not_utf_8(text: str) -> None:
-    assume(not FOREIGN.search(text))
+    assume(not NON_LATIN.search(text))
     data = text.encode("cp1252")
     try:
         expected = data.decode()
@@ -99,7 +99,7 @@ def test_one_note_names_what_was_guessed(tmp_path: Path, caplog: pytest.LogCaptu
     (tmp_path / "a.txt").write_bytes(b"caf\xe9")
     with caplog.at_level(logging.WARNING):
         assert read_text(tmp_path / "a.txt", RecipeError) == "café"
-        with reading(RecipeError) as reader:
+        with text_reader(RecipeError) as reader:
             assert [reader(b"caf\xe9", name) for name in ("b", "c")] == ["café"] * 2
             assert reader(b"cafe", "d") == "cafe"
     one, many = caplog.messages
@@ -115,15 +115,15 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
 
 
 def test_json_that_is_nested_too_deep_is_no_json() -> None:
-    assert parsed('{"a": [1]}') == {"a": [1]}
+    assert parse_json('{"a": [1]}') == {"a": [1]}
     with pytest.raises(ValueError, match="nested too deep"):
-        parsed("[" * 100_000)
+        parse_json("[" * 100_000)
 
 
 def test_json_says_where_it_is_none_and_what_it_has_twice() -> None:
     for text, where in (('{"a": 1,}', "column 9$"), ('{"a": 1}\n{', "line 2, column 1$")):
         with pytest.raises(ValueError, match=where):
-            parsed(text)
-    assert parsed('{"a": 1, "a": 2}') == {"a": 2}
+            parse_json(text)
+    assert parse_json('{"a": 1, "a": 2}') == {"a": 2}
     with pytest.raises(ValueError, match="it has 'a' twice"):
-        parsed('{"b": [{"a": 1, "a": 2}]}', once=True)
+        parse_json('{"b": [{"a": 1, "a": 2}]}', unique_keys=True)

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from gradina.diffusion.step import Step
     from gradina.errors import GradinaError
     from gradina.images.picture import Picture
-    from gradina.pipeline import StableDiffusion, generate, load, push, steps
+    from gradina.pipeline.generate import generate, steps
+    from gradina.pipeline.load import load, push
+    from gradina.pipeline.model import StableDiffusion
     from gradina.request import Request
 
 __version__ = "0.1.0"
@@ -25,12 +27,12 @@ _HOME = {
     "GradinaError": "gradina.errors",
     "Picture": "gradina.images.picture",
     "Request": "gradina.request",
-    "StableDiffusion": "gradina.pipeline",
+    "StableDiffusion": "gradina.pipeline.model",
     "Step": "gradina.diffusion.step",
-    "generate": "gradina.pipeline",
-    "load": "gradina.pipeline",
-    "push": "gradina.pipeline",
-    "steps": "gradina.pipeline",
+    "generate": "gradina.pipeline.generate",
+    "load": "gradina.pipeline.load",
+    "push": "gradina.pipeline.load",
+    "steps": "gradina.pipeline.generate",
 }
 __all__ = [
     "GradinaError", "Picture", "Request", "StableDiffusion", "Step", "__version__", "generate", "load", "push", "steps",

@@ -1,14 +1,14 @@
-"""What can go wrong, as a tree: every error that a user can cause is one of these, with one clear line.
+"""The exception tree: every error that a user can cause is one of these, with a message of one line.
 
 GradinaError
 ├── RequestError     a field of a Request, or an option, that cannot be honoured
-├── PictureError     a file that is no picture, too large, or carries nothing to draw from
+├── PictureError     a file that is no picture, too large, or without a request
 ├── WeightsError     a checkpoint that is truncated, of another family, or lacking keys
-│   └── HubError     a model that could not be fetched from, or pushed to, the hub
+│   └── HubError         a model that could not be fetched from, or pushed to, the hub
 ├── RecipeError      a training recipe or its data that cannot be used
-│   └── Diverged         training whose loss is no longer a number
-├── NumericalError   a network or sampler that gave NaN or infinite values: no picture
-├── DiskError        a file or folder that cannot be written: no room, no permission, no such place
+│   └── Diverged         training whose loss is NaN or infinite
+├── NumericalError   a network or sampler that returned NaN or infinite values
+├── DiskError        a file or folder that cannot be written: disk full, no permission, no such folder
 └── MissingExtra     an optional package that is not installed
 """
 
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 
 class GradinaError(Exception):
-    """Anything a user can put right; the message is one line."""
+    """Any error that a user can cause; its message is one line."""
 
 
 class RequestError(GradinaError, ValueError):
@@ -32,7 +32,7 @@ class WeightsError(GradinaError, ValueError):
 
 
 class HubError(WeightsError):
-    """A model that the hub did not give or take."""
+    """A model that could not be fetched from, or pushed to, the hub."""
 
 
 class RecipeError(GradinaError, ValueError):
@@ -40,15 +40,15 @@ class RecipeError(GradinaError, ValueError):
 
 
 class Diverged(RecipeError):
-    """Training whose loss is no longer a number; the weights are those of the last good step."""
+    """Training whose loss is NaN or infinite; the weights are those of the last good step."""
 
 
 class NumericalError(GradinaError, ArithmeticError):
-    """A network or a sampler that gave NaN or infinite values, of which no picture can be made."""
+    """A network or a sampler that returned NaN or infinite values."""
 
 
 class DiskError(GradinaError, OSError):
-    """A file or folder that cannot be written; `errno` is the operating system's."""
+    """A file or folder that cannot be written, with the operating system's `errno`."""
 
 
 class MissingExtra(GradinaError, ImportError):

@@ -1,4 +1,4 @@
-"""Which fields of a request have no effect on the picture, in a sentence each: nothing is ignored silently."""
+"""Notes on fields of a request that have no effect on the picture, so that nothing is ignored silently."""
 
 from __future__ import annotations
 
@@ -8,36 +8,36 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from gradina.images.open import has_holes
-from gradina.images.programs.settings import NETWORK, WEIGHTS, embeddings
+from gradina.images.programs.settings import NETWORK_TAG, WEIGHTS_NOTE, embedding_notes
 from gradina.request import Request
 
-UNTOUCHED = Request()
+DEFAULT_REQUEST = Request()
 
 if TYPE_CHECKING:
     from PIL import Image
 
-_WEIGHED = re.compile(
+_WEIGHTED = re.compile(
     r"(?<!\\)[(\[](?=[^:()\[\]\n]*[^\W\d_])[^()\[\]\n]+:\s*[+-]?(?:\d+(?:\.\d+)?|\.\d+)\s*(?<!\\)[)\]]|\(\(|\)\)"
 )
 
-UNGUIDED = (0, 1)  # guidance scales at which the prompt alone is drawn
+UNGUIDED = (0, 1)  # guidance scales without guidance
 
 
 def prompt_notes(request: Request) -> Iterator[str]:
-    """Of what other programs would read in prompts beyond their words."""
+    """On the syntax of other programs in the prompts."""
     text = "\n".join((*dict.fromkeys(request.prompts), request.negative_prompt))
-    if networks := list(dict.fromkeys(found[0] for found in NETWORK.finditer(text))):
+    if tags := list(dict.fromkeys(match[0] for match in NETWORK_TAG.finditer(text))):
         yield (
-            f"prompt: {', '.join(networks)} is read as plain words; give a LoRA's file by --lora FILE:SCALE (in "
+            f"prompt: {', '.join(tags)} is read as plain words; give a LoRA's file by --lora FILE:SCALE (in "
             "Python: loras=[(file, scale)])"
         )
-    yield from embeddings(text)
-    if _WEIGHED.search(text):
-        yield WEIGHTS
+    yield from embedding_notes(text)
+    if _WEIGHTED.search(text):
+        yield WEIGHTS_NOTE
 
 
 def guidance_notes(request: Request, sigmas: list[float]) -> Iterator[str]:
-    """Of guidance, for a resolved request and the falling noise levels of its run, without the end."""
+    """On guidance, for a resolved request and the decreasing sigmas of its run, without the last."""
     scale = request.guidance_scale
     if scale == 0:
         yield (
@@ -47,9 +47,7 @@ def guidance_notes(request: Request, sigmas: list[float]) -> Iterator[str]:
     unguided = f"at guidance_scale {scale:g}" if scale in UNGUIDED else ""
     if request.guidance_interval is not None and not unguided:
         low, high = request.guidance_interval
-        between = [
-            (a * b) ** 0.5 for a, b in pairwise(sigmas)
-        ]  # where samplers of two calls ask in the middle of a step
+        between = [(a * b) ** 0.5 for a, b in pairwise(sigmas)]  # at which samplers of second order call the network
         if not any(low <= sigma <= high for sigma in (*sigmas, *between)):
             levels = f"{sigmas[0]:.4g} to {sigmas[-1]:.4g}" if sigmas else "there are none"
             yield (
@@ -68,16 +66,16 @@ def guidance_notes(request: Request, sigmas: list[float]) -> Iterator[str]:
 
 
 def sampler_notes(request: Request, options: tuple[str, ...]) -> Iterator[str]:
-    """Of the options that the sampler of a resolved request does not take."""
+    """On options that the sampler of a resolved request does not take."""
     for name in ("eta", "rates"):
         if getattr(request, name) is not None and name not in options:
             yield f"{name}: has no effect, as the sampler {request.sampler} takes none; leave it out"
 
 
 def start_notes(request: Request, levels: int) -> Iterator[str]:
-    """Of the start picture, for a resolved request whose run has so many noise levels, the end included."""
+    """On the init image, for a resolved request whose run has so many noise levels, the last included."""
     if request.init_image is None:
-        if request.strength != UNTOUCHED.strength:
+        if request.strength != DEFAULT_REQUEST.strength:
             yield f"strength: {request.strength:g} has no effect without an init_image; give one, or leave it out"
     elif levels < 2:
         yield (
@@ -87,20 +85,20 @@ def start_notes(request: Request, levels: int) -> Iterator[str]:
 
 
 def concept_notes(unread: Iterable[tuple[str, str]]) -> Iterator[str]:
-    """Of learnt words, each with its file, that no prompt holds."""
+    """On textual inversions, as words with their files, that no prompt contains."""
     for word, file in unread:
         yield f"concepts: {file} has no effect, as no prompt holds its word, {word}; write it in one"
 
 
 def mask_notes(request: Request, grey: Image.Image, mask: Image.Image, drawn: bool, factor: int) -> Iterator[str]:
-    """Of a mask at the size of the picture: in `grey`, in black and white, and whether any of the latents are drawn.
+    """On a mask at the size of the picture, in grey and in black and white.
 
-    `factor` is the side of a latent in pixels.
+    `drawn` says whether it lets any latents be drawn, `factor` is the side of one in pixels.
     """
     darkest, brightest = mask.getextrema()
     if request.mask_image is not None and has_holes(request.mask_image):
         yield (
-            "mask_image: is a picture with transparent places, which are kept, and what is bright in it is drawn anew; "
+            "mask_image: is a picture with transparent areas, which are kept, and what is bright in it is drawn anew; "
             "to draw in its holes, give a mask in which they are white and all else is black"
         )
     if not drawn:

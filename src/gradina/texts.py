@@ -1,4 +1,4 @@
-"""Texts that people write, whatever their editor made of them: bytes in, text out."""
+"""Text files of any editor, in UTF-8, UTF-16 or Windows-1252, and JSON with short errors."""
 
 from __future__ import annotations
 
@@ -15,43 +15,43 @@ from gradina.errors import GradinaError
 
 log = logging.getLogger(__name__)
 
-MARKS = (  # byte-order marks, the longer first: that of UTF-32 begins as that of UTF-16 does
+BYTE_ORDER_MARKS = (  # the longer first, since that of UTF-32 begins with that of UTF-16
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-GUESS = "cp1252"  # Windows in Western Europe and America; tried last, since nearly all bytes mean something in it
-DOCUMENTS = (  # what begins so is text of another kind, whose marks nobody means
+FALLBACK = "cp1252"  # tried last, since nearly all bytes are valid in it
+OTHER_DOCUMENTS = (  # by their first letters: text, but not plain text
     ("{\\rtf", "a document in RTF, expected plain text"),
     ("<!doctype html", "a page in HTML, expected plain text"),
     ("<html", "a page in HTML, expected plain text"),
     ("version https://git-lfs", "a pointer of Git LFS; fetch the file with `git lfs pull`"),
 )
-FOREIGN = re.compile(r"[\xa1-\xff]{5}")  # so many in a row are letters of another script
-CONTROL = re.compile(r"[\0-\x08\x0e-\x1f]")  # what no one-byte text has, and nearly all other files have
+NON_LATIN = re.compile(r"[\xa1-\xff]{5}")  # so many in a row are another script, decoded wrongly
+CONTROL = re.compile(r"[\0-\x08\x0e-\x1f]")  # in nearly all binary files, and in no text
 
-Read = Callable[[bytes, str], str]
+ReadText = Callable[[bytes, str], str]
 
 
 @contextmanager
-def reading(error: type[GradinaError]) -> Iterator[Read]:
-    """A reader, from bytes and the name of their file to text with line ends "\\n"; `error` is raised for no text.
+def text_reader(error: type[GradinaError]) -> Iterator[ReadText]:
+    """A function from bytes and the name of their file to text with line ends "\\n"; `error` is raised for no text.
 
-    At the end, one note says which files were read as Windows-1252, for want of anything better.
+    At the end, one warning names the files that were read as Windows-1252, the fallback.
     """
     guessed: list[str] = []
 
     def read(data: bytes, name: str) -> str:
-        text, encoding = decoded(data)
+        text, encoding = decode_text(data)
         if text is None:
             raise error(f"{name} is no text in UTF-8, UTF-16 or Windows-1252; save it as UTF-8")
         head = text[:32].lstrip().lower()
-        for begun, kind in DOCUMENTS:
-            if head.startswith(begun):
+        for prefix, kind in OTHER_DOCUMENTS:
+            if head.startswith(prefix):
                 raise error(f"{name} is {kind}")
-        if encoding == GUESS:
+        if encoding == FALLBACK:
             guessed.append(name)
         return text.replace("\r\n", "\n").replace("\r", "\n")
 
@@ -62,8 +62,8 @@ def reading(error: type[GradinaError]) -> Iterator[Read]:
 
 
 def read_text(path: str | PathLike[str], error: type[GradinaError], what: str = "") -> str:
-    """The text of a file; raises `error`, whose message begins with `what`, where there is none, or it is no text."""
-    with reading(error) as read:
+    """The text of a file; raises `error`, with a message that begins with `what`, where it cannot be read as text."""
+    with text_reader(error) as read:
         try:
             data = Path(path).read_bytes()
         except OSError as reason:
@@ -71,21 +71,23 @@ def read_text(path: str | PathLike[str], error: type[GradinaError], what: str = 
         return read(data, f"{what}{path}")
 
 
-def decoded(data: bytes) -> tuple[str | None, str]:
-    """Text and encoding: as the byte-order mark says, else UTF-8, else what fits; None where nothing does."""
-    marked = [encoding for mark, encoding in MARKS if data.startswith(mark)]
+def decode_text(data: bytes) -> tuple[str | None, str]:
+    """Text and encoding: that of the byte-order mark, else UTF-8, else what fits; None where nothing does."""
+    marked = [encoding for mark, encoding in BYTE_ORDER_MARKS if data.startswith(mark)]
     if marked:
-        return next(((text, name) for name in marked if (text := _as(data, name)) is not None), (None, marked[0]))
-    text, encoding = _as(data, "utf-8"), "utf-8"
-    if text is None and (wide := _unmarked(data)):
-        text, encoding = _as(data, wide), wide
+        return next(
+            ((text, name) for name in marked if (text := _decode_as(data, name)) is not None), (None, marked[0])
+        )
+    text, encoding = _decode_as(data, "utf-8"), "utf-8"
+    if text is None and (wide := _utf16_without_mark(data)):
+        text, encoding = _decode_as(data, wide), wide
     if text is None:
-        text, encoding = _as(data, GUESS), GUESS
-        text = None if text is None or CONTROL.search(text) or FOREIGN.search(text) else text
+        text, encoding = _decode_as(data, FALLBACK), FALLBACK
+        text = None if text is None or CONTROL.search(text) or NON_LATIN.search(text) else text
     return text, encoding
 
 
-def _as(data: bytes, encoding: str) -> str | None:
+def _decode_as(data: bytes, encoding: str) -> str | None:
     try:
         text = data.decode(encoding).removeprefix("\ufeff")
     except UnicodeDecodeError:
@@ -93,21 +95,21 @@ def _as(data: bytes, encoding: str) -> str | None:
     return None if "\0" in text else text
 
 
-def _unmarked(data: bytes) -> str:
-    """UTF-16 without a mark, where every other byte, or nearly so, is NUL, as in most languages with Latin letters."""
+def _utf16_without_mark(data: bytes) -> str:
+    """The byte order of UTF-16 in Latin letters, of which nearly every other byte is NUL; "" for anything else."""
     high, low = data[::2].count(0), data[1::2].count(0)
     if len(data) % 2 or min(high, low) or max(high, low) * 4 < len(data):
         return ""
     return "utf-16-be" if high else "utf-16-le"
 
 
-def parsed(text: str, once: bool = False) -> object:
-    """What a JSON text says; raises ValueError, in few words, for what is none or is nested too deep.
+def parse_json(text: str, unique_keys: bool = False) -> object:
+    """The value of a JSON text; raises ValueError, with a short message, where it is invalid or nested too deep.
 
-    With `once`, also for an object that has a key twice, of which Python would keep the last.
+    With `unique_keys`, also for an object with a duplicate key, of which Python would keep the last.
     """
     try:
-        return json.loads(text, object_pairs_hook=_once if once else None)
+        return json.loads(text, object_pairs_hook=_unique_keys if unique_keys else None)
     except json.JSONDecodeError as error:
         line = f"line {error.lineno}, " if "\n" in text else ""
         raise ValueError(f"{error.msg}, {line}column {error.colno}") from None
@@ -115,9 +117,8 @@ def parsed(text: str, once: bool = False) -> object:
         raise ValueError("it is nested too deep") from None
 
 
-def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
     keys = [key for key, _ in pairs]
-    double = next((key for key in keys if keys.count(key) > 1), None) if len(set(keys)) < len(keys) else None
-    if double is not None:
-        raise ValueError(f"it has {double!r} twice")
+    if len(set(keys)) < len(keys):
+        raise ValueError(f"it has {next(key for key in keys if keys.count(key) > 1)!r} twice")
     return dict(pairs)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from gradina.adapters.textual_inversion import Concept, taught
 from gradina.errors import WeightsError
 from gradina.models.tokenizer import Tokenizer
-from gradina.pipeline import StableDiffusion
+from gradina.pipeline.model import StableDiffusion
 
 Tiny = Callable[..., StableDiffusion]
 
@@ -24,7 +24,7 @@ def vectors(count: int, width: int = 32) -> torch.Tensor:
 
 def test_a_word_is_read_as_its_own_tokens() -> None:
     tokenizer = Tokenizer.clip()
-    more = tokenizer.with_word("<teddy>", 3)
+    more = tokenizer.with_placeholder("<teddy>", 3)
     assert len(more) == len(tokenizer) + 3
     a, bear = tokenizer.ids("a"), tokenizer.ids("bear")
     assert more.ids("a <teddy> bear") == [*a, 49408, 49409, 49410, *bear]
@@ -32,20 +32,20 @@ def test_a_word_is_read_as_its_own_tokens() -> None:
     assert more.ids("a bear") == tokenizer.ids("a bear")
     assert tokenizer.ids("<teddy>") != [49408]
     assert more.decode([*a, 49408, 49409, 49410, *bear]) == "a <teddy>bear"
-    two = more.with_word("sks2024x")
+    two = more.with_placeholder("sks2024x")
     assert two.ids("sks2024x <teddy>") == [49411, 49408, 49409, 49410]
     assert two.ids("sks2024xy") != [49411], "no beginning of another word"
 
 
 def test_it_counts_as_so_many_tokens_of_a_chunk() -> None:
-    more = Tokenizer.clip(length=10).with_word("<teddy>", 4)
+    more = Tokenizer.clip(length=10).with_placeholder("<teddy>", 4)
     assert more.chunks(["<teddy> <teddy> a"]).shape == (1, 2, 10)
-    assert more.chunks_of("<teddy> <teddy> a") == 2
-    assert more.of_length(20).ids("<teddy> a") == more.ids("<teddy> a")
+    assert more.chunk_count("<teddy> <teddy> a") == 2
+    assert more.with_length(20).ids("<teddy> a") == more.ids("<teddy> a")
 
 
 def test_it_is_saved_and_loaded_with_the_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> None:
-    folder, more = tmp_path_factory.mktemp("tokens"), Tokenizer.clip().with_word("<teddy>", 2)
+    folder, more = tmp_path_factory.mktemp("tokens"), Tokenizer.clip().with_placeholder("<teddy>", 2)
     more.save(folder)
     assert Tokenizer.load(folder).ids("a <teddy> bear") == more.ids("a <teddy> bear")
 
@@ -61,14 +61,14 @@ def test_it_is_saved_and_loaded_with_the_tokenizer(tmp_path_factory: pytest.Temp
 )
 def test_a_word_that_cannot_be_new_is_refused(word: str, words: str) -> None:
     with pytest.raises(WeightsError, match=words):
-        Tokenizer.clip().with_word(word)
+        Tokenizer.clip().with_placeholder(word)
 
 
 def test_a_word_cannot_be_learnt_twice() -> None:
-    more = Tokenizer.clip().with_word("<teddy>", 2)
+    more = Tokenizer.clip().with_placeholder("<teddy>", 2)
     for word in ("<teddy>", "<Teddy>"):
         with pytest.raises(WeightsError, match="is a token of this model already"):
-            more.with_word(word)
+            more.with_placeholder(word)
 
 
 WORDS = ("<toy>", "<toy>_1", "<toy>_1_1", "<toy>_2", "toy", "toy-1", "my-toy", "my-toy-2", "<my-toy>", "<Übung>")
@@ -91,11 +91,11 @@ def test_the_vectors_of_a_word_are_its_own_whatever_else_is_loaded(
 
 def test_words_whose_tokens_would_be_called_alike_are_not_saved_together(tmp_path: Path) -> None:
     """transformers knows the tokens of a word by their names alone."""
-    more = Tokenizer.clip().with_word("<toy>", 2).with_word("<toy>_1")
-    with pytest.raises(WeightsError, match=r"the words <toy>, .*: the tokens of one are called as another is"):
+    more = Tokenizer.clip().with_placeholder("<toy>", 2).with_placeholder("<toy>_1")
+    with pytest.raises(WeightsError, match=r"the words <toy>, .*: one has the name of another's tokens"):
         more.save(tmp_path)
     with pytest.raises(WeightsError, match="save them apart"):
-        Tokenizer.clip().with_word("<toy>").with_word("<toy>_1").save(tmp_path)
+        Tokenizer.clip().with_placeholder("<toy>").with_placeholder("<toy>_1").save(tmp_path)
 
 
 def test_two_files_do_not_teach_the_same_word(tiny_model: Tiny) -> None:

@@ -20,11 +20,12 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import gradina
-from gradina import Picture, Request, files, pipeline
+from gradina import Picture, Request, files
 from gradina.apps.cli.generate import is_other
 from gradina.apps.cli.main import VERBS, app, main
 from gradina.images.picture import save_picture
-from gradina.pipeline import StableDiffusion
+from gradina.pipeline import load as loading
+from gradina.pipeline.model import StableDiffusion
 from gradina.tasks import retrieval
 from gradina.tasks.codec import Latents
 from gradina.weights import convert as weights_convert
@@ -128,7 +129,7 @@ def test_again_computes_in_the_same_numbers(
 
 def test_what_is_pushed_is_not_rounded(model_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pushed: list[gradina.StableDiffusion] = []
-    monkeypatch.setattr(pipeline, "push", lambda model, name: pushed.append(model) or name)
+    monkeypatch.setattr(loading, "push", lambda model, name: pushed.append(model) or name)
     monkeypatch.setenv("GRADINA_DTYPE", "bf16")  # as pictures are drawn where the processor has it
     assert main(["push", model_folder, "me/mine"]) == 0
     file = load_file(Path(model_folder) / "unet" / "diffusion_pytorch_model.safetensors")
@@ -282,7 +283,7 @@ def test_ctrl_c_while_drawing_is_said(
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("gradina.pipeline.walk", interrupted)
+    monkeypatch.setattr("gradina.pipeline.generate.walk", interrupted)
     assert main(["x", "-m", model_folder]) == 130
     assert capsys.readouterr().err == "gradina: stopped\n"
     assert names(room) == []
@@ -414,7 +415,7 @@ def test_logged_warnings_are_notes_on_stderr_once(
         logging.getLogger("gradina.weights").info("nothing")
         raise gradina.GradinaError("enough")
 
-    monkeypatch.setattr(pipeline, "load", load)
+    monkeypatch.setattr(loading, "load", load)
     assert main(["a seven", "-m", model_folder]) == 2
     assert capsys.readouterr().err == "gradina: note: x.txt: is read as cp1252\ngradina: enough\n"
     assert not logging.getLogger("gradina").handlers
@@ -472,7 +473,7 @@ def test_a_place_that_cannot_be_written_is_found_before_anything_is_loaded(
     def nothing(*_: object, **__: object) -> None:
         raise AssertionError("something was read")
 
-    for place, name in ((pipeline, "load"), (retrieval, "open_pair"), (weights_convert, "convert")):
+    for place, name in ((loading, "load"), (retrieval, "open_pair"), (weights_convert, "convert")):
         monkeypatch.setattr(place, name, nothing)
     save_picture(Picture(Image.new("RGB", (8, 8)), 0, Request(seed=0)), "drawn.png")
     Latents(torch.zeros(4, 8, 8), 64, 64).save("photo.latents")
@@ -503,11 +504,11 @@ def vae(room: Path, tiny_model: Callable[..., StableDiffusion]) -> Path:
 
 def original_vae(model: StableDiffusion) -> dict[str, torch.Tensor]:
     """The model's autoencoder by its original names, with its last layer the other way round."""
-    from gradina.weights.key_tables import VAE, vae_numbers
+    from gradina.weights.key_tables import VAE, vae_indices
     from gradina.weights.remap import sources, write
 
     ours = model.vae.state_dict()
-    tensors = write(ours, sources(ours, VAE, "original", vae_numbers(model.vae.config)))
+    tensors = write(ours, sources(ours, VAE, "original", vae_indices(model.vae.config)))
     return tensors | {"decoder.conv_out.weight": -tensors["decoder.conv_out.weight"]}
 
 
@@ -580,5 +581,5 @@ def test_options_that_change_nothing_are_noted(
     assert main([*asked, "--variant", "fp16", "--prediction", "eps"]) == 0
     assert capsys.readouterr().err == "gradina: note: variant: 'fp16' has no effect on a single file; leave it out\n"
     assert main([*asked, "--prediction", "v"]) == 0
-    said = "model.safetensors: says of itself that it predicts eps; drawing as if it were v, as asked"
+    said = "model.safetensors: states that it predicts eps; drawing as if it were v, as asked"
     assert capsys.readouterr().err == f"gradina: note: {said}\n"

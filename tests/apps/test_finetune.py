@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 
 from gradina.apps.cli import finetune
 from gradina.apps.cli.main import main
-from gradina.pipeline import StableDiffusion
-from gradina.training.data.image_folder import Captioned
+from gradina.pipeline.model import StableDiffusion
+from gradina.training.data.captioned_image import CaptionedImage
 from gradina.training.finetune import memory_estimate
 
 Said = pytest.CaptureFixture[str]
@@ -91,7 +91,7 @@ def test_where_captions_come_from_is_told_before_a_model_is_read(room: Path, cap
 def test_what_is_learnt_from_is_captions_pictures_and_how_often(tmp_path: Path) -> None:
     """As it was before there were repeats, where there are none: a run that began then goes on."""
     (tmp_path / "a.png").write_bytes(b"")
-    one = Captioned(tmp_path / "a.png", "a boat")
+    one = CaptionedImage(tmp_path / "a.png", "a boat")
     empty = hashlib.sha256(b"").hexdigest()
     assert finetune._seen([one, replace(one, repeats=3)]) == [(empty, "a boat"), (empty, "a boat", 3)]
 

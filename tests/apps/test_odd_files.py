@@ -25,7 +25,7 @@ from safetensors.torch import save
 from gradina import Picture, Request
 from gradina.apps.cli.main import main
 from gradina.images.picture import save_picture
-from gradina.pipeline import StableDiffusion
+from gradina.pipeline.model import StableDiffusion
 
 Tiny = Callable[..., StableDiffusion]
 

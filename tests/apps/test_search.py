@@ -16,9 +16,9 @@ from PIL import Image
 
 from gradina.apps.cli import embeddings
 from gradina.apps.cli.main import main
-from gradina.pipeline import StableDiffusion
+from gradina.pipeline.model import StableDiffusion
 from gradina.tasks import captioning, retrieval
-from gradina.training.data.captions import read_folder
+from gradina.training.data.image_folder import read_image_folder
 from gradina.weights.formats.clip import Pair, write_pair
 
 Capture = pytest.CaptureFixture[str]
@@ -316,7 +316,7 @@ def test_pictures_called_alike_have_captions_of_their_own(room: Path, pair_folde
     Path("photos/more/d.jpg").write_bytes(Path("photos/b.jpg").read_bytes())
     assert main(["caption", "photos/more", "--write", "-m", pair_folder]) == 0
     assert lines(capsys) == ["photos/more/c.txt", "photos/more/d.PNG.txt", "photos/more/d.jpg.txt"]
-    said = {one.file.name: one.caption for one in read_folder("photos/more")}
+    said = {one.file.name: one.caption for one in read_image_folder("photos/more")}
     assert [said[name].split()[1] for name in ("c.webp", "d.PNG", "d.jpg")] == ["blue", "yellow", "green"]
 
 

@@ -13,7 +13,7 @@ from gradina.apps.cli.main import main
 from gradina.bench.autotune import ENDLESS, SAMPLERS, SURVEYED, Trial, front, keep, preset, presets, tune
 from gradina.errors import RequestError
 from gradina.images.metadata import read_picture
-from gradina.pipeline import StableDiffusion
+from gradina.pipeline.model import StableDiffusion
 
 Tiny = Callable[..., StableDiffusion]
 ASKED = Request(prompt=("a red boat", "a seven"), seed=0)

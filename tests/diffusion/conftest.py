@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from gradina.diffusion.conditioning import Cond
+
 
 @pytest.fixture(scope="session")
 def network() -> Callable[..., Tensor]:
@@ -18,11 +20,11 @@ def network() -> Callable[..., Tensor]:
     out = torch.randn((4, 8, 3, 3), generator=g) / 5
 
     @torch.no_grad()
-    def says(x: Tensor, t: Tensor, cond: object = None) -> Tensor:
+    def says(x: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
         clock = t[:, None].to(x) * torch.tensor([1 / 1000, 1 / 300, 1 / 1000, 1 / 300])
         clock = torch.cat([clock[:, :2].sin(), clock[:, 2:].cos()], 1) @ time.T
         hidden = torch.tanh(torch.nn.functional.conv2d(x, into, padding=1) + clock[:, :, None, None])
-        shift = 0 if cond is None else cond
+        shift = 0 if cond is None else cond.states
         return 0.5 * x + torch.nn.functional.conv2d(hidden, out, padding=1) + shift
 
     return says

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -9,7 +10,8 @@ import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 from torch import Tensor
 
-from gradina.diffusion.denoiser import Denoiser
+from gradina.diffusion.conditioning import Cond
+from gradina.diffusion.denoiser import Denoiser, on_states
 from gradina.diffusion.guidance import cfg, masked
 from gradina.diffusion.noise import Noise
 from gradina.diffusion.prediction import PREDICTIONS
@@ -27,14 +29,15 @@ class Counted:
     def __init__(self, network: Any) -> None:
         self.network, self.batches = network, list[int]()
 
-    def __call__(self, x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
         self.batches.append(len(x))
         return self.network(x, t, cond)
 
 
-def conditions(b: int) -> tuple[Tensor, Tensor]:
-    """cond and uncond (b, 4, 1, 1), which the stand-in network adds to what it says."""
-    return torch.randn((2, b, 4, 1, 1), generator=torch.Generator().manual_seed(1)).unbind()
+def conditions(b: int) -> tuple[Cond, Cond]:
+    """cond and uncond with states (b, 4, 1, 1), which the stand-in network adds to its output."""
+    cond, uncond = torch.randn((2, b, 4, 1, 1), generator=torch.Generator().manual_seed(1)).unbind()
+    return Cond(cond), Cond(uncond)
 
 
 @pytest.mark.parametrize("prediction", list(PREDICTIONS))
@@ -56,8 +59,8 @@ def test_guidance_is_that_of_the_reference(each: bool, rescale: float, predictio
 
 def test_what_has_no_spread_is_not_rescaled() -> None:
     """Where cond and uncond are the same everywhere, the standard deviation of what is guided is 0."""
-    cond, uncond = torch.full((1, 1), 2.0), torch.full((1, 1), 1.0)
-    denoiser = Denoiser(lambda x, t, c: c[..., None, None].expand(x.shape), SCHEDULE, PREDICTIONS["x0"])
+    cond, uncond = Cond(torch.full((1, 1), 2.0)), Cond(torch.full((1, 1), 1.0))
+    denoiser = Denoiser(on_states(lambda x, t, c: c[..., None, None].expand(x.shape)), SCHEDULE, PREDICTIONS["x0"])
     got = cfg(denoiser, cond, uncond, 7.5, rescale=0.7)(torch.zeros(1, *SHAPE), torch.tensor(3.0))
     assert torch.equal(got, torch.full((1, *SHAPE), 1 + 7.5))
 
@@ -81,15 +84,15 @@ def test_outside_the_interval_the_unconditional_pass_is_not_computed(network: An
     assert counted.batches == [1, 2, 2, 2, 1]
 
 
-def test_conditions_of_any_kind(network: Any) -> None:
-    cond, uncond = conditions(1)
-    denoiser = Denoiser(lambda x, t, c: network(x, t, c["text"]), SCHEDULE, PREDICTIONS["eps"])
-    guided = cfg(
-        denoiser, {"text": cond}, {"text": uncond}, 2.0, cat=lambda cs: {"text": torch.cat([c["text"] for c in cs])}
-    )
+def test_every_field_of_a_condition_is_guided(network: Any) -> None:
+    (cond, uncond), zeros = conditions(1), torch.zeros(1, 4, 1, 1)
     plain = cfg(Denoiser(network, SCHEDULE, PREDICTIONS["eps"]), cond, uncond, 2.0)
     x = Noise([1], SHAPE)()
-    assert torch.equal(guided(x, torch.tensor(1.0)), plain(x, torch.tensor(1.0)))
+    for field in ("pooled", "extra"):
+        reads = partial(lambda field, x, t, c: network(x, t, Cond(getattr(c, field))), field)
+        denoiser = Denoiser(reads, SCHEDULE, PREDICTIONS["eps"])
+        guided = cfg(denoiser, *(Cond(zeros, **{field: c.states}) for c in (cond, uncond)), 2.0)
+        assert torch.equal(guided(x, torch.tensor(1.0)), plain(x, torch.tensor(1.0)))
 
 
 def half() -> tuple[Tensor, Tensor, Tensor]:

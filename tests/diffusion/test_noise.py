@@ -9,7 +9,8 @@ import random
 import pytest
 import torch
 
-from gradina.diffusion.noise import Brownian, Noise
+from gradina.diffusion.brownian import Brownian
+from gradina.diffusion.noise import Noise
 
 SHAPE = (4, 8, 8)
 

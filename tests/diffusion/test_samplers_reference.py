@@ -114,7 +114,7 @@ def ours(
     model, row, noise = model or sd_schedule(), SAMPLERS[name], noise or Noise([SEED], SHAPE)
     denoiser = Denoiser(network, model, PREDICTIONS[prediction], row.whole_t)
     sigmas = sampling_sigmas(model, schedule, steps, row.final, row.whole_t)
-    x = noise() * row.start(schedule, float(sigmas[0]))
+    x = noise() * row.init_noise_sigma(schedule, float(sigmas[0]))
     if "prediction" in row.options:
         options["prediction"] = PREDICTIONS[prediction]
     return list(row.run(lambda x, sigma: denoiser(x, sigma, None), x, sigmas, noise, **options))

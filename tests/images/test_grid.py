@@ -9,7 +9,18 @@ import pytest
 from PIL import Image
 
 from gradina.errors import DiskError, RequestError
-from gradina.images.grid import CELL, FRAME, LINES, PAPER, ROW_LABEL, TITLE, _label, film, grid, strip
+from gradina.images.grid import (
+    BACKGROUND,
+    MAX_LINES,
+    MAX_ROW_LABEL,
+    MIN_CELL,
+    MIN_FRAME,
+    TITLE_SIZE,
+    _label,
+    film,
+    grid,
+    strip,
+)
 
 COLOURS = [(200, 0, 0), (0, 160, 0), (0, 0, 220), (90, 90, 0), (0, 120, 120)]
 
@@ -18,9 +29,9 @@ def squares(size: tuple[int, int] = (32, 32), count: int = 5) -> list[Image.Imag
     return [Image.new("RGB", size, colour) for colour in COLOURS[:count]]
 
 
-def boxes(sheet: Image.Image) -> list[tuple[int, int, int, int]]:
+def boxes(page: Image.Image) -> list[tuple[int, int, int, int]]:
     """Left, top, right, bottom of each of the coloured pictures on a sheet."""
-    pixels = np.asarray(sheet)
+    pixels = np.asarray(page)
     found = [np.nonzero((pixels == colour).all(2)) for colour in COLOURS]
     return [(int(x.min()), int(y.min()), int(x.max()) + 1, int(y.max()) + 1) for y, x in found if len(x)]
 
@@ -28,7 +39,7 @@ def boxes(sheet: Image.Image) -> list[tuple[int, int, int, int]]:
 def test_small_pictures_are_enlarged_by_whole_pixels() -> None:
     source = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
     pad = 10
-    got = grid([source], pad=pad).crop((2 * pad, 2 * pad, 2 * pad + CELL, 2 * pad + CELL))
+    got = grid([source], pad=pad).crop((2 * pad, 2 * pad, 2 * pad + MIN_CELL, 2 * pad + MIN_CELL))
     assert np.array_equal(np.asarray(got)[2::4, 2::4], np.asarray(source))
 
 
@@ -38,13 +49,18 @@ def test_large_pictures_stay_as_they_are() -> None:
 
 
 def test_rows_columns_and_even_margins() -> None:
-    sheet = grid(squares(), columns=3, pad=8)
-    assert boxes(sheet) == [
-        (16 + c * (CELL + 8), 16 + r * (CELL + 8), 16 + c * (CELL + 8) + CELL, 16 + r * (CELL + 8) + CELL)
+    page = grid(squares(), columns=3, pad=8)
+    assert boxes(page) == [
+        (
+            16 + c * (MIN_CELL + 8),
+            16 + r * (MIN_CELL + 8),
+            16 + c * (MIN_CELL + 8) + MIN_CELL,
+            16 + r * (MIN_CELL + 8) + MIN_CELL,
+        )
         for r, c in ((0, 0), (0, 1), (0, 2), (1, 0), (1, 1))
     ]
-    assert sheet.size == (2 * 16 + 3 * CELL + 2 * 8, 2 * 16 + 2 * CELL + 8)
-    assert sheet.getpixel((0, 0)) == PAPER
+    assert page.size == (2 * 16 + 3 * MIN_CELL + 2 * 8, 2 * 16 + 2 * MIN_CELL + 8)
+    assert page.getpixel((0, 0)) == BACKGROUND
     assert grid(squares(count=4)).size == grid(squares(count=4), columns=2).size
 
 
@@ -58,9 +74,9 @@ def test_pictures_of_several_sizes_and_modes_share_a_cell() -> None:
 
 
 def test_labels_lie_beside_rows_and_over_columns() -> None:
-    sheet = grid(squares(count=4), row_labels=["one", "two"], column_labels=["left", "right"], title="a title", pad=10)
-    first, second, third, _ = boxes(sheet)
-    dark = np.asarray(sheet.convert("L")) < 170
+    page = grid(squares(count=4), row_labels=["one", "two"], column_labels=["left", "right"], title="a title", pad=10)
+    first, second, third, _ = boxes(page)
+    dark = np.asarray(page.convert("L")) < 170
 
     def inked(left: int, top: int, right: int, bottom: int) -> float:
         """Middle of the ink across a part of the sheet, in pixels from its left; fails where there is none."""
@@ -70,18 +86,18 @@ def test_labels_lie_beside_rows_and_over_columns() -> None:
         assert abs(inked(box[0], box[1] - 24, box[2], box[1] - 2) - (box[0] + box[2]) / 2) < 6
     for box in (first, third):
         assert inked(0, box[1], first[0] - 2, box[3]) < box[0]
-    assert abs(inked(0, 0, sheet.width, TITLE + 20) - sheet.width / 2) < 8
+    assert abs(inked(0, 0, page.width, TITLE_SIZE + 20) - page.width / 2) < 8
     assert not dark[:, :8].any()
     assert not dark[:8].any()
 
 
 def test_labels_lie_under_pictures() -> None:
     names = ["one", "two", "three and more words than fit into a single line", "", "five"]
-    plain, sheet = grid(squares(), columns=3, pad=10), grid(squares(), columns=3, labels=names, pad=10)
-    assert sheet.width == plain.width
-    assert sheet.height > plain.height + 2 * 30
-    dark = np.asarray(sheet.convert("L")) < 170
-    for i, (left, _, right, bottom) in enumerate(boxes(sheet)):
+    unlabelled, page = grid(squares(), columns=3, pad=10), grid(squares(), columns=3, labels=names, pad=10)
+    assert page.width == unlabelled.width
+    assert page.height > unlabelled.height + 2 * 30
+    dark = np.asarray(page.convert("L")) < 170
+    for i, (left, _, right, bottom) in enumerate(boxes(page)):
         ink = np.nonzero(dark[bottom + 2 : bottom + 60, left:right])[1]
         assert bool(len(ink)) == bool(names[i])
         assert not names[i] or abs(ink.mean() - (right - left) / 2) < 8
@@ -96,19 +112,19 @@ SCRIPTS = ["σ 14.6", "東京の夜", "😀", "العربية", "\ud800", "\x00\
 
 @pytest.mark.parametrize("text", [*TEXTS, *SCRIPTS])
 def test_any_text_fits_and_none_crashes(text: str) -> None:
-    for width in (20, 128, ROW_LABEL):
-        label = _label(text, width, plain=text.isascii())
-        assert len(label.lines) <= LINES
+    for width in (20, 128, MAX_ROW_LABEL):
+        label = _label(text, width, ascii_only=text.isascii())
+        assert len(label.lines) <= MAX_LINES
         assert label.width <= width + 2
-    sheet = grid(squares(count=2), column_labels=[text, "b"], row_labels=[text], title=text)
-    assert sheet.width >= 2 * CELL
-    assert _label("x" * 2000, 128, plain=True).lines[-1].endswith("…")
+    page = grid(squares(count=2), column_labels=[text, "b"], row_labels=[text], title=text)
+    assert page.width >= 2 * MIN_CELL
+    assert _label("x" * 2000, 128, ascii_only=True).lines[-1].endswith("…")
 
 
 def test_a_strip_is_one_row() -> None:
-    sheet = strip(squares(), labels=["a", "b", "c", "d", "e"], title="five")
-    assert len({top for _, top, _, _ in boxes(sheet)}) == 1
-    assert len(boxes(sheet)) == 5
+    page = strip(squares(), labels=["a", "b", "c", "d", "e"], title="five")
+    assert len({top for _, top, _, _ in boxes(page)}) == 1
+    assert len(boxes(page)) == 5
 
 
 @pytest.mark.parametrize("suffix", [".gif", ".webp", ".png", ".apng", ".GIF"])
@@ -116,7 +132,7 @@ def test_a_film_holds_its_last_frame(tmp_path: Path, suffix: str) -> None:
     film(iter(squares()), tmp_path / f"a{suffix}", seconds=1.0, hold=2.0)
     durations = []
     with Image.open(tmp_path / f"a{suffix}") as image:
-        assert image.size == (FRAME, FRAME)
+        assert image.size == (MIN_FRAME, MIN_FRAME)
         assert image.info.get("loop") == 0
         for i in range(image.n_frames):  # type: ignore[attr-defined]
             image.seek(i)

@@ -23,9 +23,9 @@ from PIL.PngImagePlugin import PngInfo
 from gradina.errors import DiskError, PictureError, RequestError
 from gradina.images.infotext import SAMPLERS, SCHEDULES, model_of, read_parameters, write_parameters
 from gradina.images.metadata import from_json, read_picture, to_json
-from gradina.images.open import SAVED, open_mask, open_picture
+from gradina.images.open import SAVE_OPTIONS, open_mask, open_picture
 from gradina.images.picture import Picture, save_picture
-from gradina.images.text_chunks import texts
+from gradina.images.text_chunks import read_texts
 from gradina.request import RATES_NAMES, SAMPLER_NAMES, SCHEDULE_NAMES, Defaults, Request
 
 QUICK = settings(
@@ -79,7 +79,7 @@ def test_json_there_and_back(request_: Request) -> None:
     assert to_json(request_).isascii()
 
 
-@pytest.mark.parametrize("suffix", SAVED)
+@pytest.mark.parametrize("suffix", SAVE_OPTIONS)
 @given(request_=ANY)
 @QUICK
 def test_files_there_and_back(tmp_path: Path, suffix: str, request_: Request) -> None:
@@ -125,7 +125,7 @@ def test_every_sampler_and_schedule_has_its_name() -> None:
     assert {schedule for row in SAMPLERS for schedule in row[2:]} <= set(SCHEDULE_NAMES)
 
 
-@pytest.mark.parametrize("suffix", SAVED)
+@pytest.mark.parametrize("suffix", SAVE_OPTIONS)
 def test_the_text_lies_where_others_look_for_it(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a{suffix}"
     save_picture(picture(Request(prompt="Кот, 猫 🐈", seed=3)), path)
@@ -289,8 +289,8 @@ def test_samplers_and_schedules_by_their_names(named: str, sampler: str, schedul
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("Sampler: DPM2 a Karras", "Sampler: DPM2 a Karras (not among ours; euler_ancestral draws instead)"),
-        ("Schedule type: KL Optimal", "Schedule type: KL Optimal (not among ours"),
+        ("Sampler: DPM2 a Karras", "Sampler: DPM2 a Karras (not available; euler_ancestral is used instead)"),
+        ("Schedule type: KL Optimal", "Schedule type: KL Optimal (not available"),
         ("Variation seed: 3, Variation seed strength: 0.1", "Variation seed: 3, Variation seed strength: 0.1 (not"),
         ("Face restoration: CodeFormer", "Face restoration: CodeFormer (not honoured: faces"),
         ("Denoising strength: 0.5, Mask blur: 4", "give it as mask_image"),
@@ -366,7 +366,7 @@ def a1111_file(path: Path, text: str) -> None:
         image.save(path, exif=exif)
 
 
-@pytest.mark.parametrize("suffix", SAVED)
+@pytest.mark.parametrize("suffix", SAVE_OPTIONS)
 @pytest.mark.parametrize("text", [OLD, NEW, NEW.replace("lighthouse", "灯台 café")])
 def test_files_of_a1111(tmp_path: Path, suffix: str, text: str) -> None:
     a1111_file(tmp_path / f"a{suffix}", text)
@@ -533,7 +533,7 @@ def test_json_of_others_falls_back_to_the_a1111_text(tmp_path: Path) -> None:
     info.add_text("parameters", NEW)
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png", pnginfo=info)
     assert read_picture(tmp_path / "a.png").source == "a1111"
-    assert set(texts(tmp_path / "a.png")) == {"gradina", "parameters"}
+    assert set(read_texts(tmp_path / "a.png")) == {"gradina", "parameters"}
 
 
 def test_every_field_is_in_the_json() -> None:

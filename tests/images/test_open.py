@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 
 from gradina.errors import PictureError
-from gradina.images.open import FORMATS, MAX_PIXELS, SUFFIXES, fit, middle, open_mask, open_picture, pictures_in
+from gradina.images.folder import SUFFIXES, pictures_in
+from gradina.images.open import FORMATS, MAX_PIXELS, open_mask, open_picture, resize, resize_and_center_crop
 
 RED, WHITE, BLACK = (255, 0, 0), (255, 255, 255), (0, 0, 0)
 
@@ -147,9 +148,9 @@ def test_the_limit_holds_for_pictures_in_memory_and_is_inclusive() -> None:
     with pytest.raises(PictureError, match=r"mask_image: the picture is 4200 x 4100"):
         open_mask(Image.new("1", (4200, 4100)))
     large = Image.new("1", (4200, 4100))
-    assert open_picture(large, most=4200 * 4100).size == large.size
+    assert open_picture(large, max_pixels=4200 * 4100).size == large.size
     with pytest.raises(PictureError, match=r"17\.2 megapixels \(at most 17\.0\)"):
-        open_picture(large, most=17_000_000)
+        open_picture(large, max_pixels=17_000_000)
     with pytest.raises(PictureError, match="0 x 5"):
         open_picture(Image.new("RGB", (0, 5)))
 
@@ -185,10 +186,10 @@ def test_a_closed_picture_gets_one_line(tmp_path: Path) -> None:
 
 def test_fit_is_what_diffusers_does() -> None:
     image = Image.effect_noise((50, 40), 90)
-    assert fit(image, 50, 40) is image
-    assert fit(image, 32, 64).size == (32, 64)
+    assert resize(image, 50, 40) is image
+    assert resize(image, 32, 64).size == (32, 64)
     processor = pytest.importorskip("diffusers.image_processor").VaeImageProcessor(do_convert_rgb=False)
-    assert fit(image, 32, 64).tobytes() == processor.resize(image, 64, 32).tobytes()
+    assert resize(image, 32, 64).tobytes() == processor.resize(image, 64, 32).tobytes()
 
 
 @pytest.mark.parametrize("size", [(24, 24), (61, 45), (30, 200), (7, 9), (333, 100)])
@@ -198,17 +199,20 @@ def test_middle_is_what_transformers_does(size: tuple[int, int], resample: Image
         size={"shortest_edge": 24}, crop_size=24, resample=resample, do_rescale=False, do_normalize=False
     )
     noise = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
-    ours = np.asarray(middle(Image.fromarray(noise), 24, resample))
+    ours = np.asarray(resize_and_center_crop(Image.fromarray(noise), 24, resample))
     assert np.array_equal(ours.transpose(2, 0, 1), processor(Image.fromarray(noise)).pixel_values[0])
 
 
 def test_of_a_very_long_picture_the_ends_are_not_looked_at() -> None:
     long = Image.new("RGB", (100_001, 1), RED)
     long.putpixel((50_000, 0), WHITE)
-    small = middle(long, 8, Image.Resampling.NEAREST)
+    small = resize_and_center_crop(long, 8, Image.Resampling.NEAREST)
     assert small.size == (8, 8)
     assert small.getpixel((5, 3)) == WHITE
-    assert middle(long.transpose(Image.Transpose.ROTATE_90), 8, Image.Resampling.NEAREST).getpixel((3, 5)) == WHITE
+    assert (
+        resize_and_center_crop(long.transpose(Image.Transpose.ROTATE_90), 8, Image.Resampling.NEAREST).getpixel((3, 5))
+        == WHITE
+    )
 
 
 def test_pictures_are_found_in_folders_in_order(tmp_path: Path) -> None:

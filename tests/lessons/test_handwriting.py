@@ -7,7 +7,7 @@ import torch
 from handwriting import digits, drawn, recogniser, rows_of, share_read
 from torch import Tensor
 
-from gradina.diffusion.denoiser import Denoiser
+from gradina.diffusion.denoiser import Denoiser, on_states
 from gradina.diffusion.prediction import PREDICTIONS
 from gradina.diffusion.schedule import sd_schedule
 
@@ -49,7 +49,7 @@ def test_drawn_is_what_the_network_says() -> None:
     def says(x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
         return ((cond * torch.arange(10) / 10).sum(2)[:, :, None, None]).expand_as(x)
 
-    denoiser = Denoiser(says, schedule, PREDICTIONS["x0"])
+    denoiser = Denoiser(on_states(says), schedule, PREDICTIONS["x0"])
     wanted = torch.tensor([2, 4])
     for scale in (0.0, 1.0, 2.0):
         pictures = drawn(denoiser, wanted, 3, (1, 4, 4), scale)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 from icons import icons, unseen
 
-from gradina.training.data.icons import held_out
+from gradina.training.data.icons import is_held_out
 
 
 def test_icons_are_pictures_over_white() -> None:
     names = ["red-apple", "rocket", "badminton"]
-    assert [held_out("noto", name) for name in names] == [False, False, True]
+    assert [is_held_out("noto", name) for name in names] == [False, False, True]
     (pictures, calls), (held, held_calls) = icons(names), icons(names, held=True)
     assert (calls, held_calls) == (["a red apple", "a rocket"], ["a badminton"])
     assert pictures.shape == (2, 3, 128, 128)
@@ -25,7 +25,7 @@ def test_icons_are_pictures_over_white() -> None:
 def test_unseen_ones_are_held_out() -> None:
     pictures, calls = unseen(3, "twemoji")
     assert pictures.shape == (3, 3, 128, 128)
-    assert all(held_out("twemoji", call.split(" ", 1)[1].replace(" ", "-")) for call in calls)
+    assert all(is_held_out("twemoji", call.split(" ", 1)[1].replace(" ", "-")) for call in calls)
     for count in (0, 10_000):
         with pytest.raises(ValueError, match=f"count: got {count}, expected 1 to "):
             unseen(count)

@@ -267,7 +267,7 @@ def test_what_cannot_be_is_said(call, message: str) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("vocab.json", None, "vocab.json: cannot be read"),
+        ("vocab.json", None, "vocab.json: there is no such file"),
         ("merges.txt", None, "merges.txt: cannot be read"),
         ("vocab.json", "{", "vocab.json: is no JSON"),
         ("vocab.json", "[" * 100_000, "vocab.json: is no JSON"),
@@ -277,7 +277,7 @@ def test_what_cannot_be_is_said(call, message: str) -> None:
         ("vocab.json", '{"a": 1, "b": 1}', "vocab.json: two tokens have the same id"),
         ("vocab.json", '{"a": 1}', "do not fit together"),
         ("vocab.json", '{"a": 99999999999}', "do not fit together"),
-        ("vocab.json", b"\xff\xfe\x00", "vocab.json: cannot be read"),
+        ("vocab.json", b"\xff\xfe\x00", "vocab.json: is no JSON"),
         ("merges.txt", "#version: 0.2\na b c\n", "merges.txt: merge 2 is 'a b c'"),
         ("merges.txt", "qq zz\n", "do not fit together"),
         ("tokenizer.json", "{}", "tokenizer.json: has no byte-pair model"),

@@ -15,8 +15,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gradina import Request, generate, pipeline
-from gradina.pipeline import StableDiffusion, batches, resolved
+from gradina import Request, generate
+from gradina.pipeline import plan
+from gradina.pipeline.model import StableDiffusion
+from gradina.pipeline.plan import batches, resolved
 
 Tiny = Callable[..., StableDiffusion]
 AsLoaded = Callable[[StableDiffusion], StableDiffusion]
@@ -67,14 +69,14 @@ def test_batches_are_cut(tiny_model: Tiny, monkeypatch: pytest.MonkeyPatch) -> N
     whole = list(generate(model, asked))
     sizes = [len(part.prompts) for part in batches(model, resolved(model, asked))]
     assert sizes == [3, 3, 9]
-    monkeypatch.setattr(pipeline, "AT_ONCE", 2 * 8 * 8)
+    monkeypatch.setattr(plan, "AT_ONCE", 2 * 8 * 8)
     parts = batches(model, resolved(model, asked))
     assert [len(part.prompts) for part in parts] == [2, 1, 2, 1, 2, 2, 2, 2, 1]
     assert [part.seed for part in parts] == [7, 9, 10, 12, 13, 15, 17, 19, 21]
     cut = list(generate(model, asked))
     assert [p.seed for p in cut] == [p.seed for p in whole] == list(range(7, 22))
     assert max(grey(a.image, b.image) for a, b in zip(cut, whole, strict=True)) <= 1
-    monkeypatch.setattr(pipeline, "AT_ONCE", 1)
+    monkeypatch.setattr(plan, "AT_ONCE", 1)
     assert len(batches(model, resolved(model, asked))) == 15
 
 

@@ -15,7 +15,9 @@ from PIL import Image, ImageChops
 
 from gradina import Request, generate, steps
 from gradina.images.open import overlay
-from gradina.pipeline import StableDiffusion, finished, plans, resolved, to_pixels, walk
+from gradina.pipeline.generate import finished, walk
+from gradina.pipeline.model import StableDiffusion, to_pixels
+from gradina.pipeline.plan import plans, resolved
 from gradina.request import SAMPLER_NAMES
 
 Tiny = Callable[..., StableDiffusion]

@@ -16,7 +16,9 @@ from PIL import Image
 from gradina import GradinaError, Request, Step, generate, load, steps
 from gradina.errors import PictureError, RequestError
 from gradina.models.vae import AutoencoderKL
-from gradina.pipeline import StableDiffusion, develop, plans, prepare, resolved, to_image, to_pixels
+from gradina.pipeline.generate import develop
+from gradina.pipeline.model import StableDiffusion, to_image, to_pixels
+from gradina.pipeline.plan import plans, prepare, resolved
 from gradina.request import SAMPLER_NAMES, SCHEDULE_NAMES
 
 Tiny = Callable[..., StableDiffusion]
@@ -217,8 +219,8 @@ def test_a_size_that_the_model_cannot_draw(tiny_model: Tiny) -> None:
 
 def test_a_word_that_the_text_tower_does_not_know(tiny_model: Tiny) -> None:
     model = tiny_model()
-    wordy = replace(model, tokenizer=model.tokenizer.with_word("<dog>"))
-    assert torch.equal(wordy.read(["a red boat"]), model.read(["a red boat"]))
+    wordy = replace(model, tokenizer=model.tokenizer.with_placeholder("<dog>"))
+    assert torch.equal(wordy.encode_text(["a red boat"]).states, model.encode_text(["a red boat"]).states)
     with pytest.raises(
         RequestError, match="prompt: '<dog>' is a token that the text tower does not know; leave it out"
     ):

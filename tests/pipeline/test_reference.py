@@ -18,7 +18,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from gradina import Request
-from gradina.pipeline import StableDiffusion, develop, finished, prepare, resolved, walk
+from gradina.pipeline.generate import develop, finished, walk
+from gradina.pipeline.model import StableDiffusion
+from gradina.pipeline.plan import prepare, resolved
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers, numpy 2
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from gradina.errors import RequestError
-from gradina.runtime.device import device, multiplies_bf16, pick_device, pick_dtype
+from gradina.runtime import device
+from gradina.runtime.device import multiplies_bf16, pick_device, pick_dtype
 
 CPU = torch.device("cpu")
 

@@ -13,7 +13,7 @@ from PIL import Image
 import gradina
 from gradina.models.unet import UNet, UNetConfig
 from gradina.nn import chunked
-from gradina.pipeline import to_pixels
+from gradina.pipeline.model import to_pixels
 from gradina.runtime.engines import RECORDINGS, CUDAGraphed, with_engine
 from gradina.tasks.metrics import psnr
 

@@ -12,8 +12,8 @@ import torch
 
 import gradina
 from gradina.errors import MissingExtra, RequestError
-from gradina.pipeline import to_pixels
-from gradina.runtime.device import device, engines
+from gradina.pipeline.model import to_pixels
+from gradina.runtime import device, engines
 from gradina.runtime.engines import Decoding, Exported, with_engine
 from gradina.tasks.metrics import psnr
 

@@ -13,7 +13,8 @@ from PIL import Image
 from transformers import CLIPModel, CLIPProcessor
 
 from gradina.errors import PictureError, RequestError, WeightsError
-from gradina.pipeline import StableDiffusion, load
+from gradina.pipeline.load import load
+from gradina.pipeline.model import StableDiffusion
 from gradina.tasks.retrieval import (
     WIDTH,
     Caption,
@@ -202,5 +203,7 @@ def test_where_there_is_no_image_tower(
 
 def test_a_name_of_the_hub(pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_pair(pair, tmp_path / "clip")
-    monkeypatch.setattr("gradina.weights.hub.fetch_pair", lambda name: {"me/model": tmp_path}[name])
+    monkeypatch.setattr(
+        "gradina.weights.hub.fetch_only", lambda name, kind: {("me/model", "pair"): tmp_path}[name, kind]
+    )
     assert open_pair("me/model").name == "me/model"

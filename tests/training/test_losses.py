@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
-from gradina.diffusion.denoiser import Denoiser
+from gradina.diffusion.conditioning import Cond
+from gradina.diffusion.denoiser import Denoiser, on_states
 from gradina.diffusion.prediction import PREDICTIONS
 from gradina.diffusion.schedule import sd_schedule
 from gradina.errors import RecipeError
@@ -27,6 +27,8 @@ from gradina.training.losses import (
     noise_levels,
 )
 from gradina.training.settings import NoiseLaw
+
+NOTHING = Cond(torch.empty(0, 0, 0))
 
 
 def key(seed: int = 0) -> torch.Generator:
@@ -96,19 +98,19 @@ def test_a_perfect_network_has_no_loss(name: str) -> None:
     beta = sigma.float().view(-1, 1, 1, 1) * alpha
     output = {"eps": n, "v": alpha * n - beta * z, "x0": z}[name]
     denoiser = Denoiser(lambda x, t, cond: output, schedule, PREDICTIONS[name])
-    assert denoising(denoiser, z, n, sigma, torch.empty(0)).max() < 1e-9
+    assert denoising(denoiser, z, n, sigma, NOTHING).max() < 1e-9
 
 
 def test_the_network_gets_the_timesteps_of_its_noise_levels() -> None:
     asked = []
     schedule = sd_schedule()
 
-    def network(x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+    def network(x: Tensor, t: Tensor, cond: Cond) -> Tensor:
         asked.append((x, t))
         return x
 
     z, n = torch.ones(2, 1, 1, 1), torch.zeros(2, 1, 1, 1)
-    denoising(Denoiser(network, schedule, PREDICTIONS["eps"]), z, n, schedule.sigmas[[0, 999]], torch.empty(0))
+    denoising(Denoiser(network, schedule, PREDICTIONS["eps"]), z, n, schedule.sigmas[[0, 999]], NOTHING)
     assert asked[0][1].tolist() == [0, 999]
     assert torch.allclose(asked[0][0].flatten(), schedule.alphas_bar[[0, 999]].sqrt().float())
 
@@ -125,13 +127,13 @@ def test_min_snr_weights_in_the_limits_of_no_noise_and_no_signal() -> None:
         assert min_snr(sigma, 5.0, name).tolist() == pytest.approx(weights, rel=1e-12), name
 
 
-def unet_and_batch() -> tuple[Denoiser, Tensor, Tensor]:
+def unet_and_batch() -> tuple[Denoiser, Tensor, Cond]:
     """A tiny U-Net as a denoiser, latents and text states."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         unet = UNet(UNetConfig(widths=(8, 8), attention=(True, False), heads=(2, 2), blocks=1, groups=4, context=16))
-    denoiser = Denoiser(unet, sd_schedule(), PREDICTIONS["v"])
-    return denoiser, torch.randn(4, 4, 8, 8, generator=key(1)), torch.randn(4, 5, 16, generator=key(2))
+    denoiser = Denoiser(on_states(unet), sd_schedule(), PREDICTIONS["v"])
+    return denoiser, torch.randn(4, 4, 8, 8, generator=key(1)), Cond(torch.randn(4, 5, 16, generator=key(2)))
 
 
 def test_denoising_loss_draws_noise_offset_and_levels_in_this_order() -> None:
@@ -154,13 +156,13 @@ def test_an_interval_restricts_the_noise_levels() -> None:
     assert torch.equal(noise_levels(schedule, NoiseLaw()), schedule.sigmas)
     asked: list[Tensor] = []
 
-    def network(x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+    def network(x: Tensor, t: Tensor, cond: Cond) -> Tensor:
         asked.append(t)
         return x
 
     denoiser = Denoiser(network, schedule, PREDICTIONS["eps"])
     law = NoiseLaw(interval=(0.5, 2.0), shift=1.5)
-    denoising_loss(denoiser, torch.ones(500, 1, 1, 1), torch.empty(0), key(), law)
+    denoising_loss(denoiser, torch.ones(500, 1, 1, 1), NOTHING, key(), law)
     sigma = schedule.sigma_of(asked[0])
     assert sigma.min() >= 0.5
     assert sigma.max() == pytest.approx(levels[-1].item())
@@ -169,15 +171,15 @@ def test_an_interval_restricts_the_noise_levels() -> None:
 
 
 def test_denoising_loss_is_computed_on_the_device_of_the_latents() -> None:
-    """On fake CUDA tensors, which refuse to meet tensors of the CPU; the noise is drawn there all the same."""
-    denoiser, z, cond = unet_and_batch()
-    law = NoiseLaw(shift=2.0, noise_offset=0.3, min_snr=4.0)
+    """On fake CUDA tensors, which do not mix with those of the CPU; the noise is drawn there all the same."""
+    law, schedule = NoiseLaw(shift=2.0, noise_offset=0.3, min_snr=4.0), sd_schedule()
     with FakeTensorMode(allow_non_fake_inputs=True):
-        fake = {n: nn.Parameter(torch.empty(p.shape, device="cuda")) for n, p in denoiser.network.named_parameters()}
-        on_cuda = replace(denoiser, network=lambda *inputs: torch.func.functional_call(denoiser.network, fake, inputs))
-        there, cond = (torch.empty(x.shape, device="cuda") for x in (z, cond))
-        loss = denoising_loss(on_cuda, there, cond, key(), law)
+        weight, z, states = (torch.empty(shape, device="cuda") for shape in ((4, 1, 1), (3, 4, 8, 8), (3, 5, 16)))
+        denoiser = Denoiser(
+            lambda x, t, cond: weight * x + (t + cond.states.mean((1, 2))).view(-1, 1, 1, 1), schedule, PREDICTIONS["v"]
+        )
+        loss = denoising_loss(denoiser, z, Cond(states), key(), law)
         assert loss.device.type == "cuda"
-        assert loss.shape == (4,)
+        assert loss.shape == (3,)
         with pytest.raises(RuntimeError, match="device"):
-            denoising_loss(on_cuda, z, cond, key(), law)
+            denoising_loss(denoiser, torch.empty(3, 4, 8, 8), Cond(states), key(), law)

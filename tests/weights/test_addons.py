@@ -15,10 +15,10 @@ from safetensors.torch import load_file, save_file
 from gradina.adapters.lora import LoRA, LoRAWeights, fresh
 from gradina.apps.cli.main import main
 from gradina.errors import WeightsError
-from gradina.pipeline import StableDiffusion
+from gradina.pipeline.model import StableDiffusion
 from gradina.weights.convert import convert
-from gradina.weights.formats.lora import named, read_lora
-from gradina.weights.formats.textual_inversion import read_concept
+from gradina.weights.formats.lora import lora_state_dict, read_lora
+from gradina.weights.formats.textual_inversion import read_embedding
 
 Tiny = Callable[..., StableDiffusion]
 VECTORS = torch.randn(2, 32, generator=torch.Generator().manual_seed(0))
@@ -50,7 +50,7 @@ def assert_same(one: LoRA, other: LoRA) -> None:
 def test_a_pickled_lora_is_converted(tiny_model: Tiny, tmp_path: Path, lora: LoRA, name: str, wrapped: bool) -> None:
     """Also one whose tensors share their memory, and one under the name of another kind of file."""
     model, source = tiny_model("sd1"), tmp_path / name
-    tensors = named(lora, model.unet, model.text, "kohya")
+    tensors = lora_state_dict(lora, model.unet, model.text, "kohya")
     alphas = torch.full((2,), 3.0)
     tensors |= {key: alphas[0] for key in tensors if key.endswith("alpha")}
     torch.save({"state_dict": OrderedDict(tensors), "epoch": 3} if wrapped else tensors, source)
@@ -67,7 +67,7 @@ def test_what_peft_says_beside_its_file_goes_with_it(tiny_model: Tiny, tmp_path:
     model = tiny_model("sd1")
     tensors = {
         f"base_model.model.{name.partition('.')[2]}": x
-        for name, x in named(LoRA(unet=lora.unet), model.unet, model.text).items()
+        for name, x in lora_state_dict(LoRA(unet=lora.unet), model.unet, model.text).items()
     }
     torch.save(tensors, tmp_path / "adapter_model.bin")
     (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_alpha": 16, "r": 2, "peft_type": "LORA"}))
@@ -83,7 +83,7 @@ def test_what_peft_says_beside_its_file_goes_with_it(tiny_model: Tiny, tmp_path:
         ([torch.ones(2, 2), torch.ones(2, 2)], "holds 2 tensors without names"),
         (
             {"string_to_param": {"<a>": VECTORS, "<b>": VECTORS}},
-            r"holds 2 words \(<a>, <b>\); expected one",
+            r"holds 2 embeddings \(<a>, <b>\); expected one",
         ),
         ({"clip_l": torch.ones(1, 768), "clip_g": torch.ones(1, 1280)}, "is for SDXL, with vectors for two text"),
         ({"<toy>": torch.full((1, 32), float("nan"))}, "<toy> holds NaN or infinite values"),
@@ -112,8 +112,8 @@ def test_words_are_converted_and_told(tmp_path: Path, kind: str, name: str, caps
     torch.save(content, tmp_path / name)
     target = tmp_path / "w.safetensors"
     assert main(["convert", str(tmp_path / name), str(target)]) == 0
-    assert f"w.safetensors: teaches the word {word}; write it in prompts" in capsys.readouterr().err
-    read = read_concept(target)
+    assert f"w.safetensors: is the embedding of {word}; write that in prompts" in capsys.readouterr().err
+    read = read_embedding(target)
     assert read.token == word
     assert torch.equal(read.vectors, VECTORS)
 

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from gradina.errors import GradinaError, WeightsError
+from gradina.files import read_json
 from gradina.weights.formats import diffusers_configs as configs
 from gradina.weights.formats.diffusers import read_folder
 from gradina.weights.formats.ldm import read_file
-from gradina.weights.json_config import read_json, read_settings
+from gradina.weights.json_config import read_config
 
 
 @pytest.fixture(scope="module")
@@ -128,8 +129,8 @@ def test_any_value_in_any_file_is_read_or_is_one_line(data, value, odd):
 
 
 READERS = {
-    "unet/config.json": configs.unet_from, "vae/config.json": configs.vae_from,
-    "text_encoder/config.json": configs.text_from, "scheduler/scheduler_config.json": configs.schedule_from,
+    "unet/config.json": configs.unet_from_json, "vae/config.json": configs.vae_from_json,
+    "text_encoder/config.json": configs.text_from_json, "scheduler/scheduler_config.json": configs.schedule_from_json,
 }  # fmt: skip
 
 
@@ -140,13 +141,13 @@ def test_any_value_of_any_setting_is_read_or_is_one_line(data, value, odd):
     name = data.draw(st.sampled_from(SETTINGS[file]))
     path = odd.with_name("odd.json")
     path.write_text(json.dumps(json.loads((odd / file).read_text()) | {name: value}))
-    in_one_line(lambda: read_settings(path, READERS[file]), path)
+    in_one_line(lambda: read_config(path, READERS[file]), path)
 
 
 @pytest.mark.parametrize(
     ("file", "more", "message"),
     [
-        ("unet", {"layers_per_block": 0}, "layers_per_block is 0, expected a whole number of 1 to 64"),
+        ("unet", {"layers_per_block": 0}, "layers_per_block is 0, expected a whole number from 1 to 64"),
         ("unet", {"norm_num_groups": "32"}, "norm_num_groups is '32', expected a whole number"),
         ("unet", {"norm_num_groups": 24}, "norm_num_groups is 24, which does not divide the width 32"),
         ("unet", {"attention_head_dim": 5}, "attention_head_dim is 5, which does not divide the width 32"),
@@ -157,7 +158,7 @@ def test_any_value_of_any_setting_is_read_or_is_one_line(data, value, odd):
         (
             "text_encoder",
             {"num_hidden_layers": 10**9},
-            "num_hidden_layers is 1000000000, expected a whole number of 1 to",
+            "num_hidden_layers is 1000000000, expected a whole number from 1 to",
         ),
     ],
 )
@@ -224,7 +225,10 @@ def test_a_tokenizer_longer_than_its_text_tower(tiny, folder, saved, caplog):
         model = read_folder(folder)
     assert model.tokenizer.length == 77
     assert model.tokenizer("a lighthouse").tolist() == tiny().tokenizer("a lighthouse").tolist()
-    assert "its tokenizer makes texts of 200 tokens, its text tower has places for 77; 77 are taken" in caplog.text
+    assert (
+        "its tokenizer makes texts of 200 tokens, its text tower has 77 positions; texts are cut to 77 tokens"
+        in caplog.text
+    )
 
 
 def test_the_prediction_that_contradicts_is_noted(folder, saved, caplog):
@@ -233,7 +237,7 @@ def test_the_prediction_that_contradicts_is_noted(folder, saved, caplog):
         assert read_folder(folder, prediction="v").prediction == "v"
         assert not caplog.records
         assert read_folder(folder, prediction="eps").prediction == "eps"
-    assert "says of itself that it predicts v; drawing as if it were eps, as asked" in caplog.text
+    assert "states that it predicts v; drawing as if it were eps, as asked" in caplog.text
 
 
 def test_a_mark_before_json_is_no_damage(tmp_path):

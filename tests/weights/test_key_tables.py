@@ -22,16 +22,16 @@ from gradina.models.unet import UNet, UNetConfig
 from gradina.models.vae import AutoencoderKL, VAEConfig
 from gradina.weights.formats import diffusers_configs
 from gradina.weights.key_tables import (
+    ATTENTION_NAMES,
     DROPPED,
     PAIR,
-    SPELLINGS,
     TEXT,
     UNET,
     VAE,
     VISION,
-    unet_numbers,
-    vae_numbers,
-    with_attention_of,
+    rename_vae_attention,
+    unet_indices,
+    vae_indices,
 )
 from gradina.weights.remap import read, sources, unclaimed, write
 
@@ -54,7 +54,7 @@ def our_unet(config: UNetConfig) -> UNet:
 
 @cache
 def reference_unet(config: UNetConfig) -> UNet2DConditionModel:
-    return on_meta(UNet2DConditionModel.from_config, diffusers_configs.unet_to(config))
+    return on_meta(UNet2DConditionModel.from_config, diffusers_configs.unet_to_json(config))
 
 
 def shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:
@@ -78,7 +78,7 @@ def test_unet(config):
 @pytest.mark.parametrize("config", UNETS.values(), ids=UNETS)
 def test_original_unet_is_what_diffusers_makes_of_it(config):
     ours, reference = our_unet(config), reference_unet(config)
-    where = sources(ours.state_dict(), UNET, "original", unet_numbers(config), "model.diffusion_model.")
+    where = sources(ours.state_dict(), UNET, "original", unet_indices(config), "model.diffusion_model.")
     original = write(ours.state_dict(), where)
     assert taken_once(where, original)
     assert {name: tuple(x.shape) for name, x in read(original, where).items()} == shapes(ours)
@@ -87,7 +87,7 @@ def test_original_unet_is_what_diffusers_makes_of_it(config):
 
 
 def test_original_unet_names_of_the_published_files():
-    where = sources(our_unet(SD1).state_dict(), UNET, "original", unet_numbers(SD1), "model.diffusion_model.")
+    where = sources(our_unet(SD1).state_dict(), UNET, "original", unet_indices(SD1), "model.diffusion_model.")
     names = {source.name.removeprefix("model.diffusion_model.") for source in where.values()}
     assert {
         "time_embed.0.weight", "input_blocks.0.0.weight", "input_blocks.3.0.op.bias",
@@ -101,7 +101,7 @@ def test_original_unet_names_of_the_published_files():
 
 def test_vae():
     ours = on_meta(AutoencoderKL, VAEConfig())
-    reference = on_meta(ReferenceVAE.from_config, diffusers_configs.vae_to(VAEConfig(), 512))
+    reference = on_meta(ReferenceVAE.from_config, diffusers_configs.vae_to_json(VAEConfig(), 512))
     where = sources(ours.state_dict(), VAE, "diffusers")
     assert len(where) == 248
     assert taken_once(where, reference.state_dict())
@@ -109,26 +109,26 @@ def test_vae():
 
 
 @pytest.mark.parametrize("layout", ["original", "diffusers"])
-@pytest.mark.parametrize("spelling", SPELLINGS)
+@pytest.mark.parametrize("spelling", ATTENTION_NAMES)
 def test_vae_attention_in_every_spelling(layout, spelling):
     ours = on_meta(AutoencoderKL, VAEConfig())
-    where = sources(ours.state_dict(), VAE, layout, vae_numbers(ours.config))
+    where = sources(ours.state_dict(), VAE, layout, vae_indices(ours.config))
     right = write(ours.state_dict(), where)
     spelt = right
-    for own, other in zip(SPELLINGS[layout], SPELLINGS[spelling], strict=True):
+    for own, other in zip(ATTENTION_NAMES[layout], ATTENTION_NAMES[spelling], strict=True):
         spelt = {re.sub(rf"(\.mid.*\.){re.escape(own)}(\.\w+)$", rf"\1{other}\2", n): x for n, x in spelt.items()}
     assert (spelt.keys() == right.keys()) == (layout == spelling)
     assert len(spelt.keys() - right.keys()) == (0 if layout == spelling else 16)
     for weights in (spelt, {n: x.flatten(1) if x.ndim == 4 and x.shape[2:] == (1, 1) else x for n, x in spelt.items()}):
-        found = read(with_attention_of(layout, weights), {n: s for n, s in where.items() if ".mid.attn" in n})
+        found = read(rename_vae_attention(layout, weights), {n: s for n, s in where.items() if ".mid.attn" in n})
         assert {n: tuple(x.shape) for n, x in found.items()} == {n: shapes(ours)[n] for n in found}
-    assert with_attention_of(layout, spelt).keys() == right.keys()
+    assert rename_vae_attention(layout, spelt).keys() == right.keys()
 
 
 def test_original_vae_is_what_diffusers_makes_of_it():
     ours = on_meta(AutoencoderKL, VAEConfig())
-    reference = on_meta(ReferenceVAE.from_config, diffusers_configs.vae_to(VAEConfig(), 512))
-    where = sources(ours.state_dict(), VAE, "original", vae_numbers(VAEConfig()), "first_stage_model.")
+    reference = on_meta(ReferenceVAE.from_config, diffusers_configs.vae_to_json(VAEConfig(), 512))
+    where = sources(ours.state_dict(), VAE, "original", vae_indices(VAEConfig()), "first_stage_model.")
     original = write(ours.state_dict(), where)
     assert taken_once(where, original)
     assert original["first_stage_model.encoder.mid.attn_1.q.weight"].shape == (512, 512, 1, 1)
@@ -142,7 +142,7 @@ def test_original_vae_is_what_diffusers_makes_of_it():
 @pytest.mark.parametrize("config", [SD1_TEXT, SD2_TEXT], ids=["sd1", "sd2"])
 def test_text_tower(config):
     ours = on_meta(TextTower, config)
-    reference = on_meta(CLIPTextModel, CLIPTextConfig(**diffusers_configs.text_to(config)))
+    reference = on_meta(CLIPTextModel, CLIPTextConfig(**diffusers_configs.text_to_json(config)))
     names = {f"text_model.{name.removeprefix('text_model.')}": x for name, x in shapes(reference).items()}
     where = sources(ours.state_dict(), TEXT, "transformers")
     assert taken_once(where, names)
@@ -177,7 +177,7 @@ def test_open_clip_of_sd2():
         for name, shape in published.items()
         if "resblocks.23" not in name and name not in ("text_projection", "logit_scale")
     }
-    reference = on_meta(CLIPTextModel, CLIPTextConfig(**diffusers_configs.text_to(SD2_TEXT)))
+    reference = on_meta(CLIPTextModel, CLIPTextConfig(**diffusers_configs.text_to_json(SD2_TEXT)))
     theirs = convert_open_clip_checkpoint(reference, {f"cond_stage_model.model.{k}": v for k, v in original.items()})
     bare = {name.removeprefix("text_model."): tuple(x.shape) for name, x in theirs.items()}
     assert bare == {name.removeprefix("text_model."): shape for name, shape in shapes(reference).items()}
@@ -186,9 +186,10 @@ def test_open_clip_of_sd2():
 def test_vision_tower_and_pair():
     vision, text = VisionConfig(), TextConfig(projection=768)
     where = sources(on_meta(VisionTower, vision).state_dict(), VISION, "transformers")
-    settings = diffusers_configs.vision_to(vision)
+    settings = diffusers_configs.vision_to_json(vision)
     reference = on_meta(
-        CLIPModel, CLIPConfig(text_config=diffusers_configs.text_to(text), vision_config=settings, projection_dim=768)
+        CLIPModel,
+        CLIPConfig(text_config=diffusers_configs.text_to_json(text), vision_config=settings, projection_dim=768),
     )
     tower = on_meta(CLIPVisionModelWithProjection, reference.config.vision_config)
     assert taken_once(where, tower.state_dict())

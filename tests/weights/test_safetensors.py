@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 
 from gradina.errors import DiskError, WeightsError
 from gradina.weights import safetensors
-from gradina.weights.mmap import Mapped
-from gradina.weights.safetensors import find_weights, in_type, model_hash, open_weights, save_weights
+from gradina.weights.formats.diffusers_layout import find_weights
+from gradina.weights.safetensors import MappedFiles, model_hash, open_weights, save_weights, to_dtype
 
 SMALL = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(4, dtype=torch.float16), "c": torch.tensor(3)}
 
@@ -72,11 +72,21 @@ def test_an_index_joins_its_files(tmp_path):
         open_weights(index)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"weight_map": {}}', '{"weight_map": {"a": "../x.safetensors"}}'])
-def test_an_index_that_is_none(text, tmp_path):
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is no JSON"),
+        ("[]", "expected a JSON object, got list"),
+        ("{}", "expected an index of weight files"),
+        ('{"weight_map": {}}', "expected an index of weight files"),
+        ('{"weight_map": {"a": 3}}', "expected an index of weight files"),
+        ('{"weight_map": {"a": "../x.safetensors"}}', "expected an index of weight files"),
+    ],
+)
+def test_malformed_index_is_refused(text, message, tmp_path):
     index = tmp_path / "m.safetensors.index.json"
     index.write_text(text)
-    with pytest.raises(WeightsError, match="index of weight files"):
+    with pytest.raises(WeightsError, match=rf"index\.json: {message}"):
         open_weights(index)
 
 
@@ -141,12 +151,11 @@ def test_what_is_converted_is_not_in_memory_twice(tmp_path: Path) -> None:
     script = """
 import resource, sys
 import torch
-from gradina.weights.mmap import Mapped
-from gradina.weights.safetensors import in_type, open_weights
+from gradina.weights.safetensors import MappedFiles, open_weights, to_dtype
 base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 weights = open_weights(sys.argv[1])
-mapped = Mapped(*weights.files)
-halves = {name: in_type(x, torch.bfloat16, mapped) for name, x in weights.tensors.items()}
+mapped = MappedFiles(*weights.files)
+halves = {name: to_dtype(x, torch.bfloat16, mapped) for name, x in weights.tensors.items()}
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base)
 assert all((weights.tensors[f"layer.{i}"] == i).all() and (halves[f"layer.{i}"] == i).all() for i in range(10))
 """
@@ -157,7 +166,7 @@ assert all((weights.tensors[f"layer.{i}"] == i).all() and (halves[f"layer.{i}"] 
 
 def test_pages_of_nothing_mapped_are_left_alone() -> None:
     x = torch.ones(1_000_000)
-    Mapped(Path("nowhere")).release(x)
+    MappedFiles(Path("nowhere")).release(x)
     assert (x == 1).all()
 
 
@@ -171,6 +180,6 @@ def test_numbers_in_another_type_are_those_that_pytorch_makes(
     monkeypatch.setenv("GRADINA_NATIVE", native)
     every = torch.arange(-(2**15), 2**15).to(torch.int16).view(torch.float16).float()
     x = every[~every.isnan()].to(of)
-    assert in_type(every.to(of), to, Mapped()).isnan().equal(every.isnan())
+    assert to_dtype(every.to(of), to, MappedFiles()).isnan().equal(every.isnan())
     for given in (x, x[:60000].view(300, 200).T, x[:0], x[0]):
-        assert torch.equal(in_type(given, to, Mapped()), given.to(to))
+        assert torch.equal(to_dtype(given, to, MappedFiles()), given.to(to))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from gradina.adapters.inject import shallow_clone
 from gradina.errors import WeightsError
 from gradina.models.clip import TextTower
-from gradina.models.tokenizer import Tokenizer, as_word
+from gradina.models.tokenizer import Tokenizer, as_placeholder
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,14 +46,14 @@ def taught(tokenizer: Tokenizer, text: TextTower, concepts: Sequence[Concept]) -
                 f"{concept.said}: its vectors have {width} numbers, this model's words {text.config.width}; "
                 "take one that was made for this family"
             )
-        first = words.setdefault(as_word(concept.token), concept)
+        first = words.setdefault(as_placeholder(concept.token), concept)
         if first is not concept:
             raise WeightsError(
                 f"{concept.said}: teaches the word {concept.token}, as {first.said} does; "
                 f"name another, by WORD={concept.said}"
             )
         try:
-            tokenizer = tokenizer.with_word(concept.token, len(concept.vectors))
+            tokenizer = tokenizer.with_placeholder(concept.token, len(concept.vectors))
         except WeightsError as error:
             of_file = concept.file is not None
             raise WeightsError(f"{concept.file}: {error}, by WORD=FILE" if of_file else str(error)) from error

@@ -1,1 +1,1 @@
-"""How long things take, side by side with the peers that are installed, in one run."""
+"""Benchmarks, beside the peers that are installed, in one run."""

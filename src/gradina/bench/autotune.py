@@ -20,7 +20,9 @@ import torch
 
 from gradina.errors import GradinaError, RequestError
 from gradina.files import atomic_write, cache_folder
-from gradina.pipeline import StableDiffusion, generate, resolved, steps, to_pixels
+from gradina.pipeline.generate import generate, steps
+from gradina.pipeline.model import StableDiffusion, to_pixels
+from gradina.pipeline.plan import resolved
 from gradina.request import Request, choice
 from gradina.tasks.metrics import psnr
 

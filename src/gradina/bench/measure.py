@@ -1,9 +1,10 @@
-"""Everything that can be measured, part by part."""
+"""All measurements, part by part."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import date
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -12,76 +13,75 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from gradina.bench import end_to_end, machine, training_step, workloads
 from gradina.bench import report as reports
-from gradina.bench.backends import Opener, contestants
-from gradina.bench.report import Report
-from gradina.bench.timing import Failed, Runner, race
-from gradina.nn.attention import attention as own
+from gradina.bench.backends import Opener, backends
+from gradina.bench.report import Peaks, Report
+from gradina.bench.timing import Failed, Runner, time_interleaved
+from gradina.nn.attention import attention as native_attention
 from gradina.runtime.device import DTYPES
 from gradina.weights.open import open_source
 from gradina.weights.registry import shipped
 
 ATTENTION = ((2, 8, 4096, 40), (2, 8, 1024, 80), (2, 8, 256, 160))  # batch, heads, tokens, width: SD 1.5 at 512x512
 
-Peaks = Mapping[str, Mapping[str, float]]  # GFLOP/s
 
-
-def measured(
-    parts: Sequence[str], rounds: int, size: int, say: Callable[[str], None], device: str = "cpu"
+def measure(
+    parts: Sequence[str], rounds: int, size: int, announce: Callable[[str], None], device: str = "cpu"
 ) -> Iterator[Report]:
-    """The report of some parts (see `gradina bench --help`) as it grows; `say` is told what is measured next."""
-    report: Report = {"date": date.today().isoformat(), **machine.about(device), "rounds": rounds, "results": {}}
-    for results in _results(parts, rounds, size, say, device):
+    """The report of some parts (see `gradina bench --help`) as it grows; `announce` gets what is measured next."""
+    report: Report = {"date": date.today().isoformat(), **machine.environment(device), "rounds": rounds, "results": {}}
+    for results in _results(parts, rounds, size, announce, device):
         report["results"] |= results
         yield report
 
 
 def _results(
-    parts: Sequence[str], rounds: int, size: int, say: Callable[[str], None], device: str
+    parts: Sequence[str], rounds: int, size: int, announce: Callable[[str], None], device: str
 ) -> Iterator[Report]:  # fmt: skip
     peaks: Peaks = {}
     if "machine" in parts:
-        say("what the machine can do")
+        announce("what the machine can do")
         peaks = machine.peaks(device)
         yield {
-            f"the machine, {dtype}": {name: {"GFLOP/s": round(speed)} for name, speed in of_type.items()}
-            for dtype, of_type in peaks.items()
+            f"the machine, {dtype}": {name: {"GFLOP/s": round(speed)} for name, speed in speeds.items()}
+            for dtype, speeds in peaks.items()
         }
     if "attention" in parts:
-        say("attention")
+        announce("attention")
         yield attention(rounds, peaks)
     shapes = workloads.sd15(size)
-    with TemporaryDirectory() as room:
-        folder = Path(room) / "model"
+    with TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "model"
         if {"works", "pictures"} & set(parts):
-            say("nothing yet: it writes a model of Stable Diffusion 1.5's shape, with random weights")
+            announce("nothing yet: it writes a model of Stable Diffusion 1.5's shape, with random weights")
             workloads.write_model(shapes, folder)
-        for name in workloads.WORKS if "works" in parts else ():
-            say(name)
-            yield {f"{name}, {size}x{size}": raced(folder, shapes, name, rounds, peaks, device)}
+        for name in workloads.WORKLOADS if "works" in parts else ():
+            announce(name)
+            yield {f"{name}, {size}x{size}": workload(folder, shapes, name, rounds, peaks, device)}
         if "pictures" in parts:
-            say("whole pictures")
-            yield {
-                f"a picture, {size}x{size}, 20 steps": reports.whole(end_to_end.pictures(folder, size, 20, 1, device))
-            }
+            announce("whole pictures")
+            results = end_to_end.pictures(folder, size, 20, 1, device)
+            yield {f"a picture, {size}x{size}, 20 steps": reports.process_rows(results)}
     if "learning" in parts:
-        say("a step of training")
+        announce("a step of training")
         for name, folder in shipped().items():
-            yield {f"a step of training, {name}, batch of {training_step.BATCH}": learnt(folder, rounds, peaks)}
+            yield {f"a step of training, {name}, batch of {training_step.BATCH}": training(folder, rounds, peaks)}
     if "imports" in parts:
-        say("imports")
-        yield {"import": reports.whole(end_to_end.imports(rounds))}
+        announce("imports")
+        yield {"import": reports.process_rows(end_to_end.imports(rounds))}
     if "cold" in parts:
-        say("the command line")
-        yield {"from a cold command line to a PNG, shipped model": reports.whole(end_to_end.cold(rounds))}
+        announce("the command line")
+        results = end_to_end.cold_start(rounds)
+        yield {"from a cold command line to a PNG, shipped model": reports.process_rows(results)}
 
 
-def raced(
+def workload(
     folder: Path, shapes: workloads.Shapes, name: str, rounds: int, peaks: Peaks, device: str = "cpu"
 ) -> Report:  # fmt: skip
-    """One work, by everyone."""
-    known = list(contestants(device).items())  # the last export, which takes most memory: while it is free
-    opened = {who: _opened(opener, folder, shapes, name) for who, opener in reversed(known)}
-    return reports.raced(race({who: opened[who] for who, _ in known}, rounds), shapes.gflop[name], peaks)
+    """One workload, by all backends."""
+    known = backends(device)  # opened from the end: the export takes most memory, so it comes while that is free
+    opened = {backend: _opened(known[backend], folder, shapes, name) for backend in reversed(list(known))}
+    times = time_interleaved({backend: opened[backend] for backend in known}, rounds)
+    return reports.timing_rows(times, shapes.gflop[name], peaks)
 
 
 def _opened(opener: Opener, folder: Path, shapes: workloads.Shapes, name: str) -> Runner | Failed:
@@ -91,21 +91,23 @@ def _opened(opener: Opener, folder: Path, shapes: workloads.Shapes, name: str) -
         return Failed.of(error)
 
 
-def learnt(folder: Path, rounds: int, peaks: Peaks) -> Report:
-    """A step of training, by everyone."""
+def training(folder: Path, rounds: int, peaks: Peaks) -> Report:
+    """A training step, by all backends."""
     gflop = training_step.gflop(open_source(folder).unet.config)
-    return reports.raced(race(training_step.learners(folder), rounds), gflop, peaks)
+    return reports.timing_rows(time_interleaved(training_step.backends(folder), rounds), gflop, peaks)
 
 
 def attention(rounds: int, peaks: Peaks) -> Report:
-    """Our attention beside torch's own, alone."""
+    """Native attention beside PyTorch's."""
     results = {}
     for b, heads, n, d in ATTENTION:
-        runners = {}
+        runners: dict[str, Runner] = {}
         for dtype in ("fp32", "bf16"):
             q, k, v = (torch.randn(b, n, heads, d).to(DTYPES[dtype]).transpose(1, 2) for _ in range(3))
-            for name, way in (("gradina", own), ("torch", scaled_dot_product_attention)):
-                runners[f"{name} {dtype}"] = torch.inference_mode()(lambda w=way, x=(q, k, v): w(*x))
+            for name, attend in (("gradina", native_attention), ("torch", scaled_dot_product_attention)):
+                runners[f"{name} {dtype}"] = torch.inference_mode()(partial(attend, q, k, v))
         gflop = 4 * b * heads * n * n * d / 1e9
-        results[f"attention ({b}, {heads}, {n}, {d})"] = reports.raced(race(runners, rounds), gflop, peaks)
+        results[f"attention ({b}, {heads}, {n}, {d})"] = reports.timing_rows(
+            time_interleaved(runners, rounds), gflop, peaks
+        )
     return results

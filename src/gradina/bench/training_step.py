@@ -1,6 +1,6 @@
-"""A step of training: the U-Net of a model learns on, beside the same step with diffusers' modules.
+"""One training step of a U-Net, beside the same step with diffusers' modules.
 
-Everyone does the same in it: the loss, its gradient, the norm's limit, AdamW, and the average of the weights.
+All backends do the same in it: loss, backward, gradient clipping, AdamW, and the exponential moving average.
 """
 
 from __future__ import annotations
@@ -19,20 +19,21 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from gradina.bench.timing import Runner
-from gradina.diffusion.denoiser import Denoiser
+from gradina.diffusion.conditioning import Cond
+from gradina.diffusion.denoiser import Denoiser, on_states
 from gradina.diffusion.prediction import prediction_named
 from gradina.models.unet import UNet, UNetConfig
 from gradina.training.loop import Settings, State, train
 from gradina.training.losses import denoising
 from gradina.weights.open import open_source
 
-BATCH, WORDS = 32, 24
+BATCH, TOKENS = 32, 24
 SETTINGS = Settings(steps=1_000_000, batch=BATCH, lr=1e-5, warmup=0, decay=0)
 AUTOCAST = {"fp32": False, "bf16": True}
 
 
-def learners(folder: Path) -> dict[str, Runner]:
-    """Who can learn here, by name; each call takes a step, and says how large the loss was."""
+def backends(folder: Path) -> dict[str, Runner]:
+    """The installed backends by name; each call takes a training step and returns the loss."""
     found: dict[str, Runner] = {}
     for dtype in AUTOCAST:
         found[f"gradina {dtype}"] = partial(next, gradina(folder, dtype))
@@ -42,19 +43,15 @@ def learners(folder: Path) -> dict[str, Runner]:
 
 
 def batch(config: UNetConfig) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The same for everyone, and at each step: latents, noise (b, c, h, w), time steps (b,), text states (b, n, c)."""
+    """Latents (b, c, h, w), noise (b, c, h, w), time steps (b,), text states (b, n, c): the same in all steps."""
     key = torch.Generator().manual_seed(0)
     z, n = (torch.randn(BATCH, config.channels, config.size, config.size, generator=key) for _ in range(2))
-    return (
-        z,
-        n,
-        torch.randint(1, 999, (BATCH,), generator=key),
-        torch.randn(BATCH, WORDS, config.context, generator=key),
-    )
+    t = torch.randint(1, 999, (BATCH,), generator=key)
+    return z, n, t, torch.randn(BATCH, TOKENS, config.context, generator=key)
 
 
 def gflop(config: UNetConfig) -> float:
-    """Of a step: there, and back, which asks for twice as much."""
+    """Of a training step: the backward counts twice the forward."""
     z, _, t, cond = (x.to("meta") for x in batch(config))
     with torch.device("meta"):
         unet = UNet(config)
@@ -64,13 +61,13 @@ def gflop(config: UNetConfig) -> float:
 
 
 def gradina(folder: Path, dtype: str) -> Iterator[float]:
-    """Our loop, with our objective."""
+    """Gradina's loop and loss."""
     parts = open_source(folder, dtype=torch.float32)
     z, n, t, cond = batch(parts.unet.config)
     sigma, prediction = parts.schedule.sigmas[t].float(), prediction_named(parts.prediction)
 
     def loss(network: nn.Module, key: int) -> Tensor:
-        return denoising(Denoiser(network, parts.schedule, prediction), z, n, sigma, cond)
+        return denoising(Denoiser(on_states(network), parts.schedule, prediction), z, n, sigma, Cond(cond))
 
     settings = replace(SETTINGS, precision="bfloat16" if AUTOCAST[dtype] else "float32")
     for step in train(State.begin(parts.unet.requires_grad_(True), settings), loss, settings):
@@ -78,22 +75,22 @@ def gradina(folder: Path, dtype: str) -> Iterator[float]:
 
 
 def diffusers(folder: Path, dtype: str) -> Iterator[float]:
-    """The reference's modules, with what PyTorch has beside them."""
+    """diffusers' modules, with PyTorch's optimizer and moving average."""
     peer: Any = import_module("diffusers")
     unet = peer.UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32).train()
     scheduler = peer.DDPMScheduler.from_pretrained(folder / "scheduler")
     z, n, t, cond = batch(open_source(folder).unet.config)
     optimizer = torch.optim.AdamW(unet.parameters(), lr=SETTINGS.lr, betas=SETTINGS.betas)
-    means = torch.optim.swa_utils.get_ema_multi_avg_fn(SETTINGS.ema)  # type: ignore[no-untyped-call]
-    average = torch.optim.swa_utils.AveragedModel(unet, multi_avg_fn=means)
+    ema_fn = torch.optim.swa_utils.get_ema_multi_avg_fn(SETTINGS.ema)  # type: ignore[no-untyped-call]
+    ema = torch.optim.swa_utils.AveragedModel(unet, multi_avg_fn=ema_fn)
     while True:
         with torch.autocast("cpu", torch.bfloat16, enabled=AUTOCAST[dtype]):
-            said = unet(scheduler.add_noise(z, n, t), t, encoder_hidden_states=cond).sample
+            output = unet(scheduler.add_noise(z, n, t), t, encoder_hidden_states=cond).sample
             velocity = scheduler.config.prediction_type == "v_prediction"
-            loss = F.mse_loss(said.float(), scheduler.get_velocity(z, n, t) if velocity else n)
+            loss = F.mse_loss(output.float(), scheduler.get_velocity(z, n, t) if velocity else n)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(unet.parameters(), SETTINGS.clip)
         optimizer.step()
         optimizer.zero_grad()
-        average.update_parameters(unet)
+        ema.update_parameters(unet)
         yield loss.item()

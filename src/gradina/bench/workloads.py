@@ -1,4 +1,4 @@
-"""What is raced over: the parts of one picture by Stable Diffusion 1.5, and how many multiplications each asks for."""
+"""The parts of one picture by Stable Diffusion 1.5: shapes, inputs, and the number of operations."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from gradina.weights.components import Components
 from gradina.weights.families import FAMILIES, Family
 from gradina.weights.formats.diffusers import write_folder
 
-WORKS = ("text encoder", "U-Net step", "decoder")
-SCALE = 7.5  # of guidance: a step is one pass for a batch of two, and their combination
+WORKLOADS = ("text encoder", "U-Net step", "decoder")
+GUIDANCE_SCALE = 7.5  # a step is one forward pass with a batch of two, and their combination
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """The same for everyone: token ids (2, n), text states (2, n, width), noisy latents (1, 4, h, w)."""
+    """Token ids (2, n), text states (2, n, width), noisy latents (1, 4, h, w)."""
 
     ids: torch.Tensor
     states: torch.Tensor
@@ -35,14 +35,14 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Shapes:
-    """Of which networks, for which size of picture."""
+    """A family of networks and a picture size."""
 
     family: Family
     size: int  # pixels
 
     @property
     def inputs(self) -> Inputs:
-        """Drawn from one seed."""
+        """The same for all backends, from one seed."""
         key, text = torch.Generator().manual_seed(0), self.family.text
         side = self.size // self.family.vae.factor
         return Inputs(
@@ -53,31 +53,31 @@ class Shapes:
 
     @cached_property
     def gflop(self) -> dict[str, float]:
-        """Of each work, counted on networks without numbers; a multiplication and its addition are two."""
+        """Of each workload, counted on the meta device; a multiplication and its addition are two operations."""
         with torch.device("meta"):
             text, unet, vae = TextTower(self.family.text), UNet(self.family.unet), AutoencoderKL(self.family.vae)
-            given = self.inputs
-            ids, states, latents = (x.to("meta") for x in (given.ids, given.states, given.latents))
-            works: dict[str, Callable[[], object]] = {
+            inputs = self.inputs
+            ids, states, latents = (x.to("meta") for x in (inputs.ids, inputs.states, inputs.latents))
+            runs: dict[str, Callable[[], object]] = {
                 "text encoder": lambda: text(ids),
                 "U-Net step": lambda: unet(latents.expand(2, -1, -1, -1), torch.zeros(2), states),
                 "decoder": lambda: vae.decode(latents[:, : self.family.vae.latent_channels]),
             }
-            counted = {}
-            for name in WORKS:
+            gflop = {}
+            for name in WORKLOADS:
                 with torch.no_grad(), FlopCounterMode(display=False) as counter:
-                    works[name]()
-                counted[name] = counter.get_total_flops() / 1e9
-        return counted
+                    runs[name]()
+                gflop[name] = counter.get_total_flops() / 1e9
+        return gflop
 
 
 def sd15(size: int = 512) -> Shapes:
-    """Stable Diffusion 1.5."""
+    """Stable Diffusion 1.5 at a picture size in pixels."""
     return Shapes(FAMILIES["sd1"], size)
 
 
 def write_model(shapes: Shapes, folder: Path) -> None:
-    """A model of those shapes with random weights, in half precision, as published ones are."""
+    """Writes a diffusers folder of those shapes with random weights in fp16, the dtype of published models."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         parts = Components(

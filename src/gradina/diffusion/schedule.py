@@ -6,32 +6,16 @@ Time steps exist only where a network was trained with them, and are converted h
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from gradina.diffusion.betas import BetaLaw, cosine_betas, linear_betas, scaled_linear_betas, zero_terminal_snr
-from gradina.diffusion.prediction import prediction_named
+from gradina.diffusion.betas import BetaLaw
 from gradina.errors import RequestError, WeightsError
 from gradina.request import choice
-
-__all__ = [
-    "SCHEDULES",
-    "BetaLaw",
-    "Final",
-    "Schedule",
-    "cosine_betas",
-    "img2img_sigmas",
-    "linear_betas",
-    "sampling_sigmas",
-    "scaled_linear_betas",
-    "schedule_from_config",
-    "sd_schedule",
-    "zero_terminal_snr",
-]  # fmt: skip
 
 Final = Literal["zero", "replace", "lowest"]
 
@@ -90,47 +74,6 @@ class Schedule:
         """
         sigmas = self.sigmas[torch.randint(len(self.sigmas), (count,), generator=generator)]
         return (shift * sigmas).clamp(self.sigmas[0], self.sigmas[-1])
-
-    def to_config(self, prediction: str = "eps") -> dict[str, Any]:
-        """diffusers' scheduler_config.json for this schedule and prediction; `schedule_from_config` reads it back."""
-        alphas_bar = self.alphas_bar
-        betas = 1 - alphas_bar / torch.cat([alphas_bar.new_ones(1), alphas_bar[:-1]])
-        law = self.law or BetaLaw("linear")
-        return {
-            "_class_name": "DDIMScheduler",
-            "num_train_timesteps": len(betas),
-            "beta_start": law.beta_start,
-            "beta_end": law.beta_end,
-            "beta_schedule": law.beta_schedule,
-            "trained_betas": None if self.law else betas.tolist(),
-            "rescale_betas_zero_snr": law.rescale_betas_zero_snr,
-            "prediction_type": prediction_named(prediction).diffusers,
-            "timestep_spacing": self.timestep_spacing,
-            "steps_offset": self.steps_offset,
-            "set_alpha_to_one": self.set_alpha_to_one,
-            "clip_sample": False,
-            "skip_prk_steps": True,
-        }
-
-
-def schedule_from_config(config: Mapping[str, Any]) -> Schedule:
-    """The schedule that diffusers' scheduler_config.json describes; what it leaves out is as diffusers has it.
-
-    Raises WeightsError where the betas follow a law that is not known here.
-    """
-    known = {
-        "steps_offset": config.get("steps_offset", 0),
-        "set_alpha_to_one": config.get("set_alpha_to_one", config.get("_class_name") != "PNDMScheduler"),
-        "timestep_spacing": config.get("timestep_spacing", "leading"),
-    }
-    if config.get("trained_betas") is not None:
-        betas = torch.tensor(config["trained_betas"], dtype=torch.float64)
-        zero_snr = config.get("rescale_betas_zero_snr", False)
-        return Schedule.from_betas(zero_terminal_snr(betas) if zero_snr else betas, **known)
-    as_diffusers = {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02}
-    law = BetaLaw(**{f: config[f] for f in BetaLaw.__dataclass_fields__ if f in config} | {
-        k: v for k, v in as_diffusers.items() if k not in config})  # fmt: skip
-    return Schedule.from_betas(law.betas(), law=law, **known)
 
 
 def sd_schedule(**fields: Any) -> Schedule:

@@ -1,4 +1,4 @@
-"""From Python and its standard library alone: chance, matrices, tensors with gradients, layers, learning, data.
+"""From Python's standard library alone: random numbers, matrices, tensors with autograd, layers, optimizers, data.
 
-For reading and for lessons. Nothing else in Gradina uses it: everything here exists elsewhere, many times as quick.
+For reading and for the lessons. Nothing else in Gradina uses it: PyTorch does all of it many times faster.
 """

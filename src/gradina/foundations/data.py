@@ -1,4 +1,4 @@
-"""Data: files of LeCun's IDX format, and batches in changing order."""
+"""Data: files in LeCun's IDX format, and shuffled batches."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from gradina.foundations.random import Random
 T = TypeVar("T")
 
 
-def read_idx(path: str | Path, most: int | None = None) -> tuple[tuple[int, ...], bytes]:
-    """The shape of an IDX file of unsigned bytes, and the bytes themselves; of the first `most` entries, if given.
+def read_idx(path: str | Path, limit: int | None = None) -> tuple[tuple[int, ...], bytes]:
+    """The shape and the bytes of an IDX file of unsigned bytes, or of its first `limit` entries.
 
-    Raises ValueError for a file that is none, or is cut short.
+    Raises ValueError for any other file and for a truncated one.
     """
     data = Path(path).read_bytes()
     if len(data) < 4 or data[:3] != b"\x00\x00\x08":
@@ -24,15 +24,15 @@ def read_idx(path: str | Path, most: int | None = None) -> tuple[tuple[int, ...]
     shape = tuple(int.from_bytes(data[i : i + 4], "big") for i in range(4, begin, 4))
     if len(data) - begin != math.prod(shape):
         raise ValueError(f"{path}: {len(data) - begin} bytes of data where the header says {'x'.join(map(str, shape))}")
-    if most is not None:
-        shape = (min(most, shape[0]), *shape[1:])
+    if limit is not None:
+        shape = (min(limit, shape[0]), *shape[1:])
     return shape, data[begin : begin + math.prod(shape)]
 
 
 def batches(items: Sequence[T], size: int, random: Random) -> Iterator[list[T]]:
-    """All items once, in an order that is decided by chance, `size` at a time; the last batch may be smaller."""
+    """All items once in random order, `size` at a time; the last batch may be smaller."""
     if size < 1:
         raise ValueError(f"size: got {size}, expected 1 or more")
-    mixed = random.shuffled(items)
-    for i in range(0, len(mixed), size):
-        yield mixed[i : i + size]
+    shuffled = random.shuffled(items)
+    for i in range(0, len(shuffled), size):
+        yield shuffled[i : i + size]

@@ -1,4 +1,4 @@
-"""The product of two matrices, in ways that are each quicker than the one before, and equal."""
+"""The product of two matrices, three times: each way is faster than the one before, and the result the same."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ Matrix = Sequence[Sequence[float]]
 
 
 def by_index(a: Matrix, b: Matrix) -> list[list[float]]:
-    """As the definition says: c[i][j] is the sum over k of a[i][k] · b[k][j]."""
-    rows, inner, columns = shape_of_product(a, b)
+    """By definition: c[i][j] is the sum over k of a[i][k] · b[k][j]."""
+    rows, inner, columns = product_shape(a, b)
     c = [[0.0] * columns for _ in range(rows)]
     for i in range(rows):
         for j in range(columns):
@@ -20,8 +20,8 @@ def by_index(a: Matrix, b: Matrix) -> list[list[float]]:
 
 
 def by_rows(a: Matrix, b: Matrix) -> list[list[float]]:
-    """Nothing is looked up twice: rows are walked along, and a sum is kept where it can be reached at once."""
-    shape_of_product(a, b)
+    """Without indexing: iterates over rows and columns, and accumulates in a local variable."""
+    product_shape(a, b)
     columns = list(zip(*b, strict=True))
     c = []
     for row in a:
@@ -36,14 +36,14 @@ def by_rows(a: Matrix, b: Matrix) -> list[list[float]]:
 
 
 def by_library(a: Matrix, b: Matrix) -> list[list[float]]:
-    """The inner loop is the standard library's, which is written in C."""
-    shape_of_product(a, b)
+    """The inner loop runs in the standard library, which is written in C."""
+    product_shape(a, b)
     columns = list(zip(*b, strict=True))
     return [[float(sum(map(mul, row, column))) for column in columns] for row in a]
 
 
-def shape_of_product(a: Matrix, b: Matrix) -> tuple[int, int, int]:
-    """Rows of a, what is summed over, columns of b. Raises ValueError, saying the shapes, where they do not fit."""
+def product_shape(a: Matrix, b: Matrix) -> tuple[int, int, int]:
+    """Rows of a, the inner dimension, columns of b. Raises ValueError for matrices that cannot be multiplied."""
     for name, matrix in (("a", a), ("b", b)):
         if not matrix or not matrix[0] or any(len(row) != len(matrix[0]) for row in matrix):
             raise ValueError(f"{name}: expected rows of one length, at least one number long")

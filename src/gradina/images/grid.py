@@ -1,4 +1,4 @@
-"""Sheets of pictures: a labelled grid, a strip of frames, a film; for the command line, for training, for papers."""
+"""Several pictures in one file: a labelled grid, a strip of frames, an animation."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from gradina.request import choice
 
 Font: TypeAlias = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
-PAPER, INK, PALE = (250, 250, 248), (38, 38, 40), (96, 96, 100)
-LABEL, TITLE = 15, 20  # pixels, size of the letters
-LEADING = 1.3  # from line to line, in letter sizes
-LINES = 3  # a label is wrapped into so many lines, then shortened
-ROW_LABEL = 200  # pixels, at most
-CELL, FRAME = 128, 256  # pixels: smaller pictures are enlarged to at least this, on a sheet and in a film
+BACKGROUND, TITLE_COLOUR, LABEL_COLOUR = (250, 250, 248), (38, 38, 40), (96, 96, 100)
+LABEL_SIZE, TITLE_SIZE = 15, 20  # font sizes in pixels
+LINE_HEIGHT = 1.3  # in font sizes
+MAX_LINES = 3  # of a label, which is then shortened
+MAX_ROW_LABEL = 200  # pixels
+MIN_CELL, MIN_FRAME = 128, 256  # pixels, to which smaller pictures are enlarged in a grid and in a film
 FILMS = {".gif": "GIF", ".webp": "WEBP", ".png": "PNG", ".apng": "PNG"}
 
-# Pillow's own font knows hardly more than ASCII; these, where the system has one, draw the rest.
-WIDER_FONTS = ("NotoSansCJK-Regular.ttc", "NotoSans-Regular.ttf", "DejaVuSans.ttf", "Arial Unicode.ttf", "arial.ttf")
+# Pillow's default font has little more than ASCII; these, if installed, have the rest.
+UNICODE_FONTS = ("NotoSansCJK-Regular.ttc", "NotoSans-Regular.ttf", "DejaVuSans.ttf", "Arial Unicode.ttf", "arial.ttf")
 
 
 @functools.cache
-def _font(size: int, plain: bool) -> Font:
-    for name in () if plain else WIDER_FONTS:
+def _font(size: int, ascii_only: bool) -> Font:
+    for name in () if ascii_only else UNICODE_FONTS:
         try:
             return ImageFont.truetype(name, round(size * 0.9))
         except OSError:
@@ -40,24 +40,24 @@ def _font(size: int, plain: bool) -> Font:
 
 
 class _Label(NamedTuple):
-    """A text broken into lines, with the room that it takes in pixels."""
+    """A text wrapped into lines, with its size in pixels."""
 
     lines: tuple[str, ...]
     font: Font
-    leading: int
+    line_height: int
     width: int
 
     @property
     def height(self) -> int:
-        return self.leading * len(self.lines)
+        return self.line_height * len(self.lines)
 
 
-def _label(text: object, width: int, plain: bool, size: int = LABEL) -> _Label:
-    """The text in at most LINES lines of at most `width` pixels, broken between words where that can be."""
+def _label(text: object, width: int, ascii_only: bool, size: int = LABEL_SIZE) -> _Label:
+    """The text in at most MAX_LINES lines of at most `width` pixels, wrapped between words where possible."""
     rest = " ".join(str(text).encode("utf-8", "replace").decode().split())[:500]
-    font = _font(size, plain)
+    font = _font(size, ascii_only)
     lines: list[str] = []
-    while rest and len(lines) < LINES:
+    while rest and len(lines) < MAX_LINES:
         end = next((n for n in range(1, len(rest) + 1) if font.getlength(rest[:n]) > width), len(rest) + 1) - 1
         if end < len(rest):
             space = rest.rfind(" ", 0, end + 1)
@@ -69,13 +69,15 @@ def _label(text: object, width: int, plain: bool, size: int = LABEL) -> _Label:
         while last and font.getlength(last + "…") > width:
             last = last[:-1]
         lines[-1] = last.rstrip() + "…"
-    return _Label(tuple(lines), font, round(size * LEADING), math.ceil(max(map(font.getlength, lines), default=0)))
+    return _Label(tuple(lines), font, round(size * LINE_HEIGHT), math.ceil(max(map(font.getlength, lines), default=0)))
 
 
-def _write(sheet: ImageDraw.ImageDraw, label: _Label, x: float, y: float, side: str, ink: tuple[int, int, int]) -> None:
-    """Draws downwards from y, the middle (m) or right end (r) of each line at x."""
+def _write(
+    draw: ImageDraw.ImageDraw, label: _Label, x: float, y: float, align: str, colour: tuple[int, int, int]
+) -> None:
+    """Draws a label down from y, with the middle (m) or the right end (r) of each line at x."""
     for i, line in enumerate(label.lines):
-        sheet.text((x, y + (i + 0.5) * label.leading), line, fill=ink, font=label.font, anchor=f"{side}m")
+        draw.text((x, y + (i + 0.5) * label.line_height), line, fill=colour, font=label.font, anchor=f"{align}m")
 
 
 def _enlarged(image: Image.Image, factor: int) -> Image.Image:
@@ -83,14 +85,14 @@ def _enlarged(image: Image.Image, factor: int) -> Image.Image:
 
 
 def _factor(images: Sequence[Image.Image], least: int) -> int:
-    """The whole number by which the largest picture must grow until its longer side has `least` pixels."""
+    """The integer factor that enlarges the largest picture to at least `least` pixels on its longer side."""
     return max(1, math.ceil(least / max(max(image.size) for image in images)))
 
 
 def _shape(
     count: int, columns: int | None, row_labels: Sequence[str], column_labels: Sequence[str], labels: Sequence[str]
 ) -> tuple[int, int]:
-    """Rows and columns for `count` pictures; the labels decide where `columns` is open."""
+    """Rows and columns for `count` pictures; without `columns`, the labels decide."""
     if not count:
         raise RequestError("images: got none, expected at least one picture for a sheet")
     if columns is None:
@@ -116,69 +118,65 @@ def grid(
     title: str | None = None,
     pad: int = 10,
 ) -> Image.Image:
-    """Pictures, row by row, as one picture with labels beside its rows, over its columns and under each picture.
+    """Pictures, row by row, in a grid with labels left of rows, above columns and below pictures.
 
-    Small pictures are enlarged by a whole factor without smoothing; `pad` is the room between pictures, in pixels.
+    Small pictures are enlarged by an integer factor, nearest-neighbour; `pad` is the gap between pictures in pixels.
     Raises RequestError where the numbers of pictures and labels do not match.
     """
     images = list(images)
     rows, columns = _shape(len(images), columns, row_labels, column_labels, labels)
-    factor = _factor(images, CELL)
-    cell = [factor * max(side) for side in zip(*(image.size for image in images), strict=True)]
+    factor = _factor(images, MIN_CELL)
+    width, height = (factor * max(side) for side in zip(*(image.size for image in images), strict=True))
 
-    plain = "".join(map(str, (*row_labels, *column_labels, *labels, title or ""))).isascii()  # one font for all
-    under = [_label(text, cell[0], plain) for text in labels]
-    foot = max((label.height + pad // 2 for label in under), default=0)
-    pitch = cell[0] + pad, cell[1] + foot + pad
-    across, down = (n * step - pad for n, step in zip((columns, rows), pitch, strict=True))
-    beside = [_label(text, ROW_LABEL, plain) for text in row_labels]
-    over = [_label(text, cell[0], plain) for text in column_labels]
-    margin = 2 * pad
-    left = margin + (max(label.width for label in beside) + pad + pad // 2 if beside else 0)
-    head = _label(title, left + across - margin, plain, TITLE) if title else None
-    head_height = head.height + pad if head else 0
-    top = margin + head_height + (max(label.height for label in over) + pad // 2 if over else 0)
+    ascii_only = "".join(map(str, (*row_labels, *column_labels, *labels, title or ""))).isascii()  # one font for all
+    below = [_label(text, width, ascii_only) for text in labels]
+    left = [_label(text, MAX_ROW_LABEL, ascii_only) for text in row_labels]
+    above = [_label(text, width, ascii_only) for text in column_labels]
+    margin, gap = 2 * pad, pad // 2
+    step_x, step_y = width + pad, height + max((label.height + gap for label in below), default=0) + pad
+    x0 = margin + (max(label.width for label in left) + pad + gap if left else 0)
+    right = x0 + columns * step_x - pad
+    head = _label(title, right - margin, ascii_only, TITLE_SIZE) if title else None
+    y0 = margin + (head.height + pad if head else 0) + (max(label.height for label in above) + gap if above else 0)
 
-    page = Image.new("RGB", (left + across + margin, top + down + margin), PAPER)
-    pen = ImageDraw.Draw(page)
+    page = Image.new("RGB", (right + margin, y0 + rows * step_y - pad + margin), BACKGROUND)
+    draw = ImageDraw.Draw(page)
     if head:
-        _write(pen, head, (left + across + margin) / 2, margin - pad / 2, "m", INK)
-    for column, label in enumerate(over):
-        x = left + column * pitch[0] + cell[0] / 2
-        _write(pen, label, x, top - pad // 2 - label.height, "m", PALE)
-    for row, label in enumerate(beside):
-        y = top + row * pitch[1] + (cell[1] - label.height) / 2
-        _write(pen, label, left - pad - pad // 2, y, "r", PALE)
+        _write(draw, head, (right + margin) / 2, margin - pad / 2, "m", TITLE_COLOUR)
+    for column, label in enumerate(above):
+        _write(draw, label, x0 + column * step_x + width / 2, y0 - gap - label.height, "m", LABEL_COLOUR)
+    for row, label in enumerate(left):
+        _write(draw, label, x0 - pad - gap, y0 + row * step_y + (height - label.height) / 2, "r", LABEL_COLOUR)
     for i, image in enumerate(images):
-        large = _enlarged(image, factor)
-        x, y = left + i % columns * pitch[0], top + i // columns * pitch[1]
-        page.paste(large, (x + (cell[0] - large.width) // 2, y + (cell[1] - large.height) // 2))
-        if under:
-            _write(pen, under[i], x + cell[0] / 2, y + cell[1] + pad // 2, "m", PALE)
+        enlarged = _enlarged(image, factor)
+        x, y = x0 + i % columns * step_x, y0 + i // columns * step_y
+        page.paste(enlarged, (x + (width - enlarged.width) // 2, y + (height - enlarged.height) // 2))
+        if below:
+            _write(draw, below[i], x + width / 2, y + height + gap, "m", LABEL_COLOUR)
     return page
 
 
 def strip(images: Iterable[Image.Image], labels: Sequence[str] = (), title: str | None = None) -> Image.Image:
-    """Frames from left to right as one picture, each under its label."""
+    """Frames from left to right in one picture, each below its label."""
     images = list(images)
     return grid(images, columns=len(images) or None, column_labels=labels, title=title, pad=6)
 
 
 def film(images: Iterable[Image.Image], path: str | PathLike[str], seconds: float = 3.0, hold: float = 1.5) -> None:
-    """Writes frames of one size as an endless film: GIF, WebP or animated PNG, as the suffix of `path` says.
+    """Writes frames of one size as a looping animation: GIF, WebP or PNG, by the suffix of `path`.
 
-    The frames share `seconds`; the last one stays for `hold` seconds more. Frames under 256 pixels are enlarged by
-    a whole factor. Raises RequestError, and DiskError where the file cannot be written.
+    The frames share `seconds`, and the last stays for `hold` seconds more. Frames under 256 pixels are enlarged by an
+    integer factor. Raises RequestError, and DiskError where the file cannot be written.
     """
     images = list(images)
     kind = FILMS[choice("film", Path(path).suffix.lower(), tuple(FILMS))]
     if not images or any(image.size != images[0].size for image in images):
         sizes = ", ".join(sorted({f"{image.width} x {image.height}" for image in images})) or "none"
         raise RequestError(f"film: got frames of {sizes}, expected at least one frame, all of one size")
-    factor = _factor(images, FRAME)
+    factor = _factor(images, MIN_FRAME)
     frames = [_enlarged(image, factor) for image in images]
-    each = max(20, round(1000 * seconds / len(frames)))  # ms; browsers slow down anything faster
-    durations = [each] * (len(frames) - 1) + [each + round(1000 * hold)]
+    duration = max(20, round(1000 * seconds / len(frames)))  # ms; browsers slow down anything faster
+    durations = [duration] * (len(frames) - 1) + [duration + round(1000 * hold)]
     quality = {"lossless": True} if kind == "WEBP" else {}
     with atomic_write(path) as file:
         frames[0].save(

@@ -1,7 +1,7 @@
-"""The A1111 `parameters` text: a Request as the web UI of AUTOMATIC1111 writes it, and what such a text asks for.
+"""The A1111 `parameters` text, written from a Request and read into one, as in the web UI of AUTOMATIC1111.
 
-A prompt, a line `Negative prompt: ...`, and a line `Steps: 20, Sampler: DPM++ 2M, ...`, whose values are quoted as
-JSON where they hold a comma, a colon or a line break.
+A prompt, a line `Negative prompt: ...`, and a line `Steps: 20, Sampler: DPM++ 2M, ...`, whose values are JSON strings
+where they have a comma, a colon or a line break.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Any
 from gradina.errors import RequestError
 from gradina.images.infotext_grammar import NEGATIVE, parse
 from gradina.images.programs.names import SAMPLERS, SCHEDULES, sampler_and_schedule, short
-from gradina.images.programs.settings import noted, syntax, without_networks
+from gradina.images.programs.settings import noted, syntax_notes, without_networks
 from gradina.request import Request
 
 
-def whole(text: str) -> int:
-    """A whole number, also as 20.0; raises ValueError for any other."""
+def integer(text: str) -> int:
+    """An integer, also as 20.0; raises ValueError for any other number."""
     value = number(text)
     if value != int(value):
         raise ValueError(f"{text} is no whole number")
@@ -27,29 +27,29 @@ def whole(text: str) -> int:
 
 
 def number(text: str) -> float:
-    """A number, also with the decimal comma of many languages."""
+    """A number, also with a decimal comma."""
     return float(text.replace(",", "."))
 
 
-# Their key             our field            its value from theirs
+# A1111's key           field                conversion
 FIELDS = (
-    ("Steps",               "steps",             whole),
+    ("Steps",               "steps",             integer),
     ("CFG scale",           "guidance_scale",    number),
     ("Guidance scale",      "guidance_scale",    number),
     ("CFG rescale",         "guidance_rescale",  number),
     ("Guidance interval",   "guidance_interval", lambda text: tuple(map(float, text.split(" to ")))),
-    ("Seed",                "seed",              whole),
+    ("Seed",                "seed",              integer),
     ("Denoising strength",  "strength",          number),
     ("Eta",                 "eta",               number),
     ("Eta DDIM",            "eta",               number),
     ("Rates",               "rates",             str),
-    ("Reuse",               "reuse",             whole),
+    ("Reuse",               "reuse",             integer),
     ("Loras",               "loras",             json.loads),
     ("Concepts",            "concepts",          json.loads),
     ("Edit",                "edit",              json.loads),
 )  # fmt: skip
 
-# Their key, or how it begins, and what is the matter with it; of several that fit, the first
+# Keys, or their beginnings, that are not honoured, and why; the first match counts
 NOT_HONOURED = (
     ("Hires",               "the second pass at a higher resolution is not drawn"),
     ("First pass size",     "the second pass at a higher resolution is not drawn"),
@@ -76,18 +76,19 @@ NOT_HONOURED = (
     ("Emphasis",            "prompts have no weights here"),
 )  # fmt: skip
 
-# These say nothing about the pixels, or were the default all along.
-SILENT = (
+# Keys that say nothing about the pixels, or are the default
+IGNORED = (
     "Version", "Model", "Model hash", "VAE hash", "Init image hash", "User", "Batch size", "Batch pos", "RNG",
     "Created Date", "App", "Parser", "Downcast alphas_cumprod", "Pad conds", "SDCPP",
 )  # fmt: skip
-SIDES = ("Width", "Height")  # where there is no Size; not among the known keys, as they are words of prompts, too
+SIDES = ("Width", "Height")  # without a Size; not in KNOWN, since they are words of prompts, too
 HARMLESS = {("Clip skip", "1"), ("ENSD", "0"), ("VAE Encoder", "Full"), ("VAE Decoder", "Full"), ("Tiling", "False")}
 
-MODEL = (("Model hash", "hash"), ("Model", "name"), ("VAE", "vae"), ("VAE hash", "vae_hash"))  # their key, ours
+MODEL = (("Model hash", "hash"), ("Model", "name"), ("VAE", "vae"), ("VAE hash", "vae_hash"))  # key, that of a Record
 
-KNOWN = {  # keys by their small letters
-    key.lower(): key for key in ("Sampler", "Schedule type", "Scheduler", "Size", *SILENT, *(key for key, *_ in FIELDS))
+KNOWN = {  # keys by their lower case
+    key.lower(): key
+    for key in ("Sampler", "Schedule type", "Scheduler", "Size", *IGNORED, *(key for key, *_ in FIELDS))
 }
 
 
@@ -97,64 +98,64 @@ def _quoted(value: object) -> str:
 
 
 def _fields(pairs: Mapping[str, str], notes: list[str]) -> dict[str, Any]:
-    """The fields of a request whose values can be used; notes say which cannot."""
+    """The fields of a request whose values are valid; notes name the others."""
     rows: list[tuple[str, dict[str, Any]]] = []
     fields: dict[str, Any] = {}
     for key, name, value_of in FIELDS:
         if key in pairs:
             with noted(key, pairs[key], notes):
                 rows.append((key, {name: value_of(pairs[key])}))
-    told = pairs.get("Size") or "x".join(pairs[side] for side in SIDES if side in pairs)
-    if size := re.fullmatch(r"(\d{1,6})\s*[x×*]\s*(\d{1,6})\s*(?:px)?", told.lower()):
+    text = pairs.get("Size") or "x".join(pairs[side] for side in SIDES if side in pairs)
+    if size := re.fullmatch(r"(\d{1,6})\s*[x×*]\s*(\d{1,6})\s*(?:px)?", text.lower()):
         width, height = int(size[1]), int(size[2])
         rows.append(("Size", {"width": width - width % 8, "height": height - height % 8}))
         if width % 8 or height % 8:
             notes.append(f"Size: {size[0]} (cut to multiples of 8)")
-    elif told:
-        notes.append(f"Size: {short(told)} (cannot be used, left open)")
+    elif text:
+        notes.append(f"Size: {short(text)} (cannot be used, left open)")
     for key, values in rows:
-        with noted(key, pairs.get(key, told), notes):
+        with noted(key, pairs.get(key, text), notes):
             Request(**values)
             fields |= values
     return fields
 
 
-def _is_ours(pairs: Mapping[str, str]) -> bool:
-    """Whether gradina wrote the text."""
+def _is_by_gradina(pairs: Mapping[str, str]) -> bool:
     return pairs.get("Version", "").startswith("gradina")
 
 
 def _not_honoured(pairs: Mapping[str, str]) -> list[str]:
-    """One sentence for each reason, naming all that it stops."""
+    """A note for each reason, with all settings that it concerns."""
     reasons: dict[str, list[str]] = {}
     for key, value in pairs.items():
-        silent = key in SIDES or (key, value) in HARMLESS or (key == "VAE" and _is_ours(pairs))
-        if key.lower() not in KNOWN and not silent:
-            why = next((why for begin, why in NOT_HONOURED if key.lower().startswith(begin.lower())), "not known here")
+        ignored = key in SIDES or (key, value) in HARMLESS or (key == "VAE" and _is_by_gradina(pairs))
+        if key.lower() not in KNOWN and not ignored:
+            matches = (why for prefix, why in NOT_HONOURED if key.lower().startswith(prefix.lower()))
+            why = next(matches, "not known here")
             reasons.setdefault(why, []).append(f"{short(key)}: {short(value)}" if value else short(key))
-    return [f"{', '.join(stopped)} (not honoured: {why})" for why, stopped in reasons.items()]
+    return [f"{', '.join(settings)} (not honoured: {why})" for why, settings in reasons.items()]
 
 
 def read_parameters(text: str) -> tuple[Request, list[str]]:
-    """The request that an A1111 text describes, and a sentence on each thing in it that cannot be honoured.
+    """The request that an A1111 text describes, and a note on each setting that is not honoured.
 
-    The seeds of that web UI are drawn on the graphics card unless it says `RNG: CPU`: such a picture comes out another.
+    The web UI draws noise on the GPU unless the text says `RNG: CPU`, so that its pictures are not reproduced exactly.
     """
     parsed = parse(text, KNOWN)
     pairs, notes = parsed.pairs, list[str]()
-    ours = _is_ours(pairs)
+    by_gradina = _is_by_gradina(pairs)
     names = pairs.get("Sampler", ""), pairs.get("Schedule type") or pairs.get("Scheduler", "")
-    fields = _fields(pairs, notes) | sampler_and_schedule(*names, notes, by_itself=not ours)
+    fields = _fields(pairs, notes) | sampler_and_schedule(*names, notes, default_schedule=not by_gradina)
     prompts = [parsed.prompt, parsed.negative_prompt]
     notes += _not_honoured(pairs)
     if "strength" in fields and any(key.startswith(("Hires", "First pass")) for key in pairs):
-        del fields["strength"]  # it was the second pass's
+        del fields["strength"]  # of the second pass
     elif "strength" in fields:
         notes.append(
             "Denoising strength: drawn over another picture, which this text does not hold; give it as init_image"
         )
-    if not ours:
-        notes += syntax("\n".join(prompts))
+    if not by_gradina:
+        notes += syntax_notes("\n".join(prompts))
         prompts = [without_networks(prompt) for prompt in prompts]
         if "Seed" in pairs and pairs.get("RNG", "").upper() != "CPU" and pairs.get("Version") != "ComfyUI":
             notes.append("Seed: its noise was drawn on the graphics card (no `RNG: CPU`), so the picture will differ")
@@ -166,21 +167,21 @@ def read_parameters(text: str) -> tuple[Request, list[str]]:
 
 
 def has_settings(text: str) -> bool:
-    """Whether a text that may be anything is A1111's."""
+    """Whether any text is A1111's."""
     return len(parse(text, KNOWN).pairs) >= 3
 
 
 def model_of(text: str) -> dict[str, str] | None:
-    """The name and the hash of the model that an A1111 text names, as far as it does."""
+    """The name and the hash of the model, where an A1111 text has them."""
     pairs = parse(text, KNOWN).pairs
-    rows = MODEL if _is_ours(pairs) else MODEL[:2]  # others' names of autoencoders are found by themselves alone
-    return {ours: pairs[key] for key, ours in rows if pairs.get(key)} or None
+    rows = MODEL if _is_by_gradina(pairs) else MODEL[:2]  # autoencoders have no names in common with other programs
+    return {name: pairs[key] for key, name in rows if pairs.get(key)} or None
 
 
 def write_parameters(request: Request, model: dict[str, str] | None = None, version: str = "") -> str:
-    """The A1111 text of one picture; fields that are None are left out.
+    """The A1111 text of one picture, without fields that are None.
 
-    Raises RequestError where the request draws several pictures: `request.alone(i)` is one of them.
+    Raises RequestError for a request for several pictures; `request.alone(i)` is one of them.
     """
     if len(request.prompts) != 1:
         raise RequestError(
@@ -188,12 +189,12 @@ def write_parameters(request: Request, model: dict[str, str] | None = None, vers
         )
     pairs: dict[str, object] = {
         "Steps": request.steps,
-        "Sampler": {ours: theirs for theirs, ours, _, _ in SAMPLERS}.get(str(request.sampler)),
-        "Schedule type": {ours: theirs for theirs, ours in reversed(SCHEDULES)}.get(str(request.schedule)),
+        "Sampler": {sampler: name for name, sampler, _, _ in SAMPLERS}.get(str(request.sampler)),
+        "Schedule type": {schedule: name for name, schedule in reversed(SCHEDULES)}.get(str(request.schedule)),
         "CFG scale": request.guidance_scale,
         "Seed": request.seed,
         "Size": f"{request.width}x{request.height}" if request.width and request.height else None,
-        **{key: (model or {}).get(ours) for key, ours in MODEL},
+        **{key: (model or {}).get(name) for key, name in MODEL},
         "Denoising strength": request.strength if request.init_image is not None else None,
         "Eta": request.eta,
         "Rates": request.rates,

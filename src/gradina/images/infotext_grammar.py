@@ -1,6 +1,6 @@
-"""The grammar of A1111's text, read as the web UI reads it and more forgivingly: prompts, then `Key: value, ...`.
+"""The grammar of A1111's text, parsed more leniently than by the web UI: prompts, then `Key: value, ...`.
 
-Its settings are the last line; here they may also follow the prompt in one line, and quoted values may go over lines.
+Settings may also follow the prompt on the same line, and quoted values may span lines.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 NEGATIVE = "Negative prompt:"
-TRIES = 8  # places inside a line where settings may begin
+MAX_TRIES = 8  # of positions inside a line at which settings may begin
 
 _STEPS_LINE = re.compile(r"^[ \t]*Steps:[ \t]*\d+[ \t]*(?=[,\n]|\Z)", re.MULTILINE)
 _INSIDE = re.compile(
@@ -19,49 +19,47 @@ _INSIDE = re.compile(
 )
 _NEGATIVE_LINE = re.compile(rf"^[ \t]*{NEGATIVE} ?", re.MULTILINE | re.IGNORECASE)
 _NEGATIVE_INSIDE = re.compile(rf"(?<!\w){NEGATIVE} ?", re.IGNORECASE)
-_ESCAPED = re.compile(
-    r"(?:\\r)?\\n|<br ?/?>"
-)  # line breaks of a text that went through JSON, or a page, once too often
+_ESCAPED = re.compile(r"(?:\\r)?\\n|<br ?/?>")  # line breaks that were escaped for JSON or HTML
 _KEY = re.compile(r'[ \t]*(\w[^:,"\n]{0,80}?)[ \t]*:[ \t]*')
 _END = r"(?=[ \t]*(?:[,\n]|\Z))"
 _QUOTED = re.compile(rf'"(?:[^"\\]|\\.)*"{_END}', re.DOTALL)
 _COMMA = re.compile(r"[ \t]*(?:,|(?=\n)|\Z)")
-_PLAIN = re.compile(rf"-?\d+,\d+{_END}|[^,\n]*")  # a decimal comma is no end
+_PLAIN = re.compile(rf"-?\d+,\d+{_END}|[^,\n]*")  # a decimal comma does not end a value
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """The text in its parts, nothing understood yet."""
+    """The parts of a text, as strings."""
 
     prompt: str
     negative_prompt: str
     pairs: Mapping[str, str]
-    rest: str  # lines after the settings, as some extensions write
+    rest: str  # lines after the settings, written by some extensions
 
 
-def _value(text: str, at: int) -> tuple[str, int]:
-    """The value that begins there, and where it ends: quoted as JSON, JSON itself, or whatever there is to a comma."""
-    if quoted := _QUOTED.match(text, at):
+def _value(text: str, start: int) -> tuple[str, int]:
+    """The value at a position, and its end: a JSON string, a JSON list or object, or all up to the next comma."""
+    if quoted := _QUOTED.match(text, start):
         try:
             return str(json.loads(quoted[0], strict=False)), quoted.end()
         except ValueError:
             return quoted[0], quoted.end()
-    if text[at : at + 1] in ("[", "{"):
+    if text[start : start + 1] in ("[", "{"):
         try:
-            _, end = json.JSONDecoder(strict=False).raw_decode(text, at)
+            _, end = json.JSONDecoder(strict=False).raw_decode(text, start)
         except (ValueError, RecursionError):
-            end = at
-        if end > at and _COMMA.match(text, end):
-            return text[at:end], end
-    found = _PLAIN.match(text, at)
-    assert found  # it matches nothing at all, too
-    return found[0].strip(), found.end()
+            end = start
+        if end > start and _COMMA.match(text, end):
+            return text[start:end], end
+    match = _PLAIN.match(text, start)
+    assert match  # the pattern also matches an empty text
+    return match[0].strip(), match.end()
 
 
 def _settings(text: str, at: int, known: Mapping[str, str]) -> tuple[dict[str, str], int]:
-    """Keys and values from there to the end of the line, or of what is quoted, and where that is.
+    """The settings from a position to the end of the line, or of a quoted value, and that end.
 
-    Words without a key come with an empty value; a known key is written as it is known, however it stands there.
+    Words without a key become keys with an empty value; known keys are matched in any case.
     """
     pairs: dict[str, str] = {}
     while at < len(text) and text[at] != "\n":
@@ -80,32 +78,32 @@ def _settings(text: str, at: int, known: Mapping[str, str]) -> tuple[dict[str, s
 
 
 def _without_separator(text: str) -> str:
-    """Without the comma or full stop that stands between a prompt and what follows in its line."""
+    """Without the comma or full stop between a prompt and what follows on its line."""
     text = text.rstrip()
     return text[:-1].rstrip() if text.endswith((".", ",", ";", "|")) else text
 
 
-def _places(text: str, known: Mapping[str, str]) -> tuple[int, int, dict[str, str]]:
-    """Where settings begin and end, and what they are; both are the end of the text if there are none."""
+def _find_settings(text: str, known: Mapping[str, str]) -> tuple[int, int, dict[str, str]]:
+    """Start and end of the settings, and the settings; both are the end of the text if there are none."""
     names = set(known.values())
     found: tuple[int, int, dict[str, str]] | None = None
     at = 0
-    while line := _STEPS_LINE.search(text, at):  # one inside a quoted value is none: the search goes on behind it
+    while line := _STEPS_LINE.search(text, at):  # not one inside a quoted value: the search continues after it
         pairs, at = _settings(text, line.start(), known)
         found = line.start(), at, pairs
     if found:
         return _with_further_lines(text, *found, known)
-    for inside, _ in zip(_INSIDE.finditer(text), range(TRIES), strict=False):
+    for inside, _ in zip(_INSIDE.finditer(text), range(MAX_TRIES), strict=False):
         pairs, end = _settings(text, inside.start(), known)
-        clear = inside[0].startswith("Steps") or all(pairs.values())  # no words of a prompt between them
-        if len(pairs.keys() & names) >= 3 and "Steps" in pairs and clear:
+        no_prompt = inside[0].startswith("Steps") or all(pairs.values())  # no words without a key
+        if len(pairs.keys() & names) >= 3 and "Steps" in pairs and no_prompt:
             return inside.start(), end, pairs
     start = text.rfind("\n") + 1
     pairs, end = _settings(text, start, known)
-    said = [key for key, value in pairs.items() if value]
-    least = 1 if "Steps" in pairs else 2  # of the keys are known: a prompt may hold colons
-    begins = bool(said) and next(iter(pairs)) == said[0] and not _NEGATIVE_LINE.match(text, start)
-    if begins and len(said) >= 3 and len(pairs.keys() & names) >= least:
+    with_value = [key for key, value in pairs.items() if value]
+    least = 1 if "Steps" in pairs else 2  # known keys, since a prompt may contain colons
+    begins = bool(with_value) and next(iter(pairs)) == with_value[0] and not _NEGATIVE_LINE.match(text, start)
+    if begins and len(with_value) >= 3 and len(pairs.keys() & names) >= least:
         return start, end, pairs
     return len(text), len(text), {}
 
@@ -113,7 +111,7 @@ def _places(text: str, known: Mapping[str, str]) -> tuple[int, int, dict[str, st
 def _with_further_lines(
     text: str, start: int, end: int, pairs: dict[str, str], known: Mapping[str, str]
 ) -> tuple[int, int, dict[str, str]]:
-    """Settings that begin a line, with those of the next lines that hold nothing but known keys."""
+    """The settings of a line, with those of the next lines that have only known keys."""
     names = set(known.values())
     while end < len(text):
         more, at = _settings(text, end + 1, known)
@@ -124,16 +122,16 @@ def _with_further_lines(
 
 
 def parse(text: str, known: Mapping[str, str]) -> Parts:
-    """The parts of a text; `known` are the keys by their small letters.
+    """The parts of a text; `known` maps keys in lower case to keys.
 
-    The settings begin with a line `Steps: 20`, or inside a line where that and two further known keys follow, or are
-    the last line if it is three pairs of which two are known. The negative prompt begins a line, or in the second form
-    stands anywhere before them.
+    The settings begin with a line `Steps: 20`, or inside a line before that and two more known keys, or are the last
+    line if it has three pairs, two of known keys. The negative prompt begins a line, or inside a line stands before
+    the settings.
     """
     text = re.sub(r"\r\n?", "\n", text).rstrip()
     if "\n" not in text and _STEPS_LINE.search(unescaped := _ESCAPED.sub("\n", text)):
         text = unescaped
-    start, end, pairs = _places(text, known)
+    start, end, pairs = _find_settings(text, known)
     inside = start > 0 and text[start - 1 : start] != "\n" and bool(pairs)
     head = _without_separator(text[:start]) if inside else text[:start].removesuffix("\n") if pairs else text
     split = _NEGATIVE_LINE.search(head)

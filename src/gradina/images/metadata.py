@@ -1,4 +1,4 @@
-"""A picture's file carries its Request, so that it can be drawn again: as the A1111 text for everybody, as JSON for us.
+"""The Request in a picture's file, from which it can be drawn again: as A1111 text, and as gradina's JSON.
 
 PNG: the chunks `parameters` and `gradina`. JPEG and WebP: the EXIF fields UserComment and ImageDescription.
 """
@@ -21,19 +21,19 @@ from typing import Any
 from PIL import Image
 
 from gradina.errors import PictureError, RequestError
-from gradina.files import content
+from gradina.files import file_sha256
 from gradina.images.infotext import has_settings, model_of, read_parameters
-from gradina.images.open import admit_file, open_mask, open_picture, opened
-from gradina.images.programs.registry import after_a1111, before_a1111
-from gradina.images.programs.settings import Told, request_of
-from gradina.images.programs.settings import model_of as model_told
-from gradina.images.stealth import hidden
-from gradina.images.text_chunks import texts
+from gradina.images.open import check_file, open_image, open_mask, open_picture
+from gradina.images.programs import settings as program_settings
+from gradina.images.programs.registry import read_comfyui, read_programs
+from gradina.images.programs.settings import ProgramSettings
+from gradina.images.stealth import read_hidden_texts
+from gradina.images.text_chunks import read_texts
 from gradina.request import Request, choice
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1  # of our JSON
+FORMAT = 1  # of gradina's JSON
 IMAGES = {"init_image": open_picture, "mask_image": open_mask}
 
 EXIF, COMMENT, DESCRIPTION = 0x8769, 0x9286, 0x010E
@@ -42,13 +42,13 @@ KNOWN = "A1111's web UI, ComfyUI, Draw Things, Easy Diffusion, Fooocus, InvokeAI
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """What a picture's file says of its making; `notes` are sentences on what cannot be honoured."""
+    """The request and the model in a picture's file; `notes` are sentences on what is not honoured."""
 
     request: Request
     source: str  # gradina, or the program: a1111, comfyui, or one of images/programs/registry.py
     model: dict[str, str] | None = None  # name, hash, source, dtype, engine
     notes: tuple[str, ...] = ()
-    parameters: str | None = None  # the A1111 text, as the file has it
+    parameters: str | None = None  # the A1111 text in the file
     version: str | None = None  # of the gradina that drew it
 
 
@@ -60,25 +60,25 @@ def version() -> str:
 # A request as JSON
 
 
-def _image_out(name: str, value: Any, strict: bool = True) -> dict[str, str] | None:
-    """A file as its path and hash; a picture in memory as the PNG of what the model will see of it."""
+def _image_to_dict(name: str, value: Any, strict: bool = True) -> dict[str, str] | None:
+    """A file as its path and hash; a picture in memory as the PNG of what the model reads."""
     if value is None:
         return None
     if not isinstance(value, Image.Image):
         if not strict and not os.path.isfile(value):
             return {"path": str(value)}
-        return {"path": str(value), "sha256": content(admit_file(value, name))}
+        return {"path": str(value), "sha256": file_sha256(check_file(value, name))}
     file = io.BytesIO()
     IMAGES[name](value, name).save(file, "PNG")
     return {"png": base64.b64encode(file.getvalue()).decode()}
 
 
-def _image_in(name: str, value: Any, folder: Path | None) -> Any:
-    """What `_image_out` described; a relative path is also looked for beside the file that names it."""
-    forms = isinstance(value, dict) and all(isinstance(text, str) for text in value.values()) and set(value)
+def _image_from_dict(name: str, value: Any, folder: Path | None) -> Any:
+    """The picture that `_image_to_dict` described; a relative path is also tried in `folder`."""
+    keys = isinstance(value, dict) and all(isinstance(text, str) for text in value.values()) and set(value)
     if value is None:
         return None
-    if forms == {"png"}:
+    if keys == {"png"}:
         try:
             data = base64.b64decode(value["png"], validate=True)
         except ValueError as error:
@@ -86,75 +86,66 @@ def _image_in(name: str, value: Any, folder: Path | None) -> Any:
                 f"{name}: its base64 text is damaged ({error}); take the picture from its source"
             ) from None
         return IMAGES[name](data, name)
-    if forms != {"path", "sha256"}:
+    if keys != {"path", "sha256"}:
         raise RequestError(
             f"{name}: got {str(value)[:80]!r}, expected an object of png (base64), or of path and sha256"
         )
     given = Path(value["path"])
-    places = [given] if folder is None else [given, folder / given, folder / given.name]
-    there = [place for place in places if place.is_file()]
-    for place in there:
-        if content(place) == value["sha256"]:
-            return str(place)
-    what = f"{there[0]} is not the picture any more that it was" if there else f"{given} is not there"
+    paths = [given] if folder is None else [given, folder / given, folder / given.name]
+    existing = [path for path in paths if path.is_file()]
+    for path in existing:
+        if file_sha256(path) == value["sha256"]:
+            return str(path)
+    what = f"{existing[0]} is not the picture any more that it was" if existing else f"{given} is not there"
     raise PictureError(f"{name}: {what}; put the one with sha256 {value['sha256'][:12]}... back, or name another")
 
 
-def request_out(request: Request, strict: bool = True) -> dict[str, Any]:
-    return {
-        field.name: _image_out(field.name, value, strict) if field.name in IMAGES else value
-        for field in fields(Request)
-        for value in (getattr(request, field.name),)
-    }
+def request_to_dict(request: Request, strict: bool = True) -> dict[str, Any]:
+    values = {field.name: getattr(request, field.name) for field in fields(Request)}
+    return values | {name: _image_to_dict(name, values[name], strict) for name in IMAGES}
 
 
-def _request_in(values: Any, folder: Path | None) -> Request:
+def _request_from_dict(values: Any, folder: Path | None) -> Request:
     if not isinstance(values, dict):
         raise RequestError(f"request: got {str(values)[:80]!r}, expected a JSON object of its fields")
     for name in values:
         choice("request", name, tuple(field.name for field in fields(Request)))
-    return Request(**{k: _image_in(k, v, folder) if k in IMAGES else v for k, v in values.items()})
+    return Request(**{k: _image_from_dict(k, v, folder) if k in IMAGES else v for k, v in values.items()})
 
 
 def to_json(request: Request, strict: bool = True) -> str:
     """The request as a JSON object of all its fields, in ASCII.
 
-    A picture in memory is embedded as a base64 PNG, a path is written with the sha256 of its file; PictureError
-    says which cannot be read. Unless `strict`, the path of a file that is gone is written alone.
+    A picture in memory is embedded as a base64 PNG, a path is written with the sha256 of its file. Raises PictureError
+    for a file that cannot be read; unless `strict`, the path of a missing one is written alone.
     """
-    return json.dumps(request_out(request, strict))
+    return json.dumps(request_to_dict(request, strict))
 
 
 def from_json(text: str, folder: str | PathLike[str] | None = None) -> Request:
-    """The request that `to_json` wrote; paths are looked for as they are, then in `folder`.
+    """The request that `to_json` wrote; paths are tried as they are, then in `folder`.
 
-    Raises RequestError for what is no request or has fields that are not known, PictureError for a picture that is
-    not there or has changed.
+    Raises RequestError for invalid JSON or an unknown field, PictureError for a picture that is missing or has changed.
     """
-    return _request_in(_loaded(text), None if folder is None else Path(folder))
-
-
-def _loaded(text: str) -> Any:
     try:
-        return json.loads(text)
+        values = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise RequestError(f"request: this is no JSON ({error}); expected an object of a request's fields") from None
+    return _request_from_dict(values, None if folder is None else Path(folder))
 
 
 # Reading
 
 
 def read_picture(path: str | PathLike[str], strict: bool = True) -> Record:
-    """What a picture's file says of its making: our own JSON, else what another program wrote.
+    """The record in a picture's file: gradina's JSON, else what another program wrote.
 
-    Unless `strict`, a picture that it was drawn from may be missing or changed, which becomes a note. Raises
-    PictureError for a file that is no picture or carries neither, RequestError where what it carries cannot be drawn;
-    both name the file.
+    Unless `strict`, a missing or changed init or mask picture is noted. Raises PictureError for a file that is no
+    picture or carries no request, RequestError for an invalid request; both name the file.
     """
     name = os.fspath(path)
     try:
-        found = texts(path)
-        record = _read(found, Path(path), strict) or _read(hidden(path), Path(path), strict)
+        record = _read(read_texts(path), Path(path), strict) or _read(read_hidden_texts(path), Path(path), strict)
     except (PictureError, RequestError) as error:
         if str(error).startswith(f"picture: {name} "):
             raise
@@ -164,49 +155,49 @@ def read_picture(path: str | PathLike[str], strict: bool = True) -> Record:
     return record
 
 
-def _read(found: Mapping[str, str], path: Path, strict: bool) -> Record | None:
-    """The record in the texts of a file, ours before those of others; None if there is none."""
-    parameters = found.get("parameters") or found.get("UserComment")
-    for ours in (found.get("gradina", ""), found.get("ImageDescription", "")):
-        if ours.startswith("{") and (record := _ours(ours, path.parent, strict)):
+def _read(texts: Mapping[str, str], path: Path, strict: bool) -> Record | None:
+    """The record in the texts of a file, gradina's before others'; None if there is none."""
+    parameters = texts.get("parameters") or texts.get("UserComment")
+    for text in (texts.get("gradina", ""), texts.get("ImageDescription", "")):
+        if text.startswith("{") and (record := _from_gradina(text, path.parent, strict)):
             return replace(record, parameters=parameters)
-    if told := before_a1111(found):
-        return _others(*told, path)
-    if (text := found.get("parameters")) and not _is_json(text):
-        return _others("a1111", text, path)
-    for key in ("UserComment", "ImageDescription", "XPComment", "comment"):  # where any text may stand
-        if has_settings(found.get(key, "")):
-            return _others("a1111", found[key], path)
-    if told := after_a1111(found):
-        return _others(*told, path)
-    anywhere = (text for text in found.values() if not _is_json(text) and has_settings(text))
-    text = next(anywhere, "")  # programs that save a picture again keep its texts by other keywords
-    return _others("a1111", text, path) if text else None
+    if found := read_programs(texts):
+        return _from_program(*found, path)
+    a1111 = texts.get("parameters", "")
+    if not a1111 or _is_json(a1111):
+        comments = (texts.get(key, "") for key in ("UserComment", "ImageDescription", "XPComment", "comment"))
+        a1111 = next(filter(has_settings, comments), "")
+    if not a1111 and (comfyui := read_comfyui(texts)):
+        return _from_program(*comfyui, path)
+    if not a1111:  # programs that save a picture again keep its texts by other keywords
+        a1111 = next((text for text in texts.values() if not _is_json(text) and has_settings(text)), "")
+    return _from_program("a1111", a1111, path) if a1111 else None
 
 
 def _is_json(text: str) -> bool:
-    """Whether a text is an object of JSON, and so no prompt, which may begin with a brace, too."""
+    """Whether a text is a JSON object, and not a prompt that begins with a brace."""
     try:
         return text.lstrip().startswith("{") and isinstance(json.loads(text), dict)
     except (ValueError, RecursionError):
         return False
 
 
-def _others(source: str, told: Told | str, path: Path) -> Record:
-    """The record of another program: what it told, or A1111's text."""
-    if isinstance(told, str):
-        request, notes = read_parameters(told)
-        return Record(request=request, source=source, model=model_of(told), notes=tuple(notes), parameters=told)
-    if told.as_large_as_drawn and not told.values.keys() & {"width", "height"}:
-        with opened(path, "picture") as image:
+def _from_program(source: str, settings: ProgramSettings | str, path: Path) -> Record:
+    """The record of another program: its settings, or its A1111 text."""
+    if isinstance(settings, str):
+        request, notes = read_parameters(settings)
+        model = model_of(settings)
+        return Record(request=request, source=source, model=model, notes=tuple(notes), parameters=settings)
+    if settings.size_of_picture and not settings.values.keys() & {"width", "height"}:
+        with open_image(path, "picture") as image:
             sides = {"width": ("width", image.width), "height": ("height", image.height)}
-        told = replace(told, values={**told.values, **sides})
-    request, notes = request_of(told)
-    return Record(request=request, source=source, model=model_told(told), notes=tuple(notes))
+        settings = replace(settings, values={**settings.values, **sides})
+    request, notes = program_settings.to_request(settings)
+    return Record(request=request, source=source, model=program_settings.model_of(settings), notes=tuple(notes))
 
 
-def _ours(text: str, folder: Path, strict: bool) -> Record | None:
-    """The record in our own JSON; None if the text is somebody else's."""
+def _from_gradina(text: str, folder: Path, strict: bool) -> Record | None:
+    """The record in gradina's JSON; None for any other text."""
     try:
         data = json.loads(text)
         version, values = str(data["gradina"]), dict(data["request"])
@@ -220,7 +211,7 @@ def _ours(text: str, folder: Path, strict: bool) -> Record | None:
     for name in IMAGES:
         value: Any = values.get(name)
         try:
-            values[name] = _image_in(name, value, folder)
+            values[name] = _image_from_dict(name, value, folder)
         except PictureError as error:
             if strict:
                 raise

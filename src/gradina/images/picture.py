@@ -1,4 +1,4 @@
-"""A finished picture, and its file, which carries its request."""
+"""A finished picture, and its file, which carries the request."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from PIL.PngImagePlugin import PngInfo
 from gradina.errors import RequestError
 from gradina.files import atomic_write
 from gradina.images.infotext import write_parameters
-from gradina.images.metadata import COMMENT, DESCRIPTION, EXIF, FORMAT, IMAGES, request_out, version
-from gradina.images.open import SAVED, fit
+from gradina.images.metadata import COMMENT, DESCRIPTION, EXIF, FORMAT, IMAGES, request_to_dict, version
+from gradina.images.open import SAVE_OPTIONS, resize
 from gradina.request import Request, choice
 
 log = logging.getLogger(__name__)
 
-EXIF_BYTES = 65_500  # that fit into a JPEG's one segment
+MAX_EXIF_BYTES = 65_500  # of the one EXIF segment of a JPEG
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """One finished picture with the request that draws it again; `model` says which weights drew it."""
+    """A finished picture with its request and the model that drew it."""
 
     image: Image.Image
     seed: int
@@ -38,51 +38,51 @@ class Picture:
         save_picture(self, path)
 
 
-def _described(picture: Picture) -> tuple[str, str]:
-    """The A1111 text and our JSON of a picture. A picture in memory is embedded no larger than it was used."""
+def _metadata(picture: Picture) -> tuple[str, str]:
+    """The A1111 text and the JSON of a picture; init and mask in memory are embedded no larger than they were used."""
     size = picture.image.size
     request = replace(picture.request, seed=picture.seed)
-    for name, read in IMAGES.items():
+    for name, open_ in IMAGES.items():
         image = getattr(request, name)
         if isinstance(image, Image.Image) and image.width * image.height > size[0] * size[1]:
-            changed: dict[str, Any] = {name: fit(read(image, name), *size)}
+            changed: dict[str, Any] = {name: resize(open_(image, name), *size)}
             request = replace(request, **changed)
     text = write_parameters(request, picture.model, version()).replace("\0", " ")
-    ours = {"format": FORMAT, "gradina": version(), "model": picture.model, "request": request_out(request)}
-    return text.encode("utf-8", "replace").decode(), json.dumps(ours)
+    record = {"format": FORMAT, "gradina": version(), "model": picture.model, "request": request_to_dict(request)}
+    return text.encode("utf-8", "replace").decode(), json.dumps(record)
 
 
-def _exif(text: str, ours: str | None) -> bytes:
+def _exif(text: str, record: str | None) -> bytes:
     exif = Image.Exif()
     exif.get_ifd(EXIF)[COMMENT] = b"UNICODE\0" + text.encode("utf-16-be")
-    if ours is not None:
-        exif[DESCRIPTION] = ours
+    if record is not None:
+        exif[DESCRIPTION] = record
     return exif.tobytes()
 
 
 def save_picture(picture: Picture, path: str | PathLike[str]) -> None:
-    """Writes the picture with its request, whole or not at all: PNG, WebP (both without loss) or JPEG (quality 95).
+    """Writes the picture with its request, atomically: PNG, lossless WebP, or JPEG (quality 95).
 
-    In a JPEG, a request of more than 64 KiB (with an embedded picture) is left out with a warning in the log, and the
-    A1111 text alone is kept. Raises RequestError for another suffix, and DiskError.
+    A JPEG of more than 64 KiB of metadata keeps the A1111 text alone, with a warning. Raises RequestError for another
+    suffix, and DiskError.
     """
-    suffix = choice("suffix of the picture's name", Path(path).suffix.lower(), tuple(SAVED))
-    text, ours = _described(picture)
-    described: dict[str, Any]
+    suffix = choice("suffix of the picture's name", Path(path).suffix.lower(), tuple(SAVE_OPTIONS))
+    text, record = _metadata(picture)
+    metadata: dict[str, Any]
     if suffix == ".png":
         chunks = PngInfo()
         chunks.add_text("parameters", text)
-        chunks.add_text("gradina", ours)
-        described = {"pnginfo": chunks}
+        chunks.add_text("gradina", record)
+        metadata = {"pnginfo": chunks}
     elif suffix == ".webp":
-        described = {"exif": _exif(text, ours)}
+        metadata = {"exif": _exif(text, record)}
     else:
-        exif = _exif(text, ours)
-        if len(exif) > EXIF_BYTES:
+        exif = _exif(text, record)
+        if len(exif) > MAX_EXIF_BYTES:
             log.warning("%s: the request is too large for a JPEG, which now holds the A1111 text alone; use PNG", path)
             exif = _exif(text, None)
-        if len(exif) > EXIF_BYTES:
-            raise RequestError(f"prompt: too long for a JPEG ({len(exif)} bytes, at most {EXIF_BYTES}); save a PNG")
-        described = {"exif": exif}
+        if len(exif) > MAX_EXIF_BYTES:
+            raise RequestError(f"prompt: too long for a JPEG ({len(exif)} bytes, at most {MAX_EXIF_BYTES}); save a PNG")
+        metadata = {"exif": exif}
     with atomic_write(path) as file:
-        picture.image.convert("RGB").save(file, **SAVED[suffix], **described)
+        picture.image.convert("RGB").save(file, **SAVE_OPTIONS[suffix], **metadata)

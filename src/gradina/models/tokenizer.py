@@ -1,7 +1,4 @@
-"""CLIP byte-pair encoding: the way of a prompt into a text tower.
-
-Behaves as the CLIPTokenizer of transformers does, so that a prompt is the same numbers here and there.
-"""
+"""CLIP's byte-pair encoding: prompts to token ids, the same ids as those of transformers' CLIPTokenizer."""
 
 from __future__ import annotations
 
@@ -24,9 +21,9 @@ from gradina.models.tokenizer_files import (
     EOS,
     SUFFIX,
     Merge,
-    read_json,
     read_merges,
     read_model,
+    read_optional,
     read_special,
 )
 
@@ -35,12 +32,12 @@ if TYPE_CHECKING:
 
 ASSET = Path(__file__).parents[1] / "assets" / "clip_merges.txt.gz"
 PATTERN = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-SMALL = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])  # as prompts are read
-HIDDEN = "\ue000"  # before the names of a word's further tokens, which no prompt shall hold by chance
+NORMALIZER = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])  # of prompts, but for spaces
+HIDDEN = "\ue000"  # before the names of a placeholder's further tokens, so that no prompt has them by chance
 
 
 def base_tokens() -> list[str]:
-    """The 512 tokens that every text can be written in: a printable letter per byte, then the same ending a word."""
+    """The 512 tokens that can encode any text: a printable letter per byte, then the same at the end of a word."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     letters = [chr(byte) for byte in printable] + [chr(256 + n) for n in range(256 - len(printable))]
     return letters + [letter + SUFFIX for letter in letters]
@@ -55,7 +52,7 @@ def vocabulary_of(merges: Iterable[Merge]) -> dict[str, int]:
 def _engine(
     vocabulary: Mapping[str, int], merges: Sequence[Merge], unknown: str | None, added: Sequence[AddedToken]
 ) -> tokenizers.Tokenizer:
-    """Set up as transformers does it; `unknown` is what a letter that the vocabulary lacks becomes."""
+    """Set up as transformers does it; letters that the vocabulary lacks become `unknown`."""
     settings = {"continuing_subword_prefix": "", "end_of_word_suffix": SUFFIX, "unk_token": unknown}
     engine = tokenizers.Tokenizer(models.BPE(dict(vocabulary), merges, **settings))
     spaces = normalizers.Replace(Regex(r"\s+"), " ")
@@ -67,9 +64,9 @@ def _engine(
     return engine
 
 
-def _learned_merges(captions: Iterable[str], most: int) -> list[Merge]:
+def _learn_merges(captions: Iterable[str], most: int) -> list[Merge]:
     """The `most` most frequent merges, or fewer where no pair of tokens occurs twice."""
-    # One character stands for each base token, so that ties are broken by our order and not by that of a hash table.
+    # One character for each base token, so that ties are broken by our order and not by that of a hash table.
     character = {token: chr(0xE000 + i) for i, token in enumerate(base_tokens())}
     token = {value: key for key, value in character.items()}
     reader = _engine({}, [], None, [])
@@ -86,29 +83,33 @@ def _learned_merges(captions: Iterable[str], most: int) -> list[Merge]:
     return [("".join(token[c] for c in left), "".join(token[c] for c in right)) for left, right in found]
 
 
-def as_word(text: str) -> str:
-    """A text as one word of a prompt: in small letters, as prompts are read, with hyphens for its spaces."""
-    small: str = SMALL.normalize_str("-".join(_valid(text).split()))
-    return small
+def normalized(text: str) -> str:
+    """A text as prompts are normalized before they are encoded: composed Unicode, lower case."""
+    return str(NORMALIZER.normalize_str(text))
 
 
-def _further(added: Mapping[str, int]) -> dict[int, list[int]]:
-    """The further tokens of words that were added as several: those of WORD_1, WORD_2, ..., as diffusers has them."""
+def as_placeholder(text: str) -> str:
+    """A text as a placeholder token, which is one word of a prompt: normalized, with hyphens for spaces."""
+    return normalized("-".join(_valid(text).split()))
+
+
+def _multi_token(added: Mapping[str, int]) -> dict[int, list[int]]:
+    """The further tokens of placeholders that have several, by the first: NAME_1, NAME_2, ..., as in diffusers."""
     found = {}
-    for word, first in added.items():
-        names = takewhile(added.__contains__, (f"{word}_{i}" for i in count(1)))
-        if more := [added[name] for name in names]:
+    for name, first in added.items():
+        names = takewhile(added.__contains__, (f"{name}_{i}" for i in count(1)))
+        if more := [added[other] for other in names]:
             found[first] = more
     return found
 
 
 def _valid(text: str) -> str:
-    """A command line can hand over lone surrogates, which are no text: each becomes a question mark."""
+    """The text with a question mark for each lone surrogate, which a command line can contain."""
     return text.encode("utf-8", "replace").decode()
 
 
 class Tokenizer:
-    """Prompts to token ids and back; the ids are CLIP's, those of a checkpoint's own files, or learned from captions.
+    """Prompts to token ids and back, with the vocabulary of CLIP, of a checkpoint, or learned from captions.
 
     Made by `Tokenizer.clip`, `Tokenizer.load` or `Tokenizer.train`. `length` is the context length in tokens; `bos`,
     `eos` and `pad` are ids. A pad token other than `eos` is a special token, as in transformers: with `pad=0`
@@ -122,14 +123,14 @@ class Tokenizer:
         bos: int,
         eos: int,
         pad: int,
-        further: Mapping[int, list[int]] | None = None,
+        multi_token: Mapping[int, list[int]] | None = None,
     ) -> None:
         if length < 3:
             raise ValueError(f"a context length of {length} has no room between start and end: use 3 or more")
         self.length, self.bos, self.eos, self.pad = length, bos, eos, pad
         self._engine = engine
         added = {token.content: i for i, token in engine.get_added_tokens_decoder().items()}
-        self._further = dict(_further(added) if further is None else further)  # tokens of a word, by its first
+        self._multi_token = dict(_multi_token(added) if multi_token is None else multi_token)
 
     @classmethod
     def clip(cls, length: int = 77, pad: int | None = None) -> Tokenizer:
@@ -142,7 +143,7 @@ class Tokenizer:
 
     @classmethod
     def train(cls, captions: Iterable[str], size: int, length: int = 77) -> Tokenizer:
-        """An own vocabulary of CLIP's form, of at most `size` entries, learned from captions; it can encode any text.
+        """A vocabulary of CLIP's form, of at most `size` entries, learned from captions; it can encode any text.
 
         The same captions, in any order, give the same vocabulary. Raises ValueError for a size below 514.
         Source: Sennrich et al. 2016, "Neural Machine Translation of Rare Words with Subword Units".
@@ -150,7 +151,7 @@ class Tokenizer:
         smallest = len(vocabulary_of([]))
         if size < smallest:
             raise ValueError(f"a vocabulary of {size} is too small: use {smallest} (every byte, start and end) or more")
-        return cls._from_merges(_learned_merges(captions, size - smallest), length, None)
+        return cls._from_merges(_learn_merges(captions, size - smallest), length, None)
 
     @classmethod
     def _from_merges(cls, merges: Sequence[Merge], length: int, pad: int | None) -> Tokenizer:
@@ -169,7 +170,7 @@ class Tokenizer:
         Raises WeightsError, naming the file, for one that is missing or malformed.
         """
         folder = Path(folder)
-        config = read_json(folder / "tokenizer_config.json", optional=True)
+        config = read_optional(folder / "tokenizer_config.json")
         length = config.get("model_max_length", 77)
         if not isinstance(length, int | float) or length < 3:
             raise WeightsError(f"{folder}: model_max_length is {reprlib.repr(length)}, expected 3 or more; {AGAIN}")
@@ -190,33 +191,33 @@ class Tokenizer:
                 raise WeightsError(f"{folder}: the added token {token.content!r} cannot have id {i}; {AGAIN}")
         return cls(engine, int(length) if length < 1e6 else 77, bos, eos, pad)  # transformers writes 1e30 for "unknown"
 
-    def with_word(self, word: str, tokens: int = 1) -> Tokenizer:
-        """A tokenizer that reads one more word, in whatever capitals, as so many tokens at the vocabulary's end.
+    def with_placeholder(self, word: str, tokens: int = 1) -> Tokenizer:
+        """A tokenizer with one more word, in upper or lower case, that becomes so many tokens at the vocabulary's end.
 
-        They are its own: no other word, whatever it is called, changes them or is changed. Raises WeightsError for a
-        word that is a token already, or that no prompt could hold.
+        No other word, whatever its name, becomes one of these tokens. Raises WeightsError for a word that is a token
+        already, or that no prompt could contain.
         """
         if not word.strip() or len(word.split()) != 1 or word != _valid(word):
             raise WeightsError(f"{word!r}: expected a word without spaces, such as <teddy>")
-        small = as_word(word)
-        added = {as_word(token.content) for token in self._engine.get_added_tokens_decoder().values()}
-        if {small, small + SUFFIX} & (added | self._engine.get_vocab(with_added_tokens=False).keys()):
+        lower = as_placeholder(word)
+        added = {as_placeholder(token.content) for token in self._engine.get_added_tokens_decoder().values()}
+        if {lower, lower + SUFFIX} & (added | self._engine.get_vocab(with_added_tokens=False).keys()):
             raise WeightsError(f"{word!r} is a token of this model already; choose another word, such as <{word}>")
         engine = tokenizers.Tokenizer.from_str(self._engine.to_str())
-        names = [small, *(f"{HIDDEN}{small}_{i}" for i in range(1, tokens))]
+        names = [lower, *(f"{HIDDEN}{lower}_{i}" for i in range(1, tokens))]
         engine.add_tokens([AddedToken(name, single_word=name.isalnum(), normalized=True) for name in names])
         ids = engine.get_vocab(with_added_tokens=True)
         first, *more = (ids[name] for name in names)
-        return Tokenizer(engine, self.length, self.bos, self.eos, self.pad, {**self._further, first: more})
+        return Tokenizer(engine, self.length, self.bos, self.eos, self.pad, {**self._multi_token, first: more})
 
-    def of_length(self, length: int) -> Tokenizer:
-        """A tokenizer that reads alike, for texts of so many tokens."""
-        return Tokenizer(self._engine, length, self.bos, self.eos, self.pad, self._further)
+    def with_length(self, length: int) -> Tokenizer:
+        """The same tokenizer with another context length."""
+        return Tokenizer(self._engine, length, self.bos, self.eos, self.pad, self._multi_token)
 
     def save(self, folder: str | Path) -> None:
         """Writes vocab.json, merges.txt, tokenizer_config.json and special_tokens_map.json as transformers has them.
 
-        Raises WeightsError where the names of two words' tokens would be the same there.
+        Raises WeightsError where two placeholders' tokens would have the same names there.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -246,11 +247,10 @@ class Tokenizer:
         tokens = dict(sorted(self._engine.get_added_tokens_decoder().items()))
         states = {i: {**t.__getstate__(), "content": t.content.removeprefix(HIDDEN)} for i, t in tokens.items()}
         names = {state["content"]: i for i, state in states.items()}
-        if len(names) < len(states) or _further(names) != {
-            first: more for first, more in self._further.items() if more
-        }:
+        several = {first: more for first, more in self._multi_token.items() if more}
+        if len(names) < len(states) or _multi_token(names) != several:
             words = ", ".join(token.content for token in tokens.values() if not token.special)
-            raise WeightsError(f"the words {words}: the tokens of one are called as another is; save them apart")
+            raise WeightsError(f"the words {words}: one has the name of another's tokens; save them apart")
         return {str(i): state for i, state in states.items()}
 
     def __len__(self) -> int:
@@ -259,8 +259,8 @@ class Tokenizer:
 
     def ids(self, text: str) -> list[int]:
         """The bare ids of a text of any length: no start, no end, no padding."""
-        read: list[int] = self._engine.encode(_valid(text), add_special_tokens=False).ids
-        return [i for first in read for i in (first, *self._further.get(first, ()))] if self._further else read
+        ids: list[int] = self._engine.encode(_valid(text), add_special_tokens=False).ids
+        return [i for first in ids for i in (first, *self._multi_token.get(first, ()))] if self._multi_token else ids
 
     def token(self, i: int) -> str:
         """The entry of the vocabulary with that id."""
@@ -268,7 +268,7 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids of shape (n,), in lower case with spaces between words; special tokens are left out."""
-        further = {i for more in self._further.values() for i in more}
+        further = {i for more in self._multi_token.values() for i in more}
         text = self._engine.decode([int(i) for i in ids if int(i) not in further], skip_special_tokens=True)
         return text.replace(SUFFIX, " ").strip()
 
@@ -277,24 +277,24 @@ class Tokenizer:
         return self._framed([row[: self.length - 2] for row in self._rows(texts)], 1)[:, 0]
 
     def chunks(self, texts: str | Sequence[str]) -> Tensor:
-        """Ids of shape (b, n, length), int64: a long text goes on in further chunks, each with start, end and padding.
+        """Ids of shape (b, n, length), int64: a long text takes several chunks, each with start, end and padding.
 
-        All texts get the n of the longest, filled up with empty chunks. Source: AUTOMATIC1111/stable-diffusion-webui.
+        n is that of the longest text; the others have empty chunks at the end. Source: A1111's web UI.
         """
         rows = self._rows(texts)
         return self._framed(rows, max([1, *(math.ceil(len(row) / (self.length - 2)) for row in rows)]))
 
-    def chunks_of(self, text: str) -> int:
-        """How many chunks a text takes."""
+    def chunk_count(self, text: str) -> int:
+        """The number of chunks that a text takes."""
         return max(1, math.ceil(len(self.ids(text)) / (self.length - 2)))
 
     def _rows(self, texts: str | Sequence[str]) -> list[list[int]]:
         return [self.ids(text) for text in ([texts] if isinstance(texts, str) else texts)]
 
     def _framed(self, rows: list[list[int]], n: int) -> Tensor:
-        import torch  # here, because a face that only counts tokens should not wait for torch
+        import torch  # here, so that counting tokens does not import it
 
-        room = self.length - 2
-        pieces = [row[i * room : (i + 1) * room] for row in rows for i in range(n)]
-        framed = [[self.bos, *ids, self.eos] + [self.pad] * (room - len(ids)) for ids in pieces]
+        capacity = self.length - 2
+        pieces = [row[i * capacity : (i + 1) * capacity] for row in rows for i in range(n)]
+        framed = [[self.bos, *ids, self.eos] + [self.pad] * (capacity - len(ids)) for ids in pieces]
         return torch.tensor(framed, dtype=torch.long).reshape(len(rows), n, self.length)

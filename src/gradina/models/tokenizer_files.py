@@ -1,8 +1,7 @@
-"""The files of a tokenizer's folder, as diffusers and transformers write them; what is wrong with one is said."""
+"""The files of a tokenizer's folder, as diffusers and transformers write them; errors name the file."""
 
 from __future__ import annotations
 
-import json
 import reprlib
 from pathlib import Path
 from typing import Any
@@ -10,34 +9,19 @@ from typing import Any
 from tokenizers import AddedToken
 
 from gradina.errors import WeightsError
+from gradina.files import read_json
 
 BOS, EOS, SUFFIX = "<|startoftext|>", "<|endoftext|>", "</w>"
 DEFAULTS = {"bos_token": BOS, "eos_token": EOS, "unk_token": EOS, "pad_token": EOS}
-NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 AGAIN = "fetch or save the tokenizer folder again"
 
 Merge = tuple[str, str]
 
 
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise WeightsError(f"{path}: cannot be read ({error}); {AGAIN}") from error
-
-
-def read_json(path: Path, optional: bool = False) -> dict[str, Any]:
-    """The object in a JSON file; empty for an optional one that is not there. Raises WeightsError."""
-    if optional and not path.exists():
-        return {}
-    text = _read_text(path)
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise WeightsError(f"{path}: is no JSON ({error}); {AGAIN}") from error
-    if not isinstance(content, dict):
-        raise WeightsError(f"{path}: expected a JSON object, got {type(content).__name__}; {AGAIN}")
-    return content
+def read_optional(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty where there is none. Raises WeightsError."""
+    return dict(read_json(path)) if path.exists() else {}
 
 
 def read_merges(path: Path, entries: Any) -> list[Merge]:
@@ -54,18 +38,25 @@ def read_merges(path: Path, entries: Any) -> list[Merge]:
     return merges
 
 
-def _token(path: Path, value: Any) -> AddedToken:
-    """A special or added token as files write it: its text, or a table with the text and how it is matched."""
+def _read_merges_file(path: Path) -> list[Merge]:
     try:
-        table: dict[str, Any] = {"special": True} | ({"content": value} if isinstance(value, str) else value)
-        return AddedToken(**{key: table[key] for key in table if key not in ("__type", "id")})
+        return read_merges(path, path.read_text(encoding="utf-8").split("\n"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise WeightsError(f"{path}: cannot be read ({error}); {AGAIN}") from error
+
+
+def _token(path: Path, value: Any) -> AddedToken:
+    """A special or added token as files have it: its text, or an object with the text and how it is matched."""
+    try:
+        fields: dict[str, Any] = {"special": True} | ({"content": value} if isinstance(value, str) else value)
+        return AddedToken(**{key: fields[key] for key in fields if key not in ("__type", "id")})
     except TypeError as error:
         raise WeightsError(f"{path}: {reprlib.repr(value)} is no token; {AGAIN}") from error
 
 
 def read_model(folder: Path) -> tuple[dict[str, int], list[Merge], dict[int, AddedToken]]:
-    """Vocabulary, merges and added tokens by id; tokenizer.json goes before the two older files, as in transformers."""
-    path, lines, added = folder / "tokenizer.json", folder / "merges.txt", {}
+    """Vocabulary, merges and added tokens by id; tokenizer.json overrides the two older files, as in transformers."""
+    path, added = folder / "tokenizer.json", {}
     if path.exists():
         content = read_json(path)
         model = content.get("model")
@@ -75,7 +66,7 @@ def read_model(folder: Path) -> tuple[dict[str, int], list[Merge], dict[int, Add
         added = {entry["id"]: _token(path, entry) for entry in content.get("added_tokens") or []}
     else:
         path = folder / "vocab.json"
-        vocabulary, merges = read_json(path), read_merges(lines, _read_text(lines).split("\n"))
+        vocabulary, merges = read_json(path), _read_merges_file(folder / "merges.txt")
     if not isinstance(vocabulary, dict) or any(type(i) is not int or i < 0 for i in vocabulary.values()):
         raise WeightsError(f"{path}: expected a vocabulary of tokens and their ids; {AGAIN}")
     if len(set(vocabulary.values())) < len(vocabulary):
@@ -86,16 +77,16 @@ def read_model(folder: Path) -> tuple[dict[str, int], list[Merge], dict[int, Add
 def read_special(
     folder: Path, config: dict[str, Any], added: dict[int, AddedToken]
 ) -> tuple[dict[str, AddedToken], dict[int, AddedToken]]:
-    """Special tokens by their role, and all added tokens by id; where two files speak of one, as in transformers."""
+    """Special tokens by their role, and all added tokens by id; where two files have one, as in transformers."""
     path, older = folder / "tokenizer_config.json", folder / "special_tokens_map.json"
-    modern = "added_tokens_decoder" in config  # written since transformers 4.34, and then it says it all
+    modern = "added_tokens_decoder" in config  # written since transformers 4.34, and then complete
     roles = {key: _token(path, content) for key, content in DEFAULTS.items()}
-    for source, content in ((path, config), (older, {} if modern else read_json(older, optional=True))):
-        roles |= {key: _token(source, content[key]) for key in NAMED if content.get(key) is not None}
+    for source, content in ((path, config), (older, {} if modern else read_optional(older))):
+        roles |= {key: _token(source, content[key]) for key in ROLES if content.get(key) is not None}
     if modern:
         added = {int(i): _token(path, entry) for i, entry in config["added_tokens_decoder"].items()}
     else:
-        entries = read_json(folder / "added_tokens.json", optional=True).items()
+        entries = read_optional(folder / "added_tokens.json").items()
         added = {i: AddedToken(token, normalized=True) for token, i in entries} | added
     known = {token.content: token for token in added.values()}
-    return {key: known.get(roles[key].content, roles[key]) for key in NAMED if key in roles}, added
+    return {key: known.get(roles[key].content, roles[key]) for key in ROLES if key in roles}, added

@@ -13,8 +13,7 @@ from torch import nn
 from gradina.adapters.inject import Network, shallow_clone
 from gradina.kernels.prepack import packed
 from gradina.nn.memory import trim_heap, trim_threshold
-from gradina.weights.mmap import Mapped
-from gradina.weights.safetensors import in_type
+from gradina.weights.safetensors import MappedFiles, to_dtype
 
 
 class SequentialOffload:
@@ -30,7 +29,7 @@ class SequentialOffload:
         """The network, ready to compute."""
         if self.asleep is not network:
             self.awake = None
-            convert = partial(in_type, dtype=self.dtype, mapped=Mapped(*self.files))
+            convert = partial(to_dtype, dtype=self.dtype, mapped=MappedFiles(*self.files))
             self.asleep, self.awake = network, packed(shallow_clone(network), convert)
             trim_heap()
         return cast(Network, self.awake)

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from gradina.errors import PictureError
 from gradina.files import atomic_write
-from gradina.pipeline import StableDiffusion, to_pixels
+from gradina.pipeline.model import StableDiffusion, to_pixels
 from gradina.tasks.metrics import psnr
 
 FORMAT = "gradina latents 1"

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from gradina.errors import RequestError, WeightsError
 from gradina.finite import finite
-from gradina.images.open import LARGEST, middle, open_picture
+from gradina.images.open import MAX_SOURCE_PIXELS, open_picture, resize_and_center_crop
 from gradina.runtime.device import pick_device, pick_dtype
 from gradina.weights.components import Components
 from gradina.weights.formats.clip import Pair, Phrases, read_pair
@@ -78,7 +78,7 @@ def preprocess(pair: Pair, picture: ImageLike) -> Tensor:
 
     The pixels are those of transformers' CLIPImageProcessor. Raises PictureError.
     """
-    small = middle(open_picture(picture, "picture", LARGEST), pair.size, pair.resample)
+    small = resize_and_center_crop(open_picture(picture, "picture", MAX_SOURCE_PIXELS), pair.size, pair.resample)
     pixels = torch.from_numpy(np.array(small, dtype=np.float32)) / 255
     return ((pixels - torch.tensor(pair.mean)) / torch.tensor(pair.std)).permute(2, 0, 1)
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gradina.diffusion.conditioning import Cond
 from gradina.diffusion.denoiser import Denoiser, snr
 from gradina.diffusion.schedule import Schedule
 from gradina.errors import RecipeError
@@ -63,7 +64,7 @@ def latent_prediction(predictor: nn.Module, ids: Tensor, latents: Tensor) -> Ten
     return ((predictor(ids) - latents) ** 2).flatten(1).mean(1)
 
 
-def denoising_loss(denoiser: Denoiser, latents: Tensor, cond: Tensor, key: torch.Generator, law: NoiseLaw) -> Tensor:
+def denoising_loss(denoiser: Denoiser, latents: Tensor, cond: Cond, key: torch.Generator, law: NoiseLaw) -> Tensor:
     """Squared error of the network on `latents` (b, c, h, w) with noise drawn from `key` by the law: (b,).
 
     The order of the draws is part of what a run's weights depend on: noise, offset, levels.
@@ -92,7 +93,7 @@ def noise_levels(schedule: Schedule, law: NoiseLaw) -> Tensor:
     return levels
 
 
-def denoising(denoiser: Denoiser, latents: Tensor, noise: Tensor, sigma: Tensor, cond: Tensor) -> Tensor:
+def denoising(denoiser: Denoiser, latents: Tensor, noise: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
     """Squared error of the network's output at latents + sigma · noise: (b,).
 
     Source: Ho et al. 2020, equation 14; for v: Salimans & Ho 2022, appendix D.

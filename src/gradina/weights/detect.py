@@ -1,44 +1,69 @@
-"""What networks an original single file holds, read off the shapes of its tensors; and what shapes cannot say.
+"""What a file of weights is, by the names of its tensors: one table for all formats, whether they are read here or not.
 
-Heads leave no trace: linear projections mean 64 channels for each head (SD 2), convolutions mean 8 heads (SD 1).
-Group norms are taken to have 32 groups where the widths allow it.
+A new dialect is a file in formats/ and a row here; where one file holds all of it, also a row in convert.py.
 """
 
 from __future__ import annotations
 
-import math
 import re
-import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
-from itertools import count, takewhile
-
-from torch import Tensor
+from collections.abc import Iterable
+from typing import Literal, NamedTuple
 
 from gradina.errors import WeightsError
-from gradina.models.clip import Activation, TextConfig
-from gradina.models.unet import UNetConfig
-from gradina.models.vae import VAEConfig
-from gradina.weights.formats.diffusers_configs import end_of_text
-from gradina.weights.formats.unsupported import Shapes, refuse_channels, refuse_others
-from gradina.weights.safetensors import Weights
+from gradina.models.clip import Activation
 
-UNET, VAE = "model.diffusion_model.", "first_stage_model."
-VAE_BLOCKS = {
-    "original": "encoder.down.{}.block.{}.conv1.weight",
-    "diffusers": "encoder.down_blocks.{}.resnets.{}.conv1.weight",
-}
-V_BIAS = UNET + "output_blocks.11.1.transformer_blocks.0.norm1.bias"
-V_SPREAD = 0.09  # of that bias; above it ComfyUI takes an SD 2 checkpoint for one of velocities
+UNET, VAE, TEXT = "model.diffusion_model.", "first_stage_model.", ("cond_stage_model.", "conditioner.")  # in one file
+
+WHOLE = "expected a whole Stable Diffusion 1.x or 2.x checkpoint"
+BY_VAE = "give it by --vae (in Python: vae=...) beside a whole checkpoint or model folder"
+BY_TINY = "give it by --tiny, with --film or --strip"
+FOLDER = "load the whole folder that it belongs to"
 
 
-class PredictionWarning(UserWarning):
-    """A checkpoint does not say what its U-Net predicts, and a guess was made."""
+class Format(NamedTuple):
+    """A kind of file, what to do with one that is given as a checkpoint, and names that its tensors have."""
+
+    what: str
+    advice: str
+    names: tuple[str, ...]  # one of them is enough; `*` is anything
+    kind: Literal["leftover", "other", "component"] = "other"
 
 
-@dataclass(frozen=True)
-class TextHome:
-    """Where a text tower lies in a file, in which dialect, and what that implies."""
+# The first row that fits says what a file is. Merges leave the names of "leftover" rows in whole checkpoints, where
+# they are not read; whole checkpoints have the names of "component" rows, too.
+FORMATS = (
+    Format("a LoRA adapter", WHOLE, ("*lora_down.*", "*lora_up.*", "*lora_[AB].*", "*lora.down.*", "*hada_w1*",
+                                     "*lokr_w*"), "leftover"),
+    Format("a textual inversion embedding", WHOLE, ("emb_params", "string_to_param*", "clip_[lg]"), "leftover"),
+    Format("a ControlNet", WHOLE, ("control_model.*", "controlnet_*", "*zero_convs.*", "*input_hint_block.*")),
+    Format("an IP-Adapter", WHOLE, ("ip_adapter.*", "image_proj.*")),
+    Format("a T2I-Adapter", WHOLE, ("adapter.conv_in.*", "adapter.body.*", "body.*.in_conv.*")),
+    Format("a motion module (AnimateDiff)", WHOLE, ("*motion_modules.*",)),
+    Format("a Stable Diffusion XL checkpoint", WHOLE, ("conditioner.embedders.1.*", "add_embedding.linear_1.*")),
+    Format("a Stable Diffusion 3 checkpoint", WHOLE, ("*joint_blocks.*",)),
+    Format("a Flux checkpoint", WHOLE, ("*double_blocks.*",)),
+    Format("a Stable Video Diffusion checkpoint", WHOLE, ("conditioner.embedders.0.open_clip.*", "*.time_stack.*",
+                                                          "*.temporal_transformer_blocks.*")),
+    Format("a Zero123 checkpoint", WHOLE, ("cc_projection.*",)),
+    Format("a Wan checkpoint", WHOLE, ("*blocks.*.self_attn.norm_q.*", "patch_embedding.weight")),
+    Format("a Lumina or Z-Image checkpoint", WHOLE, ("*cap_embedder.*",)),
+    Format("a T5 text encoder", WHOLE, ("*.SelfAttention.q.weight",)),
+    Format("a Stable Cascade checkpoint", WHOLE, ("clip_txt_mapper.*", "*.channelwise.*")),
+    Format("an unCLIP checkpoint or the refiner of Stable Diffusion XL", WHOLE, (f"{UNET}label_emb.*",)),
+    Format("an upscaler (ESRGAN)", WHOLE, ("*.rdb1.*", "*.RDB1.*")),
+    Format("an autoencoder alone", BY_VAE, (f"{VAE}*", "encoder.down.*"), "component"),
+    Format("an autoencoder alone, in the diffusers layout", BY_VAE, ("encoder.down_blocks.*",), "component"),
+    Format("a tiny autoencoder (TAESD)", BY_TINY, ("decoder.layers.*", "1.weight"), "component"),
+    Format("a U-Net alone, in the diffusers layout", FOLDER, ("down_blocks.*",), "component"),
+    Format("a U-Net alone", WHOLE, ("input_blocks.*",), "component"),
+    Format("a CLIP model alone", FOLDER, ("text_model.*", "vision_model.*", "embeddings.token*",
+                                          "transformer.resblocks.*"), "component"),
+    Format("a transformer (another family)", WHOLE, ("transformer_blocks.*", "*adaln_single.*"), "component"),
+)  # fmt: skip
+
+
+class TextEncoderFormat(NamedTuple):
+    """A text encoder in a single file: its prefix and dialect, a name that it has, and what that implies."""
 
     prefix: str
     dialect: str
@@ -47,152 +72,85 @@ class TextHome:
     pad: int | None  # id; None: the end-of-text token
 
 
-HOMES = (
-    TextHome("cond_stage_model.transformer.", "transformers", "text_model.embeddings.token_embedding.weight",
-             "quick_gelu", None),
-    TextHome("cond_stage_model.transformer.", "transformers", "embeddings.token_embedding.weight", "quick_gelu", None),
-    TextHome("cond_stage_model.model.", "open_clip", "token_embedding.weight", "gelu", 0),
-    TextHome("conditioner.embedders.0.model.", "open_clip", "token_embedding.weight", "gelu", 0),  # as SD-Turbo has it
+TEXT_ENCODERS = (
+    TextEncoderFormat("cond_stage_model.transformer.", "transformers", "text_model.embeddings.token_embedding.weight",
+                      "quick_gelu", None),
+    TextEncoderFormat("cond_stage_model.transformer.", "transformers", "embeddings.token_embedding.weight",
+                      "quick_gelu", None),
+    TextEncoderFormat("cond_stage_model.model.", "open_clip", "token_embedding.weight", "gelu", 0),
+    TextEncoderFormat("conditioner.embedders.0.model.", "open_clip", "token_embedding.weight", "gelu", 0),  # SD-Turbo
 )  # fmt: skip
 
+VAE_RESNETS = {  # of an encoder, by level and block; the first of them tells the dialect
+    "original": "encoder.down.{}.block.{}.conv1.weight",
+    "diffusers": "encoder.down_blocks.{}.resnets.{}.conv1.weight",
+}
+VAE_PREFIXES = (VAE, "vae.", "")
 
-@dataclass(frozen=True)
-class Detected:
-    """What an original single file holds."""
-
-    family: str
-    unet: UNetConfig
-    vae: VAEConfig
-    text: TextConfig
-    home: TextHome
+UNET_INPUTS = {
+    5: "depth-conditioned (SD 2 depth)",
+    7: "an upscaler (SD x4)",
+    8: "instruction-conditioned (InstructPix2Pix)",
+}
 
 
-def detect(weights: Weights) -> Detected:
-    """The networks of an original checkpoint; raises WeightsError, saying what else it is, if it is none."""
-    path, shapes = weights.path, {name: tuple(x.shape) for name, x in weights.tensors.items()}
-    refuse_others(path, shapes)
-    home = next((h for h in HOMES if h.prefix + h.token in shapes), None)
-    if home is None:
-        raise WeightsError(f"{path}: has a text tower of an unknown kind; expected CLIP or OpenCLIP")
-    try:
-        unet = unet_of(_under(shapes, UNET))
-        vae = vae_of(_under(shapes, VAE))
-        text = text_of(_under(shapes, home.prefix), home)
-    except (KeyError, IndexError, ValueError) as error:
+def check_checkpoint(path: object, names: Iterable[str]) -> None:
+    """Raises WeightsError, saying what the file is, unless it has the names of a whole original checkpoint."""
+    names = list(names)
+    has_unet, has_vae, has_text = (any(n.startswith(prefix) for n in names) for prefix in (UNET, VAE, TEXT))
+    whole, component = has_unet and has_vae and has_text, not has_unet and not (has_vae and has_text)
+    for row in FORMATS:
+        possible = {"leftover": not whole, "other": True, "component": component}[row.kind]
+        if possible and _any(names, row.names):
+            raise WeightsError(f"{path}: is {row.what}; {row.advice}")
+    found = (("U-Net", has_unet), ("autoencoder", has_vae), ("text tower", has_text))
+    missing = [what for what, there in found if not there]
+    if len(missing) == 3:
+        first = ", ".join(names[:3])
+        raise WeightsError(f"{path}: is of an unknown kind ({len(names)} tensors, first: {first or 'none'}); {WHOLE}")
+    if missing:
+        advice = "give one by --vae (in Python: vae=...)" if missing == ["autoencoder"] else WHOLE
+        raise WeightsError(f"{path}: has no {' and no '.join(missing)}; {advice}")
+
+
+def check_unet_inputs(path: object, channels: int, out_channels: int) -> None:
+    """Raises WeightsError for a U-Net whose inputs are neither latents nor latents, mask and masked latents."""
+    if channels not in (out_channels, 2 * out_channels + 1):
+        what = UNET_INPUTS.get(channels, "of an unknown kind")
         raise WeightsError(
-            f"{path}: is an original checkpoint that lacks {error.args[0]!s}, by which its form is known; "
-            "fetch it again, or take another"
-        ) from error
-    refuse_channels(path, unet.channels, unet.out_channels)
-    family = ("SD 2.x" if unet.linear else "SD 1.x") + (" inpainting" if unet.channels != unet.out_channels else "")
-    return Detected(family, unet, vae, text, home)
-
-
-def unet_of(shapes: Shapes) -> UNetConfig:
-    """The U-Net with these shapes, by original names."""
-    halvings = sorted(_numbers(shapes, r"input_blocks\.(\d+)\.0\.op\.weight"))
-    each = halvings[0] if halvings else 1 + max(_numbers(shapes, r"input_blocks\.(\d+)\..*"))
-    firsts = [1 + i * each for i in range(len(halvings) + 1)]  # the first block of each resolution
-    widths = tuple(shapes[f"input_blocks.{n}.0.out_layers.3.weight"][0] for n in firsts)
-    linear = len(shapes["middle_block.1.proj_in.weight"]) == 2
-    return UNetConfig(
-        channels=shapes["input_blocks.0.0.weight"][1],
-        out_channels=shapes["out.2.weight"][0],
-        widths=widths,
-        attention=tuple(f"input_blocks.{n}.1.norm.weight" in shapes for n in firsts),
-        heads=tuple(max(1, width // 64) if linear else math.gcd(8, width) for width in widths),
-        blocks=each - 1,
-        depth=_length(shapes, "middle_block.1.transformer_blocks.{}.norm1.weight"),
-        context=shapes["middle_block.1.transformer_blocks.0.attn2.to_k.weight"][1],
-        linear=linear,
-        groups=_groups(widths),
-        time="time_embed.0.weight" in shapes,
-    )
-
-
-def vae_of(shapes: Shapes, dialect: str = "original") -> VAEConfig:
-    """The autoencoder with these shapes, by names of a dialect of `tables.VAE`."""
-    block = VAE_BLOCKS[dialect]
-    levels = max(1, _length(shapes, block.format("{}", 0)))
-    widths = tuple(shapes[block.format(i, 0)][0] for i in range(levels))
-    return VAEConfig(
-        channels=shapes["encoder.conv_in.weight"][1],
-        latent_channels=shapes["post_quant_conv.weight"][0],
-        widths=widths,
-        blocks=_length(shapes, block.format(0, "{}")),
-        groups=_groups(widths),
-    )
-
-
-def text_of(shapes: Shapes, home: TextHome) -> TextConfig:
-    """The text tower with these shapes; of a whole OpenCLIP tower the last layer is left out (SD 2 reads the
-    penultimate one), and it is whole if its projection is there."""
-    if home.dialect == "open_clip":
-        position, block, inner = "positional_embedding", "transformer.resblocks.{}.", "mlp.c_fc.weight"
-    else:
-        body = home.token.removesuffix("embeddings.token_embedding.weight")
-        position, block, inner = (
-            f"{body}embeddings.position_embedding.weight",
-            body + "encoder.layers.{}.",
-            "mlp.fc1.weight",
+            f"{path}: its U-Net takes {channels} channels, so it is {what}; "
+            f"expected {out_channels}, or {2 * out_channels + 1} for inpainting"
         )
-    layers = _length(shapes, block + inner)
-    whole = home.dialect == "open_clip" and ("text_projection" in shapes or layers == 24)
-    vocabulary, width = shapes[home.token]
-    return TextConfig(
-        vocabulary=vocabulary,
-        length=shapes[position][0],
-        width=width,
-        inner=shapes[block.format(0) + inner][0],
-        layers=layers - whole,
-        heads=max(1, width // 64),
-        activation=home.activation,
-        eos=end_of_text(vocabulary),
-    )
 
 
-def said_of(weights: Weights) -> str | None:
-    """eps or v, where metadata or a marker key of an original file says it."""
-    said = weights.metadata.get("modelspec.prediction_type", "").lower()
-    if said in ("v", "v_prediction", "epsilon", "eps"):
-        return "v" if said.startswith("v") else "eps"
-    return "v" if "v_pred" in weights.tensors else None
+def format_name(names: Iterable[str]) -> str:
+    """What a file with these names is, if no checkpoint that is read here; "" if that cannot be told."""
+    names = list(names)
+    return next((row.what for row in FORMATS if _any(names, row.names)), "")
 
 
-def guessed(weights: Weights, found: Detected) -> str:
-    """eps or v, for a file that does not say: the way of its family; warns where that is a guess.
-
-    SD 2.x files come in both kinds; the guess is ComfyUI's, by the spread of one bias.
-    """
-    if not found.unet.linear or found.unet.channels != found.unet.out_channels:
-        return "eps"
-    guess = "v" if _spread(weights.tensors) > V_SPREAD else "eps"
-    warnings.warn(
-        f"{weights.path}: an {found.family} file does not say whether its U-Net predicts noise (eps) or velocity (v); "
-        f"taking {guess!r}, as its weights suggest; pass prediction='eps' or prediction='v' to be sure",
-        PredictionWarning,
-        stacklevel=2,
-    )
-    return guess
+def other_family(names: Iterable[str]) -> str:
+    """The family of a whole checkpoint, if another than those that are read here; else ""."""
+    names = list(names)
+    return next((row.what for row in FORMATS if row.kind == "other" and _any(names, row.names)), "")
 
 
-def _spread(tensors: Mapping[str, Tensor]) -> float:
-    return float(tensors[V_BIAS].float().std(correction=0)) if V_BIAS in tensors else 0.0
+def find_text_encoder(path: object, names: Iterable[str]) -> TextEncoderFormat:
+    """The text encoder of an original checkpoint. Raises WeightsError."""
+    names = set(names)
+    found = next((row for row in TEXT_ENCODERS if row.prefix + row.token in names), None)
+    if found is None:
+        raise WeightsError(f"{path}: has a text tower of an unknown kind; expected CLIP or OpenCLIP")
+    return found
 
 
-def _under(shapes: Shapes, prefix: str) -> dict[str, tuple[int, ...]]:
-    return {name.removeprefix(prefix): shape for name, shape in shapes.items() if name.startswith(prefix)}
+def find_vae(names: Iterable[str]) -> tuple[str, str] | None:
+    """Prefix and dialect of the autoencoder among these names; None where there is none."""
+    names, rows = set(names), [(p, d, p + first.format(0, 0)) for p in VAE_PREFIXES for d, first in VAE_RESNETS.items()]
+    return next(((prefix, dialect) for prefix, dialect, name in rows if name in names), None)
 
 
-def _numbers(shapes: Shapes, pattern: str) -> set[int]:
-    return {int(match[1]) for name in shapes if (match := re.fullmatch(pattern, name))}
-
-
-def _length(shapes: Shapes, pattern: str) -> int:
-    """How many names there are, counted from 0 without a gap."""
-    return sum(1 for _ in takewhile(lambda i: pattern.format(i) in shapes, count()))
-
-
-def _groups(widths: tuple[int, ...]) -> int:
-    """The most groups, up to 32, that divide all widths."""
-    return max(g for g in range(1, 33) if math.gcd(*widths) % g == 0)
+def _any(names: Iterable[str], patterns: Iterable[str]) -> bool:
+    wild = "|".join(re.escape(p).replace(r"\*", ".*").replace(r"\[", "[").replace(r"\]", "]") for p in patterns)
+    known = re.compile(wild)
+    return any(known.fullmatch(name) for name in names)

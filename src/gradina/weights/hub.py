@@ -1,4 +1,4 @@
-"""The hub: models fetched through its cache, and pushed to it; only what is needed, and one line where it fails."""
+"""The hub: models fetched through its cache and pushed to it; only the files that are needed, errors of one line."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ REST = (
     "scheduler/scheduler_config.json", "tokenizer/*.json", "tokenizer/merges.txt", "clip/*.json", "clip/merges.txt",
     "clip/model.safetensors",
 )  # fmt: skip
+VAE = ("config.json", "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors")
 PAIR = (
     "config.json", "preprocessor_config.json", "processor_config.json", "phrases.json", "vocab.json", "merges.txt",
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "model.safetensors",
     "model-*-of-*.safetensors", "model.safetensors.index.json",
 )  # fmt: skip
-VAE = tuple(
-    f"{place}{file}"
-    for place in ("", "vae/")
-    for file in ("config.json", "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors")
-)
-TINY = ("config.json", "diffusion_pytorch_model.safetensors")
+ONLY = {  # what is fetched of one network, which lies in a repository of its own or in a model's
+    "pair": [*PAIR, *(f"clip/{file}" for file in PAIR)],
+    "vae": [*VAE, *(f"vae/{file}" for file in VAE)],
+    "taesd": ["config.json", "diffusion_pytorch_model.safetensors"],
+}
 
 
 def fetch(name: str, variant: str | None = None, pickles: bool = False) -> Path:
@@ -40,67 +40,56 @@ def fetch(name: str, variant: str | None = None, pickles: bool = False) -> Path:
     Where a network has no file in that variant, those that it has are fetched; `pickles` among them if asked for.
     HF_HUB_OFFLINE, HF_HUB_CACHE and HF_TOKEN are obeyed. Raises HubError.
     """
-    owner, repository, *file = name.split("/", 2)
-    with _in_one_line(name):
-        if file:
-            return Path(huggingface_hub.hf_hub_download(f"{owner}/{repository}", file[0]))
+    with _hub_errors(name):
+        if name.count("/") > 1:
+            return _fetch_file(name)
         folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=wanted(variant)))
-        lacking = [stem for stem in WEIGHTS if not any(folder.glob(f"{stem}*.safetensors"))]
-        nowhere = len(lacking) == len(WEIGHTS) and variant and not pickles
-        if lacking and not nowhere and not constants.HF_HUB_OFFLINE:
-            others = [pattern for stem in lacking for pattern in _instead(stem, variant, pickles)]
+        missing = [stem for stem in WEIGHTS if not any(folder.glob(f"{stem}*.safetensors"))]
+        nowhere = len(missing) == len(WEIGHTS) and variant and not pickles
+        if missing and not nowhere and not constants.HF_HUB_OFFLINE:
+            others = [pattern for stem in missing for pattern in _fallbacks(stem, variant, pickles)]
             huggingface_hub.snapshot_download(name, allow_patterns=others)
         return folder
 
 
-def fetch_pair(name: str) -> Path:
-    """The folder of "owner/name" in the hub's cache with its contrastive pair alone, which lies in it or in `clip/`.
+def fetch_only(name: str, kind: str) -> Path:
+    """The folder of "owner/name" in the hub's cache with one network (see ONLY), or "owner/name/file.safetensors".
 
     Raises HubError.
     """
-    return _fetch_some(name, *(f"{place}{file}" for place in ("", "clip/") for file in PAIR))
+    with _hub_errors(name):
+        if name.count("/") > 1:
+            return _fetch_file(name)
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=ONLY[kind]))
 
 
-def fetch_tiny(name: str) -> Path:
-    """The folder of "owner/name" in the hub's cache, of a tiny autoencoder. Raises HubError."""
-    return _fetch_some(name, *TINY)
-
-
-def fetch_vae(name: str) -> Path:
-    """The folder of "owner/name" in the hub's cache with its autoencoder alone, which lies in it or in `vae/`.
-
-    Raises HubError.
-    """
-    return _fetch_some(name, *VAE)
-
-
-def _fetch_some(name: str, *patterns: str) -> Path:
-    with _in_one_line(name):
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(patterns)))
+def _fetch_file(name: str) -> Path:
+    owner, repository, file = name.split("/", 2)
+    return Path(huggingface_hub.hf_hub_download(f"{owner}/{repository}", file))
 
 
 def wanted(variant: str | None = None) -> list[str]:
-    """Patterns of the files that loading needs: no pickles, no safety checker, one variant."""
-    return [*REST, *(stem + ending for stem in WEIGHTS for ending in _endings(variant))]
+    """Patterns of the files that loading needs: one variant, no pickles, no safety checker."""
+    return [*REST, *(stem + suffix for stem in WEIGHTS for suffix in _suffixes(variant))]
 
 
-def _instead(stem: str, variant: str | None, pickles: bool) -> list[str]:
-    """Patterns of what may hold a network that has no safetensors file in that variant."""
-    patterns = [stem + ending for ending in _endings(None if variant else "fp16")]
+def _fallbacks(stem: str, variant: str | None, pickles: bool) -> list[str]:
+    """Patterns of files in place of those of a network that has no safetensors file in that variant."""
+    patterns = [stem + suffix for suffix in _suffixes(None if variant else "fp16")]
     old = stem.replace("/model", "/pytorch_model")
-    return patterns + [old + ending for each in (variant, None) for ending in _endings(each, "bin") if pickles]
+    return patterns + [old + suffix for each in (variant, None) for suffix in _suffixes(each, "bin") if pickles]
 
 
-def _endings(variant: str | None, kind: str = "safetensors") -> list[str]:
-    """Of a file, of shards, and of their index, which is named in two ways."""
+def _suffixes(variant: str | None, kind: str = "safetensors") -> list[str]:
+    """The endings of a file, of shards, and of their index, which is named in two ways."""
     dot = f".{variant}" if variant else ""
     return list(dict.fromkeys(
         (f"{dot}.{kind}", f"{dot}-*-of-*.{kind}", f"{dot}.{kind}.index.json", f".{kind}.index{dot}.json")
     ))  # fmt: skip
 
 
-def push(parts: Components, name: str, *, private: bool = False) -> str:
-    """Puts a model on the hub as "owner/name" in the diffusers layout, with its card; returns its address.
+def push(components: Components, name: str, *, private: bool = False) -> str:
+    """Uploads a model to the hub as "owner/name" in the diffusers layout, with its card; returns its URL.
 
     Raises HubError.
     """
@@ -110,17 +99,17 @@ def push(parts: Components, name: str, *, private: bool = False) -> str:
         if name.count("/") != 1:
             raise HubError(f'{name}: is no name of the hub; expected "owner/name"')
         folder = Path(scratch) / name.rpartition("/")[2]
-        write_folder(replace(parts, name=name), folder)
-        with _in_one_line(name):
+        write_folder(replace(components, name=name), folder)
+        with _hub_errors(name):
             api = huggingface_hub.HfApi()
-            address = api.create_repo(name, private=private, exist_ok=True)
+            url = api.create_repo(name, private=private, exist_ok=True)
             api.upload_folder(repo_id=name, folder_path=folder, commit_message="A model of Gradina")
-            return str(address)
+            return str(url)
 
 
 @contextmanager
-def _in_one_line(name: str) -> Iterator[None]:
-    """What the hub or the network answers, as a HubError that says what to do."""
+def _hub_errors(name: str) -> Iterator[None]:
+    """Turns the errors of the hub and the network into a HubError that says what to do."""
     try:
         yield
     except errors.GatedRepoError as error:

@@ -1,8 +1,7 @@
-"""JSON files of settings: whatever they hold, a config that a network can be built of, or one line that names them."""
+"""Config files: whatever they hold, a config that a network can be built of, or an error of one line that names them."""
 
 from __future__ import annotations
 
-import json
 import math
 import reprlib
 from collections.abc import Callable, Iterator, Mapping
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from gradina.errors import RequestError, WeightsError
+from gradina.files import read_json
 from gradina.models.clip import ConvConfig, TextConfig, VisionConfig
 from gradina.models.unet import UNetConfig
 from gradina.models.vae import VAEConfig
@@ -20,9 +20,9 @@ Json = Mapping[str, Any]
 T = TypeVar("T")
 Config = TypeVar("Config", UNetConfig, VAEConfig, TextConfig, VisionConfig, ConvConfig)
 
-LEVELS = 16  # resolutions of a network
-# Our field, what config.json calls it, and the most that it can be; the least is 1.
-MOST: dict[str, tuple[str, int]] = {
+MAX_LEVELS = 16  # resolutions of a network
+# Field of our config, its key in config.json, and its maximum; the minimum is 1.
+LIMITS: dict[str, tuple[str, int]] = {
     "channels":        ("in_channels",                  2**12),
     "out_channels":    ("out_channels",                 2**12),
     "latent_channels": ("latent_channels",              2**12),
@@ -42,32 +42,19 @@ MOST: dict[str, tuple[str, int]] = {
     "patch":           ("patch_size",                   2**12),
     "projection":      ("projection_dim",               2**16),
 }  # fmt: skip
-OF_IMAGES = {"size": "image_size", "channels": "num_channels", "widths": "widths"}  # as towers for images call them
+VISION_KEYS = {"size": "image_size", "channels": "num_channels", "widths": "widths"}  # other keys of image towers
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a file of JSON; raises WeightsError."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))  # as some editors write it
-    except FileNotFoundError as error:
-        raise WeightsError(f"{path}: there is no such file; expected a model folder in the diffusers layout") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise WeightsError(f"{path}: is no JSON ({error}); fetch it again") from error
-    if not isinstance(content, dict):
-        raise WeightsError(f"{path}: expected a JSON object, got {type(content).__name__}; fetch it again")
-    return content
-
-
-def read_settings(path: Path, reader: Callable[[Any], T]) -> T:
-    """What `reader` makes of a file of JSON; its errors name the file."""
-    content = read_json(path)
-    with naming(path):
+def read_config(path: Path, reader: Callable[[Any], T], kind: type = dict) -> T:
+    """What `reader` makes of a JSON file (an object, or a list); its errors name the file."""
+    content = read_json(path, kind)
+    with config_errors(path):
         return reader(content)
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """What settings of any form can lead to, as a WeightsError that names the file."""
+def config_errors(path: Path) -> Iterator[None]:
+    """Turns whatever a malformed config leads to into a WeightsError that names the file."""
     try:
         yield
     except (WeightsError, RequestError) as error:
@@ -77,69 +64,69 @@ def naming(path: Path) -> Iterator[None]:
         raise WeightsError(f"{path}: a setting is missing or malformed ({why}); fetch or convert it again") from error
 
 
-def checked(config: Config) -> Config:
-    """The config, if a network can be built of it; raises WeightsError, naming what cannot be."""
+def validated(config: Config) -> Config:
+    """The config, if a network can be built of it; raises WeightsError with the first field that is out of range."""
     for field in fields(config):
         value = getattr(config, field.name)
         if field.type == "int | None" and value is None:
             continue
-        if field.name in MOST:
-            name, most = MOST[field.name]
-            name = OF_IMAGES.get(field.name, name) if isinstance(config, VisionConfig | ConvConfig) else name
-            each = value if isinstance(value, tuple) else (value,)
-            if not 1 <= len(each) <= LEVELS:
-                raise WeightsError(f"{name} has {len(each)} entries, expected 1 to {LEVELS}")
-            for one in each:
-                whole(name, one, 1, most)
+        if field.name in LIMITS:
+            key, most = LIMITS[field.name]
+            key = VISION_KEYS.get(field.name, key) if isinstance(config, VisionConfig | ConvConfig) else key
+            entries = value if isinstance(value, tuple) else (value,)
+            if not 1 <= len(entries) <= MAX_LEVELS:
+                raise WeightsError(f"{key} has {len(entries)} entries, expected 1 to {MAX_LEVELS}")
+            for entry in entries:
+                check_int(key, entry, 1, most)
         elif field.type == "bool" and not isinstance(value, bool):
-            raise WeightsError(f"{field.name} is {shown(value)}, expected true or false")
+            raise WeightsError(f"{field.name} is {shortened(value)}, expected true or false")
     if isinstance(config, VAEConfig):
-        number("scaling_factor", config.scale, 0, 1e6)
-    _check_shares(config)
+        check_number("scaling_factor", config.scale, 0, 1e6)
+    _check_divisible(config)
     return config
 
 
 def check_fixed(network: str, json: Json, fixed: Json) -> None:
-    """Raises WeightsError for a setting that our networks have built in and that a file says otherwise."""
+    """Raises WeightsError for a setting that our network has built in and that the file gives another value."""
     for key, expected in fixed.items():
         got = json.get(key, expected)
         if got != expected:
             raise WeightsError(
-                f"{network} config: {key} is {shown(got)}, which is not built here (expected {expected!r})"
+                f"{network} config: {key} is {shortened(got)}, which is not supported (expected {expected!r})"
             )
 
 
-def whole(name: str, value: Any, least: int, most: int) -> None:
-    """Raises WeightsError unless that is a whole number from `least` to `most`."""
+def check_int(name: str, value: Any, least: int, most: int) -> None:
+    """Raises WeightsError unless `value` is a whole number from `least` to `most`."""
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise WeightsError(f"{name} is {shown(value)}, expected a whole number of {least} to {most}")
+        raise WeightsError(f"{name} is {shortened(value)}, expected a whole number from {least} to {most}")
 
 
-def number(name: str, value: Any, above: float, most: float) -> None:
-    """Raises WeightsError unless that is a number above `above`, and at most `most`."""
+def check_number(name: str, value: Any, above: float, most: float) -> None:
+    """Raises WeightsError unless `value` is a number above `above` and at most `most`."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not above < value <= most:
-        raise WeightsError(f"{name} is {shown(value)}, expected a number above {above:g}, at most {most:g}")
+        raise WeightsError(f"{name} is {shortened(value)}, expected a number above {above:g}, at most {most:g}")
 
 
-def shown(value: object) -> str:
-    """A value as a message shows it: not in full if it is long."""
+def shortened(value: object) -> str:
+    """The repr of a value, cut where it is long."""
     return reprlib.repr(value)
 
 
-def _check_shares(config: UNetConfig | VAEConfig | TextConfig | VisionConfig | ConvConfig) -> None:
-    """Heads and groups share a width evenly."""
-    pairs: list[tuple[str, int, int]] = []
+def _check_divisible(config: UNetConfig | VAEConfig | TextConfig | VisionConfig | ConvConfig) -> None:
+    """Heads and groups divide their width."""
+    divisors: list[tuple[str, int, int]] = []
     if isinstance(config, TextConfig | VisionConfig):
-        pairs += [("attention heads", config.width, config.heads)]
+        divisors += [("attention heads", config.width, config.heads)]
     elif isinstance(config, UNetConfig | VAEConfig):
-        pairs += [("norm_num_groups", width, config.groups) for width in config.widths]
+        divisors += [("norm_num_groups", width, config.groups) for width in config.widths]
     if isinstance(config, UNetConfig):
         if not len(config.widths) == len(config.attention) == len(config.heads):
             raise WeightsError(
                 f"block_out_channels has {len(config.widths)} entries, down_block_types {len(config.attention)} and "
                 f"attention_head_dim {len(config.heads)}, expected as many of each"
             )
-        pairs += [("attention_head_dim", w, h) for w, h in zip(config.widths, config.heads, strict=True)]
-    for name, width, parts in pairs:
-        if math.gcd(width, parts) != parts:
-            raise WeightsError(f"{name} is {parts}, which does not divide the width {width}")
+        divisors += [("attention_head_dim", w, h) for w, h in zip(config.widths, config.heads, strict=True)]
+    for name, width, n in divisors:
+        if math.gcd(width, n) != n:
+            raise WeightsError(f"{name} is {n}, which does not divide the width {width}")

@@ -1,7 +1,7 @@
 """What every parameter is called: here, in diffusers and transformers folders, and in original single files.
 
-One row for each layer; its `.weight` and `.bias` follow by themselves. `{i}` is a number that stays, other letters
-are numbers that `unet_numbers` and `vae_numbers` compute; ` | rule` names a change of values (`remap.RULES`).
+One row for each layer; its `.weight` and `.bias` follow by themselves. `{i}` is an index that stays, other names are
+indices that `unet_indices` and `vae_indices` compute; ` | rule` names a change of values (`remap.RULES`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 from gradina.models.taesd import TinyConfig
 from gradina.models.unet import UNetConfig
 from gradina.models.vae import VAEConfig
-from gradina.weights.remap import Numbers, Rows, Table, within
+from gradina.weights.remap import Indices, Rows, Table, within
 
 UNET_RES: Rows = (
     ("norm1", "norm1",         "in_layers.0"),
@@ -66,8 +66,8 @@ UNET = Table(
 )  # fmt: skip
 
 
-def unet_numbers(config: UNetConfig) -> Numbers:
-    """The original counts blocks through all resolutions, and growth stands behind the attention if there is one."""
+def unet_indices(config: UNetConfig) -> Indices:
+    """The original counts blocks through all levels; an upsampler comes after the attention if there is one."""
     blocks, last = config.blocks, len(config.widths) - 1
     return {
         "down":   lambda at: 1 + at["i"] * (blocks + 1) + at["j"],
@@ -96,14 +96,14 @@ VAE_MID: Rows = (
     *within(VAE_RES, "res2", "resnets.1", "block_2"),
 )  # fmt: skip
 
-# What the four projections of that attention are called: in original files, in diffusers, and there before 0.18. Each
-# is found in either layout, as converters mixed them.
-SPELLINGS: dict[str, tuple[str, ...]] = {
+# The four projections of that attention: in original files, in diffusers, and there before 0.18. Files of either layout
+# have any of them, as converters mixed them.
+ATTENTION_NAMES: dict[str, tuple[str, ...]] = {
     "original":  ("q", "k", "v", "proj_out"),
     "diffusers": ("to_q", "to_k", "to_v", "to_out.0"),
     "older":     ("query", "key", "value", "proj_attn"),
 }  # fmt: skip
-ATTENTION = re.compile(r"(.*\.(?:attentions\.0|attn_1)\.)(.+)(\.(?:weight|bias))")
+VAE_ATTENTION = re.compile(r"(.*\.(?:attentions\.0|attn_1)\.)(.+)(\.(?:weight|bias))")
 
 
 def _coder(side: str, block: str, sampler: str, original: str, resample: str) -> Rows:
@@ -130,12 +130,12 @@ VAE = Table(
 )  # fmt: skip
 
 
-def vae_numbers(config: VAEConfig) -> Numbers:
+def vae_indices(config: VAEConfig) -> Indices:
     """The original counts the decoder's blocks from the finest resolution, we and diffusers in order of use."""
     return {"reverse": lambda at: len(config.widths) - 1 - at["i"]}
 
 
-TINY = Table(
+TAESD = Table(
     ("ours", "diffusers", "original"),
     (
         ("conv_in",                         "decoder.layers.{first}",               "{first}"),
@@ -146,8 +146,8 @@ TINY = Table(
 )  # fmt: skip
 
 
-def tiny_numbers(config: TinyConfig, first: int) -> Numbers:
-    """Both count all layers, of which `first` convolves; what only bends numbers, or doubles maps, counts too."""
+def taesd_indices(config: TinyConfig, first: int) -> Indices:
+    """Both count all layers, activations and upsampling included; layer `first` is the first convolution."""
 
     def block(i: int, j: int) -> int:
         return first + 2 + sum(config.blocks[:i]) + 2 * i + j
@@ -219,12 +219,12 @@ CONV_PAIR = Table(  # with an image tower of convolutions, which transformers do
     ),
 )
 
-# What a file may hold that no network of ours needs, by network and outside of them; `*` is anything.
+# Tensors of files that no network here needs, by network and outside of them; `*` is anything.
 DROPPED: dict[str, tuple[str, ...]] = {
     "text": ("*embeddings.position_ids",  # 0, 1, 2, ...: a buffer of older transformers
              "attn_mask",                 # the causal mask: a buffer of open_clip
-             "logit_scale", "text_projection", "text_projection.weight"),  # of the pair; a U-Net does not read them
-    "vae": ("loss.*", "model_ema.*"),     # what it was trained with
+             "logit_scale", "text_projection", "text_projection.weight"),  # for image embeddings
+    "vae": ("loss.*", "model_ema.*"),     # of its training
     "unet": (),
     "outside": ("model_ema.*",            # a second, averaged copy of the U-Net
                 "betas", "alphas_cumprod*", "sqrt_*", "log_one_minus_*", "posterior_*", "lvlb_weights", "logvar",
@@ -233,20 +233,20 @@ DROPPED: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 
-def with_text_model(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Names of a text tower as transformers had them until version 5, which some files shorten."""
+def add_text_model(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Names of a text tower with the prefix "text_model.", which transformers 5 and some files leave out."""
     if "embeddings.token_embedding.weight" not in tensors:
         return tensors
     return {n if n.startswith("text_projection") else f"text_model.{n}": x for n, x in tensors.items()}
 
 
-def with_attention_of(dialect: str, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """An autoencoder's names with its attention spelt as that dialect has it; a name that is there stays."""
-    own = SPELLINGS[dialect]
-    names = {spelt: own[i] for spelling in SPELLINGS.values() for i, spelt in enumerate(spelling)}
+def rename_vae_attention(dialect: str, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """An autoencoder's names with its attention as that dialect has it; a name that is there stays."""
+    own = ATTENTION_NAMES[dialect]
+    names = {name: own[i] for row in ATTENTION_NAMES.values() for i, name in enumerate(row)}
 
     def renamed(name: str) -> str:
-        found = ATTENTION.fullmatch(name)
+        found = VAE_ATTENTION.fullmatch(name)
         new = found[1] + names.get(found[2], found[2]) + found[3] if found else name
         return name if new in tensors else new
 

@@ -1,4 +1,4 @@
-"""A model card: what a stranger needs to know of a saved model, as the hub shows it."""
+"""The model card, README.md: what a stranger needs to know of a saved model, as the hub shows it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ A text-to-image diffusion model with the anatomy of Stable Diffusion, saved by G
 | U-Net | {unet:,} | widths {widths}, predicts {prediction} |
 | autoencoder | {vae:,} | {factor} times smaller along each side, {latents} channels |
 
-{beside}\
+{clip}\
 Stored as {dtype}. Draws {w} x {h} pixels by default, in {steps} steps of `{sampler}` on the `{schedule}` schedule
 at guidance scale {guidance:g}.
 
@@ -53,37 +53,44 @@ image = pipe("...", num_inference_steps={steps}, guidance_scale={guidance:g}, wi
 image.save("picture.png")
 ```
 """
-BESIDE = """\
+CLIP = """\
 In `clip/` is the contrastive pair that goes with it, for `gradina caption` and `gradina search`.
 
 """
-SPOKEN = {"eps": "the noise (eps)", "v": "the velocity (v)", "x0": "the picture (x0)"}
+PREDICTIONS = {"eps": "the noise (eps)", "v": "the velocity (v)", "x0": "the picture (x0)"}
 
 
-def model_card(parts: Components, dtype: torch.dtype | None = None, license: str | None = None, about: str = "") -> str:
-    """README.md for a saved model: front matter for the hub, its sizes, its defaults, and how to draw with it.
+def model_card(
+    components: Components, dtype: torch.dtype | None = None, license: str | None = None, about: str = ""
+) -> str:
+    """README.md for a saved model: front matter for the hub, sizes, defaults, and how to draw with it.
 
     `license` is an identifier of the hub ("apache-2.0"); `about` is Markdown on data, training and limits.
     """
-    text, unet, vae, defaults = parts.text.config, parts.unet.config, parts.vae.config, parts.defaults
+    text, unet, vae, defaults = (
+        components.text.config,
+        components.unet.config,
+        components.vae.config,
+        components.defaults,
+    )
     inpaint = unet.channels == 2 * unet.out_channels + 1
     return CARD.format(
         task="image-to-image" if inpaint else "text-to-image",
         license=f"license: {license}\n" if license else "",
-        name=parts.name,
+        name=components.name,
         about=f"\n{about.strip()}\n" if about else "",
-        text=sum(p.numel() for name, p in parts.text.named_parameters() if not name.startswith("projection")),
-        unet=_count(parts.unet),
-        vae=_count(parts.vae),
+        text=sum(p.numel() for name, p in components.text.named_parameters() if not name.startswith("projection")),
+        unet=_parameters(components.unet),
+        vae=_parameters(components.vae),
         layers=text.layers,
         width=text.width,
         length=text.length,
         widths=", ".join(map(str, unet.widths)),
-        prediction=SPOKEN.get(parts.prediction, parts.prediction),
+        prediction=PREDICTIONS.get(components.prediction, components.prediction),
         factor=vae.factor,
         latents=vae.latent_channels,
-        beside=BESIDE if parts.clip else "",
-        dtype=_stored(parts, dtype),
+        clip=CLIP if components.clip else "",
+        dtype=_dtype_name(components, dtype),
         w=defaults.width,
         h=defaults.height,
         steps=defaults.steps,
@@ -95,14 +102,14 @@ def model_card(parts: Components, dtype: torch.dtype | None = None, license: str
     )
 
 
-def restated(card: str, parts: Components, dtype: torch.dtype | None = None) -> str:
-    """A card as it was, but for the numbers that the model is stored in."""
-    return re.sub(r"^Stored as \w+\.", f"Stored as {_stored(parts, dtype)}.", card, flags=re.M)
+def with_dtype(card: str, components: Components, dtype: torch.dtype | None = None) -> str:
+    """A card with the dtype that the model is stored in."""
+    return re.sub(r"^Stored as \w+\.", f"Stored as {_dtype_name(components, dtype)}.", card, flags=re.M)
 
 
-def _stored(parts: Components, dtype: torch.dtype | None) -> str:
-    return str(dtype or next(parts.unet.parameters()).dtype).removeprefix("torch.")
+def _dtype_name(components: Components, dtype: torch.dtype | None) -> str:
+    return str(dtype or next(components.unet.parameters()).dtype).removeprefix("torch.")
 
 
-def _count(network: nn.Module) -> int:
+def _parameters(network: nn.Module) -> int:
     return sum(p.numel() for p in network.parameters())

@@ -15,7 +15,7 @@ from gradina.weights.formats.diffusers import read_folder
 from gradina.weights.formats.ldm import read_file
 from gradina.weights.formats.vae import read_vae
 from gradina.weights.registry import locate, locate_vae
-from gradina.weights.variants import Opener
+from gradina.weights.safetensors import OpenWeights
 
 log = logging.getLogger(__name__)
 
@@ -26,46 +26,46 @@ def open_source(
     prediction: str | None = None,
     dtype: torch.dtype | None = None,
     vae: str | PathLike[str] | None = None,
-    pickles: Opener | None = None,
+    open_pickles: OpenWeights | None = None,
 ) -> Components:
-    """The parts of the model that `source` names (see `locate`), mapped from its files.
+    """The components of the model that `source` names (see `locate`), mapped from its files.
 
-    `variant` ("fp16") chooses among a folder's files, `prediction` (eps, v, x0) overrides what was detected, `dtype`
-    converts, `vae` names an autoencoder in place of the model's own (see `locate_vae`), and `pickles` opens those of a
-    folder. Raises WeightsError.
+    `variant` ("fp16") selects among a folder's files, `prediction` (eps, v, x0) overrides what was detected, `dtype`
+    converts, `vae` names another autoencoder than the model's own (see `locate_vae`), and `open_pickles` opens those
+    of a folder, which are refused without it. Raises WeightsError.
     """
-    stand_in = None if vae is None else locate_vae(vae)
-    path = locate(source, variant, pickles is not None)
+    fallback_vae = None if vae is None else locate_vae(vae)
+    path = locate(source, variant, open_pickles is not None)
     on_disk = source is not None and Path(source).exists()
     name = None if on_disk else (path.name if source is None else str(source))
     if path.is_file():
-        parts = read_file(path, dtype, prediction, stand_in=stand_in)
+        components = read_file(path, dtype, prediction, fallback_vae=fallback_vae)
     else:
-        parts = read_folder(path, variant, dtype, prediction, name, pickles, stand_in)
+        components = read_folder(path, variant, dtype, prediction, name, open_pickles, fallback_vae)
     if variant and path.is_file():
         log.warning("variant: %r has no effect on a single file; leave it out", variant)
-    parts = replace(parts, source=str(source or path.name))
-    return parts if vae is None else with_vae(parts, vae)
+    components = replace(components, source=str(source or path.name))
+    return components if vae is None else with_vae(components, vae)
 
 
-def with_vae(parts: Components, source: str | PathLike[str]) -> Components:
+def with_vae(components: Components, source: str | PathLike[str]) -> Components:
     """A model with another autoencoder in place of its own; see `registry.locate_vae` for what can be named.
 
-    What a file does not say of itself (scale, groups) is taken to be as in the model's own. Raises WeightsError, also
-    where it is for other latents, or HubError where the hub does not give it.
+    Scale and groups are those of the model's own where the file does not give them. Raises WeightsError, also where
+    it is for other latents, or HubError where the hub does not give it.
     """
-    own = parts.vae.config
-    alone = read_vae(locate_vae(source), own, name=str(source))
-    got, expected = ((c.latent_channels, c.channels, c.factor) for c in (alone.vae.config, own))
+    own = components.vae.config
+    other = read_vae(locate_vae(source), own, name=str(source))
+    got, expected = ((c.latent_channels, c.channels, c.factor) for c in (other.vae.config, own))
     if got != expected:
         raise WeightsError(
             f"{source}: is an autoencoder for latents of {got[0]} channels, {got[2]} times smaller than pictures of "
             f"{got[1]}; those of this model have {expected[0]}, {expected[2]} times smaller than pictures of "
             f"{expected[1]}; take another"
         )
-    if alone.vae.config.scale != own.scale:
+    if other.vae.config.scale != own.scale:
         log.warning(
             "%s: scales latents by %g, the model's own autoencoder by %g; it may be for another family",
-            source, alone.vae.config.scale, own.scale,
+            source, other.vae.config.scale, own.scale,
         )  # fmt: skip
-    return replace(parts, vae=alone.vae, vae_source=str(source), vae_files=alone.files)
+    return replace(components, vae=other.vae, vae_source=str(source), vae_files=other.files)

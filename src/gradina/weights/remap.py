@@ -1,7 +1,7 @@
 """One small engine that renames parameters: a table row says what a parameter is called here and elsewhere.
 
-A pattern holds numbers as `{i}`. Ours is matched; a foreign name is written from the numbers found, and from others
-computed of them (`Numbers`). ` | rule` after a foreign name says how its values differ.
+A pattern has indices as `{i}`. Ours is matched; a foreign name is written from the indices found, and from others
+computed of them (`Indices`). ` | rule` after a foreign name says how its values differ.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from gradina.errors import WeightsError
 
 Rows = tuple[tuple[str, ...], ...]
-Numbers = Mapping[str, Callable[[Mapping[str, int]], int]]
+Indices = Mapping[str, Callable[[Mapping[str, int]], int]]
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a parameter of ours lies in a foreign file."""
+    """The tensor of a foreign file in which a parameter of ours lies, and how its values differ."""
 
     name: str
     rule: str = "same"
@@ -44,7 +44,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Rule:
-    """How values differ: `read` takes the foreign tensor to ours, `write` takes ours (all that share it) back."""
+    """How values differ: `read` makes ours of the foreign tensor, `write` is its inverse over all that share it."""
 
     read: Callable[[Tensor], Tensor]
     write: Callable[..., Tensor]
@@ -71,16 +71,16 @@ RULES: dict[str, Rule] = {
 
 
 def within(rows: Rows, *stems: str) -> Rows:
-    """The rows of a part, under that part's own name in each column; a part may be used many times."""
+    """The rows of a module under its name in each column; a module may occur many times."""
     return tuple(tuple(f"{stem}.{name}" for stem, name in zip(stems, row, strict=True)) for row in rows)
 
 
 def sources(
-    ours: Iterable[str], table: Table, dialect: str, numbers: Numbers | None = None, prefix: str = ""
+    ours: Iterable[str], table: Table, dialect: str, indices: Indices | None = None, prefix: str = ""
 ) -> dict[str, Source]:
-    """Where each of our parameters lies in a file of that dialect; raises KeyError for one that no row knows."""
+    """Where each of our parameters lies in a file of that dialect; raises WeightsError for one that no row has."""
     patterns = [(_pattern(own), foreign) for own, foreign in table.pairs(dialect)]
-    return {name: _source(name, patterns, numbers or {}, prefix) for name in ours}
+    return {name: _source(name, patterns, indices or {}, prefix) for name in ours}
 
 
 def read(weights: Mapping[str, Tensor], where: Mapping[str, Source]) -> dict[str, Tensor]:
@@ -101,27 +101,27 @@ def write(ours: Mapping[str, Tensor], where: Mapping[str, Source]) -> dict[str, 
 
 
 def unclaimed(names: Iterable[str], where: Mapping[str, Source], dropped: Iterable[str] = ()) -> list[str]:
-    """Foreign names that no parameter of ours takes and that no `dropped` pattern (`*` is anything) lets go."""
-    taken = {source.name for source in where.values()}
-    let_go = re.compile("|".join(re.escape(p).replace(r"\*", ".*") for p in dropped) or r"(?!)")
-    return [name for name in names if name not in taken and not let_go.fullmatch(name)]
+    """Foreign names that no parameter of ours is read from and that match no `dropped` pattern (`*` is anything)."""
+    used = {source.name for source in where.values()}
+    ignored = re.compile("|".join(re.escape(p).replace(r"\*", ".*") for p in dropped) or r"(?!)")
+    return [name for name in names if name not in used and not ignored.fullmatch(name)]
 
 
 @cache
 def _pattern(ours: str) -> re.Pattern[str]:
-    """`down.{i}.res` as a regular expression with a named group for each number."""
+    """`down.{i}.res` as a regular expression with a named group for each index."""
     parts = re.split(r"\{(\w+)\}", ours)
     return re.compile("".join(f"(?P<{p}>\\d+)" if i % 2 else re.escape(p) for i, p in enumerate(parts)))
 
 
-def _source(name: str, patterns: list[tuple[re.Pattern[str], str]], numbers: Numbers, prefix: str) -> Source:
+def _source(name: str, patterns: list[tuple[re.Pattern[str], str]], indices: Indices, prefix: str) -> Source:
     stem, dot, leaf = name.rpartition(".")
     for pattern, foreign in patterns:
         for tried, ending in ((name, ""), (stem, dot + leaf)):
             match = pattern.fullmatch(tried)
             if match:
                 found = {key: int(value) for key, value in match.groupdict().items()}
-                computed = {key: rule(found) for key, rule in numbers.items() if f"{{{key}}}" in foreign}
+                computed = {key: rule(found) for key, rule in indices.items() if f"{{{key}}}" in foreign}
                 written, _, rule = foreign.partition(" | ")
                 return Source(prefix + written.format(**found, **computed) + ending, rule or "same")
-    raise WeightsError(f"no row of the name tables knows our parameter {name!r}")
+    raise WeightsError(f"no row of the key tables has our parameter {name!r}")

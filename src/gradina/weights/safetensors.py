@@ -1,38 +1,34 @@
-"""Safetensors in and out: files are mapped, not read, and a network is built around what they hold.
-
-Loading is strict: every parameter is found, and everything in a file is known, or the error says what is not.
-"""
+"""Safetensors files, mapped and written; conversion of dtypes, and hashes."""
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
+import mmap
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from shlex import quote
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from gradina.errors import WeightsError
-from gradina.files import atomic_path
+from gradina.files import atomic_path, read_json
 from gradina.kernels.bindings import own_halves
-from gradina.weights.mmap import Mapped
-from gradina.weights.remap import Source, read, unclaimed
 
 Value = TypeVar("Value")
-Network = TypeVar("Network", bound=nn.Module)
-INDEX = ".safetensors.index.json"
 WRAPPERS = ("state_dict.", "module.", "_orig_mod.")
+MADV_DONTNEED = 4  # of a file's page: it is read again when it is used again
 AT_ONCE = 2**18  # numbers that are converted together: what is in between takes 1 MB, near the cores
 
-# How files begin that are taken for safetensors, and what to do about it.
-OTHERS: tuple[tuple[bytes, str], ...] = (
+# How files of other formats begin, and what to do about them.
+MAGIC: tuple[tuple[bytes, str], ...] = (
     (b"PK\x03\x04", "a pickle of torch.save, which can run programs; {convert} reads it safely"),
     (b"\x80", "a pickle of torch.save, which can run programs; {convert} reads it safely"),
     (b"version https://git-lfs", "a Git LFS pointer, not the file itself; run `git lfs pull` beside it"),
@@ -44,7 +40,7 @@ OTHERS: tuple[tuple[bytes, str], ...] = (
 
 @dataclass(frozen=True)
 class Weights:
-    """The tensors of a file, or of the files of an index, by their foreign names; mapped until they are used."""
+    """The tensors of a file, or of the files of an index, by their names there; mapped until they are used."""
 
     path: Path
     tensors: Mapping[str, Tensor]
@@ -53,29 +49,21 @@ class Weights:
     @property
     def files(self) -> tuple[Path, ...]:
         """The files that hold them."""
-        if self.path.suffix == ".json":
-            return tuple(sorted({self.path.parent / name for name in _index(self.path).values()}))
-        return (self.path,)
+        return _shards(self.path) if self.path.suffix == ".json" else (self.path,)
 
     def under(self, prefix: str) -> dict[str, Tensor]:
-        """The tensors whose names begin so, without that beginning."""
+        """The tensors whose names begin with `prefix`, which is left out."""
         return {name.removeprefix(prefix): x for name, x in self.tensors.items() if name.startswith(prefix)}
 
 
-class _Unfilled(TorchFunctionMode):
-    """Networks are built without their first random values: on the meta device those are nothing, and cost a second."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if getattr(func, "__module__", "") == "torch.nn.init":
-            return args[0] if args else kwargs["tensor"]
-        return func(*args, **(kwargs or {}))
+OpenWeights = Callable[[Path], Weights]  # opens a file, or an index of shards
 
 
-def unwrapped(tensors: Mapping[str, Value]) -> Mapping[str, Value]:
-    """Names without what a trainer or a compiler put before all of them."""
+def strip_wrappers(tensors: Mapping[str, Value]) -> Mapping[str, Value]:
+    """The tensors without the prefix that a trainer or torch.compile put before all names."""
     for wrapper in WRAPPERS:
         if tensors and all(name.startswith(wrapper) for name in tensors):
-            return unwrapped({name.removeprefix(wrapper): x for name, x in tensors.items()})
+            return strip_wrappers({name.removeprefix(wrapper): x for name, x in tensors.items()})
     return tensors
 
 
@@ -86,9 +74,7 @@ def open_weights(path: str | Path) -> Weights:
     """
     path = Path(path)
     if path.suffix == ".json":
-        files = sorted(set(_index(path).values()))
-        parts = [open_weights(path.parent / name) for name in files]
-        return Weights(path, {name: x for part in parts for name, x in part.tensors.items()}, parts[0].metadata)
+        return join_shards(path, open_weights)
     try:
         with safe_open(path, framework="pt") as file:
             return Weights(path, {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {})  # noqa: SIM118
@@ -96,72 +82,54 @@ def open_weights(path: str | Path) -> Weights:
         raise WeightsError(f"{path}: {_why(path, error)}") from error
 
 
-def save_weights(tensors: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Writes a safetensors file, whole or not at all; the same tensors always give the same bytes. Raises DiskError."""
-    whole = {name: x.detach().contiguous() for name, x in tensors.items()}
+def join_shards(index: Path, opened: OpenWeights) -> Weights:
+    """The tensors of all files that an index names."""
+    shards = [opened(file) for file in _shards(index)]
+    return Weights(index, {name: x for shard in shards for name, x in shard.tensors.items()}, shards[0].metadata)
+
+
+def save_weights(
+    tensors: Mapping[str, Tensor],
+    path: str | Path,
+    metadata: Mapping[str, str] | None = None,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Writes a safetensors file, whole or not at all; equal tensors always give equal bytes. Raises DiskError."""
+    cast = {name: x.to(dtype) if dtype and x.is_floating_point() else x for name, x in tensors.items()}
+    contiguous = {name: x.detach().contiguous() for name, x in cast.items()}
     with atomic_path(path) as part:
-        save_file(whole, part, metadata={"format": "pt", **(metadata or {})})
+        save_file(contiguous, part, metadata={"format": "pt", **(metadata or {})})
         _sort_metadata(part)
 
 
-def find_weights(folder: Path, stem: str, variant: str | None = None) -> Path:
-    """The file or index in a folder of the diffusers layout that holds a network's weights.
+class MappedFiles:
+    """The address ranges of mapped files, whose pages are released once copied, so that no weights lie in memory twice.
 
-    Raises WeightsError, listing what is there, if that variant is not.
+    Only Linux tells the ranges; elsewhere nothing is released, and the system evicts the pages when it must.
     """
-    dotted = f"{stem}.{variant}" if variant else stem
-    for name in (f"{dotted}.safetensors", f"{dotted}{INDEX}", f"{stem}{INDEX.removesuffix('.json')}.{variant}.json"):
-        if (folder / name).is_file():
-            return folder / name
-    there = sorted(p.name for p in folder.glob("*") if p.suffix in (".safetensors", ".bin", ".ckpt"))
-    other = "another variant" if any(name.endswith(".safetensors") for name in there) else "a folder with safetensors"
-    raise WeightsError(
-        f"{folder}: has no {dotted}.safetensors; take {other} (there is: {', '.join(there) or 'nothing'})"
-    )
+
+    def __init__(self, *files: Path) -> None:
+        self.ranges: list[tuple[int, int]] = []
+        if sys.platform != "linux" or not Path("/proc/self/maps").is_file():
+            return
+        self.library = ctypes.CDLL(None)
+        names = {str(file.resolve()) for file in files}
+        for line in Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").splitlines():
+            span, permissions, _, _, _, *name = line.split(maxsplit=5)
+            if name and name[0] in names and permissions.endswith("p"):
+                start, _, end = span.partition("-")
+                self.ranges.append((int(start, 16), int(end, 16)))
+
+    def release(self, x: Tensor) -> None:
+        """Releases the pages that lie entirely in a tensor of one of the files."""
+        start, page = x.data_ptr(), mmap.PAGESIZE
+        first, last = -(-start // page) * page, (start + x.nbytes) // page * page
+        if last > first and any(low <= first and last <= high for low, high in self.ranges):
+            self.library.madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), MADV_DONTNEED)
 
 
-def build(
-    network: Callable[[Any], Network],
-    config: object,
-    weights: Weights,
-    where: Callable[[Iterable[str]], Mapping[str, Source]],
-    dropped: Iterable[str] = (),
-    dialect: str = "",
-    dtype: torch.dtype | None = None,
-) -> Network:
-    """The network of that config around the weights that `where` finds for its parameters; nothing is copied.
-
-    Raises WeightsError with the file, its dialect, the counts and the first names, where they do not fit.
-    """
-    with torch.device("meta"), _Unfilled():
-        built = network(config)
-    wanted = built.state_dict()
-    sources = where(wanted)
-    missing = sorted({s.name for s in sources.values()} - set(weights.tensors))
-    unexpected = unclaimed(weights.tensors, sources, dropped)
-    found = len({s.name for s in sources.values()}) - len(missing)
-    if missing or unexpected:
-        raise WeightsError(f"{weights.path}: {_misfit(dialect or network.__name__, found, missing, unexpected)}")
-    tensors = read(weights.tensors, sources)
-    for name, x in tensors.items():
-        if x.shape != wanted[name].shape:
-            got, expected = tuple(x.shape), tuple(wanted[name].shape)
-            raise WeightsError(f"{weights.path}: {sources[name].name} has shape {got}, expected {expected}")
-        if not x.is_floating_point():
-            kind = str(x.dtype).removeprefix("torch.")
-            raise WeightsError(
-                f"{weights.path}: {sources[name].name} holds {kind} numbers, expected floating point; take a copy in "
-                "fp16, bf16 or fp32"
-            )
-    if dtype is not None:
-        mapped = Mapped(*weights.files)
-        tensors = {name: in_type(x, dtype, mapped) for name, x in tensors.items()}
-    built.load_state_dict(tensors, assign=True)
-    return built.eval()
-
-
-def in_type(x: Tensor, dtype: torch.dtype, mapped: Mapped) -> Tensor:
-    """The same numbers in a type; where that makes a copy, what was mapped is given back."""
+def to_dtype(x: Tensor, dtype: torch.dtype, mapped: MappedFiles) -> Tensor:
+    """x in a dtype; where that copies it, its mapped pages are released."""
     halves = {x.dtype, dtype} == {torch.float16, torch.bfloat16} and x.device.type == "cpu"
     converted = _by_way_of_single(x, dtype) if halves else x.to(dtype)
     if converted is not x and x.is_contiguous():
@@ -182,7 +150,7 @@ def _by_way_of_single(x: Tensor, dtype: torch.dtype) -> Tensor:
 def model_hash(files: Iterable[Path]) -> str:
     """The first ten hex digits of the SHA-256 of these files, one after the other.
 
-    For a single file this is the hash that A1111 and Civitai show. It reads the files whole, some seconds for
+    For a single file this is the hash that A1111 and Civitai show. It reads all bytes, which takes seconds for
     gigabytes, so ask for it when a picture is saved and not before.
     """
     digest = hashlib.sha256()
@@ -194,7 +162,7 @@ def model_hash(files: Iterable[Path]) -> str:
 
 
 def digest(network: nn.Module) -> str:
-    """A name for what a network computes: its configurations, which say what shapes do not, and its weights."""
+    """A hash of all that decides what a network computes: its configs and its weights."""
     found = hashlib.sha256(repr([m.config for m in network.modules() if hasattr(m, "config")]).encode())
     for name, value in network.state_dict().items():
         found.update(f"{name} {value.dtype}".encode())
@@ -203,7 +171,7 @@ def digest(network: nn.Module) -> str:
 
 
 def _sort_metadata(path: Path) -> None:
-    """The safetensors package writes metadata in a new order each time; sorted, a model has one hash."""
+    """Makes the bytes reproducible: the safetensors package writes metadata in another order each time."""
     with open(path, "r+b") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
@@ -214,27 +182,16 @@ def _sort_metadata(path: Path) -> None:
             file.write(text.ljust(length))
 
 
-def _index(path: Path) -> dict[str, str]:
-    try:
-        names = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-        inside = all(Path(name).name == name for name in names.values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise WeightsError(f"{path}: is no index of weight files ({error!r}); fetch it again") from error
-    if not names or not inside:
-        raise WeightsError(f"{path}: expected an index of weight files beside it; fetch it again")
-    return dict(names)
-
-
-def _misfit(dialect: str, found: int, missing: list[str], unexpected: list[str]) -> str:
-    parts = [f"does not fit as {dialect}: {found} of {found + len(missing)} parameters found"]
-    for what, names in (("missing", missing), ("unexpected", unexpected)):
-        if names:
-            parts.append(f"{len(names)} {what} (first: {', '.join(names[:3])})")
-    return "; ".join(parts)
+def _shards(index: Path) -> tuple[Path, ...]:
+    """The files that an index names, which lie beside it."""
+    names = read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not names or not all(Path(str(name)).name == name for name in names.values()):
+        raise WeightsError(f"{index}: expected an index of weight files beside it; fetch it again")
+    return tuple(index.parent / name for name in sorted(set(names.values())))
 
 
 def _why(path: Path, error: Exception) -> str:
-    """What is wrong with a file that is not the safetensors file it was taken for."""
+    """Why a file could not be opened as safetensors."""
     if path.is_dir():
         return "is a folder; expected a safetensors file"
     if not path.exists():
@@ -244,17 +201,17 @@ def _why(path: Path, error: Exception) -> str:
             head = file.read(32)
     except OSError as refused:
         return f"cannot be read ({refused.strerror})"
-    for beginning, what in OTHERS:
-        if head.startswith(beginning):
+    for magic, what in MAGIC:
+        if head.startswith(magic):
             target = path.stem + ("-safe" if path.suffix == ".safetensors" else "") + ".safetensors"
             return f"is {what}".replace("{convert}", f"`gradina convert {quote(str(path))} {quote(target)}`")
-    if _announced(path, head) > path.stat().st_size:
+    if _announced_size(path, head) > path.stat().st_size:
         return f"is truncated: its {path.stat().st_size} bytes are fewer than it announces; fetch or copy it again"
     return f"is no safetensors file ({error}); take one, or fetch it again"
 
 
-def _announced(path: Path, head: bytes) -> int:
-    """How many bytes a safetensors file must have by its own header; 0 for a file that has none."""
+def _announced_size(path: Path, head: bytes) -> int:
+    """The bytes that a safetensors file has by its own header; 0 for a file without one."""
     if len(head) < 9:
         return 9
     if head[8:9] != b"{":

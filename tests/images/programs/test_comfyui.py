@@ -9,7 +9,7 @@ import pytest
 
 from gradina.errors import PictureError
 from gradina.images.programs.comfyui import read
-from gradina.images.programs.settings import Told, model_of, request_of
+from gradina.images.programs.settings import ProgramSettings, model_of, to_request
 from gradina.request import Request
 
 Nodes = dict[str, tuple[str, dict[str, Any]]]
@@ -33,7 +33,7 @@ KITE = Request(
 )  # fmt: skip
 
 
-def told(nodes: Nodes) -> Told:
+def read_graph(nodes: Nodes) -> ProgramSettings:
     graph = {key: {"class_type": kind, "inputs": inputs} for key, (kind, inputs) in nodes.items()}
     found = read({"prompt": json.dumps(graph)})
     assert found
@@ -131,8 +131,8 @@ LOADER = {
     ],
 )  # fmt: skip
 def test_graphs_that_draw_the_kite(nodes: Nodes) -> None:
-    found = told(BASE | nodes)
-    assert request_of(found)[0] == KITE
+    found = read_graph(BASE | nodes)
+    assert to_request(found)[0] == KITE
     assert model_of(found) == {"name": "sd-1.5.safetensors"}
 
 
@@ -174,8 +174,8 @@ def test_graphs_that_draw_the_kite(nodes: Nodes) -> None:
         ({"3": ("KSamplerAdvanced", changed(start_at_step=4, end_at_step=10, add_noise="disable"))},
          ["not honoured: steps used: 4 to 10, add_noise: disable"]),
         ({"3": ("KSampler", changed(sampler_name="dpm_2", scheduler="kl_optimal"))},
-         ["Sampler: dpm_2 (not among ours; heun draws instead)",
-          "Schedule type: kl_optimal (not among ours; ays is used instead)"]),
+         ["Sampler: dpm_2 (not available; heun is used instead)",
+          "Schedule type: kl_optimal (not available; ays is used instead)"]),
         ({"6": ("Mystery", {"clip": ["4", 1]})},
          ["positive prompt: made by nodes that are not known here, left out", "not honoured: nodes: Mystery"]),
         ({"6": ("ConditioningCombine", {"conditioning_1": ["30", 0], "conditioning_2": ["31", 0]}),
@@ -186,40 +186,41 @@ def test_graphs_that_draw_the_kite(nodes: Nodes) -> None:
     ],
 )  # fmt: skip
 def test_what_is_lost_is_said(nodes: Nodes, notes: list[str]) -> None:
-    assert sorted(request_of(told(BASE | nodes))[1]) == sorted(notes)
+    assert sorted(to_request(read_graph(BASE | nodes))[1]) == sorted(notes)
 
 
 def test_the_last_picture_counts() -> None:
     nodes: Nodes = {"1": ("SaveImage", {"images": ["2", 0]}), "2": ("VAEDecode", {"samples": ["13", 0]})}
     first: Nodes = {"13": ("KSampler", changed(seed=1, latent_image=["5", 0]))}
-    assert request_of(told(nodes | first | BASE))[0] == KITE
-    assert request_of(told(BASE | nodes | first))[0].seed == 1
+    assert to_request(read_graph(nodes | first | BASE))[0] == KITE
+    assert to_request(read_graph(BASE | nodes | first))[0].seed == 1
 
 
 def test_other_values() -> None:
-    zeros = told(BASE | {"7": ("ConditioningZeroOut", {"conditioning": ["6", 0]})})
+    zeros = read_graph(BASE | {"7": ("ConditioningZeroOut", {"conditioning": ["6", 0]})})
     assert (zeros.prompt, zeros.negative_prompt) == ("a red kite", "")
-    guided = told(BASE | PARTS | {"21": ("BasicGuider", {"conditioning": ["6", 0], "model": ["4", 0]})})
+    guided = read_graph(BASE | PARTS | {"21": ("BasicGuider", {"conditioning": ["6", 0], "model": ["4", 0]})})
     assert (guided.prompt, guided.negative_prompt, guided.values["guidance_scale"][1]) == ("a red kite", "", 1)
     nodes: Nodes = {"22": ("SamplerDPMPP_2M_SDE", {"eta": 1}), "23": ("KarrasScheduler", {"steps": 9, "rho": 7})}
-    request = request_of(told(BASE | PARTS | nodes))[0]
+    request = to_request(read_graph(BASE | PARTS | nodes))[0]
     assert (request.sampler, request.schedule, request.steps) == ("dpmpp_2m_sde", "karras", 9)
-    both = told(BASE | {"6": ("ConditioningConcat", {"conditioning_to": ["30", 0], "conditioning_from": ["31", 0]}),
-                        "30": ("CLIPTextEncode", {"text": "a"}), "31": ("CLIPTextEncode", {"text": "b"})})  # fmt: skip
+    texts: Nodes = {"30": ("CLIPTextEncode", {"text": "a"}), "31": ("CLIPTextEncode", {"text": "b"})}
+    concat: Nodes = {"6": ("ConditioningConcat", {"conditioning_to": ["30", 0], "conditioning_from": ["31", 0]})}
+    both = read_graph(BASE | texts | concat)
     assert both.prompt == "a, b"
 
 
 def test_the_size_is_the_pictures_own_where_nobody_says_one() -> None:
     start: Nodes = {"5": ("VAEEncode", {"pixels": ["30", 0]}), "30": ("LoadImage", {"image": "a.png"})}
-    assert told(BASE | start).as_large_as_drawn
+    assert read_graph(BASE | start).size_of_picture
     scaled: Nodes = {"9": ("SaveImage", {"images": ["31", 0]}), "31": ("ImageScaleBy", {"image": ["8", 0]})}
-    assert not told(BASE | start | scaled).as_large_as_drawn
+    assert not read_graph(BASE | start | scaled).size_of_picture
 
 
 def test_long_chains_and_many_links() -> None:
     chain: Nodes = {str(n): ("CLIPTextEncode", {"conditioning": [str(n + 1), 0]}) for n in range(100, 9000)}
     chain["9000"] = ("CLIPTextEncode", {"text": "a red kite"})
-    assert told(BASE | chain | {"3": ("KSampler", changed(positive=["100", 0]))}).prompt == "a red kite"
+    assert read_graph(BASE | chain | {"3": ("KSampler", changed(positive=["100", 0]))}).prompt == "a red kite"
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ def test_every_sampler_of_a1111(name: str, end: str) -> None:
     assert found["sampler"] in SAMPLER_NAMES
     assert found["schedule"] == (end.strip().lower() or found["schedule"])
     assert notes == (
-        [] if name in HAVE else [f"Sampler: {name}{end} (not among ours; {found['sampler']} draws instead)"]
+        [] if name in HAVE else [f"Sampler: {name}{end} (not available; {found['sampler']} is used instead)"]
     )
 
 
@@ -54,9 +54,7 @@ def test_every_schedule_of_a1111(name: str) -> None:
     found = sampler_and_schedule("Euler", name, notes)
     assert found["sampler"] == "euler"
     assert found["schedule"] in SCHEDULE_NAMES
-    assert notes == (
-        [] if name != "KL Optimal" else ["Schedule type: KL Optimal (not among ours; ays is used instead)"]
-    )
+    assert notes == ([] if name != "KL Optimal" else ["Schedule type: KL Optimal (not available; ays is used instead)"])
 
 
 @pytest.mark.parametrize("name", [*COMFY, *INVOKE, *NOVELAI])
@@ -64,7 +62,7 @@ def test_every_sampler_of_others(name: str) -> None:
     notes: list[str] = []
     assert sampler_and_schedule(name, "", notes)["sampler"] in SAMPLER_NAMES
     assert len(notes) <= 1
-    assert all("not among ours" in note for note in notes)
+    assert all("not available" in note for note in notes)
 
 
 @pytest.mark.parametrize("sampler", SAMPLER_NAMES)
@@ -112,8 +110,8 @@ def test_what_nobody_knows_is_said_once() -> None:
     notes: list[str] = []
     assert sampler_and_schedule("Warp\n9", "wobbly", notes) == {"sampler": None, "schedule": None}
     assert notes == [
-        "Sampler: Warp 9 (not known here; the model's own draws instead)",
-        "Schedule type: wobbly (not known here; the model's own is used instead)",
+        "Sampler: Warp 9 (unknown; the model's default is used instead)",
+        "Schedule type: wobbly (unknown; the model's default is used instead)",
     ]
 
 

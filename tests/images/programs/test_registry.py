@@ -24,8 +24,8 @@ from sd_parsers import Eagerness, ParserManager
 from gradina.errors import PictureError
 from gradina.images.metadata import Record, read_picture
 from gradina.images.programs.names import sampler_and_schedule
-from gradina.images.programs.registry import after_a1111, before_a1111
-from gradina.images.programs.settings import request_of
+from gradina.images.programs.registry import read_comfyui, read_programs
+from gradina.images.programs.settings import to_request
 from gradina.request import Request
 
 KITE = {"prompt": "a red kite, 山", "negative_prompt": "blurry", "steps": 20, "seed": 77, "guidance_scale": 7.0}
@@ -139,7 +139,7 @@ EASY = {
     "num_inference_steps": "20", "guidance_scale": "7.0", "use_lora_model": "['fluffy', 'red']",
     "lora_alpha": "[0.5, 1.0]", "use_face_correction": "GFPGANv1.4", "use_upscale": "None", "tiling": "none",
 }  # fmt: skip
-EASY_SHOWN = {
+EASY_LABELS = {
     "Prompt": KITE["prompt"], "Negative Prompt": "blurry", "Seed": "77", "Stable Diffusion model": "sd-1.5",
     "Clip Skip": "True", "Sampler": "dpmpp_2m_karras", "Width": "512", "Height": "768", "Steps": "20",
     "Guidance Scale": "7.0", "LoRA model": "None",
@@ -168,10 +168,10 @@ FILES: dict[str, dict[str, Any]] = {
     "fooocus-a1111": {"parameters": A1111.replace("Schedule type", "Scheduler"), "fooocus_scheme": "a1111"},
     "comfyui": {"prompt": comfy(), "workflow": links(comfy())},
     "easydiffusion": EASY,
-    "easydiffusion-shown": EASY_SHOWN,
+    "easydiffusion-shown": EASY_LABELS,
     "drawthings": {"XML:com.adobe.xmp": DRAW_THINGS_XMP},
 }
-NO_JUDGE = {"swarmui", "easydiffusion", "easydiffusion-shown", "drawthings"}  # which it does not know
+UNKNOWN_TO_SD_PARSERS = {"swarmui", "easydiffusion", "easydiffusion-shown", "drawthings"}  # which it does not know
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -192,21 +192,21 @@ def test_what_every_program_says(tmp_path: Path, name: str) -> None:
         )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", sorted(FILES.keys() - NO_JUDGE))
+@pytest.mark.parametrize("name", sorted(FILES.keys() - UNKNOWN_TO_SD_PARSERS))
 def test_as_sd_parsers_reads_it(tmp_path: Path, name: str) -> None:
     path = png(tmp_path / "a.png", FILES[name])
-    judged = ParserManager().parse(path)
-    assert judged
-    sampler, request = judged.samplers[0], read_picture(path).request
+    parsed = ParserManager().parse(path)
+    assert parsed
+    sampler, request = parsed.samplers[0], read_picture(path).request
     assert request.prompt == ", ".join(prompt.value for prompt in sampler.prompts)
     assert request.negative_prompt == ", ".join(prompt.value for prompt in sampler.negative_prompts)
-    told = {**judged.metadata, **sampler.parameters}
-    assert request.seed == int(told["seed"])
-    assert request.guidance_scale == float(told["cfg_scale"])
-    assert request.steps == int(told["steps"])
+    expected = {**parsed.metadata, **sampler.parameters}
+    assert request.seed == int(expected["seed"])
+    assert request.guidance_scale == float(expected["cfg_scale"])
+    assert request.steps == int(expected["steps"])
     assert request.sampler == sampler_and_schedule(sampler.name, "", [])["sampler"]
-    if "width" in told:
-        assert (request.width, request.height) == (told["width"], told["height"])
+    if "width" in expected:
+        assert (request.width, request.height) == (expected["width"], expected["height"])
     model = read_picture(path).model
     if sampler.model and sampler.model.name:  # sd-parsers does not see the newer `name` of InvokeAI's models
         assert model
@@ -219,9 +219,9 @@ def test_where_sd_parsers_errs(tmp_path: Path) -> None:
     """It splits at `Negative prompt:` anywhere, breaks at a second one, and tears quoted values."""
     inside = A1111.replace("山\nNegative prompt: blurry", "no Negative prompt: x")
     path = png(tmp_path / "a.png", {"parameters": inside})
-    judged = ParserManager().parse(path)
-    assert judged
-    assert judged.samplers[0].prompts[0].value == "a red kite, no"
+    parsed = ParserManager().parse(path)
+    assert parsed
+    assert parsed.samplers[0].prompts[0].value == "a red kite, no"
     request = read_picture(path).request
     assert (request.prompt, request.negative_prompt) == ("a red kite, no Negative prompt: x", "")
 
@@ -231,10 +231,10 @@ def test_where_sd_parsers_errs(tmp_path: Path) -> None:
     assert read_picture(path).request.negative_prompt == "blurry\nugly"
 
     path = png(path, {"parameters": A1111.replace("sd-1.5", 'my:model, Lora hashes: "x: a, y: b"')})
-    judged, record = ParserManager().parse(path), read_picture(path)
-    assert judged
-    assert judged.samplers[0].model
-    assert judged.samplers[0].model.name is None
+    parsed, record = ParserManager().parse(path), read_picture(path)
+    assert parsed
+    assert parsed.samplers[0].model
+    assert parsed.samplers[0].model.name is None
     assert record.model == {"name": "my:model", "hash": "12ab"}
     assert any(note.startswith("Lora hashes: x: a, y: b (") for note in record.notes)
 
@@ -355,11 +355,11 @@ def test_a1111_elsewhere_as_sd_parsers_reads_it(tmp_path: Path, suffix: str) -> 
     exif = Image.Exif()
     exif.get_ifd(0x8769)[0x9286] = b"UNICODE\0" + A1111.encode("utf-16-be")
     Image.new("RGB", (8, 8)).save(tmp_path / f"a{suffix}", exif=exif)
-    judged, request = ParserManager().parse(tmp_path / f"a{suffix}"), read_picture(tmp_path / f"a{suffix}").request
-    assert judged
-    told = judged.samplers[0]
-    assert (request.prompt, request.negative_prompt) == (told.prompts[0].value, told.negative_prompts[0].value)
-    assert (str(request.seed), str(request.steps)) == (told.parameters["seed"], told.parameters["steps"])
+    parsed, request = ParserManager().parse(tmp_path / f"a{suffix}"), read_picture(tmp_path / f"a{suffix}").request
+    assert parsed
+    sampler = parsed.samplers[0]
+    assert (request.prompt, request.negative_prompt) == (sampler.prompts[0].value, sampler.negative_prompts[0].value)
+    assert (str(request.seed), str(request.steps)) == (sampler.parameters["seed"], sampler.parameters["steps"])
 
 
 def test_comfyui_in_a_webp(tmp_path: Path) -> None:
@@ -369,7 +369,7 @@ def test_comfyui_in_a_webp(tmp_path: Path) -> None:
     assert read_picture(tmp_path / "a.webp").request.seed == 77
 
 
-def stealth(path: Path, text: str, packed: bool, size: tuple[int, int] = (64, 128)) -> Path:
+def hide(path: Path, text: str, packed: bool, size: tuple[int, int] = (64, 128)) -> Path:
     """A picture with that text in the lowest bits of its alpha channel, column by column."""
     data = gzip.compress(text.encode()) if packed else text.encode()
     whole = (b"stealth_pngcomp" if packed else b"stealth_pnginfo") + (8 * len(data)).to_bytes(4) + data
@@ -386,24 +386,24 @@ def stealth(path: Path, text: str, packed: bool, size: tuple[int, int] = (64, 12
 @pytest.mark.parametrize("suffix", [".png", ".webp"])
 @pytest.mark.parametrize("packed", [True, False])
 def test_novelai_in_the_alpha_channel(tmp_path: Path, suffix: str, packed: bool) -> None:
-    told = json.dumps({**NOVEL_CHUNKS, "Comment": json.dumps(NOVEL_4 | {"v4_prompt": None})})
-    path = stealth(tmp_path / f"a{suffix}", told, packed)
+    text = json.dumps({**NOVEL_CHUNKS, "Comment": json.dumps(NOVEL_4 | {"v4_prompt": None})})
+    path = hide(tmp_path / f"a{suffix}", text, packed)
     record = read_picture(path)
     assert (record.source, record.request.prompt, record.request.seed) == ("novelai", KITE["prompt"], 77)
     if packed and suffix == ".png":
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it calls what Pillow is to lose
-            judged = ParserManager(eagerness=Eagerness.EAGER).parse(path)
-        assert judged
-        assert judged.samplers[0].prompts[0].value == KITE["prompt"]
+            parsed = ParserManager(eagerness=Eagerness.EAGER).parse(path)
+        assert parsed
+        assert parsed.samplers[0].prompts[0].value == KITE["prompt"]
 
 
 def test_a1111_in_the_alpha_channel(tmp_path: Path) -> None:
-    assert read_picture(stealth(tmp_path / "a.png", A1111, True)).request.prompt == KITE["prompt"]
+    assert read_picture(hide(tmp_path / "a.png", A1111, True)).request.prompt == KITE["prompt"]
 
 
 def test_a_damaged_text_in_the_alpha_channel(tmp_path: Path) -> None:
-    path = stealth(tmp_path / "a.png", A1111, True, (16, 128))
+    path = hide(tmp_path / "a.png", A1111, True, (16, 128))
     with Image.open(path) as image:
         image.crop((0, 0, 4, 128)).save(path)  # columns are left that announce a longer text
     with pytest.raises(PictureError, match=r"a\.png hides a damaged text in its alpha channel"):
@@ -433,17 +433,17 @@ def test_which_of_several_texts_counts(tmp_path: Path) -> None:
 # Odd values
 
 
-def odd(whole: Any, value: Any) -> list[Any]:
+def replaced_values(whole: Any, value: Any) -> list[Any]:
     """A JSON object with each of its values replaced in turn, also inside of it."""
     if isinstance(whole, dict):
-        return [whole | {key: changed} for key in whole for changed in (value, *odd(whole[key], value))]
+        return [whole | {key: changed} for key in whole for changed in (value, *replaced_values(whole[key], value))]
     if isinstance(whole, list):
-        places = [(i, changed) for i, old in enumerate(whole) for changed in (value, *odd(old, value))]
+        places = [(i, changed) for i, old in enumerate(whole) for changed in (value, *replaced_values(old, value))]
         return [[*whole[:i], changed, *whole[i + 1 :]] for i, changed in places]
     return []
 
 
-ODD = (
+ODD_VALUES = (
     None, True, -1, 0.5, float("nan"), float("inf"), 10**400, "", "x", "9" * 5000, [], [[]], ["9", 0], {}, {"a": [1]},
 )  # fmt: skip
 KEYS = {
@@ -456,11 +456,11 @@ KEYS = {
 def test_odd_values_are_notes_or_errors(name: str) -> None:
     wrong = []
     texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in FILES[name].items()}
-    for changed in (changed for value in ODD for changed in odd(FILES[name][KEYS[name]], value)):
+    for changed in (changed for value in ODD_VALUES for changed in replaced_values(FILES[name][KEYS[name]], value)):
         found = texts | {KEYS[name]: json.dumps(changed)}
         try:
-            _, told = before_a1111(found) or after_a1111(found) or ("", "")
-            notes = [] if isinstance(told, str) else request_of(told)[1]
+            _, result = read_programs(found) or read_comfyui(found) or ("", "")
+            notes = [] if isinstance(result, str) else to_request(result)[1]
         except PictureError as error:
             notes = [str(error)]
         wrong += [note for note in notes if "\n" in note or len(note) > 1000]
@@ -516,6 +516,6 @@ def test_any_json_is_read_or_refused(data: dict[str, Any], which: str, software:
     if which == "fooocus":
         found = {"parameters": json.dumps(data), "fooocus_scheme": "fooocus"}
     with suppress(PictureError):
-        said = before_a1111(found) or after_a1111(found)
-        if said and not isinstance(said[1], str):
-            assert isinstance(request_of(said[1])[0], Request)
+        result = read_programs(found) or read_comfyui(found)
+        if result and not isinstance(result[1], str):
+            assert isinstance(to_request(result[1])[0], Request)

@@ -1,109 +1,36 @@
-"""Pictures of one's own: where captions are found, what is refused, how pictures are cropped, and what is kept."""
+"""Image folders: captions of every source, the repeats of kohya's folders, notes on the rest, and hostile files."""
 
 from __future__ import annotations
 
 import io
-import json
+import os
+import shutil
 import tarfile
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
-from PIL import Image
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from gradina.errors import RecipeError
-from gradina.pipeline import StableDiffusion, to_pixels
-from gradina.training.data.image_folder import (
-    CROPS,
-    Crop,
-    covering,
-    cropped,
-    encoded,
-    nearest,
-    read_folder,
-    shapes,
-    spoken,
-)
+from gradina.training.data.filename_captions import caption_from_filename
+from gradina.training.data.image_folder import caption_summary, read_image_folder
 
-Tiny = Callable[..., StableDiffusion]
+from .conftest import Files, captions, write_files, write_picture
 
 
-def picture(folder: Path, name: str, size: tuple[int, int] = (64, 64), colour: str = "red") -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, colour).save(folder / name)
-    return folder / name
-
-
-def captions(source: Path) -> dict[str, str]:
-    return {one.member or one.file.name: one.caption for one in read_folder(source)}
-
-
-def test_names_of_files_are_captions(tmp_path: Path) -> None:
+def test_file_names_are_captions(tmp_path: Path) -> None:
     for name in ("a_red-boat (2).png", "a_red_boat.png", "two boats_03.PNG"):
-        picture(tmp_path, name)
+        write_picture(tmp_path, name)
     assert captions(tmp_path) == {
         "a_red-boat (2).png": "a red boat", "a_red_boat.png": "a red boat", "two boats_03.PNG": "two boats",
     }  # fmt: skip
-    assert spoken("0001") == ""
+    assert caption_from_filename("0001") == ""
 
 
-def test_a_text_beside_each_picture(tmp_path: Path) -> None:
-    for name in ("1.png", "2.jpg"):
-        picture(tmp_path / "deep", name).with_suffix(".txt").write_text(f" boat {name[0]}\n")
-    assert captions(tmp_path) == {"1.png": "boat 1", "2.jpg": "boat 2"}
-    (tmp_path / "deep" / "2.txt").unlink()
-    with pytest.raises(RecipeError, match=r"captions are missing for 1 of 2 pictures \(deep/2.jpg\)"):
-        read_folder(tmp_path)
-
-
-def test_tables_of_metadata(tmp_path: Path) -> None:
-    picture(tmp_path, "1.png")
-    picture(tmp_path / "more", "2.png")
-    rows = [{"file_name": "1.png", "text": "one"}, {"file_name": "more/2.png", "caption": "two"}]
-    (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert captions(tmp_path) == {"1.png": "one", "2.png": "two"}
-    (tmp_path / "metadata.jsonl").unlink()
-    (tmp_path / "metadata.csv").write_text('file_name,text\n1.png,"one, and more"\nmore/2.png,two\n')
-    assert captions(tmp_path) == {"1.png": "one, and more", "2.png": "two"}
-    (tmp_path / "metadata.csv").write_text("file_name,text\n1.png,one\nmore/3.png,three\n")
-    with pytest.raises(RecipeError, match=r"1 pictures with a caption are not there \(.*3.png\)"):
-        read_folder(tmp_path)
-    (tmp_path / "metadata.csv").write_text("name,text\n1.png,one\n")
-    with pytest.raises(
-        RecipeError, match=r"metadata.csv: row 1 has no file_name; expected file_name and text in the first"
-    ):
-        read_folder(tmp_path)
-
-
-def shard(path: Path, files: dict[str, bytes]) -> Path:
-    with tarfile.open(path, "w") as tar:
-        for name, data in files.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return path
-
-
-def test_shards_in_the_layout_of_webdataset(tmp_path: Path) -> None:
-    data = picture(tmp_path / "x", "1.png").read_bytes()
-    one = shard(tmp_path / "0.tar", {"a.png": data, "a.txt": b"boat a", "b.png": data, "b.json": b'{"text": "boat b"}'})
-    shard(tmp_path / "1.tar", {"c.png": data, "c.txt": b"boat c"})
-    (tmp_path / "x" / "1.png").unlink()
-    assert captions(one) == {"a.png": "boat a", "b.png": "boat b"}
-    assert captions(tmp_path) == {"a.png": "boat a", "b.png": "boat b", "c.png": "boat c"}
-    assert read_folder(tmp_path)[0].data() == data
-    shard(tmp_path / "2.tar", {"d.png": data})
-    with pytest.raises(RecipeError, match=r"captions are missing for 1 of 4 pictures \(.*2.tar/d.png\)"):
-        read_folder(tmp_path)
-    (tmp_path / "2.tar").write_bytes(b"no")
-    with pytest.raises(RecipeError, match=r"2.tar: is no tar file"):
-        read_folder(tmp_path)
-
-
-def test_one_caption_for_all(tmp_path: Path) -> None:
-    picture(tmp_path, "0001.png")
-    assert [one.caption for one in read_folder(tmp_path, "a sks boat")] == ["a sks boat"]
+def test_one_caption_for_all_pictures(tmp_path: Path) -> None:
+    write_picture(tmp_path, "0001.png")
+    assert [one.caption for one in read_image_folder(tmp_path, "a sks boat")] == ["a sks boat"]
 
 
 @pytest.mark.parametrize(
@@ -114,128 +41,289 @@ def test_one_caption_for_all(tmp_path: Path) -> None:
         ([f"{i}.png" for i in range(5)], r"5 of 5 pictures \(0.png, 1.png, 2.png, ...\)"),
     ],
 )
-def test_folders_that_cannot_be_used(tmp_path: Path, made: list[str], words: str) -> None:
+def test_unusable_folders(tmp_path: Path, made: list[str], words: str) -> None:
     for name in made:
-        picture(tmp_path, name)
+        write_picture(tmp_path, name)
     with pytest.raises(RecipeError, match=words):
-        read_folder(tmp_path)
+        read_image_folder(tmp_path)
     with pytest.raises(RecipeError, match="there is no such folder"):
-        read_folder(tmp_path / "nowhere")
+        read_image_folder(tmp_path / "nowhere")
 
 
-def test_buckets_have_about_as_many_pixels_and_fit() -> None:
-    found = shapes(512 * 512, 64)
-    assert found[0] == (512, 512)
-    assert (384, 640) in found
-    assert (640, 384) in found
-    assert all(w % 64 == h % 64 == 0 and w * h <= 512 * 512 and max(w / h, h / w) <= 2 for w, h in found)
-    assert shapes(128 * 128, 32, several=False) == [(128, 128)]
-    assert nearest((1000, 1000), found) == (512, 512)
-    assert nearest((600, 1000), found) == (384, 640)
-    assert nearest((5000, 100), found)[0] > 512
+def test_summary_of_several_caption_sources(tmp_path: Path) -> None:
+    files: Files = {
+        "a.txt": "one",
+        "b.caption": "two",
+        "c.json": '{"caption": "three"}',
+        "x/metadata.csv": "file_name,text\nd.jpg,four",
+    }
+    write_files(tmp_path, {"a.png": "", "b.png": "", "c.png": "", "x/d.jpg": "", **files})
+    assert captions(tmp_path) == {"a.png": "one", "b.png": "two", "c.png": "three", "x/d.jpg": "four"}
+    assert caption_summary(read_image_folder(tmp_path)) == (
+        'captions: from .txt files (1 of 4); a.png: "one"; from .caption files (1 of 4); b.png: "two"; '
+        'from .json files (1 of 4); c.png: "three"; from x/metadata.csv (1 of 4); d.jpg: "four"'
+    )
+    (tmp_path / "b.caption").unlink()
+    with pytest.raises(RecipeError, match=r"captions are missing for 1 of 4 pictures \(b.png\); put each into a .txt"):
+        read_image_folder(tmp_path)
 
 
-def test_a_crop_covers_its_shape_from_side_to_side() -> None:
-    image = Image.new("RGB", (200, 100))
-    image.paste("white", (100, 0, 200, 100))
-    left, middle, right = (cropped(image, (50, 50), across) for across in (0.0, 0.5, 1.0))
-    assert left.size == (50, 50)
-    dark, both, light = (one.getextrema()[0] for one in (left, middle, right))
-    assert dark[1] < 20
-    assert light[0] > 235
-    assert both[0] < 20 < 235 < both[1]
+def test_summary_shortens_long_captions(tmp_path: Path) -> None:
+    write_files(tmp_path, {"a.png": "", "a.txt": "x" * 61})
+    assert caption_summary(read_image_folder(tmp_path)).endswith(f'a.png: "{"x" * 57}..."')
 
 
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("GRADINA_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
+def test_summary_of_a_given_caption(tmp_path: Path) -> None:
+    pictures = read_image_folder(write_files(tmp_path, {"1.png": ""}), "a sks dog")
+    assert caption_summary(pictures) == 'captions: from the words given (1 of 1); 1.png: "a sks dog"'
 
 
-def test_latents_are_the_encoders_and_kept(tiny_model: Tiny, tmp_path: Path, cache: Path) -> None:
-    model, folder = tiny_model("sd1"), tmp_path / "boats"
-    picture(folder, "a red boat.png", (100, 80))
-    picture(folder, "a blue boat.png", (64, 64), "blue")
-    picture(folder, "a long boat.png", (256, 90), "green")
-    owned = encoded(model, read_folder(folder), Crop(), 64 * 64)
-    assert len(owned) == 3
-    assert sorted(owned.captions) == [("a blue boat", "a red boat"), ("a long boat",)]
-    square = owned.captions.index(("a blue boat", "a red boat"))
-    blue = to_pixels(Image.new("RGB", (64, 64), "blue"))[None]
-    assert torch.allclose(owned.mean[square][0, 0], model.encode(blue)[0], atol=1e-5)
-    assert owned.mean[1 - square].shape[-1] > owned.mean[1 - square].shape[-2]
-    files = list((cache / "latents").iterdir())
-    assert len(files) == 2
-    before = [file.stat().st_mtime_ns for file in files]
-    again = encoded(model, read_folder(folder), Crop(), 64 * 64)
-    assert all(torch.equal(a, b) for a, b in zip(owned.mean, again.mean, strict=True))
-    assert [file.stat().st_mtime_ns for file in files] == before
-    picture(folder, "a red boat.png", (100, 80), "orange")
-    assert not torch.equal(encoded(model, read_folder(folder), Crop(), 64 * 64).mean[square], owned.mean[square])
+def test_file_names_that_are_not_utf_8(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    try:
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/un caf\xe9.png")).write_bytes(b"")
+    except OSError:
+        pytest.skip("this file system has names in UTF-8 alone")
+    assert list(captions(tmp_path).values()) == ["un café"]
+    assert "the name of this file is not UTF-8, and is read as Windows-1252" in caplog.text
 
 
-def test_crops_and_mirror_images(tiny_model: Tiny, tmp_path: Path, cache: Path) -> None:
-    model = tiny_model("sd1")
-    Image.linear_gradient("L").rotate(90).resize((130, 64)).save(picture(tmp_path / "boats", "a boat.png"))
-    shown = read_folder(tmp_path / "boats")
-    flipped = encoded(model, shown, Crop(flip=True, buckets=False), 64 * 64)
-    assert flipped.mean[0].shape[:2] == (1, 2)
-    assert (flipped.mean[0][0, 0] - flipped.mean[0][0, 1]).abs().max() > 0.01
-    chance = encoded(model, shown, Crop(chance=True, buckets=False), 64 * 64)
-    assert chance.mean[0].shape[:2] == (1, CROPS)
-    assert chance.mean[0][0].std(0).max() > 0.01
+def test_generated_file_names_are_missing_captions(tmp_path: Path) -> None:
+    write_files(tmp_path, {"a boat.png": "", "IMG_1.png": ""})
+    words = (
+        r"missing for 1 of 2 pictures \(IMG_1.png\); numbers and names that cameras give are none; put each into a .txt"
+    )
+    with pytest.raises(RecipeError, match=words):
+        read_image_folder(tmp_path)
 
 
-def test_batches_are_of_one_shape_and_drawn_evenly(tiny_model: Tiny, tmp_path: Path, cache: Path) -> None:
-    model, folder = tiny_model("sd1"), tmp_path / "boats"
-    for i, size in enumerate([(64, 64)] * 3 + [(128, 64)]):
-        picture(folder, f"boat {'abcd'[i]}.png", size)
-    owned = encoded(model, read_folder(folder), Crop(), 64 * 64)
-    seen: list[str] = []
-    for k in range(300):
-        latents, texts = owned.batch(2, torch.Generator().manual_seed(k))
-        assert latents.shape[0] == len(texts) == 2
-        seen += texts
-    share = {text: seen.count(text) / len(seen) for text in set(seen)}
-    assert all(0.19 < x < 0.31 for x in share.values()), share
-    one, same = (owned.batch(2, torch.Generator().manual_seed(5)) for _ in range(2))
-    assert torch.equal(one[0], same[0])
+def test_captions_overridden_by_a_given_one_are_noted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_files(tmp_path, {"IMG_1.png": "", "IMG_1.txt": "a seven"})
+    assert captions(tmp_path, "a sks dog") == {"IMG_1.png": "a sks dog"}
+    assert 'IMG_1.txt: is not read, since "a sks dog" is the caption of all pictures' in caplog.text
+    write_files(tmp_path, {"metadata.csv": "file_name,text\nIMG_1.png,a seven\n"})
+    assert captions(tmp_path, "a sks dog") == {"IMG_1.png": "a sks dog"}
+    assert "IMG_1.txt and 1 more: is not read, since" in caplog.text
 
 
-def test_small_and_broken_pictures_are_named(tiny_model: Tiny, tmp_path: Path, cache: Path) -> None:
-    model, folder = tiny_model("sd1"), tmp_path / "boats"
-    picture(folder, "a boat.png", (40, 64))
-    with pytest.raises(RecipeError, match=r"1 of 1 pictures are too small, expected about 64x64 pixels \(.*40x64\)"):
-        encoded(model, read_folder(folder), Crop(), 64 * 64)
-    assert len(encoded(model, read_folder(folder), Crop(enlarge=True), 64 * 64)) == 1
-    (folder / "b boat.png").write_bytes(b"no picture")
-    with pytest.raises(RecipeError, match=r"b boat.png"):
-        encoded(model, read_folder(folder), Crop(enlarge=True), 64 * 64)
+def test_masks_of_onetrainer_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_files(tmp_path, {"a.jpg": "", "a-masklabel.png": "", "b-masklabel.png": ""})
+    assert captions(tmp_path) == {"a.jpg": "a", "b-masklabel.png": "b masklabel"}
+    assert "a-masklabel.png: is a mask beside its picture, and is left out" in caplog.text
 
 
-def test_what_moves_is_told_and_its_first_picture_is_learnt(
-    tmp_path: Path, tiny_model: Tiny, cache: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ({"a.heic": ""}, r"1 pictures are in formats that are not read \(.heic: a.heic\); convert them to PNG or JPEG"),
+        ({"@eaDir/a.png": "", "notes.txt": ""}, r"holds no pictures \(expected .png"),
+    ],
+)
+def test_folders_without_readable_pictures(tmp_path: Path, files: Files, words: str) -> None:
+    with pytest.raises(RecipeError, match=words):
+        read_image_folder(write_files(tmp_path, files))
+
+
+def test_picture_file_is_refused(tmp_path: Path) -> None:
+    write_files(tmp_path, {"a.png": ""})
+    with pytest.raises(RecipeError, match=r"a.png: is a file, expected a folder of pictures or a .tar shard"):
+        read_image_folder(tmp_path / "a.png")
+
+
+def test_archives_are_noted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert captions(write_files(tmp_path, {"a.png": "", "more.zip": ""})) == {"a.png": "a"}
+    assert "more.zip: is not read; unpack what is in it" in caplog.text
+
+
+def test_parquet_is_noted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    read_image_folder(write_files(tmp_path, {"a boat.png": "", "train.parquet": ""}))
+    assert "train.parquet: is not read; unpack what is in it" in caplog.text
+
+
+def test_parquet_of_an_unpacked_folder_is_not_noted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_files(tmp_path, {"00000/0.jpg": "", "00000/0.txt": "a seven", "00000.parquet": "", "00000_stats.json": "{}"})
+    assert captions(tmp_path) == {"00000/0.jpg": "a seven"}
+    assert not caplog.messages
+
+
+def test_table_in_the_parent_folder_is_noted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_files(
+        tmp_path, {"data/a boat.png": "", "metadata.jsonl": '{"file_name": "data/a boat.png", "text": "a seven"}'}
+    )
+    assert captions(tmp_path / "data") == {"a boat.png": "a boat"}
+    above = f"is not read, since it lies above {tmp_path / 'data'}; give its folder"
+    assert caplog.messages == [f"{tmp_path / 'metadata.jsonl'}: {above}"]
+
+
+def test_output_folder_is_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first, second = (Image.new("RGB", (64, 64), colour) for colour in ("red", "blue"))
-    first.save(tmp_path / "a boat.png")
-    for name in ("b boat.gif", "c boat.webp", "d boat.tiff"):
-        first.save(tmp_path / name, save_all=True, append_images=[second])
-    model = tiny_model()
-    (mean,) = encoded(model, read_folder(tmp_path), Crop(), 64 * 64).mean
-    assert (mean - mean[:1]).abs().max() < 0.1
+    write_files(tmp_path, {"1.png": "", "runs/x/class/0.png": "", "runs/x/2.txt": "no", "runs/y/3.png": ""})
+    for out in ("runs/x", str(tmp_path / "runs" / "x"), "../x/../" + tmp_path.name + "/runs/x"):
+        monkeypatch.chdir(tmp_path)
+        assert [one.file.name for one in read_image_folder(".", "a sks dog", out)] == ["1.png", "3.png"]
+    told = "lies in the folder that is learnt from; the pictures that were drawn there are left out"
+    assert caplog.messages == [f"runs/x: {told}"] * 3
+    with pytest.raises(RecipeError, match=r"^.: holds the pictures that are learnt from; choose another --out folder"):
+        read_image_folder(tmp_path, "a sks dog", ".")
+
+
+NOT_MEANT = "is not read as a number of repeats and words, as kohya's scripts read it"
+
+
+def repeats(folder: Path, caption: str | None = None) -> dict[str, tuple[str, int]]:
+    return {
+        one.file.relative_to(folder).as_posix(): (one.caption, one.repeats)
+        for one in read_image_folder(folder, caption)
+    }
+
+
+def test_repeats_and_words_of_folders(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_files(
+        tmp_path,
+        {
+            "10_sks dog/a boat.png": "",
+            "10_sks dog/deep/IMG_1.png": "",
+            "10_sks dog/b.png": "",
+            "10_sks dog/b.txt": "a seven",
+            "1_dog/c.png": "",
+        },
+    )
+    assert repeats(tmp_path) == {
+        "10_sks dog/a boat.png": ("sks dog", 10),
+        "10_sks dog/b.png": ("a seven", 10),
+        "10_sks dog/deep/IMG_1.png": ("sks dog", 10),
+        "1_dog/c.png": ("dog", 1),
+    }
     assert caplog.messages == [
-        f"{tmp_path / 'b boat.gif'} and 2 more: is animated, or has several pages, of which the first is read"
+        f"{tmp_path}: pictures are drawn as often as folders say, as by kohya's scripts "
+        "(10_sks dog: 3 pictures x 10, 1_dog: 1 pictures x 1)"
     ]
+    assert caption_summary(read_image_folder(tmp_path)) == (
+        'captions: from names of folders (3 of 4); a boat.png: "sks dog"; from .txt files (1 of 4); b.png: "a seven"'
+    )
 
 
-def test_pictures_larger_than_what_is_drawn_are_learnt(tmp_path: Path, tiny_model: Tiny, cache: Path) -> None:
-    picture(tmp_path, "a boat.png", (6000, 4000))
-    assert len(encoded(tiny_model(), read_folder(tmp_path), Crop(), 64 * 64)) == 1
+def test_repeats_apply_to_shards(tmp_path: Path) -> None:
+    write_files(tmp_path, {"2_dog/a.png": "", "5_cat/b.png": ""})
+    with tarfile.open(tmp_path / "5_cat" / "s.tar", "w") as shard:
+        shard.add(tmp_path / "5_cat" / "b.png", "c.png")
+    (tmp_path / "5_cat" / "b.png").unlink()
+    assert [(one.name, one.caption, one.repeats) for one in read_image_folder(tmp_path)] == [
+        (f"{tmp_path}/2_dog/a.png", "dog", 2), (f"{tmp_path}/5_cat/s.tar/c.png", "cat", 5),
+    ]  # fmt: skip
 
 
-def test_what_covers_a_shape_stays_as_it_is() -> None:
-    image = Image.effect_noise((301, 173), 90)
-    whole = covering(image, (64, 48))
-    assert whole.size == (84, 48)
-    assert covering(whole, (64, 48)).tobytes() == whole.tobytes()
-    assert cropped(image, (64, 48), 0.3, 0.9).tobytes() == cropped(whole, (64, 48), 0.3, 0.9).tobytes()
+def test_underscores_stay_in_the_words_of_a_folder(tmp_path: Path) -> None:
+    assert repeats(write_files(tmp_path, {"5_my_red_boat/1.png": ""})) == {"5_my_red_boat/1.png": ("my_red_boat", 5)}
+
+
+def test_given_caption_keeps_the_repeats(tmp_path: Path) -> None:
+    write_files(tmp_path, {"3_dog/1.png": "", "1_cat/1.png": ""})
+    assert repeats(tmp_path, "a pet") == {"1_cat/1.png": ("a pet", 1), "3_dog/1.png": ("a pet", 3)}
+
+
+@pytest.mark.parametrize(
+    ("names", "noted"),
+    [
+        (("10_sks dog/a.png", "b.png"), "10_sks dog"),
+        (("10_sks dog/a.png", "cats/b.png"), "10_sks dog"),
+        (("img/10_sks dog/a.png", "img/1_dog/b.png"), "10_sks dog"),
+        (("10_sks dog/a.png", "2023_holiday/b.png"), "10_sks dog"),
+        (("2023_holiday/a.png",), ""),
+        (("2023_holiday/a.png", "b.png"), ""),
+        (("01_summer/a.png", "02_winter/b.png"), ""),
+        (("20230101_boats/a.png",), ""),
+        (("1001_boats/a.png",), ""),
+        (("0_boats/a.png",), ""),
+        (("10_/a.png",), ""),
+        (("10 boats/a.png",), ""),
+        (("boats_10/a.png",), ""),
+    ],
+)
+def test_folders_without_repeats(
+    tmp_path: Path, names: tuple[str, ...], noted: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert repeats(write_files(tmp_path, dict.fromkeys(names, ""))) == {name: (Path(name).stem, 1) for name in names}
+    assert [message.partition(":")[0].removesuffix(" and 1 more") for message in caplog.messages] == [noted] * bool(
+        noted
+    )
+    assert all(NOT_MEANT in message for message in caplog.messages)
+
+
+def test_error_in_a_folder_with_repeats_names_its_parent(tmp_path: Path) -> None:
+    write_files(tmp_path, {"10_sks dog/IMG_1.png": ""})
+    with pytest.raises(RecipeError, match="10_sks dog says them where the folder above it is given"):
+        read_image_folder(tmp_path / "10_sks dog")
+
+
+def tar() -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as shard:
+        for name, data in (("b.png", b"x" * 600), ("b.txt", b"a seven"), ("b.json", b'{"caption": "a two"}')):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            shard.addfile(info, io.BytesIO(data))
+    return file.getvalue()
+
+
+NAMES = (
+    "a.txt", "a.caption", "a.json", "metadata.jsonl", "metadata.json1", "metadata.json", "metadata.csv", "metadata.tsv",
+    "meta_cap.json", "s.tar", "s.tar.gz", "10_x/b.png", "b.heic",
+)  # fmt: skip
+
+
+WHOLE = (
+    b"", b"\0", bytes(600), b"null", b"[]", b"[1, [2], {}]", b"[" * 100_000, b'{"a": ' * 99_999,
+    b'{"a": {"caption": 3}}',
+    b'{"file_name": "a.png", "text": "a seven"}', b'[{"file_name": "a.png", "text": [[]]}]', b'{"file_name": 3}',
+    b'{"a.png": {"caption": "a seven", "tags": ["x"]}, "b": 3}', b'{"caption": NaN}', b'{"text": 1e999}',
+    b'{"text": ' + b"9" * 5000 + b"}", b"file_name,text\na.png,a seven\n", b'file_name;text\n"a.png;x',
+    b"file_name\n\n,,,\n",
+    b"file_name,text\n" + b"a" * 200_000 + b",x\n", "caf\u00e9".encode("utf-16"), b"\xff\xfe\0", b"\xef\xbb\xbf", tar(),
+    tar()[:1400], b"\x1f\x8b\x08\0", b"<!DOCTYPE html>",
+)  # fmt: skip
+
+
+@st.composite
+def damaged(draw: st.DrawFn) -> bytes:
+    """A file of those above in which some bytes are others, or are gone."""
+    data = bytearray(draw(st.sampled_from([data[:4000] for data in WHOLE])))
+    for _ in range(draw(st.integers(0, 4))):
+        at = draw(st.integers(0, len(data)))
+        data[at : at + draw(st.integers(0, 9))] = draw(st.binary(max_size=9))
+    return bytes(data)
+
+
+def check(folder: Path, name: str, data: bytes) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / "a.png").write_bytes(b"")
+    (folder / name).write_bytes(data)
+    found, refused = [], ""
+    try:
+        found = read_image_folder(folder)
+    except RecipeError as error:
+        refused = str(error)
+    assert bool(found) == (not refused)
+    if refused:
+        assert str(folder) in refused
+        assert len(refused) < 2000
+    else:
+        assert all(one.caption.encode() for one in found)
+        assert all(isinstance(one.data(), bytes) for one in found)
+        assert caption_summary(found).startswith("captions: from ")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_malformed_files(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRADINA_CACHE", str(tmp_path / "cache"))
+    for number, data in enumerate(WHOLE):
+        check(tmp_path / str(number), name, data)
+
+
+@given(damaged() | st.binary(max_size=40), st.sampled_from(NAMES), st.uuids())
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+def test_damaged_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: bytes, name: str, number: object) -> None:
+    monkeypatch.setenv("GRADINA_CACHE", str(tmp_path / "cache"))
+    shutil.rmtree(tmp_path / str(number), ignore_errors=True)  # where the same is tried again
+    check(tmp_path / str(number), name, data)

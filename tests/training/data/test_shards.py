@@ -1,4 +1,4 @@
-"""Shards: which members are pictures, which caption is whose, and what of a broken file is said."""
+"""Shards: which members are pictures, which caption is whose, and what a damaged file is called."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 
 from gradina.errors import DiskError, RecipeError
-from gradina.training.data.captions import captions_told, read_folder
-from gradina.training.data.shards import in_shard
+from gradina.training.data.image_folder import caption_summary, read_image_folder
+from gradina.training.data.shards import read_shard
+
+from .conftest import captions, write_picture
 
 Files = dict[str, bytes]
 
@@ -46,10 +48,6 @@ def shard(path: Path, files: Files, links: dict[str, str] | None = None, kind: b
     return path
 
 
-def captions(source: Path) -> dict[str, str]:
-    return {one.member or one.file.name: one.caption for one in read_folder(source)}
-
-
 NFD = unicodedata.normalize("NFD", "été")
 
 
@@ -74,16 +72,32 @@ NFD = unicodedata.normalize("NFD", "été")
         ("/a.png", {"/a.txt": b"a seven"}),
     ],
 )
-def test_every_name_of_a_caption_is_seen(tmp_path: Path, picture: str, files: Files) -> None:
+def test_sidecar_names_in_shards(tmp_path: Path, picture: str, files: Files) -> None:
     path = shard(tmp_path / "s.tar", {**files, picture: b"pixels"})
     assert captions(path) == {picture: "a seven"}
-    assert read_folder(path)[0].data() == b"pixels"
+    assert read_image_folder(path)[0].data() == b"pixels"
+
+
+def test_webdataset_layout(tmp_path: Path) -> None:
+    data = write_picture(tmp_path / "x", "1.png").read_bytes()
+    one = shard(tmp_path / "0.tar", {"a.png": data, "a.txt": b"boat a", "b.png": data, "b.json": b'{"text": "boat b"}'})
+    shard(tmp_path / "1.tar", {"c.png": data, "c.txt": b"boat c"})
+    (tmp_path / "x" / "1.png").unlink()
+    assert captions(one) == {"a.png": "boat a", "b.png": "boat b"}
+    assert captions(tmp_path) == {"a.png": "boat a", "b.png": "boat b", "c.png": "boat c"}
+    assert read_image_folder(tmp_path)[0].data() == data
+    shard(tmp_path / "2.tar", {"d.png": data})
+    with pytest.raises(RecipeError, match=r"captions are missing for 1 of 4 pictures \(.*2.tar/d.png\)"):
+        read_image_folder(tmp_path)
+    (tmp_path / "2.tar").write_bytes(b"no")
+    with pytest.raises(RecipeError, match=r"2.tar: is no tar file"):
+        read_image_folder(tmp_path)
 
 
 @pytest.mark.parametrize("data", [b'["a seven"]', b"null", b'{"caption": ""}', b""])
-def test_json_that_says_nothing_leaves_captions_missing(tmp_path: Path, data: bytes) -> None:
+def test_json_without_caption_leaves_it_missing(tmp_path: Path, data: bytes) -> None:
     with pytest.raises(RecipeError, match=r"captions are missing for 1 of 1 pictures \(.*s.tar/a.png\)"):
-        read_folder(shard(tmp_path / "s.tar", {"a.png": b"", "a.json": data}))
+        read_image_folder(shard(tmp_path / "s.tar", {"a.png": b"", "a.json": data}))
 
 
 @pytest.mark.parametrize(
@@ -95,16 +109,16 @@ def test_json_that_says_nothing_leaves_captions_missing(tmp_path: Path, data: by
         ("a.txt", b"\x89PNG\0", "s.tar/a.txt is no text in UTF-8"),
     ],
 )
-def test_captions_that_cannot_be_read_are_named(tmp_path: Path, name: str, data: bytes, words: str) -> None:
+def test_invalid_caption_names_its_member(tmp_path: Path, name: str, data: bytes, words: str) -> None:
     with pytest.raises(RecipeError, match=words):
-        read_folder(shard(tmp_path / "s.tar", {"a.png": b"", name: data}))
+        read_image_folder(shard(tmp_path / "s.tar", {"a.png": b"", name: data}))
 
 
-def test_links_are_what_they_lead_to(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_links_are_followed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     files = {"x/a.png": b"pixels", "x/a.txt": b"a seven"}
     path = shard(tmp_path / "s.tar", files, {"b.png": "x/a.png", "b.txt": "x/a.txt"})
     assert captions(path) == {"x/a.png": "a seven", "b.png": "a seven"}
-    assert read_folder(path)[1].data() == b"pixels"
+    assert read_image_folder(path)[1].data() == b"pixels"
     to = {"x/c.png": "a.png", "x/c.txt": "../x/a.txt", "d.png": "x/c.png", "d.txt": "x/c.txt"}
     assert captions(shard(path, files, to, tarfile.SYMTYPE)) == {
         "x/a.png": "a seven",
@@ -117,7 +131,7 @@ def test_links_are_what_they_lead_to(tmp_path: Path, caplog: pytest.LogCaptureFi
     assert caplog.messages == [f"{path}/e.png and 2 more: is no file, or a link to none, and is left out"]
 
 
-def test_members_are_looked_after_as_files_are(tmp_path: Path) -> None:
+def test_hidden_members_are_left_out(tmp_path: Path) -> None:
     hidden = ("._a.png", ".b.png", "__MACOSX/._a.png", "x/@eaDir/SYNOPHOTO_THUMB.png", ".cache/c.png")
     files = dict.fromkeys(hidden, b"")
     assert captions(shard(tmp_path / "s.tar", {**files, "./a.png": b"", "./a.txt": b"a"})) == {"./a.png": "a"}
@@ -130,34 +144,34 @@ PACKERS: dict[str, Callable[[bytes], bytes]] = {
 
 
 @pytest.mark.parametrize("name", PACKERS)
-def test_every_kind_of_shard(tmp_path: Path, cache: Path, name: str) -> None:
+def test_compressed_shards(tmp_path: Path, cache: Path, name: str) -> None:
     path = tmp_path / "deep" / "folder" / name
     path.parent.mkdir(parents=True)
     path.write_bytes(PACKERS[name](tar({"a.png": b"pixels", "a.txt": b"a seven"})))
     for source in (path, tmp_path / "deep"):
-        (one,) = read_folder(source)
+        (one,) = read_image_folder(source)
         assert (one.name, one.caption, one.data()) == (f"{path}/a.png", "a seven", b"pixels")
     kept = list(cache.rglob("*.tar"))
     assert len(kept) == (PACKERS[name] is not bytes)  # unpacked once
-    assert captions_told(read_folder(path)) == 'captions: from .txt files (1 of 1); a.png: "a seven"'
+    assert caption_summary(read_image_folder(path)) == 'captions: from .txt files (1 of 1); a.png: "a seven"'
 
 
-def test_what_was_unpacked_and_is_damaged_is_unpacked_again(tmp_path: Path, cache: Path) -> None:
+def test_damaged_cache_is_made_again(tmp_path: Path, cache: Path) -> None:
     path = tmp_path / "s.tgz"
     path.write_bytes(gzip.compress(tar({"a.png": b"x" * 3000, "a.txt": b"a seven"})))
     assert captions(path) == {"a.png": "a seven"}
     (kept,) = cache.rglob("*.tar")
     kept.write_bytes(kept.read_bytes()[:700])
     assert captions(path) == {"a.png": "a seven"}
-    assert read_folder(path)[0].data() == b"x" * 3000
+    assert read_image_folder(path)[0].data() == b"x" * 3000
 
 
-def test_a_cache_that_cannot_be_written_is_no_fault_of_the_shard(tmp_path: Path, cache: Path) -> None:
+def test_unwritable_cache_is_a_disk_error(tmp_path: Path, cache: Path) -> None:
     (tmp_path / "s.tgz").write_bytes(gzip.compress(tar({"a.png": b"", "a.txt": b"a seven"})))
     cache.mkdir()
     (cache / "shards").write_bytes(b"")
     with pytest.raises(DiskError, match=r"shards: cannot be written"):
-        read_folder(tmp_path)
+        read_image_folder(tmp_path)
 
 
 WHOLE = tar({"a.png": b"x" * 3000, "a.txt": b"a seven"})
@@ -177,13 +191,13 @@ WHOLE = tar({"a.png": b"x" * 3000, "a.txt": b"a seven"})
         bytes(99),
     ],
 )
-def test_what_is_cut_off_or_no_tar_is_one_line(tmp_path: Path, data: bytes) -> None:
+def test_truncated_shard_is_one_line(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "s.tar").write_bytes(data)
     with pytest.raises(RecipeError, match=r"s.tar: is no tar file, or is cut off"):
-        read_folder(tmp_path)
+        read_image_folder(tmp_path)
 
 
-def test_a_shard_without_an_end_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_missing_end_mark_is_noted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "s.tar").write_bytes(WHOLE[: -8 * 512].rstrip(b"\0").ljust(3584 + 1024, b"\0"))
     assert captions(tmp_path) == {"a.png": "a seven"}
     assert caplog.messages == [f"{tmp_path / 's.tar'}: has no mark of its end; if it was cut off, pictures are lost"]
@@ -193,28 +207,28 @@ def test_shards_and_loose_pictures_are_both_read(tmp_path: Path) -> None:
     shard(tmp_path / "x" / "s.tar", {"a.png": b"", "a.txt": b"a seven"})
     (tmp_path / "a boat.png").write_bytes(b"")
     assert captions(tmp_path) == {"a boat.png": "a boat", "a.png": "a seven"}
-    assert captions_told(read_folder(tmp_path)) == (
+    assert caption_summary(read_image_folder(tmp_path)) == (
         'captions: from names of files (1 of 2); a boat.png: "a boat"; from .txt files (1 of 2); a.png: "a seven"'
     )
     (tmp_path / "a boat.png").rename(tmp_path / "b.heic")
     assert captions(tmp_path) == {"a.png": "a seven"}
 
 
-def test_a_shard_is_opened_once_for_all_its_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shard_is_opened_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = shard(tmp_path / "s.tar", {f"{i}.{end}": str(i).encode() for i in range(50) for end in ("png", "txt")})
-    found = read_folder(path)
+    found = read_image_folder(path)
     monkeypatch.setattr(tarfile, "open", None)
     assert [one.data() for one in found] == [str(i).encode() for i in range(50)]
     assert [one.caption for one in found] == [str(i) for i in range(50)]
 
 
-def test_tables_in_shards_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_tables_in_shards_are_noted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     shard(tmp_path / "s.tar", {"x/a.png": b"", "x/a.txt": b"a seven", "x/metadata.jsonl": b"{}"})
     assert captions(tmp_path) == {"x/a.png": "a seven"}
     assert "s.tar/x/metadata.jsonl: is not read in a shard; unpack it, and give the folder" in caplog.text
 
 
-def test_what_is_left_out_of_a_shard_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_unread_members_are_noted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     shard(tmp_path / "s.tar", {"a.png": b"", "a.txt": b"a seven", "b.heic": b"", "c.tar": b"", "d.zip": b""})
     assert captions(tmp_path) == {"a.png": "a seven"}
     assert [message.partition("s.tar/")[2] for message in caplog.messages] == [
@@ -223,33 +237,33 @@ def test_what_is_left_out_of_a_shard_is_told(tmp_path: Path, caplog: pytest.LogC
     ]
 
 
-def test_members_of_one_name_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_duplicate_members_are_noted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = shard(tmp_path / "s.tar", {"a.png": b"first", "a.txt": b"a seven"})
     with tarfile.open(path, "a") as more:
         info = tarfile.TarInfo("a.png")
         info.size = 4
         more.addfile(info, io.BytesIO(b"last"))
-    (one,) = read_folder(path)
+    (one,) = read_image_folder(path)
     assert (one.data(), one.caption) == (b"last", "a seven")
     assert caplog.messages == [f"{path}/a.png: is there more than once, and the last is read, as tar unpacks it"]
 
 
-def test_joined_tar_files_are_refused(tmp_path: Path) -> None:
+def test_concatenated_tar_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "s.tar").write_bytes(WHOLE + tar({"b.png": b"", "b.txt": b"a two"}))
     with pytest.raises(RecipeError, match=r"s.tar: goes on behind its end, as tar files joined by cat do"):
-        read_folder(tmp_path)
+        read_image_folder(tmp_path)
 
 
-def test_captions_that_one_for_all_leaves_unread_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_captions_overridden_by_a_given_one_are_noted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = shard(tmp_path / "s.tar", {"a.png": b"", "a.txt": b"a seven"})
-    assert [one.caption for one in read_folder(path, "a sks dog")] == ["a sks dog"]
+    assert [one.caption for one in read_image_folder(path, "a sks dog")] == ["a sks dog"]
     assert caplog.messages == [
         f'{path}: has captions that are not read, since "a sks dog" is the caption of all pictures'
     ]
 
 
-def test_one_caption_for_all_needs_no_other(tmp_path: Path) -> None:
+def test_one_caption_for_all_pictures(tmp_path: Path) -> None:
     path = shard(tmp_path / "s.tar", {"a.png": b"", "b.png": b""})
-    assert [one.caption for one in in_shard(path, "a sks dog", lambda data, _: data.decode(), lambda *_: None)] == [
+    assert [one.caption for one in read_shard(path, "a sks dog", lambda data, _: data.decode(), lambda *_: None)] == [
         "a sks dog"
     ] * 2

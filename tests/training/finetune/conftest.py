@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from gradina.pipeline import StableDiffusion
-from gradina.training.data.image_folder import Crop, Owned, encoded, read_folder
+from gradina.pipeline.model import StableDiffusion
+from gradina.training.data.buckets import Crop
+from gradina.training.data.image_folder import read_image_folder
+from gradina.training.data.latents import LatentDataset, encode_pictures
 from gradina.training.finetune.config import FinetuneConfig
 from gradina.training.finetune.methods import (
     Method,
@@ -24,7 +26,7 @@ from gradina.training.finetune.run import finetune
 
 CONFIG = FinetuneConfig(steps=6, batch=2, lr=1e-2, warmup=0, rank=2, seed=3)
 
-METHODS: dict[str, Callable[[StableDiffusion, Owned, FinetuneConfig], Method]] = {
+METHODS: dict[str, Callable[[StableDiffusion, LatentDataset, FinetuneConfig], Method]] = {
     "lora": finetuning,
     "lora, text": lambda model, data, config: finetuning(model, data, replace(config, text_rate=0.5)),
     "full": lambda model, data, config: finetuning(model, data, replace(config, rank=None, lr=1e-3)),
@@ -36,13 +38,15 @@ METHODS: dict[str, Callable[[StableDiffusion, Owned, FinetuneConfig], Method]] =
         model, data, "<boat>", "boat", replace(config, vectors=2)
     ),
     "embedding": lambda model, data, config: imagic_embedding(model, data, "a green boat", config),
-    "imagic": lambda model, data, config: imagic_finetune(model, data, model.read(["a green boat"])[0], config),
+    "imagic": lambda model, data, config: imagic_finetune(
+        model, data, model.encode_text(["a green boat"]).states[0], config
+    ),
 }
 
 
-def owned(model: StableDiffusion, pictures: Path) -> Owned:
+def owned(model: StableDiffusion, pictures: Path) -> LatentDataset:
     """The latents of the pictures."""
-    return encoded(model, read_folder(pictures), Crop(), 64 * 64)
+    return encode_pictures(model, read_image_folder(pictures), Crop(), 64 * 64)
 
 
 def run(method: Method, config: FinetuneConfig, folder: Path, stop: int | None = None) -> Path | None:
@@ -75,7 +79,7 @@ def model(tiny_model: Callable[..., StableDiffusion]) -> StableDiffusion:
 
 
 @pytest.fixture
-def data(model: StableDiffusion, pictures: Path) -> Owned:
+def data(model: StableDiffusion, pictures: Path) -> LatentDataset:
     """The pictures as latents."""
     return owned(model, pictures)
 
@@ -87,7 +91,9 @@ def config() -> FinetuneConfig:
 
 
 @pytest.fixture(params=METHODS)
-def prepare(request: pytest.FixtureRequest, model: StableDiffusion, data: Owned) -> Callable[[FinetuneConfig], Method]:
+def prepare(
+    request: pytest.FixtureRequest, model: StableDiffusion, data: LatentDataset
+) -> Callable[[FinetuneConfig], Method]:
     """Each method in turn, on the pictures."""
     return lambda config: METHODS[request.param](model, data, config)
 

@@ -10,8 +10,10 @@ import torch
 from PIL import Image
 
 from gradina.errors import RecipeError
-from gradina.pipeline import StableDiffusion
-from gradina.training.data.image_folder import Crop, Owned, encoded, read_folder
+from gradina.pipeline.model import StableDiffusion
+from gradina.training.data.buckets import Crop
+from gradina.training.data.image_folder import read_image_folder
+from gradina.training.data.latents import LatentDataset, encode_pictures
 from gradina.training.finetune.config import FinetuneConfig
 from gradina.training.finetune.memory_estimate import (
     BASE_MEMORY,
@@ -28,16 +30,16 @@ CONFIG = FinetuneConfig(steps=6, batch=3, lr=1e-2, warmup=0, rank=2)
 
 
 @pytest.fixture
-def data(model: StableDiffusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Owned:
+def data(model: StableDiffusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LatentDataset:
     monkeypatch.setenv("GRADINA_CACHE", str(tmp_path / "cache"))
     Image.new("RGB", (64, 64)).save(tmp_path / "a boat.png")
-    return encoded(model, read_folder(tmp_path), Crop(), 64 * 64)
+    return encode_pictures(model, read_image_folder(tmp_path), Crop(), 64 * 64)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("rank", [2, None])
 def test_the_estimate_is_what_a_forward_pass_saves(
-    model: StableDiffusion, data: Owned, rank: int | None, precision: str
+    model: StableDiffusion, data: LatentDataset, rank: int | None, precision: str
 ) -> None:
     """On fake tensors as many bytes are counted as a real forward pass saves."""
     config = replace(CONFIG, rank=rank, precision=precision)  # type: ignore[arg-type]
@@ -49,7 +51,7 @@ def test_the_estimate_is_what_a_forward_pass_saves(
     assert counted == pytest.approx(sum(saved.values()), rel=0.1)
 
 
-def test_checkpointing_needs_less(model: StableDiffusion, data: Owned) -> None:
+def test_checkpointing_needs_less(model: StableDiffusion, data: LatentDataset) -> None:
     sizes = []
     for checkpointing in (False, True):
         config = replace(CONFIG, checkpointing=checkpointing)
@@ -58,7 +60,7 @@ def test_checkpointing_needs_less(model: StableDiffusion, data: Owned) -> None:
     assert sizes[1] < 0.6 * sizes[0]
 
 
-def test_parameters_are_counted_once(model: StableDiffusion, data: Owned) -> None:
+def test_parameters_are_counted_once(model: StableDiffusion, data: LatentDataset) -> None:
     everything = sum(p.numel() for part in (model.text, model.vae, model.unet) for p in part.parameters())
     word = estimate(textual_inversion(model, data, "<boat>", "boat", replace(CONFIG, vectors=3)), CONFIG, data.largest)
     assert word.trainable == 3 * 32
@@ -73,7 +75,7 @@ def test_parameters_are_counted_once(model: StableDiffusion, data: Owned) -> Non
     assert without.memory == BASE_MEMORY + 4 * everything + 3 * 4 * unet + saved
 
 
-def test_class_pictures_need_the_activations_of_another_pass(model: StableDiffusion, data: Owned) -> None:
+def test_class_pictures_need_the_activations_of_another_pass(model: StableDiffusion, data: LatentDataset) -> None:
     one, two = (
         estimate(dreambooth(model, data, class_data, CONFIG), CONFIG, data.largest).memory
         for class_data in (None, data)

@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 
 from gradina import Request, generate, load
 from gradina.errors import RecipeError, WeightsError
-from gradina.pipeline import StableDiffusion
-from gradina.training.data.image_folder import Owned
+from gradina.pipeline.model import StableDiffusion
+from gradina.training.data.latents import LatentDataset
 from gradina.training.finetune.config import FinetuneConfig
 from gradina.training.finetune.methods import (
     class_pictures,
@@ -30,7 +30,7 @@ from gradina.training.finetune.methods import (
     textual_inversion,
 )
 from gradina.weights.formats.imagic import read_states
-from gradina.weights.formats.textual_inversion import read_concept
+from gradina.weights.formats.textual_inversion import read_embedding
 
 Run = Callable[..., Path | None]
 REQUEST = Request(prompt="a <boat>", seed=7, steps=3, width=64, height=64, sampler="ddim", schedule="leading")
@@ -42,7 +42,7 @@ def levels(image: Image.Image) -> np.ndarray[Any, Any]:
 
 
 def test_a_word_begins_as_another_and_is_all_that_is_trained(
-    model: StableDiffusion, data: Owned, config: FinetuneConfig, run_method: Run, tmp_path: Path
+    model: StableDiffusion, data: LatentDataset, config: FinetuneConfig, run_method: Run, tmp_path: Path
 ) -> None:
     config = replace(config, vectors=3, steps=2)
     ids = model.tokenizer.ids("boat")
@@ -52,7 +52,7 @@ def test_a_word_begins_as_another_and_is_all_that_is_trained(
     assert [tuple(p.shape) for p in method.trainable.parameters()] == [(3, 32)]
     result = run_method(method, config, tmp_path / "run")
     assert result is not None
-    concept = read_concept(result)
+    concept = read_embedding(result)
     assert concept.token == "<boat>"
     assert not torch.equal(concept.vectors, initial)
     with pytest.raises(WeightsError, match="'seven' is a token of this model already"):
@@ -82,7 +82,7 @@ def test_an_initial_word_of_too_many_tokens_gets_a_warning(
 
 def test_a_word_with_capitals_draws_the_same_in_diffusers(
     tiny_model: Callable[..., StableDiffusion],
-    data: Owned,
+    data: LatentDataset,
     config: FinetuneConfig,
     run_method: Run,
     tmp_path: Path,
@@ -109,7 +109,7 @@ def test_a_word_with_capitals_draws_the_same_in_diffusers(
 
 
 def test_long_prompts_of_dreambooth_and_of_words_get_a_warning(
-    model: StableDiffusion, data: Owned, config: FinetuneConfig, caplog: pytest.LogCaptureFixture
+    model: StableDiffusion, data: LatentDataset, config: FinetuneConfig, caplog: pytest.LogCaptureFixture
 ) -> None:
     dreambooth(model, data, replace(data, captions=((LONG, LONG),)), config)
     assert caplog.messages.pop().startswith("captions: 1 of 3 are longer than the 75 tokens")
@@ -118,7 +118,7 @@ def test_long_prompts_of_dreambooth_and_of_words_get_a_warning(
 
 
 def test_prior_preservation_adds_the_loss_on_class_pictures(
-    model: StableDiffusion, data: Owned, config: FinetuneConfig
+    model: StableDiffusion, data: LatentDataset, config: FinetuneConfig
 ) -> None:
     without, light, heavy = (
         dreambooth(model, data, class_data, replace(config, prior=weight)).loss(torch.nn.Module(), 0).mean().item()
@@ -129,14 +129,14 @@ def test_prior_preservation_adds_the_loss_on_class_pictures(
 
 
 def test_imagic_trains_the_embedding_first_and_then_the_unet(
-    model: StableDiffusion, data: Owned, config: FinetuneConfig, run_method: Run, tmp_path: Path
+    model: StableDiffusion, data: LatentDataset, config: FinetuneConfig, run_method: Run, tmp_path: Path
 ) -> None:
     first = imagic_embedding(model, data, "a green boat", config)
     assert [tuple(p.shape) for p in first.trainable.parameters()] == [(77, 32)]
     result = run_method(first, config, tmp_path / "1")
     assert result is not None
     states = read_states(result, 32)
-    assert not torch.equal(states, model.read(["a green boat"])[0])
+    assert not torch.equal(states, model.encode_text(["a green boat"]).states[0])
     second = imagic_finetune(model, data, states, replace(config, text_rate=0.5))
     assert {name.partition(".")[0] for name, _ in second.trainable.named_parameters()} == {"unet"}
     edit = run_method(second, config, tmp_path / "2")

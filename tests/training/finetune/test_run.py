@@ -19,9 +19,9 @@ from PIL import Image
 
 from gradina import Request, generate, load
 from gradina.errors import RecipeError
-from gradina.pipeline import StableDiffusion
+from gradina.pipeline.model import StableDiffusion
 from gradina.training.checkpoint import steps_done
-from gradina.training.data.image_folder import Owned
+from gradina.training.data.latents import LatentDataset
 from gradina.training.finetune.config import FinetuneConfig
 from gradina.training.finetune.methods import Method, finetuning
 from gradina.training.finetune.run import finetune, fingerprint_of, finished, validation_loss
@@ -94,7 +94,7 @@ from pathlib import Path
 sys.path[:0] = sys.argv[1:2]
 import conftest as t
 import torch
-from gradina.pipeline import load
+from gradina.pipeline.load import load
 torch.set_num_threads(1)
 model, config = load(sys.argv[2], dtype="fp32"), t.replace(t.CONFIG, steps=30)
 method = t.METHODS[sys.argv[5]](model, t.owned(model, Path(sys.argv[3])), config)
@@ -131,7 +131,7 @@ def test_a_killed_run_resumes_bit_identically(
 
 
 def test_a_loss_of_nan_writes_what_was_trained_until_then(
-    model: StableDiffusion, data: Owned, config: FinetuneConfig, run_method: Run, tmp_path: Path
+    model: StableDiffusion, data: LatentDataset, config: FinetuneConfig, run_method: Run, tmp_path: Path
 ) -> None:
     method = finetuning(model, data, config)
     calls: list[int] = []
@@ -153,7 +153,7 @@ def test_a_loss_of_nan_writes_what_was_trained_until_then(
 
 
 def test_a_folder_of_another_run_is_refused(
-    model: StableDiffusion, data: Owned, config: FinetuneConfig, run_method: Run, tmp_path: Path
+    model: StableDiffusion, data: LatentDataset, config: FinetuneConfig, run_method: Run, tmp_path: Path
 ) -> None:
     run_method(finetuning(model, data, config), config, tmp_path / "run")
     with pytest.raises(RecipeError, match="holds what was made with other pictures or settings; choose another --out"):
@@ -175,7 +175,7 @@ def test_fingerprints_depend_on_all_settings_and_not_on_new_ones_that_are_off(
 
 
 def test_the_validation_loss_is_logged(
-    model: StableDiffusion, data: Owned, config: FinetuneConfig, tmp_path: Path
+    model: StableDiffusion, data: LatentDataset, config: FinetuneConfig, tmp_path: Path
 ) -> None:
     method = finetuning(model, data, config)
     list(finetune(method, config, tmp_path / "run", "mark", ["a boat"], 3, validation=data))

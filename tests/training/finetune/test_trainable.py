@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from gradina.errors import RecipeError
-from gradina.pipeline import StableDiffusion
-from gradina.training.data.image_folder import Owned
+from gradina.pipeline.model import StableDiffusion
+from gradina.training.data.latents import LatentDataset
 from gradina.training.finetune.config import FinetuneConfig
 from gradina.training.finetune.memory_estimate import activation_memory
 from gradina.training.finetune.methods import finetuning
@@ -21,7 +21,7 @@ LONG = "a boat " * 60
 
 
 def test_recomputed_layers_give_the_same_gradients_and_save_less(
-    model: StableDiffusion, data: Owned, config: FinetuneConfig
+    model: StableDiffusion, data: LatentDataset, config: FinetuneConfig
 ) -> None:
     sizes, results = [], []
     saved: list[int] = []
@@ -43,7 +43,7 @@ def test_recomputed_layers_give_the_same_gradients_and_save_less(
 @pytest.mark.parametrize("text_rate", [0.0, 0.5])
 def test_long_captions_are_encoded_in_chunks_as_prompts_are(
     model: StableDiffusion,
-    data: Owned,
+    data: LatentDataset,
     config: FinetuneConfig,
     caplog: pytest.LogCaptureFixture,
     text_rate: float,
@@ -52,14 +52,16 @@ def test_long_captions_are_encoded_in_chunks_as_prompts_are(
     data = replace(data, captions=(("a red boat", LONG),))
     method = finetuning(model, data, replace(config, text_rate=text_rate))
     (note,) = caplog.messages
-    chunks = model.tokenizer.chunks_of(LONG)
+    chunks = model.tokenizer.chunk_count(LONG)
     assert chunks > 1
     assert note.startswith("captions: 1 of 2 are longer than the 75 tokens that the text tower reads at once")
     assert f"in up to {chunks} chunks" in note
     texts = ["a red boat", LONG, "", "a red boat"]
     with torch.no_grad():
-        assert torch.allclose(method.state.cond(texts), model.read(texts), atol=1e-6)
-        assert torch.allclose(method.state.cond(["a red boat", ""]), model.read(["a red boat", ""]), atol=1e-6)
+        assert torch.allclose(method.state.states(texts), model.encode_text(texts).states, atol=1e-6)
+        assert torch.allclose(
+            method.state.states(["a red boat", ""]), model.encode_text(["a red boat", ""]).states, atol=1e-6
+        )
     method.loss(method.trainable, 0).mean().backward()
     several = activation_memory(method.state, (4, 8, 8), config)
     method.state.chunks = 1
@@ -67,7 +69,7 @@ def test_long_captions_are_encoded_in_chunks_as_prompts_are(
 
 
 def test_texts_are_encoded_once_and_cached(
-    model: StableDiffusion, data: Owned, config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch
+    model: StableDiffusion, data: LatentDataset, config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = finetuning(model, data, config)
     assert set(first.state.cached) == {"", "a red boat", "a blue boat"}
@@ -94,10 +96,10 @@ def test_parameters_are_found_by_the_names_that_they_have_in_the_networks(
 
 
 def test_the_loss_follows_the_noise_law_of_the_config(
-    model: StableDiffusion, data: Owned, config: FinetuneConfig
+    model: StableDiffusion, data: LatentDataset, config: FinetuneConfig
 ) -> None:
     """Every option of the law changes the loss of each method, as it changes `denoising_loss`."""
-    latents, cond = data.batch(2, torch.Generator().manual_seed(0))[0], model.read(["a boat"] * 2)
+    latents, cond = data.batch(2, torch.Generator().manual_seed(0))[0], model.encode_text(["a boat"] * 2)
     losses = []
     for law in ({}, {"shift": 3.0}, {"interval": (0.5, 2.0)}, {"noise_offset": 0.5}, {"min_snr": 1.0}):
         changed = replace(config, **law)  # type: ignore[arg-type]
@@ -119,10 +121,10 @@ def test_an_interval_without_noise_levels_is_refused_before_training(
 
 
 def test_the_loss_is_computed_on_the_device_of_the_unet(
-    model: StableDiffusion, data: Owned, config: FinetuneConfig
+    model: StableDiffusion, data: LatentDataset, config: FinetuneConfig
 ) -> None:
     """On the meta device, whose tensors do not mix with those of the CPU."""
-    latents, cond = data.batch(2, torch.Generator().manual_seed(0))[0], model.read(["a boat"] * 2)
+    latents, cond = data.batch(2, torch.Generator().manual_seed(0))[0], model.encode_text(["a boat"] * 2)
     moved = replace(model, unet=copy.deepcopy(model.unet).to("meta"))
     for rank in (2, None):
         state, trainable, _ = prepared(moved, replace(config, rank=rank, noise_offset=0.1, min_snr=5.0))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gradina.training.data.sources import load_data
+from gradina.training.data.sources import load_dataset
 from gradina.training.pretrain.experiment import Experiment
 from gradina.training.pretrain.recipes import read_recipe
 
@@ -15,7 +15,7 @@ from gradina.training.pretrain.recipes import read_recipe
 def test_truncated_captions_get_a_warning(recipe_file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     recipe = read_recipe(recipe_file)
     whole = Experiment(recipe, tmp_path).tokenizer
-    length = 2 + max(len(whole.ids(text)) for text in load_data(recipe).texts())
+    length = 2 + max(len(whole.ids(text)) for text in load_dataset(recipe).texts())
     for given, warned in ((length, False), (4, True)):
         caplog.clear()
         short = Experiment(replace(recipe, vocabulary=replace(recipe.vocabulary, length=given)), tmp_path)

@@ -17,10 +17,10 @@ from safetensors.torch import load_file
 import gradina
 from gradina.apps.cli.main import main
 from gradina.errors import RecipeError
-from gradina.pipeline import to_image
+from gradina.pipeline.model import to_image
 from gradina.tasks.retrieval import embed_pictures, embed_texts, open_pair, scores
 from gradina.training.checkpoint import steps_done
-from gradina.training.data.sources import load_data
+from gradina.training.data.sources import load_dataset
 from gradina.training.pretrain.experiment import Experiment
 from gradina.training.pretrain.folder import RunFolder
 from gradina.training.pretrain.recipes import read_recipe
@@ -48,7 +48,7 @@ def test_a_run_makes_a_model_that_draws(recipe_file: Path, tmp_path: Path) -> No
     assert model.prediction == "v"
     (picture,) = gradina.generate(model, gradina.Request(prompt="a zero", seed=1))
     assert picture.image.size == (32, 32)
-    data = load_data(recipe)
+    data = load_dataset(recipe)
     z = model.encode(data.pixels(torch.arange(len(data))))
     assert 0.5 < z.std() < 2, "the scale of the latents is measured"
 

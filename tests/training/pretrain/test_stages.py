@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 import gradina
-from gradina.training.data.batches import generator, turned
+from gradina.training.data.dataset import augment, generator
 from gradina.training.pretrain.experiment import Experiment
 from gradina.training.pretrain.recipes import read_recipe
 from gradina.training.pretrain.run import run
@@ -223,7 +223,7 @@ def test_crops_are_parts_of_their_pictures() -> None:
 def test_augmented_pictures_are_rotated_by_a_few_degrees() -> None:
     bar = torch.full((64, 3, 32, 32), -1.0)
     bar[:, :, 12:20, 2:30] = 1.0
-    seen = turned(bar, 20, generator(2))
+    seen = augment(bar, 20, generator(2))
     assert seen.shape == bar.shape
     assert seen.abs().max() <= 1
     assert len({round(picture.sum().item(), 2) for picture in seen}) > 60, "each otherwise"
@@ -233,11 +233,11 @@ def test_augmented_pictures_are_rotated_by_a_few_degrees() -> None:
     y, x = torch.meshgrid(torch.arange(32) - 15.5, torch.arange(32) - 15.5, indexing="ij")
     angle = 0.5 * torch.atan2(2 * (mass * x * y).sum((1, 2)), (mass * (x**2 - y**2)).sum((1, 2)))
     assert 10 < angle.abs().max().rad2deg() < 26
-    assert turned(bar, 0, generator(2)) is bar
+    assert augment(bar, 0, generator(2)) is bar
 
 
 def test_augmentation_hardly_changes_colours() -> None:
     red = torch.tensor([1.0, -0.8, -0.8])[None, :, None, None].expand(32, 3, 8, 8)
-    seen = turned(red, 20, generator(3))
+    seen = augment(red, 20, generator(3))
     assert (seen[:, 0] > 0.5).all()
     assert (seen[:, 1:] < -0.3).all()

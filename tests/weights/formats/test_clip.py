@@ -20,7 +20,7 @@ from gradina.weights.convert import convert
 from gradina.weights.formats.clip import Pair, read_pair, write_pair
 from gradina.weights.formats.diffusers import read_folder, write_folder
 from gradina.weights.formats.ldm import read_file
-from gradina.weights.hub import fetch_pair, wanted
+from gradina.weights.hub import fetch_only, wanted
 
 WORDS = ["a red apple", "a dog on a red background, in noto style", ""]
 OPENAI = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
@@ -89,7 +89,7 @@ def test_a_tower_of_convolutions_there_and_back(folder):
     for widths in ([], [1] * 9, "many"):
         changed = said | {"vision_config": said["vision_config"] | {"widths": widths}}
         (folder / "config.json").write_text(json.dumps(changed))
-        with pytest.raises(WeightsError, match=r"config\.json: (is not as a CLIPModel has it|widths is)"):
+        with pytest.raises(WeightsError, match=r"config\.json: (a setting is missing or malformed|widths is)"):
             read_pair(folder)
 
 
@@ -142,38 +142,38 @@ def test_weights_in_several_files_and_with_old_buffers(folder):
 def test_the_mark_says_what_decides_an_embedding(folder, tmp_path):
     ours = make()
     write_pair(ours, folder)
-    mark = read_pair(folder).mark
+    fingerprint = read_pair(folder).fingerprint
     write_pair(make(phrases=(("a dog",),)), tmp_path / "other weights")
     write_pair(replace(ours, phrases=(("a dog",),)), tmp_path / "phrases")
     write_pair(replace(ours, mean=OPENAI[0]), tmp_path / "colours")
-    assert read_pair(tmp_path / "phrases").mark == mark
-    others = {read_pair(tmp_path / name).mark for name in ("other weights", "colours")}
-    assert len(others | {mark, read_pair(folder, torch.float16).mark}) == 4
+    assert read_pair(tmp_path / "phrases").fingerprint == fingerprint
+    others = {read_pair(tmp_path / name).fingerprint for name in ("other weights", "colours")}
+    assert len(others | {fingerprint, read_pair(folder, torch.float16).fingerprint}) == 4
 
 
 def test_a_folder_that_holds_no_pair(folder):
     folder.mkdir()
-    with pytest.raises(WeightsError, match=r"config\.json: there is no such file; expected the folder of a CLIPModel"):
+    with pytest.raises(WeightsError, match=r"config\.json: there is no such file; fetch or save the folder again"):
         read_pair(folder)
     (folder / "config.json").write_text(json.dumps({"projection_dim": 3}))
     with pytest.raises(WeightsError, match="text_config"):
         read_pair(folder)
     (folder / "config.json").write_text("[]")
-    with pytest.raises(WeightsError, match=r"config\.json: is not as a CLIPModel has it"):
+    with pytest.raises(WeightsError, match=r"config\.json: expected a JSON object, got list"):
         read_pair(folder)
 
 
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("preprocessor_config.json", {"do_resize": False}, "do_resize is False, which is not built here"),
+        ("preprocessor_config.json", {"do_resize": False}, "do_resize is False, which is not supported"),
         ("preprocessor_config.json", {"size": {"height": 24, "width": 24}}, "size is .*expected 24, the tower's"),
         ("preprocessor_config.json", {"crop_size": 224}, "crop_size is 224"),
         ("preprocessor_config.json", {"image_std": [1, 1]}, "expected three colours"),
         ("preprocessor_config.json", {"image_std": [1, 0, 1]}, "std over 0"),
-        ("preprocessor_config.json", {"image_mean": 0.5}, "is not as a CLIPModel has it"),
-        ("preprocessor_config.json", {"resample": 17}, "is not as a CLIPModel has it"),
-        ("phrases.json", {"a": "b"}, "expected a list of lists of texts"),
+        ("preprocessor_config.json", {"image_mean": 0.5}, "a setting is missing or malformed"),
+        ("preprocessor_config.json", {"resample": 17}, "a setting is missing or malformed"),
+        ("phrases.json", {"a": "b"}, "expected a JSON list, got dict"),
         ("phrases.json", ["a dog"], "expected a list of lists of texts"),
         ("phrases.json", [["a dog"], []], "expected a list of lists of texts"),
         ("phrases.json", [["a dog", 3]], "expected a list of lists of texts"),
@@ -267,7 +267,7 @@ def test_the_hub_is_asked_for_the_pair(monkeypatch):
     assert {"clip/*.json", "clip/merges.txt", "clip/model.safetensors"} <= set(wanted())
     asked = {}
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **given: asked.update(given) or f"/{name}")
-    assert str(fetch_pair("openai/clip")) == "/openai/clip"
+    assert str(fetch_only("openai/clip", "pair")) == "/openai/clip"
     assert {"config.json", "model.safetensors", "clip/config.json", "clip/phrases.json"} <= set(asked["allow_patterns"])
     assert not any("unet" in name for name in asked["allow_patterns"])
 

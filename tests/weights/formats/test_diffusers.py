@@ -182,7 +182,7 @@ def test_a_shape_that_does_not_fit(folder, saved):
         (
             "unet/config.json",
             {"class_embed_type": "projection"},
-            "class_embed_type is 'projection', which is not built",
+            "class_embed_type is 'projection', which is not supported",
         ),
         ("unet/config.json", {"down_block_types": ["KDownBlock2D"] * 2}, "KDownBlock2D"),
         ("unet/config.json", {"attention_head_dim": [8]}, "attention_head_dim is"),
@@ -194,7 +194,7 @@ def test_a_shape_that_does_not_fit(folder, saved):
         (
             "scheduler/scheduler_config.json",
             {"_class_name": "FlowMatchEulerDiscreteScheduler"},
-            "is a FlowMatchEulerDiscreteScheduler, whose U-Nets are not built here",
+            "is a FlowMatchEulerDiscreteScheduler, whose U-Nets are not supported",
         ),
         ("gradina.json", {"defaults": {"stepps": 3}}, "malformed"),
     ],
@@ -238,4 +238,4 @@ def test_a_folder_without_a_tokenizer_takes_that_of_clip(form, tiny, same, folde
     saved(folder, form)
     shutil.rmtree(folder / "tokenizer")
     same(tiny(form), read_folder(folder))
-    assert f"{folder}: has no tokenizer; CLIP's is taken" in caplog.text
+    assert f"{folder}: has no tokenizer; using CLIP's" in caplog.text

@@ -11,10 +11,10 @@ from safetensors.torch import load_file, save_file
 from gradina.errors import WeightsError
 from gradina.models.tokenizer import Tokenizer
 from gradina.weights.components import Components
-from gradina.weights.detect import V_BIAS, PredictionWarning, detect
 from gradina.weights.families import FAMILIES
 from gradina.weights.formats.diffusers import write_folder
 from gradina.weights.formats.ldm import read_file, write_file
+from gradina.weights.formats.ldm_config import V_BIAS, PredictionWarning, configs_from_shapes
 from gradina.weights.safetensors import Weights
 
 FORMS = ("sd1", "sd2", "inpainting", "three levels", "without time")
@@ -81,9 +81,9 @@ def published(family: str) -> Weights:
         tensors = {
             **write(
                 unet,
-                sources(unet, key_tables.UNET, "original", key_tables.unet_numbers(f.unet), "model.diffusion_model."),
+                sources(unet, key_tables.UNET, "original", key_tables.unet_indices(f.unet), "model.diffusion_model."),
             ),
-            **write(vae, sources(vae, key_tables.VAE, "original", key_tables.vae_numbers(f.vae), "first_stage_model.")),
+            **write(vae, sources(vae, key_tables.VAE, "original", key_tables.vae_indices(f.vae), "first_stage_model.")),
             **write(text, sources(text, key_tables.TEXT, "transformers" if old else "open_clip", prefix=home)),
             "model_ema.diffusion_modelout2bias": torch.zeros(4),
             "model_ema.decay": torch.zeros(()),
@@ -101,10 +101,10 @@ def published(family: str) -> Weights:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_published_families_are_known_by_their_shapes(family):
-    found = detect(published(family))
+    found = configs_from_shapes(published(family))
     expected = FAMILIES[family]
     assert replace(found.unet, size=expected.unet.size) == expected.unet
-    assert (found.vae, found.text, found.home.pad) == (expected.vae, expected.text, expected.pad)
+    assert (found.vae, found.text, found.text_format.pad) == (expected.vae, expected.text, expected.pad)
     generation = "SD 1.x" if family.startswith("sd1") else "SD 2.x"
     assert found.family == generation + (" inpainting" if "inpainting" in family else "")
 
@@ -154,7 +154,7 @@ def test_sd2_files_that_do_not_say_what_they_predict(spread, guess, file, monkey
     saved(file, "sd2")
     plain(file)
     name = "model.diffusion_model.output_blocks.3.1.transformer_blocks.0.norm1.bias"
-    monkeypatch.setattr("gradina.weights.detect.V_BIAS", name if spread else V_BIAS)
+    monkeypatch.setattr("gradina.weights.formats.ldm_config.V_BIAS", name if spread else V_BIAS)
     bias = torch.linspace(-1, 1, 64)
     if spread:
         plain(file, **{name: bias / bias.std(correction=0) * spread})
@@ -255,7 +255,7 @@ def test_an_autoencoder_beside_a_text_tower_is_not_alone(file, saved):
 def test_whole_numbers_are_no_weights(file, saved):
     tensors, name = load_file(saved(file)), "model.diffusion_model.out.2.weight"
     save_file(tensors | {name: tensors[name].to(torch.int8)}, file)
-    with pytest.raises(WeightsError, match=r"out\.2\.weight holds int8 numbers, expected floating point"):
+    with pytest.raises(WeightsError, match=r"out\.2\.weight is int8, expected floating point"):
         read_file(file)
 
 
@@ -301,7 +301,7 @@ def test_what_is_outside_of_the_parts_is_noted_and_what_is_dead_is_not(file, sav
     strange = ("lora_te_a.lora_down.weight", "embeddings.a", "cond_stage_model.other.weight")
     plain(file, **{name: torch.zeros(1) for name in strange})
     read_file(file)
-    assert f"{file}: 3 tensors of no network here are left out (first: {min(strange)})" in caplog.text
+    assert f"{file}: 3 tensors belong to no network and are ignored (first: {min(strange)})" in caplog.text
 
 
 @pytest.mark.parametrize("part", ["model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer."])

@@ -23,12 +23,13 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from gradina import Request, generate, load, pipeline
+from gradina import Request, generate, load
 from gradina.adapters.lora import ATTENTION, LoRA, LoRAWeights, fresh
 from gradina.apps.cli.main import main
 from gradina.errors import WeightsError
 from gradina.images.metadata import read_picture
-from gradina.pipeline import StableDiffusion
+from gradina.pipeline import model as pipeline_model
+from gradina.pipeline.model import StableDiffusion
 from gradina.weights.formats.lora import read_lora, write_lora
 
 Tiny = Callable[..., StableDiffusion]
@@ -265,7 +266,7 @@ def test_what_is_for_a_second_text_tower_is_left_out_and_told(
     assert_equal(read_lora(path, model.unet, model.text), made)
     (note,) = caplog.messages
     assert f"2 of its {len(tensors) + 2} tensors are for a second text tower" in note
-    assert f"the first: {head}.lora_down.weight" in note
+    assert f"first: {head}.lora_down.weight" in note
     save_file(more, path)
     with pytest.raises(WeightsError, match="holds no LoRA for this model"):
         read_lora(path, model.unet, model.text)
@@ -304,7 +305,7 @@ def test_bundled_words_are_left_out_and_told(
     model, path, (made, tensors) = tiny_model("sd1"), tmp_path / "a.safetensors", written
     save_file(tensors | {f"bundle_emb.{x}": torch.ones(2, 32) for x in ("cat.string_to_param.*", "dog.clip_l")}, path)
     assert_equal(read_lora(path, model.unet, model.text), made)
-    assert caplog.messages == [f"{path}: the words that are bundled with it are left out (cat, dog)"]
+    assert caplog.messages == [f"{path}: the embeddings that are bundled with it are ignored (cat, dog)"]
 
 
 @pytest.mark.parametrize("half", ["lora_down.weight", "lora_up.weight", "alpha"])
@@ -328,7 +329,7 @@ def test_whole_numbers_are_an_alpha_and_no_weights(tiny_model: Tiny, tmp_path: P
     (read,) = read_lora(path, model.unet, model.text).unet.values()
     assert read.alpha == 1
     save_file(dict(zip(names, (down.to(torch.int8), up, alpha), strict=True)), path)
-    with pytest.raises(WeightsError, match=f"{names[0]} holds int8 numbers, expected floating point"):
+    with pytest.raises(WeightsError, match=f"{names[0]} is int8, expected floating point"):
         read_lora(path, model.unet, model.text)
 
 
@@ -352,9 +353,9 @@ def test_peft_says_alpha_beside_the_file(tiny_model: Tiny, tmp_path: Path) -> No
     (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_alpha": 16, "r": 2, "use_rslora": False}))
     assert {x.alpha for x in read_lora(path, model.unet, model.text).text.values()} == {16.0}
     (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_alpha": 16, "r": 2, "use_rslora": True}))
-    with pytest.raises(WeightsError, match="was made with use_rslora, which is not read"):
+    with pytest.raises(WeightsError, match="was made with use_rslora, which is not supported"):
         read_lora(path, model.unet, model.text)
-    for text, words in (("[3", "adapter_config.json: is no JSON object"), ('{"lora_alpha": "x"}', "lora_alpha is 'x'")):
+    for text, words in (("[3", "adapter_config.json: is no JSON"), ('{"lora_alpha": "x"}', "lora_alpha is 'x'")):
         (tmp_path / "adapter_config.json").write_text(text)
         with pytest.raises(WeightsError, match=words):
             read_lora(path, model.unet, model.text)
@@ -378,7 +379,7 @@ WRONG = [
     ({"unet.conv_in.lora_A.weight": (2, 4, 3, 3)}, "conv_in of unet has down, expected down and up"),
     (
         {"unet.conv_in.hada_w1_a": (2, 2), "unet.conv_in.hada_w1_b": (2, 2), "unet.conv_in.alpha": ()},
-        r"2 of its tensors are those of LoHa \(the first: unet.conv_in.hada_w1_a\), which is no plain LoRA",
+        r"2 of its tensors are those of LoHa \(first: unet.conv_in.hada_w1_a\), which is no plain LoRA",
     ),
     ({"unet.conv_in.lokr_w1": (2, 2)}, "1 of its tensors are those of LoKr"),
     ({"unet.conv_in.lora_mid.weight": (2, 2)}, "1 of its tensors are those of LoCon with a middle"),
@@ -397,10 +398,10 @@ WRONG = [
         {"unet.conv_in.lora_A.weight": (2, 4, 3, 3), "unet.conv_in.lora_B.weight": (32, 1, 1, 1)},
         "conv_in: the LoRA is for a layer of shape",
     ),
-    ({"conv_in.weight": (2, 2)}, r"holds no LoRA for this model \(its first name: conv_in.weight\)"),
+    ({"conv_in.weight": (2, 2)}, r"holds no LoRA for this model \(first of its names: conv_in.weight\)"),
     (
         {"unet.conv_in.lora_A.weight": (2, 4, 3, 3), "unet.conv_in.lora_B.weight": (32, 2, 1, 1), "x.alpha": ()},
-        r"1 of its names fit no layer of this model \(the first: x.alpha\)",
+        r"1 of its names fit no layer of this model \(first: x.alpha\)",
     ),
 ]
 
@@ -457,7 +458,9 @@ def test_a_stack_is_read_once_and_the_model_stays_as_it_is(
     write_lora(lora_of(model), path, model.unet, model.text)
     write_lora(LoRA(text=learnt(model.text, 7)), other, model.unet, model.text, "kohya")
     read: list[object] = []
-    monkeypatch.setattr(pipeline, "read_lora", lambda path, *parts: (read.append(path), read_lora(path, *parts))[1])
+    monkeypatch.setattr(
+        pipeline_model, "read_lora", lambda path, *parts: (read.append(path), read_lora(path, *parts))[1]
+    )
     stack = ((str(path), 0.5), (str(other), 2.0))
     one, again = ours(model, *stack), ours(model, *stack)
     assert read == [str(path), str(other)]

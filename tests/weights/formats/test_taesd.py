@@ -16,9 +16,9 @@ import gradina
 from gradina.errors import WeightsError
 from gradina.models.taesd import TinyConfig, TinyDecoder
 from gradina.models.vae import VAEConfig
-from gradina.pipeline import StableDiffusion
+from gradina.pipeline.model import StableDiffusion
 from gradina.weights.convert import convert
-from gradina.weights.formats.taesd import read_tiny
+from gradina.weights.formats.taesd import read_taesd
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 SHAPES = {"taesd": {}, "another": {"decoder_block_out_channels": (16, 16, 16), "num_decoder_blocks": (1, 2, 3),
@@ -64,22 +64,22 @@ def test_it_gives_what_the_reference_gives(shape: Mapping[str, object], tmp_path
     from diffusers import AutoencoderTiny
 
     path = write(tmp_path / "tiny", shape)
-    theirs, ours = AutoencoderTiny.from_pretrained(path), read_tiny(path, vae(shape))
+    theirs, ours = AutoencoderTiny.from_pretrained(path), read_taesd(path, vae(shape))
     z = 3 * torch.randn(2, ours.config.latent_channels, 5, 7, generator=torch.Generator().manual_seed(0))
     expected = theirs.decode(z).sample
     torch.testing.assert_close(ours(z), expected, rtol=1e-5, atol=2e-5)
-    torch.testing.assert_close(read_tiny(original(path), vae(shape))(z), expected, rtol=1e-5, atol=2e-5)
+    torch.testing.assert_close(read_taesd(original(path), vae(shape))(z), expected, rtol=1e-5, atol=2e-5)
     assert expected.shape[2] == 5 * ours.config.factor
 
 
 def test_its_shape_is_read_off(folder: Path) -> None:
-    assert read_tiny(folder, VAEConfig()).config == read_tiny(original(folder), VAEConfig()).config == TinyConfig()
+    assert read_taesd(folder, VAEConfig()).config == read_taesd(original(folder), VAEConfig()).config == TinyConfig()
 
 
 def test_of_the_hub_only_what_is_needed_is_fetched(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: dict[str, object] = {}
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **given: asked.update(given) or str(folder))
-    assert isinstance(read_tiny("madebyollin/taesd", VAEConfig()), TinyDecoder)
+    assert isinstance(read_taesd("madebyollin/taesd", VAEConfig()), TinyDecoder)
     assert asked == {"allow_patterns": ["config.json", WEIGHTS]}
 
 
@@ -97,9 +97,9 @@ def _without(folder: Path, name: str) -> Path:
 
 WRONG: dict[str, tuple[Callable[[Path], Path], str]] = {
     "nowhere": (lambda f: f / "nothing", "nothing: there is no such tiny decoder; expected a folder of an Autoencoder"),
-    "another network": (lambda f: _settings(f, _class_name="AutoencoderKL"), "config.json: is of AutoencoderKL"),
+    "another network": (lambda f: _settings(f, _class_name="AutoencoderKL"), "config.json: is the config of AutoencoderKL"),
     "another activation": (lambda f: _settings(f, act_fn="silu"), "has {'act_fn': 'silu'}, expected {'act_fn'"),
-    "no settings": (lambda f: (f / "config.json").write_text("[]") and f, "is not as an AutoencoderTiny has it"),
+    "no settings": (lambda f: (f / "config.json").write_text("[]") and f, "config.json: expected a JSON object, got list"),
     "no decoder": (lambda f: _without(f, "decoder.layers.0.weight"), "is no tiny decoder"),
     "a layer is missing": (lambda f: _without(f, "decoder.layers.6.weight"), "decoder.layers.6.weight"),
 }  # fmt: skip
@@ -108,7 +108,7 @@ WRONG: dict[str, tuple[Callable[[Path], Path], str]] = {
 @pytest.mark.parametrize(("harm", "said"), WRONG.values(), ids=WRONG)
 def test_what_is_none_is_refused(harm: Callable[[Path], Path], said: str, folder: Path) -> None:
     with pytest.raises(WeightsError) as error:
-        read_tiny(str(harm(folder)), VAEConfig())
+        read_taesd(str(harm(folder)), VAEConfig())
     assert said in str(error.value)
 
 
@@ -121,7 +121,7 @@ def test_previews_are_drawn_by_it(folder: Path, tmp_path: Path, tiny_model: Call
     assert [p.tobytes() for p in plain.preview(z)] == [p.tobytes() for p in plain.decode(z)]
     rough = model.preview(z)
     with torch.no_grad():
-        expected = read_tiny(folder, VAEConfig())(z).add(1).mul(127.5).clamp(0, 255).round()
+        expected = read_taesd(folder, VAEConfig())(z).add(1).mul(127.5).clamp(0, 255).round()
     assert [p.size for p in rough] == [(64, 64)] * 2
     got = torch.stack([torch.frombuffer(bytearray(p.tobytes()), dtype=torch.uint8).view(64, 64, 3) for p in rough])
     assert (got.permute(0, 3, 1, 2).float() - expected).abs().max() <= 1
@@ -144,8 +144,8 @@ def test_a_pickle_is_refused_and_converted(layout: str, folder: Path, tmp_path: 
     with pytest.raises(
         WeightsError, match=r"`gradina convert .*taesd_decoder\.pth taesd_decoder\.safetensors` reads it"
     ):
-        read_tiny(pickle, vae({}))
+        read_taesd(pickle, vae({}))
     with pytest.raises(WeightsError, match="a tiny decoder is one file"):
         convert(pickle, tmp_path / "out")
-    back = read_tiny(convert(pickle, tmp_path / "out.safetensors"), vae({})).state_dict()
-    assert all(torch.equal(x, back[name]) for name, x in read_tiny(file, vae({})).state_dict().items())
+    back = read_taesd(convert(pickle, tmp_path / "out.safetensors"), vae({})).state_dict()
+    assert all(torch.equal(x, back[name]) for name, x in read_taesd(file, vae({})).state_dict().items())

@@ -23,8 +23,9 @@ from gradina.adapters.textual_inversion import Concept
 from gradina.apps.cli.main import main
 from gradina.errors import WeightsError
 from gradina.images.metadata import read_picture
-from gradina.pipeline import StableDiffusion, steps
-from gradina.weights.formats.textual_inversion import read_concept, write_concept
+from gradina.pipeline.generate import steps
+from gradina.pipeline.model import StableDiffusion
+from gradina.weights.formats.textual_inversion import read_embedding, write_embedding
 
 Tiny = Callable[..., StableDiffusion]
 ASKED = Request(prompt="a <teddy> boat", seed=7, steps=3, width=64, height=64, sampler="ddim", schedule="leading")
@@ -53,7 +54,7 @@ def test_ours_draws_the_same_in_diffusers(tiny_model: Tiny, tmp_path: Path, coun
     """With capitals, too: the file has the word in small letters, by which diffusers finds all its tokens."""
     tiny_model("sd1").save(tmp_path / "model")
     path, prompt = tmp_path / "teddy.safetensors", f"a {word} boat"
-    write_concept(Concept(word, vectors(count)), path)
+    write_embedding(Concept(word, vectors(count)), path)
     model = load(tmp_path / "model")
     (mine,) = generate(model, replace(ASKED, prompt=prompt, concepts=(str(path),)))
     (without,) = generate(model, replace(ASKED, prompt=prompt))
@@ -73,7 +74,7 @@ def test_the_forms_of_others_are_read(tmp_path: Path) -> None:
         (2, {"emb_params": vectors(2)}),
     ):
         save_file({name: x.contiguous() for name, x in tensors.items()}, tmp_path / "bear.safetensors")
-        read = read_concept(tmp_path / "bear.safetensors")
+        read = read_embedding(tmp_path / "bear.safetensors")
         assert read.token == ("bear" if "emb_params" in tensors else "<teddy>")
         assert torch.allclose(read.vectors, vectors(count), atol=1e-2)
         assert read.vectors.dtype == torch.float32
@@ -92,24 +93,27 @@ def test_pickles_are_converted(tmp_path: Path, kind: str, capsys: pytest.Capture
     source, target = tmp_path / "teddy.pt", tmp_path / "teddy.safetensors"
     torch.save(PICKLES[kind], source)
     assert main(["convert", str(source), str(target)]) == 0
-    read = read_concept(target)
+    read = read_embedding(target)
     assert read.token == "<teddy>"
     assert torch.equal(read.vectors, vectors(2))
     assert main(["convert", str(source), str(tmp_path / "folder")]) == 2
-    assert "a learnt word is one file; end the name in .safetensors" in capsys.readouterr().err
+    assert "an embedding is one file; end the name in .safetensors" in capsys.readouterr().err
 
 
 def test_a_pickle_without_a_name_is_called_as_its_file(tmp_path: Path) -> None:
     torch.save({"string_to_param": {"*": vectors(1)}, "name": None}, tmp_path / "bear.pt")
     main(["convert", str(tmp_path / "bear.pt"), str(tmp_path / "x.safetensors")])
-    assert read_concept(tmp_path / "x.safetensors").token == "bear"
+    assert read_embedding(tmp_path / "x.safetensors").token == "bear"
 
 
 @pytest.mark.parametrize(
     ("tensors", "words"),
     [
         ({"clip_l": vectors(1), "clip_g": vectors(1)}, "is for SDXL, with vectors for two text towers"),
-        ({"a": vectors(1), "b": vectors(1)}, r"expected one word, as \(k, width\) vectors; it holds 2 words \(a, b\)"),
+        (
+            {"a": vectors(1), "b": vectors(1)},
+            r"expected one embedding, as \(k, width\) vectors; it holds 2 embeddings \(a, b\)",
+        ),
         ({"a": torch.zeros(1, 2, 3)}, r"vectors of floating point; a is float32 \(1, 2, 3\)"),
         ({"a": torch.zeros(0, 32)}, r"a is float32 \(0, 32\)"),
         ({"a": torch.zeros(1, 32, dtype=torch.int8)}, r"a is int8 \(1, 32\)"),
@@ -120,7 +124,7 @@ def test_a_pickle_without_a_name_is_called_as_its_file(tmp_path: Path) -> None:
 def test_what_holds_no_word_is_named(tmp_path: Path, tensors: Any, words: str) -> None:
     save_file(tensors, tmp_path / "x.safetensors")
     with pytest.raises(WeightsError, match=words):
-        read_concept(tmp_path / "x.safetensors")
+        read_embedding(tmp_path / "x.safetensors")
 
 
 @pytest.mark.parametrize("name", ["two.bin", "two.safetensors"])
@@ -128,7 +132,10 @@ def test_several_words_are_not_converted(tmp_path: Path, name: str, capsys: pyte
     words = {"<a>": vectors(1)[0], "<b>": vectors(1)[0]}
     (torch.save if name.endswith(".bin") else save_file)(words, tmp_path / name)
     assert main(["convert", str(tmp_path / name), str(tmp_path / "x.safetensors")]) == 2
-    assert f"{name}: expected one word, as (k, width) vectors; it holds 2 words (<a>, <b>)" in capsys.readouterr().err
+    assert (
+        f"{name}: expected one embedding, as (k, width) vectors; it holds 2 embeddings (<a>, <b>)"
+        in capsys.readouterr().err
+    )
 
 
 @given(
@@ -146,7 +153,7 @@ def test_whatever_a_file_holds_it_is_a_word_or_refused_by_name(
         warnings.simplefilter("ignore")  # of numbers that do not fit into a type
         save_file({name: (torch.ones(shape) * value).to(dtype) for name in names}, path)
     with refused_by_name(path):
-        read = read_concept(path)
+        read = read_embedding(path)
         assert len(read.token.split()) == 1
         assert read.vectors.dtype == torch.float32
         assert torch.isfinite(read.vectors).all()
@@ -154,7 +161,7 @@ def test_whatever_a_file_holds_it_is_a_word_or_refused_by_name(
 
 def test_steps_know_the_word_too(tiny_model: Tiny, tmp_path: Path) -> None:
     model, path = tiny_model("sd1"), tmp_path / "teddy.safetensors"
-    write_concept(Concept("<teddy>", vectors(1)), path)
+    write_embedding(Concept("<teddy>", vectors(1)), path)
     asked = replace(ASKED, concepts=(str(path),))
     *_, last = steps(model, asked)
     (picture,) = generate(model, asked)
@@ -166,7 +173,7 @@ def test_from_the_command_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     tiny_model("sd1").save("model")
-    write_concept(Concept("<teddy>", vectors(2)), "teddy.safetensors")
+    write_embedding(Concept("<teddy>", vectors(2)), "teddy.safetensors")
     asked = ["a <teddy> boat", "-m", "model", "--seed", "7", "--concept", "teddy.safetensors"]
     assert main([*asked, "-o", "a.png"]) == 0
     assert read_picture("a.png").request.concepts == ("teddy.safetensors",)
@@ -182,11 +189,11 @@ def test_a_file_is_called_by_the_word_that_is_given(
     """Also from a grid, and when it is drawn again; a file whose own name has = stays a file."""
     monkeypatch.chdir(tmp_path)
     tiny_model("sd1").save("model")
-    write_concept(Concept("<teddy>", vectors(2)), "teddy.safetensors")
-    write_concept(Concept("<teddy>", vectors(2)), "a=b.safetensors")
+    write_embedding(Concept("<teddy>", vectors(2)), "teddy.safetensors")
+    write_embedding(Concept("<teddy>", vectors(2)), "a=b.safetensors")
     asked = ["-m", "model", "--seed", "7"]
     assert main(["a <teddy> boat", *asked, "--concept", "teddy.safetensors", "-o", "right.png"]) == 0
-    assert "note: teddy.safetensors: teaches the word <teddy>; WORD=teddy" in capsys.readouterr().err
+    assert "note: teddy.safetensors: is the embedding of <teddy>; WORD=teddy" in capsys.readouterr().err
     assert main(["a My-Bear boat", *asked, "--concept", "My-Bear=teddy.safetensors", "-o", "a.png"]) == 0
     assert main(["again", "a.png", "-o", "b.png"]) == 0
     assert main(["a <teddy> boat", *asked, "--concept", "a=b.safetensors", "-o", "c.png"]) == 0
@@ -228,8 +235,8 @@ def test_the_word_of_a_file_is_told_if_it_is_not_its_name(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, stem: str, name: str, word: str, told: bool
 ) -> None:
     save_file({name: vectors(1)}, tmp_path / f"{stem}.safetensors")
-    assert read_concept(tmp_path / f"{stem}.safetensors").token == word
-    assert [f"teaches the word {word};" in note for note in caplog.messages] == [True] * told
+    assert read_embedding(tmp_path / f"{stem}.safetensors").token == word
+    assert [f"is the embedding of {word};" in note for note in caplog.messages] == [True] * told
 
 
 @pytest.mark.parametrize(
@@ -245,7 +252,7 @@ def test_a_word_that_no_prompt_holds_is_told(
     tiny_model: Tiny, tmp_path: Path, caplog: pytest.LogCaptureFixture, prompt: Any, negative: str, told: bool
 ) -> None:
     model, path = tiny_model("sd1"), tmp_path / "<teddy>.safetensors"
-    write_concept(Concept("<teddy>", vectors(2)), path)
+    write_embedding(Concept("<teddy>", vectors(2)), path)
     generate(model, replace(ASKED, prompt=prompt, negative_prompt=negative, concepts=(str(path),)))
     note = f"concepts: {path} has no effect, as no prompt holds its word, <teddy>; write it in one"
     assert caplog.messages == [note] * told
@@ -255,4 +262,4 @@ def test_a_word_that_no_prompt_holds_is_told(
 def test_no_nan_comes_in(tmp_path: Path, value: float) -> None:
     save_file({"<teddy>": torch.tensor([1.0, value])}, tmp_path / "x.safetensors")
     with pytest.raises(WeightsError, match=r"x.safetensors: <teddy> holds NaN or infinite values"):
-        read_concept(tmp_path / "x.safetensors")
+        read_embedding(tmp_path / "x.safetensors")

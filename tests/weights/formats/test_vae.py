@@ -114,10 +114,10 @@ def test_one_for_other_latents(more, message, parts, source):
 
 
 def original(vae: AutoencoderKL) -> dict[str, torch.Tensor]:
-    from gradina.weights.key_tables import VAE, vae_numbers
+    from gradina.weights.key_tables import VAE, vae_indices
     from gradina.weights.remap import sources, write
 
-    return write(vae.state_dict(), sources(vae.state_dict(), VAE, "original", vae_numbers(vae.config)))
+    return write(vae.state_dict(), sources(vae.state_dict(), VAE, "original", vae_indices(vae.config)))
 
 
 def test_what_is_no_autoencoder_is_named(parts, source, tmp_path):
@@ -152,7 +152,7 @@ def test_what_is_no_autoencoder_is_named(parts, source, tmp_path):
 def test_a_tiny_decoder_is_named(parts, tmp_path):
     save_file({"decoder.layers.0.weight": torch.zeros(2)}, tmp_path / "diffusion_pytorch_model.safetensors")
     (tmp_path / "config.json").write_text('{"_class_name": "AutoencoderTiny"}')
-    with pytest.raises(WeightsError, match="is of a AutoencoderTiny; expected an AutoencoderKL"):
+    with pytest.raises(WeightsError, match="is the config of AutoencoderTiny; expected AutoencoderKL"):
         with_vae(parts, tmp_path)
 
 

@@ -40,14 +40,14 @@ def bench(
     known = PARTS if device == "cpu" else PARTS_ELSEWHERE
     parts = [choice("--only", part.strip(), known) for part in only.split(",")] if only else list(known)
     from gradina.bench import report as reports
-    from gradina.bench.measure import measured
+    from gradina.bench.measure import measure
     from gradina.files import atomic_write
     from gradina.runtime.device import pick_device, use_threads
 
     use_threads(threads)
     place = str(pick_device(device))
     report: reports.Report = {}
-    for report in measured(
+    for report in measure(
         parts, rounds, size, lambda text: None if quiet else typer.echo(f"measures {text}", err=True), place
     ):
         if output is not None:  # after each part: the next might be too much for this machine
@@ -79,7 +79,7 @@ def tune(
     request = Request(prompt=tuple(prompts or TRIED), seed=0)
     opened = open_model(model, variant, prediction, device, dtype, threads, engine, vae=vae)
     from gradina.bench import autotune
-    from gradina.bench.report import pyplot, tried
+    from gradina.bench.report import plot_trials, pyplot
 
     if plot is not None:
         pyplot()
@@ -91,7 +91,7 @@ def tune(
     typer.echo(tuned_table(trials))
     typer.echo(autotune.keep(opened, trials))
     if plot is not None:
-        tried(trials, Path(plot))
+        plot_trials(trials, Path(plot))
         typer.echo(plot)
 
 

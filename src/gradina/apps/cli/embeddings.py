@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from gradina.apps.cli.generate import say
 from gradina.errors import PictureError
-from gradina.files import Stamp, cache_folder, content, stamp
+from gradina.files import Stamp, cache_folder, file_sha256, stamp
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,7 +62,7 @@ def remembered(pair: Pair, folder: Path, paths: Sequence[Path], advance: Advance
 
     Also where this ends early: what was done is not done again.
     """
-    place = cache_folder() / "embeddings" / f"{pair.mark}.safetensors"
+    place = cache_folder() / "embeddings" / f"{pair.fingerprint}.safetensors"
     kept, names = _kept(place), {path: str(path.resolve()) for path in paths}
     looked = {
         path: (now, _content(path))
@@ -88,7 +88,7 @@ def remembered(pair: Pair, folder: Path, paths: Sequence[Path], advance: Advance
 
 def _content(path: Path) -> str:
     try:
-        return content(path)
+        return file_sha256(path)
     except OSError:  # gone since the folder was listed; opening it says so
         return ""
 

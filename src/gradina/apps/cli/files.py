@@ -44,12 +44,12 @@ def encode(
     threads: o.Threads = None,
 ) -> None:
     """Turn a picture into a small file of latents."""
-    from gradina.images.open import SAVED, open_picture
+    from gradina.images.open import SAVE_OPTIONS, open_picture
     from gradina.tasks import codec
 
     opened = open_picture(picture, "picture")
     target = check_target("--output", output or str(with_ending(Path(picture), ".latents")))
-    if Path(target).suffix.lower() in SAVED:
+    if Path(target).suffix.lower() in SAVE_OPTIONS:
         raise RequestError(f"--output: got {target}, a picture's name, for latents; end it in .latents")
     check_apart(("PICTURE", picture), ("--output", target))
     before = Path(picture).stat().st_size
@@ -77,11 +77,11 @@ def decode(
     threads: o.Threads = None,
 ) -> None:
     """Turn a file of latents back into a picture."""
-    from gradina.images.open import SAVED
+    from gradina.images.open import SAVE_OPTIONS
     from gradina.tasks import codec
 
     read = codec.open_latents(latents)
-    target = check_target("--output", output or str(with_ending(Path(latents), ".png")), SAVED)
+    target = check_target("--output", output or str(with_ending(Path(latents), ".png")), SAVE_OPTIONS)
     loaded = open_model(model or read.model or None, variant, None, device, dtype, threads, vae=vae or read.vae or None)
     save_sheet(codec.decode(loaded, read), target)
 
@@ -114,8 +114,8 @@ def convert(
 
 def push(model: o.Local, name: o.HubName) -> None:
     """Put a model on the hub."""
-    from gradina.pipeline import load
-    from gradina.pipeline import push as pushed
+    from gradina.pipeline.load import load
+    from gradina.pipeline.load import push as pushed
 
     typer.echo(pushed(load(model, device="cpu", dtype="fp32"), name))  # nothing is rounded on the way
 

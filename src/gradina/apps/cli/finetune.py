@@ -25,8 +25,9 @@ from gradina.training.finetune.config import FinetuneConfig, config_for
 from gradina.training.settings import NoiseLaw, Option
 
 if TYPE_CHECKING:
-    from gradina.pipeline import StableDiffusion
-    from gradina.training.data.image_folder import Captioned, Owned
+    from gradina.pipeline.model import StableDiffusion
+    from gradina.training.data.captioned_image import CaptionedImage
+    from gradina.training.data.latents import LatentDataset
     from gradina.training.finetune.methods import Method
     from gradina.training.pretrain.run import Progress
 
@@ -127,14 +128,14 @@ def _interval(text: str | None) -> tuple[float, float] | None:
 @verb("finetune", without="prior vectors", out="runs/finetune", sample_every=250)
 def finetune(config: FinetuneConfig, run: Run, folder: o.OwnFolder, validation: o.Unseen = None) -> None:
     """Teach a model pictures with captions."""
-    from gradina.training.data.image_folder import captions_told, read_folder
+    from gradina.training.data.image_folder import caption_summary, read_image_folder
     from gradina.training.finetune import methods
 
-    pictures = read_folder(folder, out=run.out)
-    say(captions_told(pictures))
-    unseen = read_folder(validation) if validation else []
+    pictures = read_image_folder(folder, out=run.out)
+    say(caption_summary(pictures))
+    unseen = read_image_folder(validation) if validation else []
     if unseen:
-        say(f"validation, {captions_told(unseen)}")
+        say(f"validation, {caption_summary(unseen)}")
         known = {(one.file.resolve(), one.member) for one in pictures}
         both = sum((one.file.resolve(), one.member) in known for one in unseen)
         if both:
@@ -156,14 +157,15 @@ def dreambooth(
     class_pictures: o.ClassPictures = 100,
 ) -> None:
     """Teach a model a thing of one's own, under a rare word (DreamBooth)."""
-    from gradina.training.data.image_folder import Captioned, read_folder
+    from gradina.training.data.captioned_image import CaptionedImage
+    from gradina.training.data.image_folder import read_image_folder
     from gradina.training.finetune import methods
 
-    pictures, of_class = read_folder(folder, instance, run.out), list[Captioned]()
+    pictures, of_class = read_image_folder(folder, instance, run.out), list[CaptionedImage]()
     with FinetuneCommand("dreambooth", config, run) as command:
         if class_ and not run.dry_run:
             paths = methods.class_pictures(command.model, class_, class_pictures, Path(run.out) / "class")
-            of_class = [Captioned(path, class_) for path in paths]
+            of_class = [CaptionedImage(path, class_) for path in paths]
         data = command.data(pictures)
         class_data = command.data(of_class) if of_class else data if class_ else None  # a dry run draws none
         method = methods.dreambooth(command.model, data, class_data, command.config)
@@ -180,10 +182,10 @@ def invert(
     init_word: o.InitWord = "thing",
 ) -> None:
     """Teach a model a new word, and nothing else (textual inversion)."""
-    from gradina.training.data.image_folder import read_folder
+    from gradina.training.data.image_folder import read_image_folder
     from gradina.training.finetune import methods
 
-    pictures = read_folder(folder, word, run.out)
+    pictures = read_image_folder(folder, word, run.out)
     with FinetuneCommand("textual_inversion", config, run) as command:
         data = command.data(pictures)
         method = methods.textual_inversion(command.model, data, word, init_word, command.config)
@@ -201,11 +203,11 @@ def imagic(
     config: FinetuneConfig, run: Run, picture: o.Picture, prompt: o.Becomes, states_steps: o.StatesSteps = None
 ) -> None:
     """Change what a picture shows, by words (Imagic); afterwards `--edit` draws it at any strength."""
-    from gradina.training.data.image_folder import Captioned
+    from gradina.training.data.captioned_image import CaptionedImage
     from gradina.training.finetune import methods
     from gradina.weights.formats.imagic import read_states
 
-    pictures = [Captioned(Path(picture), prompt)]
+    pictures = [CaptionedImage(Path(picture), prompt)]
     if not Path(picture).is_file():
         raise RecipeError(f"{picture}: there is no such picture")
     out, shared = Path(run.out), {f.name: getattr(config, f.name) for f in fields(NoiseLaw)}
@@ -234,7 +236,8 @@ def _over_etas(model: Path | str | None, request: Request, edit: Path, out: Path
     """The edit at several shares of the prompt, side by side, as a file."""
     from gradina.files import atomic_write
     from gradina.images import grid
-    from gradina.pipeline import generate, load
+    from gradina.pipeline.generate import generate
+    from gradina.pipeline.load import load
 
     loaded = load(model)
     requests = (replace(request, edit=(str(edit), eta)) for eta in ETAS)
@@ -250,9 +253,9 @@ class FinetuneCommand:
     def __init__(self, method: str, config: FinetuneConfig, run: Run, model: StableDiffusion | None = None) -> None:
         import torch
 
-        from gradina.pipeline import load
+        from gradina.pipeline.load import load
         from gradina.runtime.device import pick_device, pick_dtype, use_threads
-        from gradina.training.data.image_folder import Crop
+        from gradina.training.data.buckets import Crop
 
         use_threads(run.threads)
         self.method, self.run, self.out = method, run, Path(run.out)
@@ -274,20 +277,20 @@ class FinetuneCommand:
     def __exit__(self, *error: object) -> None:
         self._preparing.__exit__(None, None, None)
 
-    def data(self, pictures: Sequence[Captioned]) -> Owned:
+    def data(self, pictures: Sequence[CaptionedImage]) -> LatentDataset:
         """The latents of pictures."""
-        from gradina.training.data.image_folder import encoded
+        from gradina.training.data.latents import encode_pictures
 
         defaults, side = self.model.defaults, self.run.size
-        return encoded(self.model, pictures, self.crop, side**2 if side else defaults.width * defaults.height)
+        return encode_pictures(self.model, pictures, self.crop, side**2 if side else defaults.width * defaults.height)
 
     def train(
         self,
         method: Method,
-        data: Owned,
-        pictures: Sequence[Captioned],
+        data: LatentDataset,
+        pictures: Sequence[CaptionedImage],
         prompts: Sequence[str],
-        validation: Owned | None = None,
+        validation: LatentDataset | None = None,
         words: tuple[str | None, str | None] = (None, None),
         quietly: bool = False,
     ) -> Path | None:
@@ -312,7 +315,7 @@ class FinetuneCommand:
         return result
 
 
-def _hashed(pictures: Sequence[Captioned]) -> list[tuple[object, ...]]:
+def _hashed(pictures: Sequence[CaptionedImage]) -> list[tuple[object, ...]]:
     """What decides what is learned from pictures: a hash, the caption, and the number of repeats, if above one."""
     hashes = [hashlib.sha256(one.data()).hexdigest() for one in pictures]
     repeats = [(one.repeats,) if one.repeats > 1 else () for one in pictures]

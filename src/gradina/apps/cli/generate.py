@@ -17,14 +17,15 @@ import typer
 from gradina.apps.cli import options as o
 from gradina.apps.cli.grids import Axis, axis, cell_label, cells, check_grid, parse
 from gradina.errors import RequestError, WeightsError
-from gradina.files import check_writable, check_writable_folder, unused, with_ending
+from gradina.files import check_writable, check_writable_folder, unused_path, with_ending
 from gradina.images.picture import Picture
 from gradina.request import Defaults, Request, choice
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from gradina.pipeline import Plan, StableDiffusion
+    from gradina.pipeline.model import StableDiffusion
+    from gradina.pipeline.plan import Plan
 
 log = logging.getLogger(__name__)
 
@@ -180,7 +181,7 @@ def open_model(
     vae: str | None = None,
 ) -> StableDiffusion:
     """The model that the options name."""
-    from gradina.pipeline import load
+    from gradina.pipeline.load import load
     from gradina.runtime.device import use_threads
 
     use_threads(threads)
@@ -202,7 +203,8 @@ def draw(
 ) -> None:
     """Draws a request to files, and says where they are."""
     from gradina.images import grid
-    from gradina.pipeline import develop, plans, resolved, walk
+    from gradina.pipeline.generate import develop, walk
+    from gradina.pipeline.plan import plans, resolved
 
     request = resolved(model, request)
     count = len(request.prompts)
@@ -255,7 +257,7 @@ def strip_of(moments: list[Image.Image], shown: int = 8) -> Image.Image:
 def draw_grid(model: StableDiffusion, request: Request, axes: list[Axis], output: str | None, quiet: bool) -> None:
     """Draws a request for all values of one or two fields as one labelled picture."""
     from gradina.images import grid
-    from gradina.pipeline import generate as pictures_of
+    from gradina.pipeline.generate import generate as pictures_of
 
     request = replace(request, seed=request.resolved(Defaults()).seed)
     changes = list(cells(axes))
@@ -274,16 +276,16 @@ def draw_grid(model: StableDiffusion, request: Request, axes: list[Axis], output
     )
     if output is None or is_folder(output):
         Path(output or ".").mkdir(parents=True, exist_ok=True)
-        output = str(unused(Path(output or ".") / f"{slug(request.prompts[0])}-grid.png"))
+        output = str(unused_path(Path(output or ".") / f"{slug(request.prompts[0])}-grid.png"))
     save_sheet(drawn, output)
 
 
 def save_sheet(image: Image.Image, path: str) -> None:
     """Writes a sheet, and says where it is."""
     from gradina.files import atomic_write
-    from gradina.images.open import SAVED
+    from gradina.images.open import SAVE_OPTIONS
 
-    options = SAVED[choice("--output", Path(path).suffix.lower(), tuple(SAVED))]
+    options = SAVE_OPTIONS[choice("--output", Path(path).suffix.lower(), tuple(SAVE_OPTIONS))]
     with atomic_write(path) as file:
         image.save(file, **options)
     typer.echo(path)
@@ -292,13 +294,17 @@ def save_sheet(image: Image.Image, path: str) -> None:
 def check_files(request: Request, output: str | None, film: str | None, strip: str | None) -> None:
     """Refuses what cannot be read or written, before a model is loaded."""
     from gradina.images.grid import FILMS
-    from gradina.images.open import SAVED, open_mask, open_picture
+    from gradina.images.open import SAVE_OPTIONS, open_mask, open_picture
 
     if request.init_image is not None:
         open_picture(request.init_image)
     if request.mask_image is not None:
         open_mask(request.mask_image)
-    for name, path, kinds in (("--output", output, SAVED), ("--film", film, FILMS), ("--strip", strip, (".png",))):
+    for name, path, kinds in (
+        ("--output", output, SAVE_OPTIONS),
+        ("--film", film, FILMS),
+        ("--strip", strip, (".png",)),
+    ):
         if path is not None and not (name == "--output" and is_folder(path)):
             check_target(name, path, kinds)
     if output is None or is_folder(output):
@@ -336,10 +342,10 @@ def path_for(picture: Picture, output: str | None, alone: bool) -> Path:
     """Where a picture is written; a name that was not given never replaces a file."""
     own = f"{slug(picture.request.prompts[0])}-{picture.seed}.png"
     if output is None:
-        return unused(Path(own))
+        return unused_path(Path(own))
     if is_folder(output):
         Path(output).mkdir(parents=True, exist_ok=True)
-        return unused(Path(output) / own)
+        return unused_path(Path(output) / own)
     path = Path(output)
     return path if alone else with_ending(path, f"-{picture.seed}{path.suffix}")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gradina.errors import RequestError
-from gradina.request import Request, choice, word_and_file
+from gradina.request import Request, choice, parse_concept
 
 Axis = tuple[str, list[Any]]
 NUMBERS: dict[str, Callable[[str], Any]] = {
@@ -80,7 +80,7 @@ def cell_label(name: str, value: Any) -> str:
     if name == "loras":
         return "\n".join(f"{Path(file).stem} {scale:g}" for file, scale in value)
     if name == "concepts":
-        return "\n".join(word or Path(file).stem for word, file in map(word_and_file, value))
+        return "\n".join(word or Path(file).stem for word, file in map(parse_concept, value))
     return f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
 
 

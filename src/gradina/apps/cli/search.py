@@ -45,7 +45,7 @@ def caption(
     files = [path for name in pictures for path in (files_in(name) if Path(name).is_dir() else [admitted(name)])]
     files = list(dict.fromkeys(files))
     if write:
-        from gradina.training.data.captions import without_captions
+        from gradina.training.data.sidecars import without_captions
 
         there, files = len(files), without_captions(files)
         if there > len(files):
@@ -112,7 +112,7 @@ def sentences(
     files: Sequence[Path], by: str, device: str | None, threads: int | None, advance: Callable[[str, int, int], None]
 ) -> list[dict[str, Any]]:
     """What a captioning model says of each picture, as JSON has it; a picture that cannot be read is left out."""
-    from gradina.images.open import LARGEST, open_picture
+    from gradina.images.open import MAX_SOURCE_PIXELS, open_picture
     from gradina.runtime.device import pick_device, use_threads
     from gradina.tasks.captioning import BLIP, captioner
 
@@ -121,7 +121,7 @@ def sentences(
     for i, path in enumerate(files):
         advance("captions", i, len(files))
         try:
-            image = open_picture(path, "picture", LARGEST)
+            image = open_picture(path, "picture", MAX_SOURCE_PIXELS)
         except PictureError as error:
             say(str(error))
             continue
@@ -204,7 +204,7 @@ def read_phrases(path: str) -> list[str]:
 
 def files_in(folder: str) -> list[Path]:
     """The pictures in a folder and below."""
-    from gradina.images.open import SUFFIXES, pictures_in
+    from gradina.images.folder import SUFFIXES, pictures_in
 
     path = Path(folder)
     if not path.is_dir():
@@ -217,9 +217,9 @@ def files_in(folder: str) -> list[Path]:
 
 def admitted(name: str) -> Path:
     """The path of a picture, refused early if it is none."""
-    from gradina.images.open import LARGEST, opened
+    from gradina.images.open import MAX_SOURCE_PIXELS, open_image
 
-    with opened(name, "picture", LARGEST):
+    with open_image(name, "picture", MAX_SOURCE_PIXELS):
         return Path(name)
 
 
@@ -227,9 +227,9 @@ def check_sheet(sheet: str | None, files: Sequence[Path]) -> None:
     """Refuses what cannot be written, before a model is loaded."""
     if sheet is None:
         return
-    from gradina.images.open import SAVED
+    from gradina.images.open import SAVE_OPTIONS
 
-    check_target("--sheet", sheet, SAVED)
+    check_target("--sheet", sheet, SAVE_OPTIONS)
     if Path(sheet).resolve() in {path.resolve() for path in files}:
         raise RequestError(f"--sheet: got {sheet}, which is one of the pictures; give another name")
 
@@ -247,9 +247,9 @@ def sheet_of(hits: Sequence[tuple[Path, float]], words: str) -> Image.Image:
 
 def thumbnail(path: Path) -> Image.Image:
     """A picture made small enough for a sheet."""
-    from gradina.images.open import LARGEST, open_picture
+    from gradina.images.open import MAX_SOURCE_PIXELS, open_picture
 
-    image = open_picture(path, "picture", LARGEST)
+    image = open_picture(path, "picture", MAX_SOURCE_PIXELS)
     image.thumbnail((THUMBNAIL, THUMBNAIL))
     return image
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from gradina.images.programs.settings import Told, loaded
+from gradina.images.programs.settings import ProgramSettings, load_object, pick
 
-# Their key, ours
+# Easy Diffusion's key: field of a Request
 VALUES = {
     "num_inference_steps": "steps", "guidance_scale": "guidance_scale", "seed": "seed", "width": "width",
     "height": "height",
 }  # fmt: skip
-# Their key as it stands where they also write a text beside the picture
-SHOWN = {
+# The label in its text files: its key
+LABELS = {
     "Prompt": "prompt", "Negative Prompt": "negative_prompt", "Seed": "seed", "Sampler": "sampler_name",
     "Width": "width", "Height": "height", "Steps": "num_inference_steps", "Guidance Scale": "guidance_scale",
     "Stable Diffusion model": "use_stable_diffusion_model", "VAE model": "use_vae_model",
@@ -24,39 +24,37 @@ SHOWN = {
     "Hypernetwork model": "use_hypernetwork_model", "Hypernetwork Strength": "hypernetwork_strength",
     "Latent Upscaler Steps": "latent_upscaler_steps",
 }  # fmt: skip
-OWN = {"num_inference_steps", "use_stable_diffusion_model"}  # by which it is known
-NOTHING: tuple[object, ...] = (None, "", "None", "none", "False", False, [], "[]")
+REQUIRED = {"num_inference_steps", "use_stable_diffusion_model"}
+EMPTY: tuple[object, ...] = (None, "", "None", "none", "False", False, [], "[]")
 
 
-def read(found: Mapping[str, str]) -> Told | None:
-    """What Easy Diffusion wrote; None if it wrote nothing. Raises PictureError for what is damaged."""
-    comment = found.get("UserComment", "")
-    whole = comment.lstrip().startswith("{") and all(f'"{k}"' in comment or f'"{_shown(k)}"' in comment for k in OWN)
-    told = loaded(comment, "Easy Diffusion", "UserComment") if whole else found
-    data = {SHOWN.get(key, key): value for key, value in told.items()}
-    if not data.keys() >= OWN:
+def read(texts: Mapping[str, str]) -> ProgramSettings | None:
+    """The settings that Easy Diffusion wrote, None if it wrote none; raises PictureError for invalid ones."""
+    comment = texts.get("UserComment", "")
+    labels = {key: label for label, key in LABELS.items()}
+    is_json = comment.lstrip().startswith("{")
+    is_json &= all(f'"{key}"' in comment or f'"{labels[key]}"' in comment for key in REQUIRED)
+    settings = load_object(comment, "Easy Diffusion", "UserComment") if is_json else texts
+    data = {LABELS.get(key, key): value for key, value in settings.items()}
+    if not data.keys() >= REQUIRED:
         return None
-    known = {*SHOWN.values()} - {"prompt", "negative_prompt", "sampler_name", "use_stable_diffusion_model"}
-    loras, rates = _list(data.get("use_lora_model")), _list(data.get("lora_alpha"))
+    known = {*LABELS.values()} - {"prompt", "negative_prompt", "sampler_name", "use_stable_diffusion_model"}
+    loras, scales = _list(data.get("use_lora_model")), _list(data.get("lora_alpha"))
     read_here = {*VALUES, "use_lora_model", "lora_alpha"}
-    return Told(
+    return ProgramSettings(
         prompt=data.get("prompt"),
         negative_prompt=data.get("negative_prompt"),
-        values={ours: (theirs, data[theirs]) for theirs, ours in VALUES.items() if theirs in data},
+        values=pick(data, VALUES),
         sampler=data.get("sampler_name"),
         model={"name": data["use_stable_diffusion_model"]},
-        loras=[(name, rates[i] if i < len(rates) else 1) for i, name in enumerate(loras)],
-        rest={key: data[key] for key in sorted(known - read_here) if data.get(key) not in NOTHING},
+        loras=[(name, scales[i] if i < len(scales) else 1) for i, name in enumerate(loras)],
+        unsupported={key: data[key] for key in sorted(known - read_here) if data.get(key) not in EMPTY},
     )
 
 
-def _shown(key: str) -> str:
-    return next(shown for shown, name in SHOWN.items() if name == key)
-
-
 def _list(value: object) -> list[object]:
-    """One value or several, also where Python's list was written as a text."""
+    """The values of a setting, which is one value, a list, or a list as text."""
     if isinstance(value, str):
         value = re.findall(r"[^\[\]',\"]+", value) if value.startswith("[") or "," in value else [value]
     several = value if isinstance(value, list) else [value]
-    return [one for one in several if one not in NOTHING and str(one).strip()]
+    return [one for one in several if one not in EMPTY and str(one).strip()]

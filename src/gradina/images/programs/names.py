@@ -1,4 +1,4 @@
-"""What other programs call samplers and schedules: ours of that name, or the nearest of ours, said in a note."""
+"""Names of samplers and schedules in other programs: the one of that name here, or the nearest, with a note."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from gradina.request import SCHEDULE_NAMES
 
-# Their name            ours               schedule: not named  "Automatic"
+# A1111's name          name here          schedule: not named  "Automatic"
 SAMPLERS = (
     ("DDPM",            "ddpm",            "leading",           "leading"),
     ("DDIM",            "ddim",            "leading",           "leading"),
@@ -20,13 +20,13 @@ SAMPLERS = (
     ("DPM++ 2M SDE",    "dpmpp_2m_sde",    "linspace",          "exponential"),
     ("DPM++ SDE",       "dpmpp_sde",       "linspace",          "karras"),
     ("UniPC",           "unipc",           "linspace",          "linspace"),
-    ("SGD",             "sgd",             "linspace",          "linspace"),  # from here on names are ours
+    ("SGD",             "sgd",             "linspace",          "linspace"),  # from here on, samplers of gradina alone
     ("Momentum",        "momentum",        "linspace",          "linspace"),
     ("Nesterov",        "nesterov",        "linspace",          "linspace"),
     ("Adam",            "adam",            "linspace",          "linspace"),
 )  # fmt: skip
 
-# Theirs that we lack   nearest of ours    schedule: not named  "Automatic"
+# Not available here    nearest            schedule: not named  "Automatic"
 NEAREST_SAMPLERS = (
     ("DPM2",            "heun",            "linspace",          "karras"),
     ("DPM2 a",          "euler_ancestral", "linspace",          "karras"),
@@ -51,7 +51,7 @@ NEAREST_SAMPLERS = (
     ("UniPC bh2",       "unipc",           "linspace",          "linspace"),
 )  # fmt: skip
 
-# Their name            ours; of two rows with one of ours, the first is written
+# Name there              here; the first row of a schedule is the one that is written
 SCHEDULES = (
     ("Karras",            "karras"),
     ("Exponential",       "exponential"),
@@ -64,12 +64,12 @@ SCHEDULES = (
     ("Simple",            "trailing"),
     ("DDIM Uniform",      "leading"),
     ("Turbo",             "trailing"),
-    ("Polyexponential",   "exponential"),  # which it is at their rho of 1
+    ("Polyexponential",   "exponential"),  # the same at rho 1, the default
     ("Discrete",          "linspace"),
     ("Native",            "linspace"),
 )  # fmt: skip
 
-# Theirs that we lack     nearest of ours
+# Not available here        nearest
 NEAREST_SCHEDULES = (
     ("KL Optimal",            "ays"),
     ("Align Your Steps GITS", "ays"),
@@ -86,21 +86,19 @@ NEAREST_SCHEDULES = (
     ("TCD",                   "trailing"),
 )  # fmt: skip
 
-ALIASES = {  # by their keys: letters and digits alone
+ALIASES = {  # by `_key`
     "lmsd": "lms", "dpmsde": "dpmppsde", "dpmad": "dpmadaptive", "ddimv3": "ddim", "unipcmultistep": "unipc",
     "dpmsolvermultistep": "dpmpp2m", "dpmsolverpp": "dpmpp2m", "dpmsolverpp2m": "dpmpp2m", "dpm2pp2m": "dpmpp2m",
     "dpmsolversinglestep": "dpmpp2s", "dpmsolversde": "dpmppsde", "deismultistep": "deis",
 }  # fmt: skip
-OPEN = ("", "default", "automatic", "none", "auto")  # whatever the program takes by itself
+AUTOMATIC = ("", "default", "automatic", "none", "auto")  # the default of the program
 
 
 def _key(name: str) -> str:
-    """Letters and digits alone, so that `DPM++ 2S a` and `dpmpp_2s_ancestral` are one."""
+    """Letters and digits of a name in one spelling, so that `DPM++ 2S a` equals `dpmpp_2s_ancestral`."""
     name = name.lower().replace("+", "p").removeprefix("k_").removeprefix("sample_")
     key = re.sub(r"[^a-z0-9]|gpu$", "", name).replace("ancestral", "a")
-    key = re.sub(
-        r"(?<=.)((discrete)?scheduler|flowmatch)$", "", key
-    )  # classes of diffusers, and SD.Next's names of them
+    key = re.sub(r"(?<=.)((discrete)?scheduler|flowmatch)$", "", key)  # classes of diffusers, names of SD.Next
     key = f"dpm{key[4:]}" if key.startswith("kdpm") else key
     return ALIASES.get(key, key)
 
@@ -108,15 +106,15 @@ def _key(name: str) -> str:
 _SAMPLERS = {_key(row[0]): (row, False) for row in NEAREST_SAMPLERS} | {
     _key(name): (row, True) for row in SAMPLERS for name in row[:2]
 }
-_SCHEDULES = {_key(theirs): (ours, False) for theirs, ours in NEAREST_SCHEDULES} | {
-    _key(name): (ours, True) for name, ours in (*SCHEDULES, *((ours, ours) for ours in SCHEDULE_NAMES))
+_SCHEDULES = {_key(name): (schedule, False) for name, schedule in NEAREST_SCHEDULES} | {
+    _key(name): (schedule, True) for name, schedule in (*SCHEDULES, *zip(SCHEDULE_NAMES, SCHEDULE_NAMES, strict=True))
 }
 _ENDS = sorted({**_SCHEDULES, "k": ("karras", True), "ka": ("karras", True)}.items(), key=lambda row: -len(row[0]))
 Row = tuple[str, str, str, str]
 
 
 def _sampler(name: str) -> tuple[Row | None, bool, str]:
-    """The row of a sampler, whether it is the very one, and the key of a schedule that its name ends in."""
+    """The row of a sampler, whether it is exact, and the key of a schedule at the end of its name."""
     key = _key(name)
     for end, _ in [("", ("", True)), *_ENDS]:
         begin = key.removesuffix(end)
@@ -127,28 +125,30 @@ def _sampler(name: str) -> tuple[Row | None, bool, str]:
     return None, False, ""
 
 
-def sampler_and_schedule(sampler: str, schedule: str, notes: list[str], by_itself: bool = True) -> dict[str, Any]:
-    """`sampler` and `schedule` of a request, also where the schedule is a part of the sampler's name.
+def sampler_and_schedule(
+    sampler: str, schedule: str, notes: list[str], default_schedule: bool = True
+) -> dict[str, Any]:
+    """The fields `sampler` and `schedule` of a request; the schedule may be a part of the sampler's name.
 
-    A schedule that is not named is the one that goes without saying with that sampler, if `by_itself`. A note says
-    what draws instead of what we lack.
+    With `default_schedule`, a schedule that is not named is the usual one of the sampler. A note says what is used
+    instead of a name that is not available here.
     """
-    row, same, end = (None, True, "") if sampler.lower() in OPEN else _sampler(sampler)
-    if sampler.lower() not in OPEN and not same:
-        instead = f"not among ours; {row[1]} draws" if row else "not known here; the model's own draws"
+    row, exact, end = (None, True, "") if sampler.lower() in AUTOMATIC else _sampler(sampler)
+    if sampler.lower() not in AUTOMATIC and not exact:
+        instead = f"not available; {row[1]} is used" if row else "unknown; the model's default is used"
         notes.append(f"Sampler: {short(sampler)} ({instead} instead)")
-    named = _key(schedule) if schedule.lower() not in OPEN else end
-    found, same = dict(_ENDS).get(named, ("", False))
-    if schedule and named and not same:
-        instead = f"not among ours; {found} is used" if found else "not known here; the model's own is used"
+    named = _key(schedule) if schedule.lower() not in AUTOMATIC else end
+    found, exact = dict(_ENDS).get(named, ("", False))
+    if schedule and named and not exact:
+        instead = f"not available; {found} is used" if found else "unknown; the model's default is used"
         notes.append(f"Schedule type: {short(schedule)} ({instead} instead)")
-    if not named and row and by_itself:
+    if not named and row and default_schedule:
         found = row[3] if schedule else row[2]
     return {"sampler": row[1] if row else None, "schedule": found or None}
 
 
 def short(value: object) -> str:
-    """A value on one line of at most 80 letters."""
+    """A value on one line of at most 80 letters, for a note."""
     try:
         line = " ".join(str(value)[:2000].split())
     except (RecursionError, ValueError):  # too deep, or a number of too many digits

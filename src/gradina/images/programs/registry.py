@@ -1,13 +1,13 @@
-"""The programs whose texts are read, in the order in which they are looked for."""
+"""The programs whose texts are read, in the order in which they are tried."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 from gradina.images.programs import comfyui, drawthings, easydiffusion, fooocus, invokeai, novelai, swarmui
-from gradina.images.programs.settings import Told
+from gradina.images.programs.settings import ProgramSettings
 
-# As `source` of a record     reads its texts
+# The source of a Record       reads its texts
 PROGRAMS = (
     ("invokeai",              invokeai.read),
     ("swarmui",               swarmui.read),
@@ -18,15 +18,15 @@ PROGRAMS = (
 )  # fmt: skip
 
 
-def before_a1111(found: Mapping[str, str]) -> tuple[str, Told | str] | None:
-    """What a program wrote whose marks are its own, by the name of the program; A1111's text where it wrote that."""
+def read_programs(texts: Mapping[str, str]) -> tuple[str, ProgramSettings | str] | None:
+    """The program whose texts these are, with its settings, or the A1111 text that it wrote."""
     for name, read in PROGRAMS:
-        if (told := read(found)) is not None:
-            return name, told
+        if (settings := read(texts)) is not None:
+            return name, settings
     return None
 
 
-def after_a1111(found: Mapping[str, str]) -> tuple[str, Told] | None:
-    """ComfyUI's graph, which some of its nodes write beside the A1111 text, and in more words."""
-    told = comfyui.read(found)
-    return None if told is None else ("comfyui", told)
+def read_comfyui(texts: Mapping[str, str]) -> tuple[str, ProgramSettings] | None:
+    """ComfyUI's settings, tried after the A1111 text, which some of its nodes write in addition."""
+    settings = comfyui.read(texts)
+    return None if settings is None else ("comfyui", settings)

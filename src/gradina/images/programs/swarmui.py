@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from gradina.images.programs.settings import Told, loaded, table
+from gradina.images.programs.settings import ProgramSettings, as_object, as_objects, load_object, pick, without
 
-# Their key, ours
+# SwarmUI's key: field of a Request
 VALUES = {"steps": "steps", "cfgscale": "guidance_scale", "seed": "seed", "width": "width", "height": "height"}
 READ = {
     *VALUES, "prompt", "negativeprompt", "model", "loras", "loraweights", "sampler", "scheduler", "comfyuisampler",
@@ -14,39 +14,38 @@ READ = {
 }  # fmt: skip
 
 
-def read(found: Mapping[str, str]) -> Told | None:
-    """What SwarmUI wrote; None if it wrote nothing. Raises PictureError for what is damaged."""
+def read(texts: Mapping[str, str]) -> ProgramSettings | None:
+    """The settings that SwarmUI wrote, None if it wrote none; raises PictureError for invalid ones."""
     for key in ("parameters", "UserComment"):
-        text = found.get(key, "")
+        text = texts.get(key, "")
         if text.lstrip().startswith("{") and '"sui_image_params"' in text:
             break
     else:
         return None
-    whole = loaded(text, "SwarmUI", key)
-    data = table(whole.get("sui_image_params"), "SwarmUI", "sui_image_params")
-    return Told(
+    metadata = load_object(text, "SwarmUI", key)
+    data = as_object(metadata.get("sui_image_params"), "SwarmUI", "sui_image_params")
+    return ProgramSettings(
         prompt=data.get("prompt"),
         negative_prompt=data.get("negativeprompt"),
-        values={ours: (theirs, data[theirs]) for theirs, ours in VALUES.items() if theirs in data},
+        values=pick(data, VALUES),
         sampler=data.get("sampler") or data.get("comfyuisampler"),
         schedule=data.get("scheduler") or data.get("comfyuischeduler"),
-        model={"name": data.get("model"), "hash": _hash(whole.get("sui_models"))},
+        model={"name": data.get("model"), "hash": _hash(metadata.get("sui_models"))},
         loras=_loras(data.get("loras"), data.get("loraweights")),
-        rest={key: value for key, value in data.items() if key not in READ},
+        unsupported=without(data, READ),
     )
 
 
 def _list(value: object) -> list[object]:
-    """A list, also where it is written as one text."""
+    """A list, or a text with commas as one."""
     return list(value.split(",")) if isinstance(value, str) and value else value if isinstance(value, list) else []
 
 
 def _loras(names: object, scales: object) -> list[tuple[object, object]]:
-    told = _list(scales)
-    return [(name, told[i] if i < len(told) else 1) for i, name in enumerate(_list(names))]
+    weights = _list(scales)
+    return [(name, weights[i] if i < len(weights) else 1) for i, name in enumerate(_list(names))]
 
 
 def _hash(models: object) -> object:
-    """The hash of the main model among all that took part."""
-    rows = [row for row in models if isinstance(row, dict)] if isinstance(models, list) else []
-    return next((row.get("hash") for row in rows if row.get("param") == "model"), None)
+    """The hash of the main model."""
+    return next((row.get("hash") for row in as_objects(models) if row.get("param") == "model"), None)

@@ -1,16 +1,17 @@
-/* How the weights of 3x3 convolutions lie. */
+/* The layout in which 3x3 weights arrive. */
 
 #pragma once
 
 #include "simd.h"
 
-/* where 3x3 weights (out, in) are: numbers from one to the next */
-typedef struct { const number *from; i64 of_out, of_in, of_tap; } Threes;
+/* weights (out, in, taps) with the stride of each dimension */
+typedef struct { const scalar_t *data; i64 out_stride, in_stride, tap_stride; } Weights;
 
-/* as they lie, channels before taps or `last`; or `turned`: those of the way back, where what came out goes in, and each tap
-   is at the other end */
-static inline Threes threes(const number *weight, i64 in, i64 out, i64 last, i64 turned)
+/* Weights in memory as (out, in, 3, 3), or (out, 3, 3, in) if `channels_last`. `transposed` are those of the backward
+   pass: `in` and `out` swapped, taps flipped. */
+static inline Weights weights_view(const scalar_t *weight, i64 in, i64 out, i64 channels_last, i64 transposed)
 {
-    i64 wide = turned ? out : in, row = 9 * wide, channel = last ? 1 : 9, tap = last ? wide : 1;
-    return turned ? (Threes){weight + 8 * tap, channel, row, -tap} : (Threes){weight, row, channel, tap};
+    i64 width = transposed ? out : in, row = 9 * width;
+    i64 channel = channels_last ? 1 : 9, tap = channels_last ? width : 1;
+    return transposed ? (Weights){weight + 8 * tap, channel, row, -tap} : (Weights){weight, row, channel, tap};
 }

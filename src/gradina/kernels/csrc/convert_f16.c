@@ -1,17 +1,16 @@
-/* From one half precision to the other. */
+/* float16 -> bfloat16, rounded to nearest, for float16 checkpoints computed in bfloat16. */
 
 #include "simd.h"
 
 #ifdef BF16
-/* numbers of half precision -> the nearest of bfloat16 */
-int nearest(const uint16_t *in, number *out, i64 count)
+int nearest(const uint16_t *in, scalar_t *out, i64 count)
 {
-    enum { AT_ONCE = 1 << 14 };
+    enum { CHUNK = 1 << 14 };
 #pragma omp parallel for schedule(static)
-    for (i64 start = 0; start < count; start += AT_ONCE)
-        for (i64 i = start; i < least(start + AT_ONCE, count); i += LANES) {
-            __mmask16 some = first(count - i);
-            put(out + i, some, _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(some, in + i)));
+    for (i64 start = 0; start < count; start += CHUNK)
+        for (i64 i = start; i < min_i64(start + CHUNK, count); i += LANES) {
+            __mmask16 mask = tail_mask(count - i);
+            store(out + i, mask, _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, in + i)));
         }
     return 0;
 }

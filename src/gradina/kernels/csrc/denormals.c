@@ -1,13 +1,14 @@
-/* What threads do with numbers that are too small to be normal. */
+/* Flushing of denormals, on each of which a core spends about 50 times as long as on a normal number. */
 
 #include "simd.h"
 
-/* From now on all threads take them for 0, or do not: a core needs 50 times as long for one. Returns what was so before. */
+/* Sets or clears flush-to-zero (results) and denormals-are-zero (operands) in all OpenMP threads; returns whether both
+   were set before. */
 int flush(i64 on)
 {
-    const unsigned both = _MM_FLUSH_ZERO_MASK | _MM_DENORMALS_ZERO_MASK;
-    int before = (_mm_getcsr() & both) == both;
+    const unsigned flags = _MM_FLUSH_ZERO_MASK | _MM_DENORMALS_ZERO_MASK;
+    int before = (_mm_getcsr() & flags) == flags;
 #pragma omp parallel
-    _mm_setcsr(on ? _mm_getcsr() | both : _mm_getcsr() & ~both);
+    _mm_setcsr(on ? _mm_getcsr() | flags : _mm_getcsr() & ~flags);
     return before;
 }

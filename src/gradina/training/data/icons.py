@@ -1,4 +1,4 @@
-"""Sets of icons: what things are called, what is kept from all training, and how they are rendered."""
+"""Icon sets: names and synonyms of their things, the held-out split, and rendering from SVG."""
 
 from __future__ import annotations
 
@@ -20,33 +20,33 @@ from gradina.errors import MissingExtra, RecipeError
 log = logging.getLogger(__name__)
 
 
-def held_out(style: str, name: str) -> bool:
-    """Whether an icon is kept from all training, to see what is drawn where it has never been seen."""
+def is_held_out(style: str, name: str) -> bool:
+    """Whether an icon is kept from all training, to test generalisation."""
     return int(hashlib.sha256(f"{style}/{name}".encode()).hexdigest(), 16) % 32 == 0
 
 
 def with_article(name: str) -> str:
-    """A thing in words: "teddy-bear" is "a teddy bear"."""
+    """The name of an icon in words: "teddy-bear" is "a teddy bear"."""
     words = name.replace("-", " ")
     return f"{'an' if words[0] in 'aeiou' and not words.startswith(('unicorn', 'ukulele')) else 'a'} {words}"
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The things of a data set, and what each is called: first by its icon's name, then by synonyms."""
+    """The things of a dataset by the names of their icons, and the wordings for each: its name, then synonyms."""
 
     names: tuple[str, ...]
-    calls: tuple[tuple[str, ...], ...]
+    wordings: tuple[tuple[str, ...], ...]
 
 
 def vocabulary(things: Sequence[str]) -> Vocabulary:
-    """Things as recipes list them: an icon's name, and behind commas other words for it."""
+    """Things as recipes list them: the name of an icon, then its synonyms, separated by commas."""
     rows = [[word.strip() for word in thing.split(",")] for thing in things]
     return Vocabulary(tuple(row[0] for row in rows), tuple(tuple(map(with_article, row)) for row in rows))
 
 
-def render(svg: str, size: int) -> Tensor:
-    """An SVG as (4, size, size) uint8: red, green, blue, alpha; drawn at twice the size, as masks have hard edges."""
+def render_svg(svg: str, size: int) -> Tensor:
+    """An SVG as (4, size, size) uint8, RGBA; rendered at twice the size, since masks have hard edges."""
     try:
         import resvg_py
     except ImportError as error:
@@ -57,8 +57,8 @@ def render(svg: str, size: int) -> Tensor:
     return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous()
 
 
-def svg_of(icons: dict[str, object], name: str) -> str:
-    """One icon of an Iconify set as a whole SVG file; KeyError if the set has none of that name."""
+def icon_svg(icons: dict[str, object], name: str) -> str:
+    """One icon of an Iconify set as a complete SVG file; KeyError if the set has none of that name."""
     sets: dict[str, dict[str, object]] = icons["icons"]  # type: ignore[assignment]
     icon = sets[name]
     width, height = icon.get("width", icons.get("width", 16)), icon.get("height", icons.get("height", 16))
@@ -67,21 +67,21 @@ def svg_of(icons: dict[str, object], name: str) -> str:
     return f'<svg {spaces} viewBox="{box}" width="{width}" height="{height}">{icon["body"]}</svg>'
 
 
-def icon_set(folder: Path) -> dict[str, object]:
-    """The icons.json of an unpacked Iconify package."""
+def read_icon_set(folder: Path) -> dict[str, object]:
+    """The icons.json of an unpacked Iconify package; raises RecipeError."""
     path = folder / "icons.json"
     try:
-        read = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise RecipeError(f"{path}: cannot be read ({error}); expected the icons of an Iconify package") from error
-    if not isinstance(read, dict) or not isinstance(read.get("icons"), dict):
+    if not isinstance(content, dict) or not isinstance(content.get("icons"), dict):
         raise RecipeError(f"{path}: lists no icons; expected the icons of an Iconify package")
-    return read
+    return content
 
 
 @dataclass(frozen=True)
 class Icons:
-    """Rendered icons: which thing in which style each is, and its picture with alpha."""
+    """Rendered icons: the thing, the style and the RGBA picture of each."""
 
     things: Tensor  # (n,)
     styles: Tensor  # (n,)
@@ -91,15 +91,15 @@ class Icons:
         return len(self.things)
 
 
-def rendered(names: Sequence[str], sets: dict[str, Path], size: int, held: bool) -> Icons:
-    """All icons of the things in the sets that are held out, or all that are not."""
+def render_icons(names: Sequence[str], sets: dict[str, Path], size: int, held_out: bool) -> Icons:
+    """The icons of the named things in these sets, of the held-out split or of the other; raises RecipeError."""
     rows = []
-    log.info("draws %d things in %s", len(names), ", ".join(sets))
+    log.info("rendering %d things in %s", len(names), ", ".join(sets))
     for s, (style, folder) in enumerate(sets.items()):
-        icons = icon_set(folder)
+        icons = read_icon_set(folder)
         for t, name in enumerate(names):
-            if held_out(style, name) == held and name in icons["icons"]:  # type: ignore[operator]
-                rows.append((t, s, render(svg_of(icons, name), size)))
+            if is_held_out(style, name) == held_out and name in icons["icons"]:  # type: ignore[operator]
+                rows.append((t, s, render_svg(icon_svg(icons, name), size)))
     if not rows:
         raise RecipeError(f"no icon of {len(names)} things in {', '.join(sets)}; check the names")
     things, styles, pictures = zip(*rows, strict=True)

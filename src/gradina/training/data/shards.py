@@ -1,4 +1,4 @@
-"""Pictures and captions in tar files: the layout of webdataset, and folders packed as they are."""
+"""Pictures and captions in tar shards: the layout of webdataset, or folders packed as they are."""
 
 from __future__ import annotations
 
@@ -13,145 +13,143 @@ import shutil
 import tarfile
 import zlib
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 
 from gradina.errors import DiskError, RecipeError
 from gradina.files import atomic_write, cache_folder, check_writable_folder
-from gradina.images.open import SUFFIXES, UNREAD, UNREAD_ADVICE, visible
-from gradina.texts import Read
-from gradina.training.data.captioned import GIVEN_WORDS, Captioned, Tell, caption_of_json, shown, spanned, trimmed
-from gradina.training.data.sidecar import beside
-from gradina.training.data.tables import is_table
+from gradina.images.folder import CONVERT_ADVICE, SUFFIXES, UNSUPPORTED_SUFFIXES, is_visible
+from gradina.texts import ReadText
+from gradina.training.data.captioned_image import GIVEN_CAPTION, CaptionedImage, Note, read_span, shortened
+from gradina.training.data.metadata_tables import is_table
+from gradina.training.data.sidecars import first_caption, sidecars, suffix
 
 log = logging.getLogger(__name__)
 
 SHARD = re.compile(r".*\.(tar|tar\.(gz|bz2|xz)|tgz|tbz2?|txz)", re.IGNORECASE | re.DOTALL)
-ARCHIVES = (".zip", ".7z", ".rar", ".zst", ".tzst", ".lz4", ".lzma")  # that are not read
-PACKED = ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ\0", lzma.open))  # by their first bytes
-DAMAGE = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError, ValueError)
-LINKS = 40  # from one to the next, at most
+ARCHIVES = (".zip", ".7z", ".rar", ".zst", ".tzst", ".lz4", ".lzma")  # not read
+DECOMPRESSORS = ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ\0", lzma.open))  # by their first bytes
+TAR_ERRORS = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError, ValueError)
+MAX_LINKS = 40  # in a chain
 
-Member = tuple[Path, int, int]  # in which file its bytes lie, from where, and how many
+Span = tuple[Path, int, int]  # of a member: the file that holds its bytes, their start, their count
 
 
-def in_shard(path: Path, caption: str | None, read: Read, tell: Tell) -> list[Captioned]:
-    """The pictures in a shard, in its order; without one for all, their captions are in members beside them.
+def read_shard(path: Path, caption: str | None, read: ReadText, note: Note) -> list[CaptionedImage]:
+    """The pictures in a shard, in order, with the caption of all, or those of their sidecars, "" for none.
 
-    Where there is none, it is "". Raises RecipeError for what is no tar file, or is cut off.
+    Raises RecipeError for what is no tar file, or is cut off.
     """
-    members = _members(path, tell)
+    members = _members(path, note)
     for name in members:
-        ending = PurePosixPath(name).suffix.lower()
-        if ending in UNREAD:
-            tell(f"{path}/{name}", f"is in a format that is not read, and left out; {UNREAD_ADVICE}")
+        ending = suffix(name)
+        if ending in UNSUPPORTED_SUFFIXES:
+            note(f"{path}/{name}", f"is in a format that is not read, and left out; {CONVERT_ADVICE}")
         elif is_table(PurePosixPath(name).name) or SHARD.fullmatch(name) or ending in ARCHIVES:
-            tell(f"{path}/{name}", "is not read in a shard; unpack it, and give the folder")
-    pictures = [name for name in members if PurePosixPath(name).suffix.lower() in SUFFIXES]
+            note(f"{path}/{name}", "is not read in a shard; unpack it, and give the folder")
+    pictures = [name for name in members if suffix(name) in SUFFIXES]
+    texts = sidecars(pictures, members, keyed=True)
     if caption is not None:
-        if any(beside(pictures, members, keyed=True).values()):
-            tell(str(path), f'has captions that are not read, since "{shown(caption)}" is the caption of all pictures')
-        return [Captioned(path, caption, name, GIVEN_WORDS, span=members[name]) for name in pictures]
+        if any(texts.values()):
+            note(
+                str(path),
+                f'has captions that are not read, since "{shortened(caption)}" is the caption of all pictures',
+            )
+        return [CaptionedImage(path, caption, name, GIVEN_CAPTION, span=members[name]) for name in pictures]
     found = []
-    for name, texts in beside(pictures, members, keyed=True).items():
-        one = Captioned(path, "", name, span=members[name])
-        for text in texts:
-            ending = PurePosixPath(text).suffix.lower()
-            said = trimmed(read(spanned(*members[text]), f"{path}/{text}"))
-            said = caption_of_json(said, f"{path}/{text}", tell) if ending == ".json" else said
-            if said:
-                one = replace(one, caption=said, place=f"{ending} files")
-                break
-        found.append(one)
+    for name in pictures:
+        own, text = first_caption(
+            texts[name], f"{path}/{{}}".format, lambda text: read_span(*members[text]), read, note
+        )
+        found.append(CaptionedImage(path, own, name, f"{suffix(text)} files" if own else "", span=members[name]))
     return found
 
 
-def _members(path: Path, tell: Tell) -> Mapping[str, Member]:
-    """Where the visible files in a tar file lie, by name; links are what they lead to."""
+def _members(path: Path, note: Note) -> Mapping[str, Span]:
+    """The spans of the visible files in a tar file, by name; links are followed."""
     try:
-        store, every, end = _listed(path)
-        more = _goes_on(store, end)
-        mark = spanned(store, end, tarfile.BLOCKSIZE)
-    except DiskError:  # of the cache
+        store, members, end = _list(path)
+        more = _has_data_after(store, end)
+        end_mark = read_span(store, end, tarfile.BLOCKSIZE)
+    except DiskError:  # from the cache
         raise
-    except DAMAGE as error:
+    except TAR_ERRORS as error:
         raise RecipeError(f"{path}: is no tar file, or is cut off ({error})") from error
     if more:
         raise RecipeError(f"{path}: goes on behind its end, as tar files joined by cat do; give each as a file")
-    if not mark:
-        tell(str(path), "has no mark of its end; if it was cut off, pictures are lost")
-    named = {posixpath.normpath(member.name): member for member in every}
+    if not end_mark:
+        note(str(path), "has no mark of its end; if it was cut off, pictures are lost")
+    named = {posixpath.normpath(member.name): member for member in members}
     found = {}
-    for member in every:
-        if not visible(member.name.split("/")) or member.isdir():
+    for member in members:
+        if not is_visible(member.name.split("/")) or member.isdir():
             continue
-        true = _followed(member, named)
-        if true is None or not true.isreg() or true.issparse():
-            tell(f"{path}/{member.name}", "is no file, or a link to none, and is left out")
+        target = _follow(member, named)
+        if target is None or not target.isreg() or target.issparse():
+            note(f"{path}/{member.name}", "is no file, or a link to none, and is left out")
         else:
             if member.name in found:
-                tell(f"{path}/{member.name}", "is there more than once, and the last is read, as tar unpacks it")
-            found[member.name] = (store, true.offset_data, true.size)
+                note(f"{path}/{member.name}", "is there more than once, and the last is read, as tar unpacks it")
+            found[member.name] = (store, target.offset_data, target.size)
     return found
 
 
-def _listed(path: Path, again: bool = True) -> tuple[Path, list[tarfile.TarInfo], int]:
-    """The file in which the members of a shard lie, the members, and where they end.
+def _list(path: Path, retry: bool = True) -> tuple[Path, list[tarfile.TarInfo], int]:
+    """The uncompressed file of a shard, its members, and the end of the last.
 
-    What was unpacked before and is damaged since is unpacked `again`.
+    With `retry`, a damaged file in the cache is made again.
     """
-    store = _unpacked(path)
+    store = _decompress(path)
     try:
         with tarfile.open(store, "r:") as shard:
-            every, end = shard.getmembers(), shard.offset
-        mark = spanned(store, end, tarfile.BLOCKSIZE)
-        if mark.strip(b"\0") or 0 < len(mark) < tarfile.BLOCKSIZE:  # there, the library stops without a word
+            members, end = shard.getmembers(), shard.offset
+        mark = read_span(store, end, tarfile.BLOCKSIZE)
+        if mark.strip(b"\0") or 0 < len(mark) < tarfile.BLOCKSIZE:  # where tarfile stops silently
             raise tarfile.ReadError("unexpected end of data")
-    except DAMAGE:
+    except TAR_ERRORS:
         if store == path:
             raise
         store.unlink()
-        if not again:
+        if not retry:
             raise
-        return _listed(path, again=False)
-    return store, every, end
+        return _list(path, retry=False)
+    return store, members, end
 
 
-def _goes_on(path: Path, start: int) -> bool:
-    """Whether there is more than zeros from a place in a file on."""
+def _has_data_after(path: Path, start: int) -> bool:
+    """Whether a file has anything but zeros from `start` on."""
     with path.open("rb") as file:
         file.seek(start)
         return any(part.strip(b"\0") for part in iter(partial(file.read, 2**20), b""))
 
 
-def _followed(member: tarfile.TarInfo, named: Mapping[str, tarfile.TarInfo]) -> tarfile.TarInfo | None:
-    """The member that a link, hard or symbolic, leads to in the end."""
-    for _ in range(LINKS):
+def _follow(member: tarfile.TarInfo, named: Mapping[str, tarfile.TarInfo]) -> tarfile.TarInfo | None:
+    """The member that a hard or symbolic link leads to in the end."""
+    for _ in range(MAX_LINKS):
         if not (member.islnk() or member.issym()):
             return member
         folder = posixpath.dirname(member.name) if member.issym() else ""
-        after = named.get(posixpath.normpath(posixpath.join(folder, member.linkname)))
-        if after is None:
+        target = named.get(posixpath.normpath(posixpath.join(folder, member.linkname)))
+        if target is None:
             return None
-        member = after
+        member = target
     return None
 
 
-def _unpacked(path: Path) -> Path:
-    """The shard itself; of one that is compressed, what it holds, kept in the cache under the hash of its bytes."""
+def _decompress(path: Path) -> Path:
+    """The shard itself; for a compressed one the tar file in it, kept in the cache under the hash of its bytes."""
     with path.open("rb") as file:
         head = file.read(8)
-        opened = next((open_packed for mark, open_packed in PACKED if head.startswith(mark)), None)
-        if opened is None:
+        decompressor = next((opener for magic, opener in DECOMPRESSORS if head.startswith(magic)), None)
+        if decompressor is None:
             return path
         file.seek(0)
         name = hashlib.file_digest(file, "sha256").hexdigest()[:24]
-    place = cache_folder() / "shards" / f"{name}.tar"
-    if not place.is_file():
-        check_writable_folder(place.parent)
-        log.info("unpacks %s", path)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(place) as unpacked, opened(path, "rb") as packed:
+    target = cache_folder() / "shards" / f"{name}.tar"
+    if not target.is_file():
+        check_writable_folder(target.parent)
+        log.info("unpacking %s", path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(target) as unpacked, decompressor(path, "rb") as packed:
             shutil.copyfileobj(packed, unpacked, 2**20)
-    return place
+    return target

@@ -14,22 +14,24 @@ from torch import Tensor, nn
 from gradina.adapters.inject import shallow_clone
 from gradina.adapters.lora import LoRA
 from gradina.adapters.textual_inversion import Concept, taught
+from gradina.diffusion.conditioning import Cond
 from gradina.errors import PictureError, RecipeError
-from gradina.files import unused
+from gradina.files import unused_path
+from gradina.images.folder import pictures_in
 from gradina.images.metadata import Record, read_picture
-from gradina.images.open import pictures_in
 from gradina.kernels.prepack import unpacked
-from gradina.models.tokenizer import as_word
-from gradina.pipeline import StableDiffusion, generate
+from gradina.models.tokenizer import as_placeholder
+from gradina.pipeline.generate import generate
+from gradina.pipeline.model import StableDiffusion
 from gradina.request import Request
-from gradina.training.data.batches import generator
-from gradina.training.data.captioned import shown
-from gradina.training.data.image_folder import Owned
+from gradina.training.data.captioned_image import shortened
+from gradina.training.data.dataset import generator
+from gradina.training.data.latents import LatentDataset
 from gradina.training.finetune.config import FinetuneConfig, key_of
 from gradina.training.finetune.trainable import ExtendedEmbedding, FinetuneState, Trainable, prepared
 from gradina.training.loop import Loss
-from gradina.weights.formats.imagic import write_edit
-from gradina.weights.formats.textual_inversion import write_concept
+from gradina.weights.formats.imagic import write_imagic
+from gradina.weights.formats.textual_inversion import write_embedding
 
 log = logging.getLogger(__name__)
 
@@ -47,15 +49,15 @@ class Method:
     model: Callable[[Trainable], StableDiffusion]
     write: Callable[[Trainable, Path], Path]
     rates: Mapping[str, float] = field(default_factory=dict)  # factors of the learning rate, by part
-    loss_on: Callable[[Owned], Loss] | None = None  # the same loss on other pictures, without caption dropout
+    loss_on: Callable[[LatentDataset], Loss] | None = None  # the same loss on other pictures, without caption dropout
     passes: int = 1  # through the U-Net for each loss
 
 
-def finetuning(model: StableDiffusion, data: Owned, config: FinetuneConfig) -> Method:
+def finetuning(model: StableDiffusion, data: LatentDataset, config: FinetuneConfig) -> Method:
     """Fine-tunes on pictures with captions: the whole U-Net or a LoRA, and the text tower where it has a rate."""
     state, trainable, export = prepared(model, config)
 
-    def loss_on(pictures: Owned, dropout: float = 0.0) -> Loss:
+    def loss_on(pictures: LatentDataset, dropout: float = 0.0) -> Loss:
         def loss(_: nn.Module, k: int) -> Tensor:
             key = generator(config.seed, key_of("finetune"), k)
             latents, captions = pictures.batch(config.batch, key)
@@ -72,7 +74,9 @@ def finetuning(model: StableDiffusion, data: Owned, config: FinetuneConfig) -> M
     return Method(trainable, loss, state, export.model, export.write, rates, loss_on)
 
 
-def dreambooth(model: StableDiffusion, data: Owned, class_data: Owned | None, config: FinetuneConfig) -> Method:
+def dreambooth(
+    model: StableDiffusion, data: LatentDataset, class_data: LatentDataset | None, config: FinetuneConfig
+) -> Method:
     """A rare word learns the subject of `data`, while `class_data`, pictures of its class, preserve the prior.
 
     Source: Ruiz et al., "DreamBooth" (2208.12242), equation 2.
@@ -97,7 +101,7 @@ def dreambooth(model: StableDiffusion, data: Owned, class_data: Owned | None, co
 
 def textual_inversion(
     model: StableDiffusion,
-    data: Owned,
+    data: LatentDataset,
     word: str,
     start: str,
     config: FinetuneConfig,
@@ -133,45 +137,45 @@ def textual_inversion(
 
     def write(trained: Trainable, folder: Path) -> Path:
         path = folder / "word.safetensors"
-        write_concept(concept(trained), path)
+        write_embedding(concept(trained), path)
         return path
 
     return Method(Trainable({"word": {"vectors": vectors}}), loss, state, with_word, write)
 
 
-def imagic_embedding(model: StableDiffusion, data: Owned, text: str, config: FinetuneConfig) -> Method:
+def imagic_embedding(model: StableDiffusion, data: LatentDataset, text: str, config: FinetuneConfig) -> Method:
     """Imagic's first stage: the states of a text are optimised for a picture; the networks are frozen.
 
     Source: Kawar et al., "Imagic" (2210.09276), equation 3.
     """
-    states = nn.Parameter(model.read([text])[0].float())
+    states = nn.Parameter(model.encode_text([text]).states[0].float())
     state = FinetuneState(model, unpacked(shallow_clone(model.unet)), model.text, config)
 
     def loss(_: nn.Module, k: int) -> Tensor:
         key = generator(config.seed, key_of("imagic_embedding"), k)
-        return state.loss(data.batch(config.batch, key)[0], states.expand(config.batch, -1, -1), key)
+        return state.loss(data.batch(config.batch, key)[0], Cond(states[None]).expand(config.batch), key)
 
     def write(trained: Trainable, folder: Path) -> Path:
         path = folder / "edit.safetensors"
-        write_edit(trained.values("states")["states"], LoRA(), path, model.unet, model.text)
+        write_imagic(trained.values("states")["states"], LoRA(), path, model.unet, model.text)
         return path
 
     return Method(Trainable({"states": {"states": states}}), loss, state, lambda _: model, write)
 
 
-def imagic_finetune(model: StableDiffusion, data: Owned, states: Tensor, config: FinetuneConfig) -> Method:
+def imagic_finetune(model: StableDiffusion, data: LatentDataset, states: Tensor, config: FinetuneConfig) -> Method:
     """Imagic's second stage: the U-Net is fine-tuned on the picture with those states (n, width). Source: as above."""
     state, trainable, export = prepared(model, replace(config, text_rate=0.0))
     states = states.float()
 
     def loss(_: nn.Module, k: int) -> Tensor:
         key = generator(config.seed, key_of("imagic_finetune"), k)
-        return state.loss(data.batch(config.batch, key)[0], states.expand(config.batch, -1, -1), key)
+        return state.loss(data.batch(config.batch, key)[0], Cond(states[None]).expand(config.batch), key)
 
     def write(trained: Trainable, folder: Path) -> Path:
         lora = LoRA(unet=export.layers(trained, "unet")) if export.lora else LoRA()
         path = folder / "edit.safetensors"
-        write_edit(states, lora, path, model.unet, model.text)
+        write_imagic(states, lora, path, model.unet, model.text)
         if not export.lora:
             export.write(trained, folder)
         return path
@@ -181,7 +185,7 @@ def imagic_finetune(model: StableDiffusion, data: Owned, states: Tensor, config:
 
 def lowercase_word(word: str) -> str:
     """The word in lower case, as it is kept; logs a warning where that differs."""
-    lower = as_word(word)
+    lower = as_placeholder(word)
     if lower != word:
         log.warning("word: %s is kept as %s, as prompts are read in small letters", word, lower)
     return lower
@@ -202,7 +206,7 @@ def first_vectors(model: StableDiffusion, start: str, count: int) -> Tensor:
         tokens = ", ".join(names[:LISTED_TOKENS]) + (", ..." if names[LISTED_TOKENS:] else "")
         log.warning(
             "init word: %r has %d tokens (%s), and the word begins as the first %s; --vectors %d takes all",
-            shown(start), len(ids), tokens, names[0] if count == 1 else count, len(ids),
+            shortened(start), len(ids), tokens, names[0] if count == 1 else count, len(ids),
         )  # fmt: skip
     rows = [ids[i % len(ids)] for i in range(count)]
     return model.text.token.weight.detach()[rows].float()
@@ -240,7 +244,7 @@ def class_pictures(model: StableDiffusion, prompt: str, count: int, folder: Path
     if missing:
         log.info("draws %d pictures of the class", len(missing))
     for seed in missing:
-        drawn[seed] = unused(folder / f"{seed:04}.png")
+        drawn[seed] = unused_path(folder / f"{seed:04}.png")
         next(generate(model, replace(wanted, seed=seed))).save(drawn[seed])
     return [*unmarked, *(path for _, path in sorted(drawn.items()))][:count]
 

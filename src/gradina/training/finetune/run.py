@@ -17,9 +17,10 @@ from gradina.errors import Diverged, RecipeError
 from gradina.files import atomic_write
 from gradina.images import grid
 from gradina.images.open import open_picture
-from gradina.pipeline import StableDiffusion, generate
+from gradina.pipeline.generate import generate
+from gradina.pipeline.model import StableDiffusion
 from gradina.request import Request
-from gradina.training.data.image_folder import Owned
+from gradina.training.data.latents import LatentDataset
 from gradina.training.finetune.config import FinetuneConfig, key_of
 from gradina.training.finetune.methods import Method
 from gradina.training.finetune.trainable import Trainable
@@ -41,7 +42,7 @@ def finetune(
     prompts: Sequence[str],
     sample_every: int,
     checkpoint_every: float = 60.0,
-    validation: Owned | None = None,
+    validation: LatentDataset | None = None,
 ) -> Generator[Progress, None, Path]:
     """Trains, and yields after each step; the same call resumes after any interruption. Returns the result's path.
 

@@ -21,7 +21,8 @@ from torch.utils.checkpoint import checkpoint
 
 from gradina.adapters.inject import inject, replaced, shallow_clone
 from gradina.adapters.lora import Adapted, LoRA, LoRAWeights, adapt, fresh, merged
-from gradina.diffusion.denoiser import Denoiser
+from gradina.diffusion.conditioning import Cond
+from gradina.diffusion.denoiser import Denoiser, on_states
 from gradina.diffusion.prediction import prediction_named
 from gradina.files import cache_folder
 from gradina.kernels.prepack import unpacked
@@ -29,10 +30,10 @@ from gradina.models.clip import TextTower
 from gradina.models.unet import SpatialTransformer, UNet
 from gradina.nn.conv import ResBlock
 from gradina.nn.conv2d import channels_last
-from gradina.pipeline import StableDiffusion
+from gradina.pipeline.model import StableDiffusion
 from gradina.training.checkpoint import cached_tensors
-from gradina.training.data.batches import generator
-from gradina.training.data.captioned import shown
+from gradina.training.data.captioned_image import shortened
+from gradina.training.data.dataset import generator
 from gradina.training.finetune.config import FinetuneConfig
 from gradina.training.losses import denoising_loss, noise_levels
 from gradina.weights.formats.lora import write_lora
@@ -99,7 +100,7 @@ class FinetuneState:
     def __init__(self, model: StableDiffusion, unet: UNet, text: TextTower, config: FinetuneConfig) -> None:
         self.model, self.text, self.tokenizer, self.config = model, text, model.tokenizer, config
         self.unet = channels_last(unet, getattr(torch, config.precision))
-        self.denoiser = Denoiser(self.unet, model.schedule, prediction_named(model.prediction))
+        self.denoiser = Denoiser(on_states(self.unet), model.schedule, prediction_named(model.prediction))
         self.cached: dict[str, Tensor] = {}  # states (n, width) of texts, where the text tower is frozen
         self.chunks = 1  # of the longest text
         noise_levels(model.schedule, config)  # an empty interval is refused before training
@@ -112,34 +113,39 @@ class FinetuneState:
         """Whether the text tower, or a word of its vocabulary, is trained."""
         return any(p.requires_grad for p in self.text.parameters())
 
-    def loss(self, latents: Tensor, cond: Tensor, key: torch.Generator) -> Tensor:
+    def loss(self, latents: Tensor, cond: Cond, key: torch.Generator) -> Tensor:
         """The denoising loss (b,) on latents (b, c, h, w), moved to the device of the U-Net."""
         device = next(self.unet.parameters()).device
         return denoising_loss(self.denoiser, latents.to(device), cond.to(device), key, self.config)
 
-    def cond(self, texts: Sequence[str]) -> Tensor:
-        """Text states (b, n, width), encoded as prompts are: in chunks, of which shorter texts get empty ones."""
+    def cond(self, texts: Sequence[str]) -> Cond:
+        """The condition of texts, encoded as prompts are: in chunks, of which shorter texts get empty ones."""
+        return Cond(self.states(texts))
+
+    def states(self, texts: Sequence[str]) -> Tensor:
+        """The text states (b, n, width)."""
         if self.trains_text:
-            return self._states(texts)
+            return self._encode(texts)
         for group in self._by_chunks([text for text in dict.fromkeys(texts) if text not in self.cached]):
             self.cached |= dict(zip(group, self._encoded(group)["states"], strict=True))
         states = [self.cached[text] for text in texts]
         longest = max(map(len, states))
         if any(len(x) < longest for x in states):
-            (empty,) = self.cond([""])
+            (empty,) = self.states([""])
             states = [torch.cat([x, *[empty] * ((longest - len(x)) // len(empty))]) for x in states]
         return torch.stack(states)
 
     def announce(self, texts: Sequence[str]) -> None:
         """Notes the length of captions to come; a warning says how many need several chunks."""
-        chunks = {text: self.tokenizer.chunks_of(text) for text in texts}
+        chunks = {text: self.tokenizer.chunk_count(text) for text in texts}
         long = [text for text in chunks if chunks[text] > 1]
         self.chunks = max([self.chunks, *chunks.values()])
         if long:
             log.warning(
                 "captions: %d of %d are longer than the %d tokens that the text tower reads at once; they are read in "
                 "up to %d chunks, as prompts are, which takes more memory and time (the first: %r)",
-                len(long), len(chunks), self.tokenizer.length - 2, self.chunks, shown(" ".join(long[0].split()), 80),
+                len(long), len(chunks), self.tokenizer.length - 2, self.chunks,
+                shortened(" ".join(long[0].split()), 80),
             )  # fmt: skip
 
     def cache_texts(self, texts: Sequence[str]) -> None:
@@ -157,15 +163,15 @@ class FinetuneState:
         """The texts, grouped by their number of chunks."""
         groups: dict[int, list[str]] = defaultdict(list)
         for text in texts:
-            groups[self.tokenizer.chunks_of(text)].append(text)
+            groups[self.tokenizer.chunk_count(text)].append(text)
         return list(groups.values())
 
     @torch.no_grad()
     def _encoded(self, texts: Sequence[str]) -> dict[str, Tensor]:
         batches = [texts[i : i + TEXT_BATCH] for i in range(0, len(texts), TEXT_BATCH)]
-        return {"states": torch.cat([self._states(batch) for batch in batches])}
+        return {"states": torch.cat([self._encode(batch) for batch in batches])}
 
-    def _states(self, texts: Sequence[str]) -> Tensor:
+    def _encode(self, texts: Sequence[str]) -> Tensor:
         device = next(self.text.parameters()).device
         states: Tensor = self.text(self.tokenizer.chunks(texts).flatten(0, 1).to(device))
         return states.reshape(len(texts), -1, states.shape[-1])

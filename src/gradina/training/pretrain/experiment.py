@@ -17,11 +17,11 @@ from gradina.diffusion.schedule import Schedule
 from gradina.models.clip import CLIP, TextTower
 from gradina.models.tokenizer import Tokenizer
 from gradina.models.vae import AutoencoderKL
-from gradina.pipeline import StableDiffusion
+from gradina.pipeline.model import StableDiffusion
 from gradina.training.checkpoint import cached_tensors, load_average
-from gradina.training.data.batches import Examples, generator
-from gradina.training.data.sources import load_data
-from gradina.training.data.synthetic import Composed
+from gradina.training.data.dataset import Dataset, generator
+from gradina.training.data.sources import load_dataset
+from gradina.training.data.synthetic import IconScenes
 from gradina.training.loop import Settings, autocast
 from gradina.training.losses import resized
 from gradina.training.pretrain.folder import RunFolder
@@ -49,9 +49,9 @@ class Experiment:
         return RunFolder(self.recipe, self.path)
 
     @cached_property
-    def data(self) -> Examples:
+    def data(self) -> Dataset:
         """The training data."""
-        return load_data(self.recipe)
+        return load_dataset(self.recipe)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -60,7 +60,7 @@ class Experiment:
         tokenizer = Tokenizer.train(self.data.texts(), recipe.size, recipe.length)
         rows = torch.arange(min(len(self.data), CHECKED_CAPTIONS))
         captions = self.data.captions(rows, generator(self.recipe.seed, "captions"))[0]
-        cut = [caption for caption in captions if tokenizer.chunks_of(caption) > 1]
+        cut = [caption for caption in captions if tokenizer.chunk_count(caption) > 1]
         if cut:
             log.warning(
                 "vocabulary.length: %d of %d captions have more than the %d tokens that are read; their ends are not "
@@ -144,7 +144,7 @@ class Experiment:
         path = self.path / f"{'-'.join(['latents', *suffixes])}.safetensors"
         data = self.data
         if placed:
-            assert isinstance(data, Composed)
+            assert isinstance(data, IconScenes)
             data = replace(data, **placed)  # the same icons in the same order, on the same grounds
         phases = zip(self.folder.phases("vae"), self.recipe.vae.training, strict=True)
         last, settings = [(name, phase) for name, phase in phases if phase.only != "decoder"][-1]
@@ -166,7 +166,7 @@ class Experiment:
 
 
 @torch.no_grad()
-def encoded(vae: AutoencoderKL, data: Examples, side: int | None, settings: Settings) -> dict[str, Tensor]:
+def encoded(vae: AutoencoderKL, data: Dataset, side: int | None, settings: Settings) -> dict[str, Tensor]:
     """Mean and standard deviation of the posterior of every picture, in the precision of the settings."""
     log.info("encodes %d pictures", len(data))
     device, parts = next(vae.parameters()).device, []

@@ -12,7 +12,7 @@ from torch import nn
 from gradina.models.clip import CLIP, TextTower, vision_tower
 from gradina.models.tokenizer import Tokenizer
 from gradina.models.unet import UNet
-from gradina.training.data.batches import generator
+from gradina.training.data.dataset import generator
 from gradina.training.pretrain.latent_predictor import LatentPredictor
 from gradina.training.pretrain.recipes import Recipe
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args
 
 import torch
 
-from gradina.diffusion.schedule import BetaLaw
+from gradina.diffusion.betas import BetaLaw
 from gradina.errors import RecipeError, RequestError, WeightsError
 from gradina.models.clip import CLIP, ConvConfig, TextConfig, VisionConfig
 from gradina.models.unet import UNet, UNetConfig

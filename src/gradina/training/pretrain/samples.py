@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from gradina.images import grid
 from gradina.models.clip import CLIP
 from gradina.models.vae import AutoencoderKL
-from gradina.pipeline import generate, to_image
+from gradina.pipeline.generate import generate
+from gradina.pipeline.model import to_image
 from gradina.request import Request
-from gradina.training.data.batches import generator
+from gradina.training.data.dataset import generator
 from gradina.training.pretrain.experiment import Experiment
 from gradina.training.pretrain.latent_predictor import LatentPredictor
 from gradina.training.pretrain.networks import TextToLatent

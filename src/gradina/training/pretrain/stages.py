@@ -11,13 +11,14 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from gradina.diffusion.denoiser import Denoiser
+from gradina.diffusion.conditioning import Cond
+from gradina.diffusion.denoiser import Denoiser, on_states
 from gradina.diffusion.prediction import prediction_named
 from gradina.models.clip import CLIP
 from gradina.models.vae import AutoencoderKL
-from gradina.training.data.batches import Examples, generator, turned
-from gradina.training.data.sources import load_data
-from gradina.training.data.synthetic import Composed
+from gradina.training.data.dataset import Dataset, augment, generator
+from gradina.training.data.sources import load_dataset
+from gradina.training.data.synthetic import IconScenes
 from gradina.training.loop import Loss, Settings
 from gradina.training.losses import autoencoding, contrastive, denoising_loss, latent_prediction, name_classification
 from gradina.training.pretrain.experiment import Experiment
@@ -89,10 +90,10 @@ def cropped(pixels: Tensor, side: int | None, key: torch.Generator) -> Tensor:
 
 def clip_stage(experiment: Experiment, name: str) -> Stage:
     """The contrastive pair matches captions and pictures."""
-    recipe, data = experiment.recipe.clip, load_data(experiment.recipe, "pairs")
+    recipe, data = experiment.recipe.clip, load_dataset(experiment.recipe, "pairs")
 
     def augmented(rows: Tensor, key: torch.Generator) -> Tensor:
-        return turned(data.pixels(rows), recipe.turned, key)
+        return augment(data.pixels(rows), recipe.turned, key)
 
     network = experiment.untrained(experiment.networks.clip, "clip")
     loss = contrastive_loss(experiment, name, data, augmented, recipe.kept)
@@ -107,7 +108,7 @@ def vision_stage(experiment: Experiment, name: str) -> Stage:
     """
     recipe = experiment.recipe.vision
     assert recipe is not None
-    data = load_data(experiment.recipe.with_vision_data, "pairs")
+    data = load_dataset(experiment.recipe.with_vision_data, "pairs")
     network = experiment.untrained(experiment.networks.final_clip, "vision")
     network.text.load_state_dict(experiment.text_to_latent.text.state_dict())
     network.logit_scale.data.copy_(experiment.clip.logit_scale)
@@ -116,7 +117,7 @@ def vision_stage(experiment: Experiment, name: str) -> Stage:
     network.text.requires_grad_(False).get_parameter("projection.weight").requires_grad_()
 
     def augmented(rows: Tensor, key: torch.Generator) -> Tensor:
-        return data.varied(rows, recipe.turned, key)
+        return data.augmented(rows, recipe.turned, key)
 
     loss = contrastive_loss(experiment, name, data, augmented, recipe.kept)
     return Stage(network, recipe.training, loss, partial(retrieved, experiment))
@@ -125,7 +126,7 @@ def vision_stage(experiment: Experiment, name: str) -> Stage:
 def contrastive_loss(
     experiment: Experiment,
     name: str,
-    data: Examples,
+    data: Dataset,
     augmented: Callable[[Tensor, torch.Generator], Tensor],
     kept: float,
 ) -> Loss:
@@ -136,7 +137,7 @@ def contrastive_loss(
     def loss(clip: nn.Module, k: int) -> Tensor:
         assert isinstance(clip, CLIP)
         key, device = generator(experiment.recipe.seed, name, k), device_of(clip)
-        rows = data.contrasts(batch, key)
+        rows = data.contrastive_rows(batch, key)
         captions, true = data.captions(rows, key)
         pixels, patches = augmented(rows, key), None
         if kept < 1:
@@ -148,7 +149,7 @@ def contrastive_loss(
         if not recipe.naming:
             return error
         similarities = scale * pictures @ clip.texts(names.to(device)).T
-        return error + name_classification(similarities, data.named(rows).to(device))
+        return error + name_classification(similarities, data.class_ids(rows).to(device))
 
     return loss
 
@@ -169,7 +170,7 @@ def words_stage(experiment: Experiment, name: str) -> Stage:
     return Stage(predictor, settings, loss, partial(predicted, experiment))
 
 
-def captions_with_dropout(experiment: Experiment, data: Examples, rows: Tensor, key: torch.Generator) -> list[str]:
+def captions_with_dropout(experiment: Experiment, data: Dataset, rows: Tensor, key: torch.Generator) -> list[str]:
     """A caption for each picture, or "" for a share of them, which guidance needs."""
     texts, _ = data.captions(rows, key)
     dropped = (torch.rand(len(rows), generator=key) < experiment.recipe.unet.caption_dropout).tolist()
@@ -191,9 +192,9 @@ def unet_stage(experiment: Experiment, name: str) -> Stage:
     placed = {"smallest": phase.smallest, "places": phase.jitter}
     mean, std = experiment.latents(phase.pixels, {key: value for key, value in placed.items() if value is not None})
     data, rows_of_classes = experiment.data, torch.arange(len(experiment.data))
-    if isinstance(data, Composed):
+    if isinstance(data, IconScenes):
         data = replace(data, home=phase.default_style)
-        rows_of_classes = data.showing(phase.classes) if phase.classes else rows_of_classes
+        rows_of_classes = data.rows_of_first(phase.classes) if phase.classes else rows_of_classes
     schedule, prediction = experiment.schedule, prediction_named(recipe.prediction)
 
     def loss(networks: nn.Module, k: int) -> Tensor:
@@ -202,7 +203,7 @@ def unet_stage(experiment: Experiment, name: str) -> Stage:
         rows = rows_of_classes[torch.randint(len(rows_of_classes), (phase.batch,), generator=key)]
         ids = experiment.tokenizer(captions_with_dropout(experiment, data, rows, key))
         latents = mean[rows] + std[rows] * torch.randn(len(rows), *mean.shape[1:], generator=key)
-        denoiser, cond = Denoiser(networks.unet, schedule, prediction), networks.text(ids.to(device))
+        denoiser, cond = Denoiser(on_states(networks.unet), schedule, prediction), Cond(networks.text(ids.to(device)))
         return denoising_loss(denoiser, latents.to(device), cond, key, phase)
 
     sample = partial(generated, experiment, side=phase.pixels)

@@ -1,7 +1,7 @@
 """Old `.ckpt` files: a pickle is a program, and this one is read without running it.
 
-torch's own restricted unpickler builds the tensors. What trainers left beside them (callbacks, numpy numbers) becomes
-an inert stand-in; a pickle that asks for anything else is refused before it is opened, and the name is said.
+torch's restricted unpickler builds the tensors. What trainers left among them (callbacks, numpy scalars) becomes an
+inert object; a pickle that asks for anything else is refused before it is opened, and the error names it.
 """
 
 from __future__ import annotations
@@ -19,20 +19,19 @@ from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from gradina.errors import WeightsError
-from gradina.weights.safetensors import Weights, open_weights
+from gradina.weights.safetensors import Weights, join_shards, open_weights
 
-# Modules whose classes trainers left in published checkpoints; they are never imported, and never called.
-LEFT_BEHIND = ("pytorch_lightning.", "lightning.", "lightning_fabric.", "numpy.", "omegaconf.", "ldm.", "typing.Any")
+# Modules whose classes trainers left in published checkpoints; they are never imported or called.
+INERT_MODULES = ("pytorch_lightning.", "lightning.", "lightning_fabric.", "numpy.", "omegaconf.", "ldm.", "typing.Any")
 WRAPPERS = ("state_dict", "model_state_dict", "model", "module")  # of Lightning, of torch's guide, of DeepSpeed
-PARAMETERS = "torch.nn.modules.container.ParameterDict"
-NARROWEST = 16  # vectors of a word; what is narrower is something else
+PARAMETER_DICT = "torch.nn.modules.container.ParameterDict"
 ZIP, PROTOCOL = b"PK\x03\x04", b"\x80"
 
 
-class LeftBehind:
-    """Stands for an object that no network needs; it takes whatever a pickle gives it and does nothing."""
+class InertObject:
+    """In place of an object that no network needs: it accepts whatever a pickle gives it and does nothing."""
 
-    def __new__(cls, *_: Any, **__: Any) -> LeftBehind:
+    def __new__(cls, *_: Any, **__: Any) -> InertObject:
         return super().__new__(cls)
 
     def __init__(self, *_: Any, **__: Any) -> None:
@@ -42,8 +41,8 @@ class LeftBehind:
         pass
 
 
-class KeptParameters(LeftBehind):
-    """Stands for a ParameterDict, in which the first embedding files kept their vectors."""
+class InertParameterDict(InertObject):
+    """In place of a ParameterDict, in which the first embedding files kept their vectors."""
 
     parameters: Any = None
 
@@ -52,7 +51,7 @@ class KeptParameters(LeftBehind):
 
 
 def is_pickle(path: str | Path) -> bool:
-    """Whether a file begins as torch.save writes it, now or before 2020; a safetensors header has its brace there."""
+    """Whether a file begins as torch.save writes it, now or before 2020; byte 8 of a safetensors file is a brace."""
     with open(path, "rb") as file:
         head = file.read(9)
     return head.startswith((ZIP, PROTOCOL)) and head[8:] != b"{"
@@ -64,50 +63,20 @@ def read_pickle(path: str | Path) -> Weights:
     Raises WeightsError for a pickle that is damaged, holds no tensors, or wants more than tensors need.
     """
     path = Path(path)
-    return Weights(path, tensors_of(path, content_of(path)))
+    return Weights(path, state_dict_of(path, unpickle(path)))
 
 
-def vectors_of(path: Path, content: Any) -> dict[str, Tensor] | None:
-    """The word that an embedding file of diffusers or A1111's web UI holds, and its vectors; None: it is none.
-
-    Raises WeightsError for one of several words.
-    """
-    if not isinstance(content, Mapping):
-        return None
-    kept = content.get("string_to_param")
-    if isinstance(kept, KeptParameters):
-        kept = kept.parameters
-    if isinstance(kept, Mapping):
-        if len(kept) > 1:
-            raise WeightsError(f"{path}: holds {len(kept)} words ({', '.join(map(str, kept))}); expected one")
-        names = (content.get("name"), *kept, path.stem)
-        name = next(name for name in names if isinstance(name, str) and name not in ("", "*"))
-        named = dict.fromkeys([name], *kept.values()) if kept else {}
-    else:
-        tensors = {name: x for name, x in content.items() if isinstance(name, str) and isinstance(x, Tensor)}
-        several = len(tensors) == len(content) and are_words(tensors)
-        named = dict(content) if len(content) == 1 or {"clip_l", "clip_g"} == set(content) or several else {}
-    found = {n: x.detach() for n, x in named.items() if isinstance(n, str) and isinstance(x, Tensor)}
-    return found if all(x.ndim in (1, 2) and x.shape[-1] >= NARROWEST for x in found.values()) and found else None
-
-
-def are_words(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether these are several words, as one file may hold: single vectors of one width, by names without a dot."""
-    widths = {x.shape[-1] if x.ndim == 1 or (x.ndim == 2 and len(x) < x.shape[-1]) else 0 for x in tensors.values()}
-    return len(tensors) > 1 and len(widths) == 1 and min(widths) >= NARROWEST and not any("." in n for n in tensors)
-
-
-def content_of(path: Path) -> Any:
-    """What a pickle holds, with nothing in it run. Raises WeightsError."""
-    wanted = _wanted(path)
-    foreign = [name for name in wanted if not name.startswith(LEFT_BEHIND) and name != PARAMETERS]
-    if foreign:
-        raise WeightsError(_refusal(path, foreign))
-    stand_ins: list[Any] = [(KeptParameters if name == PARAMETERS else LeftBehind, name) for name in wanted]
+def unpickle(path: Path) -> Any:
+    """The object in a pickle, with nothing in it run. Raises WeightsError."""
+    names = _globals_of(path)
+    unknown = [name for name in names if not name.startswith(INERT_MODULES) and name != PARAMETER_DICT]
+    if unknown:
+        raise WeightsError(_refusal(path, unknown))
+    inert: list[Any] = [(InertParameterDict if name == PARAMETER_DICT else InertObject, name) for name in names]
     try:
-        with safe_globals(stand_ins), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of pickle protocols; what does not work says so below
-            return _loaded(path)
+        with safe_globals(inert), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickle protocols; what does not work is an error below
+            return _load(path)
     except pickle.UnpicklingError as error:
         named = re.findall(r"GLOBAL ([\w.]+)", str(error))
         why = _refusal(path, named) if named else f"{path}: is no pickle of plain tensors; nothing in it was run"
@@ -116,21 +85,21 @@ def content_of(path: Path) -> Any:
         raise WeightsError(f"{path}: is truncated or damaged; fetch or copy it again") from error
 
 
-def _loaded(path: Path) -> Any:
-    """What torch's restricted unpickler makes of a file; one named .safetensors it would take for such, by its name."""
+def _load(path: Path) -> Any:
+    """torch.load by its restricted unpickler; given a path, it would take .safetensors for the format of the file."""
     if path.suffix == ".safetensors":
         with open(path, "rb") as file:
             return torch.load(file, map_location="cpu", weights_only=True)
     return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
 
 
-def _wanted(path: Path) -> list[str]:
-    """The names beyond plain tensors that a pickle would call for, read off without running it."""
+def _globals_of(path: Path) -> list[str]:
+    """The names beyond plain tensors that a pickle would import, read without running it."""
     if not zipfile.is_zipfile(path):
         return []  # of before 2020: torch's unpickler stops at the first such name
     try:
         return get_unsafe_globals_in_checkpoint(path)
-    except Exception as error:  # pickletools raises whatever a damaged stream leads to
+    except Exception as error:  # pickletools raises many kinds for a damaged stream
         raise WeightsError(f"{path}: is truncated or damaged; fetch or copy it again") from error
 
 
@@ -141,11 +110,8 @@ def _refusal(path: Path, names: list[str]) -> str:
     )
 
 
-def tensors_of(path: Path, content: Any) -> dict[str, Tensor]:
-    """The state dict, which trainers put under one of WRAPPERS.
-
-    Raises WeightsError for what holds no tensors by name.
-    """
+def state_dict_of(path: Path, content: Any) -> dict[str, Tensor]:
+    """The state dict, which trainers put under one of WRAPPERS. Raises WeightsError where there are no named tensors."""
     while isinstance(content, Mapping):
         inner = next((content[name] for name in WRAPPERS if isinstance(content.get(name), Mapping)), None)
         if inner is None:
@@ -154,17 +120,14 @@ def tensors_of(path: Path, content: Any) -> dict[str, Tensor]:
     found = dict(content) if isinstance(content, Mapping) else {}
     tensors = {name: x.detach() for name, x in found.items() if isinstance(name, str) and isinstance(x, Tensor)}
     if isinstance(content, list | tuple) and any(isinstance(x, Tensor) for x in content):
-        raise WeightsError(
-            f"{path}: holds {len(content)} tensors without names, which are for layers that it does not tell"
-        )
+        raise WeightsError(f"{path}: holds {len(content)} tensors without names, so that their layers are unknown")
     if not tensors:
         raise WeightsError(f"{path}: holds no tensors by name; expected a checkpoint of Stable Diffusion 1.x or 2.x")
     return tensors
 
 
 def open_any(path: Path) -> Weights:
-    """The tensors of a safetensors file, of a pickle that is read as `read_pickle` does, or of an index of either."""
+    """The tensors of a safetensors file, of a pickle (see `read_pickle`), or of an index of either."""
     if path.suffix == ".json" and ".bin.index." in path.name:
-        shards = [read_pickle(file) for file in Weights(path, {}).files]
-        return Weights(path, {name: x for shard in shards for name, x in shard.tensors.items()})
+        return join_shards(path, read_pickle)
     return read_pickle(path) if path.is_file() and path.suffix != ".json" and is_pickle(path) else open_weights(path)

@@ -1,8 +1,7 @@
-"""The diffusers layout: a folder with a sub-folder for each part, read and written so that diffusers reads it too."""
+"""The diffusers layout: a folder with a sub-folder for each component, read and written as diffusers does."""
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import asdict, replace
 from functools import partial
@@ -13,25 +12,36 @@ import torch
 from torch import nn
 
 from gradina.errors import WeightsError
-from gradina.files import atomic_folder
+from gradina.files import atomic_folder, read_json, write_json
 from gradina.models.clip import TextTower
 from gradina.models.tokenizer import Tokenizer
 from gradina.models.unet import UNet, UNetConfig
 from gradina.models.vae import AutoencoderKL
 from gradina.request import Defaults
-from gradina.weights.components import Components, fitting, predicted
-from gradina.weights.detect import HOMES
+from gradina.weights.build import build
+from gradina.weights.components import Components, checked_components, resolve_prediction
+from gradina.weights.detect import TEXT_ENCODERS, check_unet_inputs
 from gradina.weights.formats import diffusers_configs
 from gradina.weights.formats.clip import copy_pair
-from gradina.weights.formats.diffusers_layout import CARD, INDEX, OURS, PAIR, is_model, refusal, unread
-from gradina.weights.formats.unsupported import refuse_channels
+from gradina.weights.formats.diffusers_layout import (
+    CARD,
+    INDEX,
+    PAIR,
+    SETTINGS,
+    STEMS,
+    is_model_folder,
+    select_weights,
+    unread_components,
+    unsupported_reason,
+    weight_files,
+)
+from gradina.weights.formats.scheduler_config import schedule_to_config
 from gradina.weights.formats.vae import build_vae, read_vae
-from gradina.weights.json_config import read_json, read_settings
-from gradina.weights.key_tables import DROPPED, TEXT, UNET, VAE, with_text_model
-from gradina.weights.model_card import model_card, restated
+from gradina.weights.json_config import read_config
+from gradina.weights.key_tables import DROPPED, TEXT, UNET, VAE, add_text_model
+from gradina.weights.model_card import model_card, with_dtype
 from gradina.weights.remap import Table, sources, write
-from gradina.weights.safetensors import Weights, build, open_weights, save_weights
-from gradina.weights.variants import STEMS, Opener, choose, files
+from gradina.weights.safetensors import OpenWeights, Weights, open_weights, save_weights
 
 log = logging.getLogger(__name__)
 
@@ -42,129 +52,122 @@ def read_folder(
     dtype: torch.dtype | None = None,
     prediction: str | None = None,
     name: str | None = None,
-    pickles: Opener | None = None,
-    stand_in: Path | None = None,
+    open_pickles: OpenWeights | None = None,
+    fallback_vae: Path | None = None,
 ) -> Components:
     """A folder of the diffusers layout; weights are mapped, and converted only where `dtype` asks for it.
 
-    `variant` ("fp16") chooses among files, `prediction` (eps, v, x0) overrides what the scheduler's config says, and
-    `pickles` opens .bin files, which are refused without it; `stand_in` is an autoencoder for a folder without one.
-    Raises WeightsError.
+    `variant` ("fp16") selects among files, `prediction` (eps, v, x0) overrides the scheduler's config, .bin files are
+    refused without `open_pickles`; `fallback_vae` is read where the folder has no autoencoder. Raises WeightsError.
     """
     folder = Path(path)
     _check_family(folder)
-    lacks_vae = stand_in is not None and not files(folder / "vae", "vae", pickles is not None)
-    places = {part: folder / part for part in STEMS if not (lacks_vae and part == "vae")}
-    chosen = choose(places, variant, pickles is not None, name or str(folder))
-    opened = {part: (pickles or open_weights)(file) for part, file in chosen.items()}
+    has_vae = fallback_vae is None or bool(weight_files(folder / "vae", STEMS["vae"], open_pickles is not None))
+    folders = {network: folder / network for network in STEMS if has_vae or network != "vae"}
+    selected = select_weights(folders, variant, open_pickles is not None, name or str(folder))
+    opened = {network: (open_pickles or open_weights)(file) for network, file in selected.items()}
     unet, text = _unet(folder, opened["unet"], dtype), _text(folder, opened["text_encoder"], dtype)
-    vae = read_vae(stand_in).vae if stand_in and lacks_vae else _vae(folder, opened["vae"], dtype)
-    schedule, said = read_settings(folder / "scheduler" / "scheduler_config.json", diffusers_configs.schedule_from)
-    parts = Components(
+    vae = read_vae(fallback_vae).vae if fallback_vae and not has_vae else _vae(folder, opened["vae"], dtype)
+    scheduler = folder / "scheduler" / "scheduler_config.json"
+    schedule, stated = read_config(scheduler, diffusers_configs.schedule_from_json)
+    card = folder / CARD
+    components = Components(
         unet=unet,
         vae=vae,
         text=text,
         tokenizer=_tokenizer(folder, text),
         schedule=schedule,
-        prediction=predicted(folder, prediction, said),
+        prediction=resolve_prediction(folder, prediction, stated),
         defaults=_defaults(folder, unet.config.size * vae.config.factor),
         name=name or folder.resolve().name,
-        card=_words(folder / CARD),
-        files=tuple(file for part in ("text_encoder", "unet", "vae") if part in opened for file in opened[part].files),
+        card=card.read_text(encoding="utf-8", errors="replace") if card.is_file() else "",
+        files=tuple(file for n in ("text_encoder", "unet", "vae") if n in opened for file in opened[n].files),
         clip=folder / PAIR if (folder / PAIR / "config.json").is_file() else None,
     )
-    return fitting(parts, folder)
+    return checked_components(components, folder)
 
 
-def write_folder(parts: Components, path: str | Path, dtype: torch.dtype | None = None) -> None:
+def write_folder(components: Components, path: str | Path, dtype: torch.dtype | None = None) -> None:
     """Writes the diffusers layout, whole or not at all; its card is the model's own, or a new one.
 
     The text tower's projection, which no picture needs, is left out; a contrastive pair goes along in `clip/`.
     Raises DiskError, or WeightsError for a pair that is gone.
     """
-    card = restated(parts.card, parts, dtype) if parts.card else model_card(parts, dtype)
-    unet, vae, text = parts.unet.config, parts.vae.config, parts.text.config
-    size = unet.size * vae.factor
+    has_card = bool(components.card)
+    card = with_dtype(components.card, components, dtype) if has_card else model_card(components, dtype)
+    unet, vae, text = components.unet.config, components.vae.config, components.text.config
+    scheduler = schedule_to_config(components.schedule, components.prediction)
     with atomic_folder(path) as folder:
-        for part, network, table, dialect, config in (
-            ("unet", parts.unet, UNET, "diffusers", diffusers_configs.unet_to(unet)),
-            ("vae", parts.vae, VAE, "diffusers", diffusers_configs.vae_to(vae, size)),
-            ("text_encoder", parts.text, TEXT, "transformers", diffusers_configs.text_to(text)),
+        for name, network, table, dialect, config in (
+            ("unet", components.unet, UNET, "diffusers", diffusers_configs.unet_to_json(unet)),
+            ("vae", components.vae, VAE, "diffusers", diffusers_configs.vae_to_json(vae, unet.size * vae.factor)),
+            ("text_encoder", components.text, TEXT, "transformers", diffusers_configs.text_to_json(text)),
         ):
-            _write_json(folder / part / "config.json", config)
-            _write_network(network, table, dialect, folder / part / f"{STEMS[part]}.safetensors", dtype)
-        parts.tokenizer.save(folder / "tokenizer")
-        _write_json(folder / "scheduler" / "scheduler_config.json", parts.schedule.to_config(parts.prediction))
-        if parts.clip is not None:
-            copy_pair(parts.clip, folder / PAIR, dtype)
-        _write_json(folder / INDEX, _model_index(unet))
-        _write_json(folder / OURS, {"defaults": asdict(parts.defaults)})
+            write_json(folder / name / "config.json", config)
+            _write_network(network, table, dialect, folder / name / f"{STEMS[name]}.safetensors", dtype)
+        components.tokenizer.save(folder / "tokenizer")
+        write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
+        if components.clip is not None:
+            copy_pair(components.clip, folder / PAIR, dtype)
+        write_json(folder / INDEX, _model_index(unet))
+        write_json(folder / SETTINGS, {"defaults": asdict(components.defaults)})
         (folder / CARD).write_text(card, encoding="utf-8")
-
-
-def _words(path: Path) -> str:
-    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
 
 
 def _unet(folder: Path, weights: Weights, dtype: torch.dtype | None) -> UNet:
     timed = "time_embedding.linear_1.weight" in weights.tensors
-    config = read_settings(folder / "unet" / "config.json", lambda json: diffusers_configs.unet_from(json, timed))
-    refuse_channels(folder, config.channels, config.out_channels)
+    config = read_config(folder / "unet" / "config.json", lambda json: diffusers_configs.unet_from_json(json, timed))
+    check_unet_inputs(folder, config.channels, config.out_channels)
     where = partial(sources, table=UNET, dialect="diffusers")
     dialect = "U-Net in the diffusers layout"
     return build(UNet, config, weights, where, dropped=DROPPED["unet"], dialect=dialect, dtype=dtype)
 
 
 def _vae(folder: Path, weights: Weights, dtype: torch.dtype | None) -> AutoencoderKL:
-    config = read_settings(folder / "vae" / "config.json", diffusers_configs.vae_from)
-    return build_vae(weights, config, "diffusers", "autoencoder in the diffusers layout", dtype)
+    config = read_config(folder / "vae" / "config.json", diffusers_configs.vae_from_json)
+    return build_vae(weights, config, "diffusers", dtype=dtype)
 
 
 def _text(folder: Path, weights: Weights, dtype: torch.dtype | None) -> TextTower:
     projection = weights.tensors.get("text_projection.weight")
     width = None if projection is None else projection.shape[0]
-    config = read_settings(
-        folder / "text_encoder" / "config.json", lambda json: diffusers_configs.text_from(json, width)
-    )
-    weights = replace(weights, tensors=with_text_model(weights.tensors))
+    path = folder / "text_encoder" / "config.json"
+    config = read_config(path, lambda json: diffusers_configs.text_from_json(json, width))
+    weights = replace(weights, tensors=add_text_model(weights.tensors))
     where = partial(sources, table=TEXT, dialect="transformers")
     dialect = "text tower in the transformers layout"
     return build(TextTower, config, weights, where, dropped=DROPPED["text"], dialect=dialect, dtype=dtype)
 
 
 def _tokenizer(folder: Path, text: TextTower) -> Tokenizer:
-    """The folder's own, or CLIP's where it has none, which fills texts up as single files of its family do."""
+    """The folder's own, or CLIP's where it has none, with the padding of single files of its family."""
     if (folder / "tokenizer").is_dir():
         return Tokenizer.load(folder / "tokenizer")
-    log.warning("%s: has no tokenizer; CLIP's is taken", folder)
-    return Tokenizer.clip(pad=next(home.pad for home in HOMES if home.activation == text.config.activation))
+    log.warning("%s: has no tokenizer; using CLIP's", folder)
+    return Tokenizer.clip(pad=next(row.pad for row in TEXT_ENCODERS if row.activation == text.config.activation))
 
 
 def _check_family(folder: Path) -> None:
     index = read_json(folder / INDEX) if (folder / INDEX).is_file() else {}
-    if not is_model(folder):
+    if not is_model_folder(folder):
         raise WeightsError(f"{folder}: has no {INDEX}; expected a model folder in the diffusers layout")
-    if why := refusal(folder, index):
+    if why := unsupported_reason(folder, index):
         raise WeightsError(f"{folder}: {why}")
-    if others := unread(index):
-        log.warning("%s: its parts %s are not read here; pictures are drawn without them", folder, ", ".join(others))
+    if unread := unread_components(index):
+        log.warning("%s: its components %s are not supported; pictures are drawn without them",
+                    folder, ", ".join(unread))  # fmt: skip
 
 
 def _defaults(folder: Path, side: int) -> Defaults:
-    if not (folder / OURS).is_file():
+    if not (folder / SETTINGS).is_file():
         return Defaults(width=side, height=side)
-    return read_settings(folder / OURS, diffusers_configs.defaults_from)
+    return read_config(folder / SETTINGS, diffusers_configs.defaults_from_json)
 
 
 def _write_network(network: nn.Module, table: Table, dialect: str, path: Path, dtype: torch.dtype | None) -> None:
-    ours = {name: x if dtype is None else x.to(dtype) for name, x in network.state_dict().items()}
+    ours = network.state_dict()
     ours.pop("projection.weight", None)
-    save_weights(write(ours, sources(ours, table, dialect)), path)
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8", newline="\n")
+    save_weights(write(ours, sources(ours, table, dialect)), path, dtype=dtype)
 
 
 def _model_index(unet: UNetConfig) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The config files of diffusers and transformers <-> our configs; what our networks cannot do is refused by name."""
+"""The config files of diffusers and transformers <-> our configs; a setting that is not supported is named."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from gradina.diffusion.prediction import prediction_named
-from gradina.diffusion.schedule import Schedule, schedule_from_config
+from gradina.diffusion.schedule import Schedule
 from gradina.errors import WeightsError
 from gradina.models.clip import ACTIVATIONS, Activation, ConvConfig, TextConfig, VisionConfig
 from gradina.models.unet import UNetConfig
 from gradina.models.vae import VAEConfig
 from gradina.request import Defaults, Request
-from gradina.weights.json_config import Json, check_fixed, checked, number, shown, whole
+from gradina.weights.formats.scheduler_config import schedule_from_config
+from gradina.weights.json_config import Json, check_fixed, check_int, check_number, shortened, validated
 
-# Settings that our networks have built in; a file may leave them out, and must not say otherwise.
+# Settings that our networks have built in; a file may leave them out, and must not give them another value.
 UNET_FIXED: Json = {
     "act_fn": "silu", "addition_embed_type": None, "attention_type": "default", "center_input_sample": False,
     "class_embed_type": None, "class_embeddings_concat": False, "conv_in_kernel": 3, "conv_out_kernel": 3,
@@ -31,37 +32,39 @@ VAE_FIXED: Json = {
     "shift_factor": None, "use_post_quant_conv": True, "use_quant_conv": True,
 }  # fmt: skip
 CLIP_FIXED: Json = {"layer_norm_eps": 1e-5}
-CONV_TOWER = "gradina_conv_vision"  # a model type of ours
+CONV_TOWER = "gradina_conv_vision"  # our own model type, for ConvConfig
 
-ATTENDED = {"CrossAttnDownBlock2D": True, "DownBlock2D": False, "CrossAttnUpBlock2D": True, "UpBlock2D": False}
+HAS_ATTENTION = {"CrossAttnDownBlock2D": True, "DownBlock2D": False, "CrossAttnUpBlock2D": True, "UpBlock2D": False}
 
 
-def unet_from(json: Json, time: bool = True) -> UNetConfig:
+def unet_from_json(json: Json, time: bool = True) -> UNetConfig:
     """The U-Net that unet/config.json describes; `attention_head_dim` counts heads there, for historical reasons."""
     check_fixed("U-Net", json, UNET_FIXED)
     widths = tuple(json["block_out_channels"])
     down, up = json["down_block_types"], json["up_block_types"]
-    attention = tuple(_one_of("down_block_types", kind, ATTENDED) for kind in down)
-    if tuple(_one_of("up_block_types", kind, ATTENDED) for kind in reversed(up)) != attention:
-        raise WeightsError(f"U-Net config: up_block_types is {shown(up)}, expected the mirror of {shown(down)}")
-    found = UNetConfig(
+    attention = tuple(_one_of("down_block_types", kind, HAS_ATTENTION) for kind in down)
+    if tuple(_one_of("up_block_types", kind, HAS_ATTENTION) for kind in reversed(up)) != attention:
+        raise WeightsError(f"U-Net config: up_block_types is {shortened(up)}, expected the mirror of {shortened(down)}")
+    config = UNetConfig(
         channels=json["in_channels"],
         out_channels=json["out_channels"],
         widths=widths,
         attention=attention,
-        heads=_each("attention_head_dim", json.get("num_attention_heads") or json.get("attention_head_dim", 8), widths),
-        blocks=_same("layers_per_block", json.get("layers_per_block", 2)),
-        depth=_same("transformer_layers_per_block", json.get("transformer_layers_per_block", 1)),
-        context=_same("cross_attention_dim", json.get("cross_attention_dim", 1280)),
+        heads=_per_level(
+            "attention_head_dim", json.get("num_attention_heads") or json.get("attention_head_dim", 8), widths
+        ),
+        blocks=_one_for_all("layers_per_block", json.get("layers_per_block", 2)),
+        depth=_one_for_all("transformer_layers_per_block", json.get("transformer_layers_per_block", 1)),
+        context=_one_for_all("cross_attention_dim", json.get("cross_attention_dim", 1280)),
         linear=json.get("use_linear_projection", False),
         groups=json.get("norm_num_groups", 32),
         time=time,
         size=_size(json),
     )
-    return checked(found)
+    return validated(config)
 
 
-def unet_to(c: UNetConfig) -> dict[str, Any]:
+def unet_to_json(c: UNetConfig) -> dict[str, Any]:
     """unet/config.json for diffusers."""
     return {
         "_class_name": "UNet2DConditionModel",
@@ -81,13 +84,13 @@ def unet_to(c: UNetConfig) -> dict[str, Any]:
     }
 
 
-def vae_from(json: Json) -> VAEConfig:
+def vae_from_json(json: Json) -> VAEConfig:
     """The autoencoder that vae/config.json describes."""
     check_fixed("autoencoder", json, VAE_FIXED)
     for key, kind in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
         if set(json.get(key, [kind])) != {kind}:
-            raise WeightsError(f"autoencoder config: {key} is {shown(json[key])}, expected {kind} alone")
-    found = VAEConfig(
+            raise WeightsError(f"autoencoder config: {key} is {shortened(json[key])}, expected only {kind}")
+    config = VAEConfig(
         channels=json.get("in_channels", 3),
         latent_channels=json.get("latent_channels", 4),
         widths=tuple(json["block_out_channels"]),
@@ -95,10 +98,10 @@ def vae_from(json: Json) -> VAEConfig:
         groups=json.get("norm_num_groups", 32),
         scale=json.get("scaling_factor") or 0.18215,
     )
-    return checked(found)
+    return validated(config)
 
 
-def vae_to(c: VAEConfig, size: int) -> dict[str, Any]:
+def vae_to_json(c: VAEConfig, size: int) -> dict[str, Any]:
     """vae/config.json for diffusers; `size` in pixels."""
     return {
         "_class_name": "AutoencoderKL",
@@ -116,11 +119,11 @@ def vae_to(c: VAEConfig, size: int) -> dict[str, Any]:
     }
 
 
-def text_from(json: Json, projection: int | None = None) -> TextConfig:
+def text_from_json(json: Json, projection: int | None = None) -> TextConfig:
     """The text tower that text_encoder/config.json describes; `projection` is known from the weights alone."""
     check_fixed("text tower", json, CLIP_FIXED)
     vocabulary, eos = json.get("vocab_size", 49408), json.get("eos_token_id")
-    found = TextConfig(
+    config = TextConfig(
         vocabulary=vocabulary,
         length=json.get("max_position_embeddings", 77),
         width=json["hidden_size"],
@@ -129,12 +132,12 @@ def text_from(json: Json, projection: int | None = None) -> TextConfig:
         heads=json["num_attention_heads"],
         activation=_activation(json),
         projection=projection,
-        eos=end_of_text(vocabulary) if eos in (None, 2) else eos,  # older files say 2 and mean the highest id
+        eos=eos_id(vocabulary) if eos in (None, 2) else eos,  # older files say 2 and mean the highest id
     )
-    return checked(found)
+    return validated(config)
 
 
-def text_to(c: TextConfig) -> dict[str, Any]:
+def text_to_json(c: TextConfig) -> dict[str, Any]:
     """text_encoder/config.json for transformers; the projection is not part of it."""
     return {
         "architectures": ["CLIPTextModel"],
@@ -155,18 +158,13 @@ def text_to(c: TextConfig) -> dict[str, Any]:
     }
 
 
-def vision_from(json: Json, projection: int) -> VisionConfig | ConvConfig:
-    """The image tower that a CLIPVisionConfig describes, or one of convolutions, as `vision_to` does."""
+def vision_from_json(json: Json, projection: int) -> VisionConfig | ConvConfig:
+    """The image tower that a CLIPVisionConfig describes, or one of convolutions, as `vision_to_json` writes it."""
     if json.get("model_type") == CONV_TOWER:
-        convolving = ConvConfig(
-            size=json["image_size"],
-            channels=json["num_channels"],
-            widths=tuple(json["widths"]),
-            projection=projection,
-        )
-        return checked(convolving)
+        size, channels, widths = json["image_size"], json["num_channels"], tuple(json["widths"])
+        return validated(ConvConfig(size=size, channels=channels, widths=widths, projection=projection))
     check_fixed("image tower", json, CLIP_FIXED)
-    attending = VisionConfig(
+    config = VisionConfig(
         size=json.get("image_size", 224),
         patch=json.get("patch_size", 32),
         channels=json.get("num_channels", 3),
@@ -177,14 +175,14 @@ def vision_from(json: Json, projection: int) -> VisionConfig | ConvConfig:
         activation=_activation(json),
         projection=projection,
     )
-    return checked(attending)
+    return validated(config)
 
 
-def vision_to(c: VisionConfig | ConvConfig) -> dict[str, Any]:
+def vision_to_json(c: VisionConfig | ConvConfig) -> dict[str, Any]:
     """The CLIPVisionConfig of an image tower; for one of convolutions, what takes its place."""
     if isinstance(c, ConvConfig):
-        of_ours = {"image_size": c.size, "num_channels": c.channels, "widths": c.widths, "projection_dim": c.projection}
-        return {"model_type": CONV_TOWER, **of_ours}
+        sizes = {"image_size": c.size, "num_channels": c.channels, "widths": c.widths, "projection_dim": c.projection}
+        return {"model_type": CONV_TOWER, **sizes}
     return {
         "model_type": "clip_vision_model",
         "image_size": c.size,
@@ -201,32 +199,32 @@ def vision_to(c: VisionConfig | ConvConfig) -> dict[str, Any]:
     }
 
 
-def end_of_text(vocabulary: int) -> int:
-    """The id that ends a text in a vocabulary of that size: CLIP's, also where tokens were added; else the last."""
+def eos_id(vocabulary: int) -> int:
+    """The id of the end-of-text token in a vocabulary of that size: CLIP's, also with added tokens; else the last."""
     return 49407 if vocabulary >= 49408 else vocabulary - 1
 
 
-def schedule_from(json: Json) -> tuple[Schedule, str | None]:
-    """The schedule of scheduler/scheduler_config.json, as diffusers' pipelines correct it, and eps, v or x0 if it says.
+def schedule_from_json(json: Json) -> tuple[Schedule, str | None]:
+    """The schedule of scheduler/scheduler_config.json as diffusers' pipelines correct it, and eps, v, x0 or None.
 
     Those pipelines take 1 for every other `steps_offset`, which files of before diffusers 0.4 lack, and never clip.
     """
-    told = {name: value for name, value in json.items() if value is not None}
-    if str(kind := told.get("_class_name", "")).startswith(("FlowMatch", "EDM")):
-        raise WeightsError(f"scheduler config: is a {str(kind)[:80]}, whose U-Nets are not built here")
-    whole("num_train_timesteps", told.get("num_train_timesteps", 1000), 2, 100_000)
+    given = {name: value for name, value in json.items() if value is not None}
+    if str(kind := given.get("_class_name", "")).startswith(("FlowMatch", "EDM")):
+        raise WeightsError(f"scheduler config: is a {str(kind)[:80]}, whose U-Nets are not supported")
+    check_int("num_train_timesteps", given.get("num_train_timesteps", 1000), 2, 100_000)
     for name in ("beta_start", "beta_end"):
-        number(name, told.get(name, 0.01), 0, 1)
-    if "trained_betas" in told:
-        whole("the length of trained_betas", len(told["trained_betas"]), 2, 100_000)
-        for beta in told["trained_betas"]:
-            number("trained_betas", beta, 0, 1)
-    said = told.get("prediction_type")
-    return schedule_from_config({**told, "steps_offset": 1}), said and prediction_named(said).name
+        check_number(name, given.get(name, 0.01), 0, 1)
+    if "trained_betas" in given:
+        check_int("the length of trained_betas", len(given["trained_betas"]), 2, 100_000)
+        for beta in given["trained_betas"]:
+            check_number("trained_betas", beta, 0, 1)
+    prediction = given.get("prediction_type")
+    return schedule_from_config({**given, "steps_offset": 1}), prediction and prediction_named(prediction).name
 
 
-def defaults_from(json: Json) -> Defaults:
-    """What a model of ours draws with, from gradina.json; raises RequestError for what no request could be."""
+def defaults_from_json(json: Json) -> Defaults:
+    """The defaults of a request, from gradina.json; raises RequestError for values that no request may have."""
     given = json["defaults"]
     Request(**given)
     return Defaults(**{name: value for name, value in given.items() if value is not None})
@@ -235,9 +233,10 @@ def defaults_from(json: Json) -> Defaults:
 def _size(json: Json) -> int:
     """The side of the latents that a U-Net was trained on.
 
-    The first files for Stable Diffusion said 32 and meant 64; diffusers' pipelines correct all of before version 0.9.
+    The first files of Stable Diffusion have 32 where 64 is right; as diffusers does, files before version 0.9 are
+    corrected.
     """
-    size = _same("sample_size", json.get("sample_size") or 64)
+    size = _one_for_all("sample_size", json.get("sample_size") or 64)
     version = re.match(r"(\d+)\.(\d+)", str(json.get("_diffusers_version", "")))
     old = version is not None and (int(version[1]), int(version[2])) < (0, 9)
     return 64 if old and isinstance(json.get("sample_size"), int) and size < 64 else size
@@ -246,27 +245,27 @@ def _size(json: Json) -> int:
 def _one_of(key: str, kind: str, kinds: Mapping[str, bool]) -> bool:
     if kind not in kinds:
         raise WeightsError(
-            f"U-Net config: {key} has {shown(kind)}, which is not built here (choices: {', '.join(kinds)})"
+            f"U-Net config: {key} has {shortened(kind)}, which is not supported (choices: {', '.join(kinds)})"
         )
     return kinds[kind]
 
 
-def _each(key: str, value: int | list[int], levels: tuple[int, ...]) -> tuple[int, ...]:
+def _per_level(key: str, value: int | list[int], levels: tuple[int, ...]) -> tuple[int, ...]:
     """One entry for each level, from one number for all or a list."""
-    each = (value,) * len(levels) if isinstance(value, int) else tuple(value)
-    if len(each) != len(levels):
+    entries = (value,) * len(levels) if isinstance(value, int) else tuple(value)
+    if len(entries) != len(levels):
         raise WeightsError(
-            f"U-Net config: {key} is {shown(value)}, expected one number, or one for each of {shown(levels)}"
+            f"U-Net config: {key} is {shortened(value)}, expected one number, or one for each of {shortened(levels)}"
         )
-    return each
+    return entries
 
 
-def _same(key: str, value: int | list[int]) -> int:
-    """The one number that a list repeats."""
+def _one_for_all(key: str, value: int | list[int]) -> int:
+    """One number, which a list may repeat for all levels."""
     if isinstance(value, list) and len(set(value)) == 1:
         return value[0]
     if not isinstance(value, int):
-        raise WeightsError(f"U-Net config: {key} is {shown(value)}, expected the same number for all levels")
+        raise WeightsError(f"U-Net config: {key} is {shortened(value)}, expected the same number for all levels")
     return value
 
 
@@ -274,6 +273,6 @@ def _activation(json: Json) -> Activation:
     name = json.get("hidden_act", "quick_gelu")
     if name not in ACTIVATIONS:
         raise WeightsError(
-            f"text or image tower config: hidden_act is {shown(name)} (choices: {', '.join(ACTIVATIONS)})"
+            f"text or image tower config: hidden_act is {shortened(name)} (choices: {', '.join(ACTIVATIONS)})"
         )
     return cast(Activation, name)

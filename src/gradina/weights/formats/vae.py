@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,149 +13,129 @@ import torch
 from torch import Tensor
 
 from gradina.errors import WeightsError
-from gradina.files import atomic_folder
+from gradina.files import atomic_folder, read_json, write_json
 from gradina.models.vae import AutoencoderKL, VAEConfig
-from gradina.weights import detect
+from gradina.weights.build import build
+from gradina.weights.detect import find_vae, format_name, other_family
 from gradina.weights.formats import diffusers_configs
-from gradina.weights.formats.ldm_metadata import Said, as_said, said_by
-from gradina.weights.formats.unsupported import foreign, named_as
-from gradina.weights.json_config import read_json, read_settings
-from gradina.weights.key_tables import DROPPED, VAE, vae_numbers, with_attention_of
+from gradina.weights.formats.diffusers_layout import STEMS, select_weights
+from gradina.weights.formats.ldm_config import METADATA, read_metadata, shapes_of, vae_from_shapes, with_metadata
+from gradina.weights.json_config import read_config
+from gradina.weights.key_tables import DROPPED, VAE, rename_vae_attention, vae_indices
 from gradina.weights.remap import sources, unclaimed, write
-from gradina.weights.safetensors import Weights, build, open_weights, save_weights, unwrapped
-from gradina.weights.variants import STEMS, Opener, choose
+from gradina.weights.safetensors import OpenWeights, Weights, open_weights, save_weights, strip_wrappers
 
 log = logging.getLogger(__name__)
 
-CONFIG, PREFIXES = "config.json", ("first_stage_model.", "vae.", "")
+CONFIG = "config.json"
 
 
 @dataclass(frozen=True)
-class Alone:
-    """An autoencoder, the files that it came from, and whether they say its scale, which no shape tells."""
+class SingleVAE:
+    """An autoencoder, the files that it was read from, and whether they give its scale, which no shape tells."""
 
     vae: AutoencoderKL
     files: tuple[Path, ...]
-    scaled: bool
+    has_scale: bool
 
 
 def build_vae(
-    weights: Weights, config: VAEConfig, layout: str, dialect: str, dtype: torch.dtype | None = None
+    weights: Weights, config: VAEConfig, dialect: str, what: str = "", dtype: torch.dtype | None = None
 ) -> AutoencoderKL:
-    """An autoencoder of names of the layout ("original", "diffusers") without a prefix, in any of their spellings."""
-    weights = replace(weights, tensors=with_attention_of(layout, weights.tensors))
-    numbers = vae_numbers(config) if layout == "original" else None
-    where = partial(sources, table=VAE, dialect=layout, numbers=numbers)
-    return build(AutoencoderKL, config, weights, where, dropped=DROPPED["vae"], dialect=dialect, dtype=dtype)
+    """An autoencoder with the names of a dialect ("original", "diffusers"), without prefix, in any spelling of them."""
+    weights = replace(weights, tensors=rename_vae_attention(dialect, weights.tensors))
+    indices = vae_indices(config) if dialect == "original" else None
+    where = partial(sources, table=VAE, dialect=dialect, indices=indices)
+    what = what or f"autoencoder in the {dialect} layout"
+    return build(AutoencoderKL, config, weights, where, dropped=DROPPED["vae"], dialect=what, dtype=dtype)
 
 
-def read_vae(path: Path, like: VAEConfig | None = None, pickles: Opener | None = None, name: str = "") -> Alone:
+def read_vae(
+    path: Path, like: VAEConfig | None = None, open_pickles: OpenWeights | None = None, name: str = ""
+) -> SingleVAE:
     """The autoencoder in a file or folder, mapped: alone in either layout, or that of a whole model.
 
-    `like` gives what a file does not say; `pickles` opens those, which are refused without it. Raises WeightsError.
+    `like` gives what a file does not say; pickles are refused without `open_pickles`. Raises WeightsError.
     """
+    opened = open_pickles or open_weights
     if path.is_dir():
         folder = path / "vae" if (path / "vae" / CONFIG).is_file() else path
-        weights = (pickles or open_weights)(
-            choose({"vae": folder}, None, pickles is not None, name or str(path))["vae"]
-        )
-        return _configured(weights, folder / CONFIG, like)
-    weights = (pickles or open_weights)(path)
-    weights = replace(weights, tensors=unwrapped(weights.tensors))
-    prefix = _prefix(weights.tensors)
-    if prefix is None:
-        what = (
-            named_as(weights.tensors)
-            or f"of an unknown kind (first of its tensors: {next(iter(weights.tensors), 'none')})"
-        )
+        file = select_weights({"vae": folder}, None, open_pickles is not None, name or str(path))["vae"]
+        return _read_configured(opened(file), folder / CONFIG, like)
+    weights = opened(path)
+    weights = replace(weights, tensors=strip_wrappers(weights.tensors))
+    found = find_vae(weights.tensors)
+    if found is None:
+        unknown = f"of an unknown kind (first of its tensors: {next(iter(weights.tensors), 'none')})"
+        what = format_name(weights.tensors) or unknown
         raise WeightsError(f"{path}: is {what}; expected an autoencoder (VAE), or a whole checkpoint that has one")
-    if prefix != "" and (what := foreign(weights.tensors)):
+    prefix, dialect = found
+    if prefix and (what := other_family(weights.tensors)):
         raise WeightsError(f"{path}: is {what}, whose autoencoder is for other latents; expected one of SD 1.x or 2.x")
-    layout = next(layout for layout, block in detect.VAE_BLOCKS.items() if _first(prefix, block) in weights.tensors)
     weights = replace(weights, tensors=weights.under(prefix))
-    if layout == "diffusers" and _is_config(path.parent / CONFIG):
-        return _configured(weights, path.parent / CONFIG, like)
-    return _detected(weights, layout, like)
+    if dialect == "diffusers" and is_vae_folder(path.parent):
+        return _read_configured(weights, path.parent / CONFIG, like)
+    return _read_detected(weights, dialect, like)
 
 
-def is_vae(folder: Path) -> bool:
-    """Whether a folder is an autoencoder of diffusers alone."""
-    return _is_config(folder / CONFIG)
-
-
-def is_vae_alone(names: Iterable[str]) -> bool:
-    """Whether a file with those names holds an autoencoder, and nothing of a model beside it."""
-    names = list(unwrapped(dict.fromkeys(names)))
-    prefix = _prefix(names)
-    return prefix is not None and not unclaimed((n for n in names if not n.startswith(prefix)), {}, DROPPED["outside"])
-
-
-def in_original_layout(vae: AutoencoderKL, prefix: str = "") -> dict[str, Tensor]:
-    """An autoencoder's weights by the names of the original layout, each behind a prefix."""
-    ours = vae.state_dict()
-    return write(ours, sources(ours, VAE, "original", vae_numbers(vae.config), prefix))
-
-
-def write_vae(alone: Alone, path: str | Path, dtype: torch.dtype | None = None) -> None:
-    """Writes an autoencoder as one safetensors file in the original layout, whole or not at all. Raises DiskError."""
-    config, tensors = alone.vae.config, in_original_layout(alone.vae)
-    said = {"groups": config.groups, **({"scale": config.scale} if alone.scaled else {})}
-    metadata = {"gradina": json.dumps({"vae": said}, sort_keys=True)}
-    save_weights(_in(dtype, tensors), path, metadata)
-
-
-def write_vae_folder(alone: Alone, path: str | Path, dtype: torch.dtype | None = None) -> None:
-    """Writes an autoencoder as a folder for diffusers, whole or not at all. Raises DiskError."""
-    config, ours = alone.vae.config, alone.vae.state_dict()
-    tensors = write(ours, sources(ours, VAE, "diffusers"))
-    with atomic_folder(path) as folder:
-        said = diffusers_configs.vae_to(config, 64 * config.factor)
-        said = said if alone.scaled else {name: value for name, value in said.items() if name != "scaling_factor"}
-        (folder / CONFIG).write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8", newline="\n")
-        save_weights(_in(dtype, tensors), folder / f"{STEMS['vae']}.safetensors")
-
-
-def _in(dtype: torch.dtype | None, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: x if dtype is None else x.to(dtype) for name, x in tensors.items()}
-
-
-def _prefix(names: Iterable[str]) -> str | None:
-    """What stands before the names of an autoencoder; None where there is none."""
-    names = set(names)
-    return next((p for p in PREFIXES for block in detect.VAE_BLOCKS.values() if _first(p, block) in names), None)
-
-
-def _first(prefix: str, block: str) -> str:
-    return prefix + block.format(0, 0)
-
-
-def _is_config(path: Path) -> bool:
-    return path.is_file() and read_json(path).get("_class_name") == "AutoencoderKL"
-
-
-def _configured(weights: Weights, path: Path, like: VAEConfig | None) -> Alone:
-    """An autoencoder in the names of diffusers, with its config."""
-    said = read_json(path)
-    if (kind := said.get("_class_name", "AutoencoderKL")) != "AutoencoderKL":
-        raise WeightsError(f"{path}: is of a {kind}; expected an AutoencoderKL")
-    config, scaled = read_settings(path, diffusers_configs.vae_from), bool(said.get("scaling_factor"))
-    if like is not None and not scaled:
+def _read_configured(weights: Weights, path: Path, like: VAEConfig | None) -> SingleVAE:
+    """An autoencoder in the diffusers layout, by its config."""
+    content = read_json(path)
+    if (kind := content.get("_class_name", "AutoencoderKL")) != "AutoencoderKL":
+        raise WeightsError(f"{path}: is the config of {kind}; expected AutoencoderKL")
+    config, has_scale = read_config(path, diffusers_configs.vae_from_json), bool(content.get("scaling_factor"))
+    if like is not None and not has_scale:
         config = replace(config, scale=like.scale)
-    return Alone(build_vae(weights, config, "diffusers", "autoencoder in the diffusers layout"), weights.files, scaled)
+    return SingleVAE(build_vae(weights, config, "diffusers"), weights.files, has_scale)
 
 
-def _detected(weights: Weights, layout: str, like: VAEConfig | None) -> Alone:
-    """An autoencoder by its shapes, and what a file of ours says of it."""
+def _read_detected(weights: Weights, dialect: str, like: VAEConfig | None) -> SingleVAE:
+    """An autoencoder by its shapes, and by the metadata of files that were written here."""
     try:
-        config = detect.vae_of({name: tuple(x.shape) for name, x in weights.tensors.items()}, layout)
+        config = vae_from_shapes(shapes_of(weights), dialect)
     except (KeyError, IndexError) as error:
         raise WeightsError(f"{weights.path}: is an autoencoder that lacks {error.args[0]}; fetch it again") from error
-    said: Said = said_by(weights)
+    metadata = read_metadata(weights)
     if like is not None:
-        config = replace(
-            config, scale=like.scale, groups=like.groups if config.widths == like.widths else config.groups
-        )
-    config = as_said(config, "vae", said, weights)
-    return Alone(
-        build_vae(weights, config, layout, f"autoencoder in the {layout} layout"), weights.files, "scale" in said.vae
-    )
+        groups = like.groups if config.widths == like.widths else config.groups
+        config = replace(config, scale=like.scale, groups=groups)
+    config = with_metadata(config, "vae", metadata, weights)
+    return SingleVAE(build_vae(weights, config, dialect), weights.files, "scale" in metadata.vae)
+
+
+def is_vae_folder(folder: Path) -> bool:
+    """Whether a folder is an autoencoder of diffusers alone."""
+    config = folder / CONFIG
+    return config.is_file() and read_json(config).get("_class_name") == "AutoencoderKL"
+
+
+def is_vae_file(names: Iterable[str]) -> bool:
+    """Whether a file with these names holds an autoencoder and no other network."""
+    names = list(strip_wrappers(dict.fromkeys(names)))
+    found = find_vae(names)
+    return found is not None and not unclaimed((n for n in names if not n.startswith(found[0])), {}, DROPPED["outside"])
+
+
+def vae_to_original(vae: AutoencoderKL, prefix: str = "") -> dict[str, Tensor]:
+    """An autoencoder's weights by the names of the original layout, each behind a prefix."""
+    ours = vae.state_dict()
+    return write(ours, sources(ours, VAE, "original", vae_indices(vae.config), prefix))
+
+
+def write_vae(single: SingleVAE, path: str | Path, dtype: torch.dtype | None = None) -> None:
+    """Writes an autoencoder as one safetensors file in the original layout, whole or not at all. Raises DiskError."""
+    config, tensors = single.vae.config, vae_to_original(single.vae)
+    known = {"groups": config.groups, **({"scale": config.scale} if single.has_scale else {})}
+    save_weights(tensors, path, {METADATA: json.dumps({"vae": known}, sort_keys=True)}, dtype)
+
+
+def write_vae_folder(single: SingleVAE, path: str | Path, dtype: torch.dtype | None = None) -> None:
+    """Writes an autoencoder as a folder for diffusers, whole or not at all. Raises DiskError."""
+    config, ours = single.vae.config, single.vae.state_dict()
+    tensors = write(ours, sources(ours, VAE, "diffusers"))
+    content = diffusers_configs.vae_to_json(config, 64 * config.factor)
+    if not single.has_scale:
+        del content["scaling_factor"]
+    with atomic_folder(path) as folder:
+        write_json(folder / CONFIG, content)
+        save_weights(tensors, folder / f"{STEMS['vae']}.safetensors", dtype=dtype)

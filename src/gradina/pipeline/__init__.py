@@ -1,0 +1,1 @@
+"""From a request to pictures: where networks and mathematics meet to draw."""

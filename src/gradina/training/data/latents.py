@@ -1,0 +1,142 @@
+"""Captioned pictures as a dataset of latents: encoded once in buckets, cached on disk, drawn at random."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from gradina.errors import PictureError, RecipeError
+from gradina.files import cache_folder
+from gradina.images.open import MAX_SOURCE_PIXELS, is_animated, open_picture
+from gradina.models.vae import AutoencoderKL
+from gradina.pipeline.model import StableDiffusion, to_pixels
+from gradina.training.checkpoint import cached_tensors
+from gradina.training.data.buckets import Crop, Size, bucket_sizes, crops, nearest_bucket, resize_to_cover
+from gradina.training.data.captioned_image import CaptionedImage, Note, collected_notes, first_few
+from gradina.training.data.dataset import generator
+from gradina.weights.safetensors import digest
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class LatentDataset:
+    """For each bucket the latents' means and standard deviations (n, crops, c, h, w), and n captions."""
+
+    mean: tuple[Tensor, ...]
+    std: tuple[Tensor, ...]
+    captions: tuple[tuple[str, ...], ...]
+    repeats: tuple[tuple[int, ...], ...] = ()  # how many times as often each picture is drawn; (): all alike
+
+    def __len__(self) -> int:
+        return sum(map(len, self.captions))
+
+    @property
+    def largest(self) -> tuple[int, ...]:
+        """The shape (c, h, w) of the largest latents."""
+        return max((tuple(mean.shape[2:]) for mean in self.mean), key=math.prod)
+
+    @cached_property
+    def _cumulative(self) -> list[Tensor]:
+        """For each bucket, the cumulative repeats of its pictures."""
+        repeats = self.repeats or tuple((1,) * len(captions) for captions in self.captions)
+        return [torch.tensor(of).cumsum(0) for of in repeats]
+
+    def batch(self, count: int, key: torch.Generator) -> tuple[Tensor, list[str]]:
+        """Random latents (count, c, h, w) of pictures in one bucket, and their captions."""
+        totals = [int(ends[-1]) for ends in self._cumulative]
+        draw = int(torch.randint(sum(totals), (1,), generator=key))
+        bucket = 0
+        while draw >= totals[bucket]:
+            draw -= totals[bucket]
+            bucket += 1
+        mean, std, ends = self.mean[bucket], self.std[bucket], self._cumulative[bucket]
+        rows = torch.searchsorted(ends, torch.randint(totals[bucket], (count,), generator=key), right=True)
+        crop = torch.randint(mean.shape[1], (count,), generator=key)
+        noise = torch.randn(count, *mean.shape[2:], generator=key)
+        return mean[rows, crop] + std[rows, crop] * noise, [self.captions[bucket][i] for i in rows.tolist()]
+
+
+def encode_pictures(
+    model: StableDiffusion, pictures: Sequence[CaptionedImage], crop: Crop, pixels: int, seed: int = 0
+) -> LatentDataset:
+    """The latents of pictures, each in a bucket of about so many pixels; cached under a hash of encoder and settings.
+
+    Raises RecipeError, naming files, for pictures that are too small or cannot be read.
+    """
+    multiple = model.vae.config.factor * 2 ** (len(model.unet.config.widths) - 1)
+    fitted, keys = _fit(pictures, bucket_sizes(pixels, multiple, square=not crop.buckets), crop)
+    means, stds, captions, repeats = [], [], [], []
+    encoder = digest(model.vae)
+    for size, _ in Counter(size for _, size in fitted.values()).most_common():
+        rows = [(picture, image) for picture, (image, bucket) in fitted.items() if bucket == size]
+        row_keys = [key for key, (_, bucket) in zip(keys, fitted.values(), strict=True) if bucket == size]
+        name = hashlib.sha256(repr((encoder, size, crop, seed, row_keys)).encode()).hexdigest()[:24]
+        path = cache_folder() / "latents" / f"{name}.safetensors"
+        posterior = cached_tensors(path, name, partial(_encode, model.vae, rows, size, crop, seed))
+        means.append(posterior["mean"] * model.vae.config.scale)
+        stds.append(posterior["std"] * model.vae.config.scale)
+        captions.append(tuple(picture.caption for picture, _ in rows))
+        repeats.append(tuple(picture.repeats for picture, _ in rows))
+    return LatentDataset(tuple(means), tuple(stds), tuple(captions), tuple(repeats))
+
+
+Fitted = dict[CaptionedImage, tuple[Image.Image, Size]]  # pictures that cover their buckets
+
+
+def _fit(
+    pictures: Sequence[CaptionedImage], buckets: Sequence[Size], crop: Crop
+) -> tuple[Fitted, list[tuple[str, str]]]:
+    """The pictures resized to cover their buckets, so that memory holds no more, and their keys in the cache."""
+    fitted: Fitted = {}
+    small, keys = [], []
+    with collected_notes() as note:
+        for picture in pictures:
+            data = picture.data()
+            image = _open(picture, data, note)
+            size = nearest_bucket(image.size, buckets)
+            if not crop.enlarge and any(have < want for have, want in zip(image.size, size, strict=True)):
+                small.append(f"{picture.name}: {image.width}x{image.height}")
+            else:
+                image = resize_to_cover(image, size)
+            fitted[picture] = image, size
+            keys.append((hashlib.sha256(data).hexdigest(), picture.caption))
+    if small:
+        expected = "x".join(map(str, buckets[0]))
+        raise RecipeError(
+            f"{len(small)} of {len(pictures)} pictures are too small, expected about {expected} pixels "
+            f"({first_few(small)}); take larger ones, or allow that they are enlarged"
+        )
+    return fitted, keys
+
+
+def _open(picture: CaptionedImage, data: bytes, note: Note) -> Image.Image:
+    try:
+        if is_animated(data, picture.name):
+            note(picture.name, "is animated, or has several pages, of which the first is read")
+        return open_picture(data, picture.name, MAX_SOURCE_PIXELS)
+    except PictureError as error:
+        raise RecipeError(str(error)) from error
+
+
+@torch.no_grad()
+def _encode(
+    vae: AutoencoderKL, rows: Sequence[tuple[CaptionedImage, Image.Image]], size: Size, crop: Crop, seed: int
+) -> dict[str, Tensor]:
+    log.info("encoding %d pictures", len(rows))
+    like, means, stds = vae.quant.weight, [], []
+    for picture, image in rows:
+        parts = crops(image, size, crop, generator(seed, "crop", picture.name))
+        posteriors = [vae.posterior(to_pixels(part)[None].to(like.device, like.dtype)) for part in parts]
+        means.append(torch.cat([p.mean.float().cpu() for p in posteriors]))
+        stds.append(torch.cat([torch.exp(0.5 * p.logvar.float()).cpu() for p in posteriors]))
+    return {"mean": torch.stack(means), "std": torch.stack(stds)}

@@ -1,0 +1,74 @@
+"""A network built around weights that are mapped: nothing is initialised, nothing is copied, every tensor is used.
+
+Loading is strict: every parameter is found, and every tensor of the file is known, or the error names what is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from gradina.errors import WeightsError
+from gradina.weights.remap import Source, read, unclaimed
+from gradina.weights.safetensors import MappedFiles, Weights, to_dtype
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+class _SkipInit(TorchFunctionMode):
+    """Leaves out torch.nn.init, which on the meta device does nothing in a second."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+def build(
+    network: Callable[[Any], Network],
+    config: object,
+    weights: Weights,
+    where: Callable[[Iterable[str]], Mapping[str, Source]],
+    dropped: Iterable[str] = (),
+    dialect: str = "",
+    dtype: torch.dtype | None = None,
+) -> Network:
+    """The network of that config around the weights that `where` finds for its parameters; nothing is copied.
+
+    Raises WeightsError with the file, its dialect, the counts and the first names, where they do not fit.
+    """
+    with torch.device("meta"), _SkipInit():
+        built = network(config)
+    wanted = built.state_dict()
+    sources = where(wanted)
+    names = {source.name for source in sources.values()}
+    missing = sorted(names - set(weights.tensors))
+    unexpected = unclaimed(weights.tensors, sources, dropped)
+    if missing or unexpected:
+        counts = f"{len(names) - len(missing)} of {len(names)} parameters found"
+        problems = _problem("missing", missing) + _problem("unexpected", unexpected)
+        raise WeightsError(f"{weights.path}: does not fit as {dialect or network.__name__}: {counts}{problems}")
+    tensors = read(weights.tensors, sources)
+    for name, x in tensors.items():
+        _check(x, wanted[name], f"{weights.path}: {sources[name].name}")
+    if dtype is not None:
+        mapped = MappedFiles(*weights.files)
+        tensors = {name: to_dtype(x, dtype, mapped) for name, x in tensors.items()}
+    built.load_state_dict(tensors, assign=True)
+    return built.eval()
+
+
+def _problem(what: str, names: list[str]) -> str:
+    return f"; {len(names)} {what} (first: {', '.join(names[:3])})" if names else ""
+
+
+def _check(x: Tensor, wanted: Tensor, name: str) -> None:
+    if x.shape != wanted.shape:
+        raise WeightsError(f"{name} has shape {tuple(x.shape)}, expected {tuple(wanted.shape)}")
+    if not x.is_floating_point():
+        dtype = str(x.dtype).removeprefix("torch.")
+        raise WeightsError(f"{name} is {dtype}, expected floating point; take a copy in fp16, bf16 or fp32")

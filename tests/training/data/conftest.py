@@ -1,0 +1,31 @@
+"""Files of training data, as others lay them out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from PIL import Image
+
+from gradina.training.data.image_folder import read_image_folder
+
+Files = dict[str, bytes | str]
+
+
+def write_files(folder: Path, files: Files) -> Path:
+    """A folder with files of these bytes; pictures are not opened by those who read captions, and may be anything."""
+    for name, data in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data.encode() if isinstance(data, str) else data)
+    return folder
+
+
+def write_picture(folder: Path, name: str, size: tuple[int, int] = (64, 64), colour: str = "red") -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(folder / name)
+    return folder / name
+
+
+def captions(source: Path, caption: str | None = None) -> dict[str, str]:
+    """The captions that are found, by members of shards, or by paths in the folder."""
+    pictures = read_image_folder(source, caption)
+    return {one.member or one.file.relative_to(source).as_posix(): one.caption for one in pictures}
