@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gradina.files import cache_folder
-from gradina.training.checkpoint import once
+from gradina.training.checkpoint import cached_tensors
 from gradina.training.data.dataset import augment, generator
 from gradina.training.data.icons import Icons, read_icon_set, render_icons, vocabulary
 from gradina.training.data.sources import npm_package
@@ -72,7 +72,7 @@ def trained_or_cached(classifier: nn.Module, data: IconScenes, classes: Tensor, 
     for part in (data.icons.pictures, classes, *data.plan.values()):
         key.update(part.numpy().tobytes())
     path = cache_folder() / "judges" / f"{key.hexdigest()[:16]}.safetensors"
-    weights = once(path, key.hexdigest(), lambda: trained(classifier, data, classes, steps).state_dict())
+    weights = cached_tensors(path, key.hexdigest(), lambda: trained(classifier, data, classes, steps).state_dict())
     classifier.load_state_dict(weights)
     return classifier.eval()
 
