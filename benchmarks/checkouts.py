@@ -57,7 +57,7 @@ def runner(row: str, folder: str) -> Callable[[], Any]:
         try:
             from gradina.nn.ops import attention
         except ImportError:
-            from gradina.nn.attention import attention  # type: ignore[attr-defined,no-redef]
+            from gradina.nn.attention import attention  # type: ignore[attr-defined]
 
         first, *shape = f"{rest} {dtype}".split()
         b, heads, n, width = map(int, shape)

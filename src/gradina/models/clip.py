@@ -53,8 +53,8 @@ class VisionConfig:
     projection: int = 768
 
     @property
-    def places(self) -> int:
-        """Parts of a picture that are looked at one by one."""
+    def positions(self) -> int:
+        """How many patches a picture has."""
         return (self.size // self.patch) ** 2
 
 
@@ -74,8 +74,8 @@ class ConvConfig:
             )
 
     @property
-    def places(self) -> int:
-        """Parts of a picture that are looked at one by one."""
+    def positions(self) -> int:
+        """How many pixels the last feature map has."""
         return (self.size // 2 ** len(self.widths)) ** 2
 
 
@@ -105,7 +105,7 @@ class Block(nn.Module):
 
 
 class TextTower(nn.Module):
-    """Token ids (b, n) -> what the U-Net reads, one state for each token (b, n, width)."""
+    """Token ids (b, n) -> the text states that condition the U-Net, one for each token (b, n, width)."""
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
@@ -117,7 +117,7 @@ class TextTower(nn.Module):
         )
         self.norm = LayerNorm(c.width)
         self.projection = Linear(c.width, c.projection, bias=False) if c.projection else None
-        nn.init.normal_(self.token.weight, std=0.02)  # words speak up, places are hinted at: as in CLIP
+        nn.init.normal_(self.token.weight, std=0.02)  # as in CLIP
         nn.init.normal_(self.position.weight, std=0.01)
 
     def forward(self, ids: Tensor, skip: int = 0) -> Tensor:
@@ -157,7 +157,7 @@ class VisionTower(nn.Module):
         nn.init.normal_(self.position.weight, std=c.width**-0.5)
 
     def forward(self, pixels: Tensor, kept: Tensor | None = None) -> Tensor:
-        """The embeddings; of the patches (b, n) that are `kept` alone, which is quicker to learn from.
+        """The embeddings; of the patches (b, n) that are `kept` alone, which trains faster.
 
         Source: Li et al. 2023, "Scaling Language-Image Pre-training via Masking" (2212.00794).
         """
@@ -172,9 +172,9 @@ class VisionTower(nn.Module):
 
 
 class ConvTower(nn.Module):
-    """The same task done by convolutions, which need fewer pictures to learn what a thing is, wherever it is.
+    """An image tower of convolutions, which learn from fewer pictures, as they are equivariant to translation.
 
-    Two of 3x3 at each resolution, then the larger half is kept. Source: Simonyan & Zisserman, "Very Deep Convolutional
+    Two of 3x3 at each resolution, then max pooling. Source: Simonyan & Zisserman, "Very Deep Convolutional
     Networks" (1409.1556), normalised; CLIP, too, comes with convolutional towers (Radford et al., section 2.4).
     """
 
@@ -188,7 +188,7 @@ class ConvTower(nn.Module):
         self.projection = Linear(c.widths[-1], c.projection, bias=False)
 
     def forward(self, pixels: Tensor, kept: Tensor | None = None) -> Tensor:
-        """The embeddings: means over all places of the last map, or over those (b, n) that are `kept` alone."""
+        """The embeddings: means over all pixels of the last feature map, or over those (b, n) that are `kept` alone."""
         x = pixels.contiguous(memory_format=torch.channels_last)
         for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
             x = F.relu(norm(conv(x)))
@@ -206,7 +206,7 @@ def vision_tower(config: VisionConfig | ConvConfig) -> VisionTower | ConvTower:
 
 
 class CLIP(nn.Module):
-    """The contrastive pair: how well does each of these texts describe each of these pictures?"""
+    """The contrastive pair: how well each of some texts describes each of some pictures."""
 
     def __init__(self, text: TextConfig, vision: VisionConfig | ConvConfig) -> None:
         super().__init__()
@@ -215,11 +215,11 @@ class CLIP(nn.Module):
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
     def texts(self, ids: Tensor) -> Tensor:
-        """Embeddings of length 1 for token ids (b, n): (b, projection)."""
+        """Embeddings of norm 1 for token ids (b, n): (b, projection)."""
         return F.normalize(self.text.embed(ids), dim=1)
 
     def pictures(self, pixels: Tensor, kept: Tensor | None = None) -> Tensor:
-        """Embeddings of length 1 for pictures (b, c, size, size), or for some of their patches: (b, projection)."""
+        """Embeddings of norm 1 for pictures (b, c, size, size), or for some of their patches: (b, projection)."""
         return F.normalize(self.vision(pixels, kept), dim=1)
 
     def forward(self, ids: Tensor, pixels: Tensor) -> Tensor:

@@ -123,7 +123,7 @@ def told_apart(
         captions, true = data.captions(rows, key)
         pixels, some = seen(rows, key), None
         if kept < 1:
-            places = clip.vision.config.places
+            places = clip.vision.config.positions
             some = torch.rand(batch, places, generator=key).argsort(1)[:, : round(kept * places)]
         texts, pictures = clip.texts(shop.tokenizer(captions)), clip.pictures(pixels, some)
         scale = clip.logit_scale.exp()
