@@ -181,11 +181,11 @@ def measure_sd15(rounds: int) -> dict[str, dict[str, float]]:
         write_model(sd15(SIZE), folder)
         model = gradina.load(folder, dtype="bf16")
         quantized = with_int8_linear(gradina.load(folder, dtype="fp32", plain=True).unet)
-    bf16 = [tensor.bfloat16() for tensor in (x, t, cond)]
+    bf16 = z, step, states = x.bfloat16(), t.bfloat16(), cond.bfloat16()
     merged, deepcache = with_token_merging(model.unet), DeepCache(model.unet, 2)
     variants: dict[str, Runner] = {
         "exact": lambda: model.unet(*bf16),
-        "reuse 2 (two steps, halved)": lambda: (deepcache(*bf16), deepcache(*bf16)),
+        "reuse 2 (two steps, halved)": lambda: (deepcache(z, step, states), deepcache(z, step, states)),
         "tokens merged": lambda: merged(*bf16),
         "linear layers in 8 bits": lambda: quantized(x, t, cond),
     }
