@@ -161,7 +161,6 @@ _CHECKS: dict[str, Check] = {
     "edit": (_is_weighted_file, "a file and a share, such as ('bird.safetensors', 0.7)"),
 }  # fmt: skip
 _LORA = (_is_weighted_file, "a file and its scale, such as ('bear.safetensors', 0.8)")
-_CHOICES = (("sampler", SAMPLER_NAMES), ("schedule", SCHEDULE_NAMES), ("rates", RATES_NAMES))
 _OPTIONAL = frozenset(field.name for field in fields(Request) if field.default is None)
 
 
@@ -174,7 +173,7 @@ def _check(r: Request) -> None:
     for name, check in _CHECKS.items():
         if getattr(r, name) is not None or name not in _OPTIONAL:
             _expect(name, getattr(r, name), *check)
-    for name, choices in _CHOICES:
+    for name, choices in (("sampler", SAMPLER_NAMES), ("schedule", SCHEDULE_NAMES), ("rates", RATES_NAMES)):
         if getattr(r, name) is not None:
             choice(name, getattr(r, name), choices)
     for name in ("width", "height"):
