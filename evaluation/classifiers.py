@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gradina.files import cache_folder
-from gradina.training.checkpoint import once
+from gradina.training.checkpoint import cached_tensors
 from gradina.training.data.dataset import augment, generator
 from gradina.training.data.icons import Icons, read_icon_set, render_icons, vocabulary
 from gradina.training.data.sources import npm_package
@@ -72,7 +72,7 @@ def trained_or_cached(classifier: nn.Module, data: IconScenes, classes: Tensor, 
     for part in (data.icons.pictures, classes, *data.plan.values()):
         key.update(part.numpy().tobytes())
     path = cache_folder() / "judges" / f"{key.hexdigest()[:16]}.safetensors"
-    weights = once(path, key.hexdigest(), lambda: trained(classifier, data, classes, steps).state_dict())
+    weights = cached_tensors(path, key.hexdigest(), lambda: trained(classifier, data, classes, steps).state_dict())
     classifier.load_state_dict(weights)
     return classifier.eval()
 
@@ -112,7 +112,7 @@ def texture_classifier(recipe: Recipe, steps: int = 1500) -> nn.Module:
 def nearest_icon_style(pixels: Tensor, things: Tensor, grounds: Tensor, icons: Icons) -> Tensor:
     """The style of that icon of each picture's thing which is nearest to the picture (n, 3, h, w) in -1..1: (n,).
 
-    By mean squared error at half the resolution, over SCALES and SHIFTS, on the backgrounds (rows of GROUND_NAMES).
+    By mean squared error at half the resolution, over SCALES and SHIFTS, on the backgrounds (rows of BACKGROUND_NAMES).
     """
     nearest = []
     for picture, thing, ground in zip(F.avg_pool2d(pixels, 2), things.tolist(), grounds.tolist(), strict=True):
@@ -151,7 +151,7 @@ def common_icons(recipe: Recipe, held: bool = False) -> IconScenes:
 
 
 def background_of(pixels: Tensor) -> Tensor:
-    """The named background colour nearest to the median of each picture's rim, (n,): rows of GROUND_NAMES."""
+    """The named background colour nearest to the median of each picture's rim, (n,): rows of BACKGROUND_NAMES."""
     rim = torch.cat([pixels[:, :, :3].flatten(2), pixels[:, :, -3:].flatten(2)], dim=2)
     colour = (rim.median(dim=2).values + 1) * 127.5
     named = torch.tensor([BACKGROUNDS[name] for name in BACKGROUND_NAMES]).float()

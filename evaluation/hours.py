@@ -25,7 +25,7 @@ from gradina.pipeline.model import to_pixels
 from gradina.training.checkpoint import load_average
 from gradina.training.data.dataset import generator
 from gradina.training.data.synthetic import IconScenes
-from gradina.training.pretrain.experiment import Workshop
+from gradina.training.pretrain.experiment import Experiment
 from gradina.training.pretrain.recipes import read_recipe
 
 ROOT = Path(__file__).parent.parent
@@ -34,37 +34,40 @@ WINDOW = 500  # steps over which the loss is averaged
 Row = dict[str, float | str]
 
 
-def hours_and_losses(shop: Workshop, stage: str) -> tuple[float, dict[int, float]]:
+def hours_and_losses(experiment: Experiment, stage: str) -> tuple[float, dict[int, float]]:
     """Median hours per step, and the loss at the logged steps."""
-    rows = [json.loads(line) for line in (shop.folder / stage / "log.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (experiment.path / stage / "log.jsonl").read_text().splitlines()]
     return median(row["seconds"] for row in rows) / 3600, {row["step"]: row["loss"] for row in rows}
 
 
-def generate(shop: Workshop, weights: Path, side: int | None, prompts: list[str]) -> Tensor:
+def generate(experiment: Experiment, weights: Path, side: int | None, prompts: list[str]) -> Tensor:
     """One picture for each prompt by the U-Net with those weights, at 128x128."""
-    painter = load_average(shop.build(shop.new_painter, "unet"), weights)
+    networks = load_average(experiment.untrained(experiment.networks.text_to_latent, "unet"), weights)
     request = gradina.Request(prompt=tuple(prompts), seed=SEED, width=side, height=side)
-    pictures = gradina.generate(shop.model(painter), request)
+    pictures = gradina.generate(experiment.model(networks), request)
     pixels = torch.stack([to_pixels(picture.image) for picture in pictures])
     return pixels if side is None else F.interpolate(pixels, 128, mode="bilinear")
 
 
-def measure(shop: Workshop, data: IconScenes, held: IconScenes, classifier: nn.Module, pictures: int) -> list[Row]:
+def measure(
+    experiment: Experiment, data: IconScenes, held: IconScenes, classifier: nn.Module, pictures: int
+) -> list[Row]:
     """A row for each snapshot."""
     icons = torch.randperm(len(data.icons), generator=generator(SEED, "hours"))[:pictures]
     prompts, grounds = prompts_for(data, icons, generator(SEED, "grounds"))
     things, styles, icons_of_both = data.icons.things[icons], data.icons.styles[icons], all_icons(data, held)
-    earlier = [name for name in shop.stages if shop.stages[name].part not in ("unet", "vision")]
-    before = sum(hours_and_losses(shop, stage)[0] * shop.stages[stage].settings.steps for stage in earlier)
+    stages = experiment.folder.stages
+    earlier = [name for name in stages if stages[name].part not in ("unet", "vision")]
+    before = sum(hours_and_losses(experiment, stage)[0] * stages[stage].settings.steps for stage in earlier)
     rows: list[Row] = []
-    for stage in shop.phases("unet"):
-        if not (shop.folder / stage / "log.jsonl").exists():
+    for stage in experiment.folder.phases("unet"):
+        if not (experiment.path / stage / "log.jsonl").exists():
             continue
-        step_hours, losses = hours_and_losses(shop, stage)
-        side = shop.recipe.unet.training[shop.stages[stage].phase].pixels
-        for weights in sorted((shop.folder / stage).glob("0*.safetensors")):
+        step_hours, losses = hours_and_losses(experiment, stage)
+        side = experiment.recipe.unet.training[stages[stage].phase].pixels
+        for weights in sorted((experiment.path / stage).glob("0*.safetensors")):
             step = int(weights.stem)
-            pixels = generate(shop, weights, side, prompts)
+            pixels = generate(experiment, weights, side, prompts)
             recent = [loss for at, loss in losses.items() if step - WINDOW < at <= step]
             rows.append(
                 {
@@ -77,7 +80,7 @@ def measure(shop: Workshop, data: IconScenes, held: IconScenes, classifier: nn.M
                 }
             )
             print(rows[-1], flush=True)
-        before += step_hours * shop.stages[stage].settings.steps
+        before += step_hours * stages[stage].settings.steps
     return rows
 
 
@@ -109,9 +112,9 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=200, help="for each snapshot (default: 200)")
     options = parser.parse_args()
     recipe = read_recipe(ROOT / "recipes" / "emoji.toml")
-    shop, pairs = Workshop(recipe, options.run), data_of(recipe.drawn, "pairs")
+    experiment, pairs = Experiment(recipe, options.run), data_of(recipe.drawn, "pairs")
     data, held = replace(data_of(recipe.drawn, "train"), scenes=0.0), data_of(recipe.drawn, "held out")
-    rows = measure(shop, data, held, thing_classifier(pairs), options.pictures)
+    rows = measure(experiment, data, held, thing_classifier(pairs), options.pictures)
     found = {"pictures": options.pictures, "torch": torch.__version__, "snapshots": rows}
     (ROOT / "evaluation" / "emoji-hours.json").write_text(json.dumps(found, indent=2) + "\n")
     plot(rows, ROOT / "docs" / "emoji" / "hours.png")

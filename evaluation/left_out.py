@@ -32,9 +32,10 @@ import gradina
 from gradina.adapters.inject import inject, shallow_clone
 from gradina.bench.timing import Runner, medians
 from gradina.bench.workloads import sd15, write_model
-from gradina.kernels.prepacked import PackedConv2d, pack
+from gradina.kernels.prepack import PackedWeight, onednn_conv
 from gradina.models.deepcache import DeepCache
 from gradina.models.unet import UNet
+from gradina.nn.conv import Conv2d
 from gradina.pipeline.model import StableDiffusion, to_pixels
 from gradina.tasks.metrics import psnr
 
@@ -128,8 +129,8 @@ def convolution_runners(shape: tuple[int, ...]) -> dict[str, Runner]:
     arguments: tuple[Any, ...] = ([stride, stride], [1, 1], [1, 1], 1)
     x = torch.randn(b, channels, h, w).to(memory_format=torch.channels_last)
     weight = torch.randn(out, channels, 3, 3)
-    conv = nn.Conv2d(channels, out, 3, stride, 1, bias=False).bfloat16().requires_grad_(False)
-    pack(conv, PackedConv2d)
+    conv = Conv2d(channels, out, 3, stride, 1, bias=False).bfloat16().requires_grad_(False)
+    conv.weight = cast(nn.Parameter, PackedWeight(conv.weight, onednn_conv(conv)))
     scale, scales = 8 / 255, weight.abs().amax((1, 2, 3)) / 127
     quantized_x = (x / scale + 128).round().clamp(0, 255).to(torch.uint8).contiguous(memory_format=torch.channels_last)
     quantized = (weight / scales[:, None, None, None]).round().to(torch.int8)
@@ -180,11 +181,11 @@ def measure_sd15(rounds: int) -> dict[str, dict[str, float]]:
         write_model(sd15(SIZE), folder)
         model = gradina.load(folder, dtype="bf16")
         quantized = with_int8_linear(gradina.load(folder, dtype="fp32", plain=True).unet)
-    bf16 = [tensor.bfloat16() for tensor in (x, t, cond)]
+    bf16 = z, step, states = x.bfloat16(), t.bfloat16(), cond.bfloat16()
     merged, deepcache = with_token_merging(model.unet), DeepCache(model.unet, 2)
     variants: dict[str, Runner] = {
         "exact": lambda: model.unet(*bf16),
-        "reuse 2 (two steps, halved)": lambda: (deepcache(*bf16), deepcache(*bf16)),
+        "reuse 2 (two steps, halved)": lambda: (deepcache(z, step, states), deepcache(z, step, states)),
         "tokens merged": lambda: merged(*bf16),
         "linear layers in 8 bits": lambda: quantized(x, t, cond),
     }

@@ -98,7 +98,7 @@ def data_of(recipe: Recipe, split: Split) -> IconScenes:
 
 
 def prompts_for(data: IconScenes, icons: Tensor, key: torch.Generator) -> tuple[list[str], Tensor]:
-    """A prompt per icon (thing, style, random background), and the backgrounds, as rows of GROUND_NAMES."""
+    """A prompt per icon (thing, style, random background), and the backgrounds, as rows of BACKGROUND_NAMES."""
     grounds = torch.randint(len(BACKGROUND_NAMES), (len(icons),), generator=key)
     texts = [
         f"{data.words.wordings[int(data.icons.things[i])][0]} in {data.styles[int(data.icons.styles[i])]} style "

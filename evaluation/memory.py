@@ -23,8 +23,9 @@ from gradina.training.data.buckets import Crop
 from gradina.training.data.captioned_image import CaptionedImage
 from gradina.training.data.latents import encode_pictures
 from gradina.training.finetune import methods
-from gradina.training.finetune.memory_estimate import cost
-from gradina.training.finetune.run import own
+from gradina.training.finetune.config import config_for
+from gradina.training.finetune.memory_estimate import estimate
+from gradina.training.finetune.run import finetune
 
 ROOT = Path(__file__).parents[1]
 SIDE, STEPS = 512, 3
@@ -32,27 +33,27 @@ METHODS = ("LoRA, rank 8", "textual inversion", "all weights")
 MODEL = "model"  # the name of its folder
 
 
-def measure(method: str, folder: Path) -> dict[str, float]:
+def measure(name: str, folder: Path) -> dict[str, float]:
     """Takes some steps of a method here: the estimate, and the peak of this process."""
-    full = method == "all weights"  # trained in fp32
+    full = name == "all weights"  # which are trained in fp32
     model = gradina.load(folder / MODEL, device="cpu", dtype="fp32" if full else "bf16", plain=True)
     pictures = [CaptionedImage(path, "dolls") for path in sorted((ROOT / "docs" / "guides" / "dolls").iterdir())]
     data = encode_pictures(model, pictures, Crop(enlarge=True), SIDE * SIDE)
-    name = "inversion" if method == "textual inversion" else "finetune"
-    rank, ema = (None, 0.0) if full else (8, None)
-    how = methods.settings(name, steps=100, batch=1, accumulate=1, precision="bfloat16", rank=rank, ema=ema)
-    if name == "inversion":
-        learning = methods.inversion(model, data, "<dolls>", "toy", how)
+    inversion, (rank, ema) = name == "textual inversion", (None, 0.0) if full else (8, None)
+    key = "textual_inversion" if inversion else "finetune"
+    config = config_for(key, steps=100, batch=1, accumulate=1, precision="bfloat16", rank=rank, ema=ema)
+    if inversion:
+        method = methods.textual_inversion(model, data, "<dolls>", "toy", config)
     else:
-        learning = methods.finetuning(model, data, how)
-    del model  # the method keeps what it needs of it
-    estimate = cost(learning, how, data.largest).memory
-    running = own(learning, how, folder / method, "mark", ["dolls"], 1000)
+        method = methods.finetuning(model, data, config)
+    del model  # the method holds what it needs of it
+    estimated = estimate(method, config, data.largest).memory
+    running = finetune(method, config, folder / name, "mark", ["dolls"], 1000)
     for _ in islice(running, STEPS):
         pass
     status = Path("/proc/self/status").read_text().splitlines()  # getrusage would include the parent process
     peak = 1024 * next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
-    return {"said, GB": round(estimate / 1e9, 2), "at most, GB": round(peak / 1e9, 2)}
+    return {"said, GB": round(estimated / 1e9, 2), "at most, GB": round(peak / 1e9, 2)}
 
 
 def main() -> None:

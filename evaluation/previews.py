@@ -29,9 +29,9 @@ import gradina
 from gradina.bench.timing import medians
 from gradina.bench.workloads import sd15, write_model
 from gradina.images import grid
-from gradina.kernels.prepack import packed
 from gradina.models.taesd import TinyConfig, TinyDecoder
 from gradina.pipeline.model import StableDiffusion, to_pixels
+from gradina.runtime.prepack import prepack
 from gradina.tasks.metrics import psnr
 from gradina.weights.formats.clip import read_pair
 from gradina.weights.registry import locate_pair
@@ -88,7 +88,7 @@ def measure_shipped(minutes: float, rounds: int) -> tuple[dict[str, object], Ima
     latents, pixels = step_latents_and_pixels(model, PICTURES)
     config = TinyConfig(blocks=(3,) * (len(model.vae.config.widths) - 1) + (1,))
     z, targets = (x[:-UNSEEN].flatten(0, 1) for x in (latents, pixels))
-    tiny = packed(trained(config, z, targets, minutes), lambda x: x.to(model.dtype))
+    tiny = prepack(trained(config, z, targets, minutes), lambda x: x.to(model.dtype))
     with_tiny = replace(model, tiny=tiny)
     values = []
     for z in latents[-UNSEEN:]:
@@ -124,7 +124,7 @@ def measure_sd15(rounds: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as temporary:
         write_model(sd15(), Path(temporary) / "model")
         model = gradina.load(Path(temporary) / "model", dtype="bf16")
-        tiny = packed(TinyDecoder(TinyConfig()), lambda x: x.to(model.dtype))
+        tiny = prepack(TinyDecoder(TinyConfig()), lambda x: x.to(model.dtype))
         with_tiny, z = replace(model, tiny=tiny), sd15().inputs.latents
         return medians({"whole": lambda: model.preview(z), "tiny": lambda: with_tiny.preview(z)}, rounds)
 

@@ -18,9 +18,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from gradina import Request
-from gradina.pipeline.generate import develop, finished, walk
+from gradina.pipeline.generate import decode_pictures, final_latents, run_sampler
 from gradina.pipeline.model import StableDiffusion
-from gradina.pipeline.plan import prepare, resolved
+from gradina.pipeline.plan import plans
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers, numpy 2
 
@@ -125,14 +125,14 @@ def _theirs(pipe: Any, request: Request, **kwargs: Any) -> tuple[Tensor, list[Im
 
 
 def _ours(model: StableDiffusion, request: Request) -> tuple[Tensor, list[Image.Image], list[int]]:
-    plan = prepare(model, replace(resolved(model, request), prompt=request.prompts, images=1))
+    (plan,) = plans(model, request, one_batch=True)
     with _counted(model.unet) as calls:
-        *_, step = walk(model, plan)
-    z = finished(plan, step)
-    if plan.mask is None:
-        assert [_grey(p.image, q) for p, q in zip(develop(model, plan, step), model.decode(z), strict=True)] == [
-            0
-        ] * len(z)
+        *_, step = run_sampler(plan)
+    z = final_latents(plan, step)
+    if plan.resolved.mask is None:
+        assert [
+            _grey(p.image, q) for p, q in zip(decode_pictures(model, plan, step), model.decode(z), strict=True)
+        ] == [0] * len(z)
     return z, model.decode(z), calls
 
 

@@ -30,7 +30,9 @@ def into_variant(folder, variant, *stems):
 
 @pytest.mark.parametrize("stems", [FILES, FILES[:1], FILES[1:]])
 @pytest.mark.parametrize("target", ["out", "out.safetensors"])
-def test_pickles_are_refused_with_the_command_that_converts_them(stems, target, tiny, same, folder, tmp_path, saved):
+def test_pickles_are_refused_with_the_command_that_converts_them(
+    stems, target, tiny, assert_same, folder, tmp_path, saved
+):
     saved(folder)
     into_pickles(folder, *stems)
     with pytest.raises(WeightsError) as caught:
@@ -40,10 +42,10 @@ def test_pickles_are_refused_with_the_command_that_converts_them(stems, target, 
     assert str(caught.value) == f"{folder}/{first}.bin: is a pickle, which can run programs; {command} reads it safely"
     from gradina.weights.open import open_source
 
-    same(tiny(), open_source(convert(folder, tmp_path / target)))
+    assert_same(tiny(), open_source(convert(folder, tmp_path / target)))
 
 
-def test_shards_of_pickles(tiny, same, folder, tmp_path, saved):
+def test_sharded_pickles_are_converted(tiny, assert_same, folder, tmp_path, saved):
     saved(folder)
     network = UNet2DConditionModel.from_pretrained(folder / "unet")
     (folder / FILES[0]).with_suffix(".safetensors").unlink()
@@ -51,10 +53,10 @@ def test_shards_of_pickles(tiny, same, folder, tmp_path, saved):
     assert len(list((folder / "unet").glob("*.bin"))) > 1
     with pytest.raises(WeightsError, match=r"bin.index.json: is a pickle"):
         read_folder(folder)
-    same(tiny(), read_folder(convert(folder, tmp_path / "out")))
+    assert_same(tiny(), read_folder(convert(folder, tmp_path / "out")))
 
 
-def test_a_pickle_that_wants_more_is_not_run(folder, tmp_path, saved):
+def test_hostile_pickle_in_a_folder_is_not_run(folder, tmp_path, saved):
     saved(folder)
     into_pickles(folder, *FILES)
 
@@ -68,22 +70,22 @@ def test_a_pickle_that_wants_more_is_not_run(folder, tmp_path, saved):
     assert not (tmp_path / "out").exists()
 
 
-def test_whole_pickles_go_before_halves_in_converting(tiny, same, folder, tmp_path, saved):
+def test_fp32_pickles_are_preferred_to_fp16_in_conversion(tiny, assert_same, folder, tmp_path, saved):
     saved(folder)
     into_pickles(folder, *FILES)
     for stem in FILES:
         (folder / f"{stem}.fp16.safetensors").write_bytes(b"not read")
-    same(tiny(), read_folder(convert(folder, tmp_path / "out")))
+    assert_same(tiny(), read_folder(convert(folder, tmp_path / "out")))
 
 
 @pytest.mark.parametrize(
     ("stems", "asked"), [(FILES, None), (FILES[:1], None), (FILES[:1], "fp16"), (FILES[1:], "fp16")]
 )
-def test_what_is_there_is_taken_and_a_note_says_so(stems, asked, tiny, same, folder, saved, caplog):
+def test_missing_variant_is_replaced_with_a_warning(stems, asked, tiny, assert_same, folder, saved, caplog):
     saved(folder)
     into_variant(folder, "fp16", *stems)
     with caplog.at_level(logging.WARNING):
-        same(tiny(), read_folder(folder, variant=asked))
+        assert_same(tiny(), read_folder(folder, variant=asked))
     (note,) = [record.getMessage() for record in caplog.records]
     others = stems if asked is None else [stem for stem in FILES if stem not in stems]
     assert all(f"{folder}/{stem}" in note for stem in others)
@@ -91,7 +93,7 @@ def test_what_is_there_is_taken_and_a_note_says_so(stems, asked, tiny, same, fol
     assert ("without a variant" if asked is None else "in the variant fp16") in note
 
 
-def test_nothing_is_said_where_all_is_as_asked(folder, saved, caplog):
+def test_no_warning_where_all_networks_have_the_variant(folder, saved, caplog):
     saved(folder)
     with caplog.at_level(logging.WARNING):
         read_folder(folder)
@@ -100,7 +102,7 @@ def test_nothing_is_said_where_all_is_as_asked(folder, saved, caplog):
     assert not caplog.records
 
 
-def test_the_widest_of_several_variants(folder, saved):
+def test_widest_of_several_variants_is_read(folder, saved):
     saved(folder)
     into_variant(folder, "bf16", *FILES)
     for stem in FILES:
@@ -109,7 +111,7 @@ def test_the_widest_of_several_variants(folder, saved):
     assert {file.name.split(".")[1] for file in read_folder(folder).files} == {"bf16"}
 
 
-def test_a_folder_without_weights(folder, saved):
+def test_missing_weights_are_named(folder, saved):
     saved(folder)
     (folder / f"{FILES[1]}.safetensors").unlink()
     with pytest.raises(WeightsError, match=r"vae: has no .*model.safetensors; take a folder.*\(there is: nothing\)"):
@@ -144,26 +146,26 @@ INDEX = {
         None,
     ],
 )
-def test_a_pipeline_is_judged_by_its_parts(index, tiny, same, folder, saved, caplog):
+def test_pipeline_is_supported_by_its_components(index, tiny, assert_same, folder, saved, caplog):
     saved(folder)
     (folder / "model_index.json").unlink()
     if index is not None:
         (folder / "model_index.json").write_text(json.dumps(index))
-    same(tiny(), read_folder(folder))
+    assert_same(tiny(), read_folder(folder))
     assert not caplog.records
 
 
-def test_parts_that_are_not_read_are_named(tiny, same, folder, saved, caplog):
+def test_unread_components_are_named_in_a_warning(tiny, assert_same, folder, saved, caplog):
     saved(folder)
     index = {**INDEX, "caption_generator": ["transformers", "BlipForConditionalGeneration"]}
     (folder / "model_index.json").write_text(json.dumps(index))
-    same(tiny(), read_folder(folder))
+    assert_same(tiny(), read_folder(folder))
     assert "its components caption_generator are not supported" in caplog.text
 
 
 @pytest.mark.parametrize("part", ["text_encoder_2", "transformer", "controlnet", "motion_adapter", "prior"])
 @pytest.mark.parametrize("listed", [True, False])
-def test_other_families_are_named_by_their_part(part, listed, folder, saved):
+def test_other_families_are_named_by_their_components(part, listed, folder, saved):
     saved(folder)
     (folder / "model_index.json").unlink()
     if listed:
