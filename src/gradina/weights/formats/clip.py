@@ -9,7 +9,7 @@ import hashlib
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -92,9 +92,10 @@ def read_pair(path: str | Path, dtype: torch.dtype | None = None, name: str | No
         lambda vision: CLIP(text, vision),
         vision,
         weights,
-        partial(sources, table=_table(vision), dialect="transformers"),
+        _table(vision),
+        "transformers",
         dropped=POSITION_IDS,
-        dialect="CLIPModel of transformers",
+        what="CLIPModel of transformers",
         dtype=dtype,
     )
     mean, std, resample = _read_preprocessor(folder, vision.size)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -118,9 +117,8 @@ def _unet(folder: Path, weights: Weights, dtype: torch.dtype | None) -> UNet:
     timed = "time_embedding.linear_1.weight" in weights.tensors
     config = read_config(folder / "unet" / "config.json", lambda json: diffusers_configs.unet_from_json(json, timed))
     check_unet_inputs(folder, config.channels, config.out_channels)
-    where = partial(sources, table=UNET, dialect="diffusers")
-    dialect = "U-Net in the diffusers layout"
-    return build(UNet, config, weights, where, dropped=DROPPED["unet"], dialect=dialect, dtype=dtype)
+    what = "U-Net in the diffusers layout"
+    return build(UNet, config, weights, UNET, "diffusers", dropped=DROPPED["unet"], what=what, dtype=dtype)
 
 
 def _vae(folder: Path, weights: Weights, dtype: torch.dtype | None) -> AutoencoderKL:
@@ -134,9 +132,8 @@ def _text(folder: Path, weights: Weights, dtype: torch.dtype | None) -> TextTowe
     path = folder / "text_encoder" / "config.json"
     config = read_config(path, lambda json: diffusers_configs.text_from_json(json, width))
     weights = replace(weights, tensors=add_text_model(weights.tensors))
-    where = partial(sources, table=TEXT, dialect="transformers")
-    dialect = "text tower in the transformers layout"
-    return build(TextTower, config, weights, where, dropped=DROPPED["text"], dialect=dialect, dtype=dtype)
+    what = "text tower in the transformers layout"
+    return build(TextTower, config, weights, TEXT, "transformers", dropped=DROPPED["text"], what=what, dtype=dtype)
 
 
 def _tokenizer(folder: Path, text: TextTower) -> Tokenizer:

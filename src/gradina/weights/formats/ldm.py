@@ -11,7 +11,7 @@ import logging
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, replace
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from gradina.errors import WeightsError
 from gradina.models.clip import TextTower
 from gradina.models.tokenizer import Tokenizer
 from gradina.models.unet import UNet
+from gradina.models.vae import AutoencoderKL
 from gradina.request import Defaults
 from gradina.weights import detect
 from gradina.weights.build import build
@@ -126,34 +127,24 @@ def _to_original(
     return write(ours, sources(ours, table, dialect, indices, prefix))
 
 
-def _networks(weights: Weights, configs: Configs, dtype: torch.dtype | None) -> tuple[UNet, Any, TextTower]:
-    def under(prefix: str) -> Weights:
-        return replace(weights, tensors=weights.under(prefix))
-
-    def what(network: str, prefix: str) -> str:
-        return f"{network} of an original {configs.family} checkpoint, under {prefix}"
-
-    unet = build(
-        UNet,
-        configs.unet,
-        under(detect.UNET),
-        partial(sources, table=UNET, dialect="original", indices=unet_indices(configs.unet)),
-        dropped=DROPPED["unet"],
-        dialect=what("UNet", detect.UNET),
-        dtype=dtype,
+def _networks(weights: Weights, configs: Configs, dtype: torch.dtype | None) -> tuple[UNet, AutoencoderKL, TextTower]:
+    prefixes = (detect.UNET, detect.VAE, configs.text_format.prefix)
+    unet, vae, text = (replace(weights, tensors=weights.under(prefix)) for prefix in prefixes)
+    text = replace(text, tensors=add_text_model(text.tensors))
+    indices, dropped = unet_indices(configs.unet), DROPPED["unet"]
+    after = f"transformer.resblocks.{configs.text.layers}.*"  # the last layer, of which nothing is read
+    what_unet, what_vae, what_text = (
+        f"{network} of an original {configs.family} checkpoint, under {prefix}"
+        for network, prefix in zip(("UNet", "AutoencoderKL", "TextTower"), prefixes, strict=True)
     )
-    vae = build_vae(under(detect.VAE), configs.vae, "original", what("AutoencoderKL", detect.VAE), dtype)
-    prefix, dialect = configs.text_format.prefix, configs.text_format.dialect
-    text = build(
-        TextTower,
-        configs.text,
-        replace(weights, tensors=add_text_model(weights.under(prefix))),
-        partial(sources, table=TEXT, dialect=dialect),
-        dropped=[*DROPPED["text"], f"transformer.resblocks.{configs.text.layers}.*"],  # behind the penultimate layer
-        dialect=what("TextTower", prefix),
-        dtype=dtype,
-    )
-    return unet, vae, text
+    return (
+        build(UNet, configs.unet, unet, UNET, "original", indices, dropped=dropped, what=what_unet, dtype=dtype),
+        build_vae(vae, configs.vae, "original", what_vae, dtype),
+        build(
+            TextTower, configs.text, text, TEXT, configs.text_format.dialect,
+            dropped=[*DROPPED["text"], after], what=what_text, dtype=dtype,
+        ),
+    )  # fmt: skip
 
 
 def _warn_of_unused(weights: Weights, configs: Configs) -> None:

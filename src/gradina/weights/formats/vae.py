@@ -6,7 +6,6 @@ import json
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -45,9 +44,8 @@ def build_vae(
     """An autoencoder with the names of a dialect ("original", "diffusers"), without prefix, in any spelling of them."""
     weights = replace(weights, tensors=rename_vae_attention(dialect, weights.tensors))
     indices = vae_indices(config) if dialect == "original" else None
-    where = partial(sources, table=VAE, dialect=dialect, indices=indices)
     what = what or f"autoencoder in the {dialect} layout"
-    return build(AutoencoderKL, config, weights, where, dropped=DROPPED["vae"], dialect=what, dtype=dtype)
+    return build(AutoencoderKL, config, weights, VAE, dialect, indices, dropped=DROPPED["vae"], what=what, dtype=dtype)
 
 
 def read_vae(
