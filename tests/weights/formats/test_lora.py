@@ -26,7 +26,7 @@ from gradina.adapters.lora import ATTENTION, LoRA, LoRAWeights
 from gradina.apps.cli.main import main
 from gradina.errors import WeightsError
 from gradina.images.metadata import read_picture
-from gradina.pipeline import model as pipeline_model
+from gradina.pipeline import conditioning
 from gradina.pipeline.model import StableDiffusion
 from gradina.weights.formats.lora import read_lora, write_lora
 
@@ -320,9 +320,7 @@ def test_stack_is_read_once_and_leaves_the_model_unchanged(
     write_lora(random_lora(model), path, model.unet, model.text)
     write_lora(LoRA(text=random_layers(model.text, 7)), other, model.unet, model.text, "kohya")
     read: list[object] = []
-    monkeypatch.setattr(
-        pipeline_model, "read_lora", lambda path, *parts: (read.append(path), read_lora(path, *parts))[1]
-    )
+    monkeypatch.setattr(conditioning, "read_lora", lambda path, *parts: (read.append(path), read_lora(path, *parts))[1])
     stack = ((str(path), 0.5), (str(other), 2.0))
     one, again = ours(model, *stack), ours(model, *stack)
     assert read == [str(path), str(other)]

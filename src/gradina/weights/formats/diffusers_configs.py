@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from gradina.errors import WeightsError
-from gradina.models.clip import ACTIVATIONS, Activation, ConvConfig, TextConfig, VisionConfig
+from gradina.models.clip import TextConfig
+from gradina.models.clip_vision import ConvConfig, VisionConfig
 from gradina.models.unet import UNetConfig
 from gradina.models.vae import VAEConfig
+from gradina.nn.transformer import ACTIVATIONS, Activation
 from gradina.request import Defaults, Request
 from gradina.weights.json_config import Json, check_fixed, shortened, validated
 
