@@ -1,4 +1,4 @@
-"""A network built around weights that are mapped: nothing is initialised, nothing is copied, every tensor is used.
+"""A network built around mapped weights, without initialisation or copies, and its weights by foreign names.
 
 Loading is strict: every parameter is found, and every tensor of the file is known, or the error names what is not.
 """
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from gradina.errors import WeightsError
-from gradina.weights.remap import Indices, Table, read, sources, unclaimed
+from gradina.weights.remap import Indices, Table, read, sources, unclaimed, write
 from gradina.weights.safetensors import MappedFiles, Weights, to_dtype
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -63,6 +63,15 @@ def build(
         tensors = {name: to_dtype(x, dtype, mapped) for name, x in tensors.items()}
     built.load_state_dict(tensors, assign=True)
     return built.eval()
+
+
+def export(
+    network: nn.Module, table: Table, dialect: str, indices: Indices | None = None, prefix: str = ""
+) -> dict[str, Tensor]:
+    """The weights of a network by the names that `table` has for the dialect; a text tower's projection is left out."""
+    ours = network.state_dict()
+    ours.pop("projection.weight", None)
+    return write(ours, sources(ours, table, dialect, indices, prefix))
 
 
 def _problem(what: str, names: list[str]) -> str:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from gradina.errors import WeightsError
 from gradina.files import atomic_folder, read_json, write_json
@@ -17,7 +16,7 @@ from gradina.models.tokenizer import Tokenizer
 from gradina.models.unet import UNet, UNetConfig
 from gradina.models.vae import AutoencoderKL
 from gradina.request import Defaults
-from gradina.weights.build import build
+from gradina.weights.build import build, export
 from gradina.weights.components import Components, checked_components, resolve_prediction
 from gradina.weights.detect import TEXT_ENCODERS, check_unet_inputs
 from gradina.weights.formats import diffusers_configs
@@ -39,7 +38,6 @@ from gradina.weights.formats.vae import build_vae, read_vae
 from gradina.weights.json_config import read_config
 from gradina.weights.key_tables import DROPPED, TEXT, UNET, VAE, add_text_model
 from gradina.weights.model_card import model_card, with_dtype
-from gradina.weights.remap import Table, sources, write
 from gradina.weights.safetensors import OpenWeights, Weights, open_weights, save_weights
 
 log = logging.getLogger(__name__)
@@ -103,7 +101,8 @@ def write_folder(components: Components, path: str | Path, dtype: torch.dtype | 
             ("text_encoder", components.text, TEXT, "transformers", diffusers_configs.text_to_json(text)),
         ):
             write_json(folder / name / "config.json", config)
-            _write_network(network, table, dialect, folder / name / f"{STEMS[name]}.safetensors", dtype)
+            tensors = export(network, table, dialect)
+            save_weights(tensors, folder / name / f"{STEMS[name]}.safetensors", dtype=dtype)
         components.tokenizer.save(folder / "tokenizer")
         write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
         if components.clip is not None:
@@ -159,12 +158,6 @@ def _defaults(folder: Path, side: int) -> Defaults:
     if not (folder / SETTINGS).is_file():
         return Defaults(width=side, height=side)
     return read_config(folder / SETTINGS, diffusers_configs.defaults_from_json)
-
-
-def _write_network(network: nn.Module, table: Table, dialect: str, path: Path, dtype: torch.dtype | None) -> None:
-    ours = network.state_dict()
-    ours.pop("projection.weight", None)
-    save_weights(write(ours, sources(ours, table, dialect)), path, dtype=dtype)
 
 
 def _model_index(unet: UNetConfig) -> dict[str, Any]:
