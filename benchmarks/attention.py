@@ -12,13 +12,16 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from gradina.bench.timing import Times
-from gradina.nn.attention import SHORT, attention, plain
+from gradina.kernels.bindings import SoftmaxKernel, native
+from gradina.kernels.dispatch import SHORT, matmul_attention
+from gradina.nn.ops import attention
 
 # batch, heads, tokens, tokens looked at, width of a head
 LEARNING = ((32, 6, 64, 64, 32), (32, 6, 64, 24, 32), (32, 8, 16, 16, 32), (128, 3, 33, 33, 64), (32, 3, 256, 256, 32))
@@ -92,7 +95,8 @@ def main() -> None:
     for dtype in (torch.float32, torch.bfloat16):
         for shape in LEARNING:
             chosen = "ours" if dtype == torch.bfloat16 and shape[2] * shape[3] <= SHORT else "fused"
-            learning.append(raced(there_and_back, plain, shape, dtype, rounds) | {"chosen": chosen})
+            products = partial(matmul_attention, native(SoftmaxKernel, dtype))
+            learning.append(raced(there_and_back, products, shape, dtype, rounds) | {"chosen": chosen})
         for model, shapes in DRAWING.items():
             for shape in shapes:
                 row = raced(there, attention, shape, dtype, rounds) | errors(shape, dtype)

@@ -19,10 +19,10 @@ from pathlib import Path
 
 import torch
 
-from gradina.kernels.prepack import packed
 from gradina.models.vae import AutoencoderKL
-from gradina.nn import chunked
+from gradina.nn import ops
 from gradina.runtime.device import DTYPES
+from gradina.runtime.prepack import prepack
 from gradina.weights.families import FAMILIES
 
 SIDES, TYPES = (512, 1024), ("bf16", "fp32")
@@ -39,12 +39,12 @@ def held(what: str) -> float:
 def decoded(side: int, dtype: str) -> dict[str, float]:
     """One picture, here."""
     torch.manual_seed(0)
-    vae = packed(AutoencoderKL(FAMILIES["sd1"].vae).to(DTYPES[dtype]).eval().requires_grad_(False))
+    vae = prepack(AutoencoderKL(FAMILIES["sd1"].vae).to(DTYPES[dtype]).eval().requires_grad_(False))
     latents = torch.randn(1, 4, side // 8, side // 8).to(DTYPES[dtype])
     before, start = held("VmRSS"), time.perf_counter()
     pixels = vae.decode(latents).float()[0]
     seconds, most = time.perf_counter() - start, held("VmHWM")
-    chunked.LARGE = chunked.LARGE_IN_C = WHOLE
+    ops.LARGE = ops.LARGE_NATIVE = WHOLE
     whole = vae.decode(latents).float()[0]
     apart = 127.5 * (pixels.clamp(-1, 1) - whole.clamp(-1, 1)).abs()
     levels = {"levels at most": apart.max().item(), "levels in the mean": apart.mean().item()}

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from judges import ground_of
+from classifiers import background_of
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
@@ -199,7 +199,7 @@ def main() -> None:
             moved = [psnr(a, b, 2) for a, b in zip(after, before, strict=True)]
             rows[method] = {
                 "likeness": round(likeness(embed_pixels(pair, torch.cat([plain, placed])), others), 3),
-                "obedience": round(float((ground_of(placed) == asked).float().mean()), 3),
+                "obedience": round(float((background_of(placed) == asked).float().mean()), 3),
                 "other things, dB": round(sum(min(x, 99.0) for x in moved) / len(moved), 1),
                 "seconds": round(taught.seconds),
             }

@@ -29,7 +29,8 @@ import torch
 from handwriting import PACKAGE
 from lesson import whole
 
-from gradina.models.clip import CLIP, TextConfig, VisionConfig
+from gradina.models.clip import CLIP, TextConfig
+from gradina.models.clip_vision import VisionConfig
 from gradina.models.tokenizer import Tokenizer
 from gradina.training.data.dataset import generator
 from gradina.training.data.mnist import mnist

@@ -132,7 +132,7 @@ for law in LAWS:
 
 # %%
 from gradina.diffusion.optimizer_samplers import momentum
-from gradina.pipeline.generate import develop
+from gradina.pipeline.generate import decode_pictures
 from gradina.pipeline.plan import plans
 
 
@@ -141,7 +141,7 @@ def draw_with(walk, **options):
     drawn = []
     for plan in plans(model, replace(request, sampler="momentum", steps=count)):
         *_, last = walk(plan.denoise, plan.x, plan.sigmas, plan.noise, **options)
-        drawn += [picture.image for picture in develop(model, plan, last)]
+        drawn += [picture.image for picture in decode_pictures(model, plan, last)]
     return torch.stack([to_pixels(image) for image in drawn])
 
 

@@ -14,13 +14,14 @@ from PIL import Image
 from torch.nn import functional as F
 
 from gradina.diffusion.schedule import sd_schedule
-from gradina.kernels.prepack import packed
-from gradina.models.clip import CLIP, TextConfig, TextTower, VisionConfig
+from gradina.models.clip import CLIP, TextConfig, TextTower
+from gradina.models.clip_vision import VisionConfig
 from gradina.models.tokenizer import Tokenizer
 from gradina.models.unet import UNet, UNetConfig
 from gradina.models.vae import AutoencoderKL, VAEConfig
 from gradina.pipeline.model import StableDiffusion
 from gradina.request import Defaults
+from gradina.runtime.prepack import prepack
 from gradina.tasks.retrieval import preprocess
 from gradina.weights.formats.clip import Pair
 
@@ -76,10 +77,10 @@ def tiny_model() -> Callable[..., StableDiffusion]:
 
 @pytest.fixture(scope="session")
 def as_loaded() -> Callable[[StableDiffusion], StableDiffusion]:
-    """`as_loaded(model)`: a copy whose networks are packed, as those that come from files are."""
+    """`as_loaded(model)`: a copy whose networks are prepacked, as those that come from files are."""
 
     def copied(model: StableDiffusion) -> StableDiffusion:
-        text, vae, unet = (packed(copy.deepcopy(network)) for network in (model.text, model.vae, model.unet))
+        text, vae, unet = (prepack(copy.deepcopy(network)) for network in (model.text, model.vae, model.unet))
         return replace(model, text=text, vae=vae, unet=unet)
 
     return copied

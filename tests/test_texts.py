@@ -74,7 +74,7 @@ def test_any_bytes_are_text_without_nul_or_are_refused_by_name(data: bytes) -> N
     ],
 )
 def test_what_is_no_text_is_refused(data: bytes) -> None:
-    with pytest.raises(RecipeError, match=r"^a.txt is no text in UTF-8, UTF-16 or Windows-1252; save it as UTF-8$"):
+    with pytest.raises(RecipeError, match=r"^a.txt is not text in UTF-8, UTF-16 or Windows-1252; save it as UTF-8$"):
         read(data)
 
 

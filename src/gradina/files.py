@@ -124,7 +124,7 @@ def check_writable(path: str | PathLike[str]) -> None:
         if os.path.isdir(target):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         if not _is_device(target):
-            _probe(target)
+            _create(target).unlink()  # since permissions alone do not tell
         elif not os.access(target, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
@@ -139,7 +139,7 @@ def check_writable_folder(path: str | PathLike[str]) -> None:
         if not folder.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         for name in (*missing, "probe"):
-            _probe(folder / name)
+            _create(folder / name).unlink()
 
 
 def check_model_folder(path: str | PathLike[str]) -> None:
@@ -147,15 +147,11 @@ def check_model_folder(path: str | PathLike[str]) -> None:
     target = Path(os.path.realpath(path))
     _check_replaceable(path, target)
     with _as_disk_error(path):
-        _probe(target)
-
-
-def _probe(target: Path) -> None:
-    """Creates and removes an empty file in the folder of `target`, since permissions alone do not tell."""
-    _create(target).unlink()
+        _create(target).unlink()
 
 
 def _create(target: Path) -> Path:
+    """An empty temporary file in the folder of `target`."""
     temporary = _temporary(target, "part")
     os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     return temporary

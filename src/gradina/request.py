@@ -33,7 +33,7 @@ RATES_NAMES: tuple[str, ...] = get_args(RatesName)
 MAX_PIXELS = 16_800_000  # of a picture that is read or drawn
 MAX_SEED = 2**64 - 1  # as torch.manual_seed takes it
 
-Check: TypeAlias = Callable[[Any], str]  # what was expected of a value; "" where it is valid
+Check: TypeAlias = tuple[Callable[[Any], Any], str]  # whether a value is valid, and what is expected of it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +88,13 @@ class Request:
         prompts = (self.prompt,) if isinstance(self.prompt, str) else self.prompt
         return tuple(p for p in prompts for _ in range(self.images))
 
+    @property
+    def seeds(self) -> range:
+        """The seed of each picture, in the same order. Raises RequestError where none is given yet."""
+        if self.seed is None:
+            raise RequestError("seed: this request has none yet; call resolved() first")
+        return range(self.seed, self.seed + len(self.prompts))
+
     def resolved(self, defaults: Defaults) -> Request:
         """The request with the model's defaults for open fields, and a random seed where it has none."""
         filled = {f.name: getattr(defaults, f.name) for f in fields(defaults) if getattr(self, f.name) is None}
@@ -96,9 +103,7 @@ class Request:
 
     def alone(self, i: int) -> Request:
         """The request for picture `i` of this one alone, with one prompt, one seed; raises RequestError without one."""
-        if self.seed is None:
-            raise RequestError("seed: this request has none yet; call resolved() first")
-        return replace(self, prompt=self.prompts[i], seed=self.seed + i, images=1)
+        return replace(self, prompt=self.prompts[i], seed=self.seeds[i], images=1)
 
 
 def parse_concept(concept: str) -> tuple[str | None, str]:
@@ -126,21 +131,9 @@ def _frozen(value: Any) -> Any:
 
 
 def _number(low: float, high: float, kind: type = float) -> Check:
+    types = int if kind is int else int | float
     what = f"a whole number from {low} to {high}" if kind is int else f"a number from {low:g} to {high:g}"
-
-    def check(value: Any) -> str:
-        right_type = isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
-        return "" if right_type and low <= value <= high else what  # NaN is in no range
-
-    return check
-
-
-def _form(is_valid: Callable[[Any], bool], what: str) -> Check:
-    return lambda value: "" if is_valid(value) else what
-
-
-def _side(value: Any) -> str:
-    return _number(8, 8192, int)(value) or (f"a multiple of 8 (try {value - value % 8 or 8})" if value % 8 else "")
+    return lambda v: isinstance(v, types) and not isinstance(v, bool) and low <= v <= high, what  # NaN is in no range
 
 
 def _is_texts(value: Any) -> bool:
@@ -157,32 +150,36 @@ def _is_weighted_file(value: Any) -> bool:
 
 
 _CHECKS: dict[str, Check] = {
-    "prompt": _form(lambda v: isinstance(v, str) or (v and _is_texts(v)), "a text or a list of at least one text"),
-    "negative_prompt": _form(lambda v: isinstance(v, str), "a text"),
+    "prompt": (lambda v: isinstance(v, str) or (v and _is_texts(v)), "a text or a list of at least one text"),
+    "negative_prompt": (lambda v: isinstance(v, str), "a text"),
     "images": _number(1, 4096, int), "steps": _number(1, 1000, int), "reuse": _number(1, 1000, int),
     "guidance_scale": _number(0, 1000), "guidance_rescale": _number(0, 1), "eta": _number(0, 1),
-    "strength": _number(0, 1), "seed": _number(0, MAX_SEED, int), "width": _side, "height": _side,
-    "guidance_interval": _form(_is_interval, "two noise levels (sigma), lowest first"),
-    "concepts": _form(lambda v: _is_texts(v) and all(v), "files of learnt words"),
-    "edit": _form(_is_weighted_file, "a file and a share, such as ('bird.safetensors', 0.7)"),
+    "strength": _number(0, 1), "width": _number(8, 8192, int), "height": _number(8, 8192, int),
+    "seed": _number(0, MAX_SEED, int),
+    "guidance_interval": (_is_interval, "two noise levels (sigma), lowest first"),
+    "concepts": (lambda v: _is_texts(v) and all(v), "files of learnt words"),
+    "edit": (_is_weighted_file, "a file and a share, such as ('bird.safetensors', 0.7)"),
 }  # fmt: skip
-_LORA = _form(_is_weighted_file, "a file and its scale, such as ('bear.safetensors', 0.8)")
+_LORA = (_is_weighted_file, "a file and its scale, such as ('bear.safetensors', 0.8)")
 _CHOICES = (("sampler", SAMPLER_NAMES), ("schedule", SCHEDULE_NAMES), ("rates", RATES_NAMES))
 _OPTIONAL = frozenset(field.name for field in fields(Request) if field.default is None)
 
 
-def _expect(name: str, value: Any, check: Check) -> None:
-    if expected := check(value):
+def _expect(name: str, value: Any, is_valid: Callable[[Any], Any], expected: str) -> None:
+    if not is_valid(value):
         raise RequestError(f"{name}: got {value!r}, expected {expected}")
 
 
 def _check(r: Request) -> None:
     for name, check in _CHECKS.items():
         if getattr(r, name) is not None or name not in _OPTIONAL:
-            _expect(name, getattr(r, name), check)
+            _expect(name, getattr(r, name), *check)
     for name, choices in _CHOICES:
         if getattr(r, name) is not None:
             choice(name, getattr(r, name), choices)
+    for name in ("width", "height"):
+        if (side := getattr(r, name)) and side % 8:
+            raise RequestError(f"{name}: got {side}, expected a multiple of 8 (try {side - side % 8 or 8})")
     if r.width and r.height and r.width * r.height > MAX_PIXELS:
         limit = f"{MAX_PIXELS / 1e6:.1f} megapixels"
         raise RequestError(f"width, height: got {r.width} x {r.height}, expected at most {limit}")
@@ -191,9 +188,9 @@ def _check(r: Request) -> None:
         if value is not None and not isinstance(value, (str, PathLike)) and not hasattr(value, "getbbox"):
             raise RequestError(f"{name}: got {type(value).__name__}, expected a path or a PIL image")
     if r.edit is not None:
-        _expect("edit: share", r.edit[1], _number(-2, 3))
+        _expect("edit: share", r.edit[1], *_number(-2, 3))
     for lora in r.loras if isinstance(r.loras, tuple) else (r.loras,):
-        _expect("loras", lora, _LORA)
-        _expect(f"loras: scale of {lora[0]}", lora[1], _number(-100, 100))
+        _expect("loras", lora, *_LORA)
+        _expect(f"loras: scale of {lora[0]}", lora[1], *_number(-100, 100))
     if r.mask_image is not None and r.init_image is None:
         raise RequestError("mask_image: got a mask without an init_image; give the picture that it masks")

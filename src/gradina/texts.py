@@ -46,7 +46,7 @@ def text_reader(error: type[GradinaError]) -> Iterator[ReadText]:
     def read(data: bytes, name: str) -> str:
         text, encoding = decode_text(data)
         if text is None:
-            raise error(f"{name} is no text in UTF-8, UTF-16 or Windows-1252; save it as UTF-8")
+            raise error(f"{name} is not text in UTF-8, UTF-16 or Windows-1252; save it as UTF-8")
         head = text[:32].lstrip().lower()
         for prefix, kind in OTHER_DOCUMENTS:
             if head.startswith(prefix):

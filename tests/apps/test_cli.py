@@ -283,7 +283,7 @@ def test_ctrl_c_while_drawing_is_said(
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("gradina.pipeline.generate.walk", interrupted)
+    monkeypatch.setattr("gradina.pipeline.generate.run_sampler", interrupted)
     assert main(["x", "-m", model_folder]) == 130
     assert capsys.readouterr().err == "gradina: stopped\n"
     assert names(room) == []
@@ -304,7 +304,7 @@ WRONG = [
     (["x", "--steps", "many"], "Invalid value for '--steps'"),
     (["x", "--mask-image", "photo.png"], "mask_image: got a mask without an init_image"),
     (["x", "-i", "nothing.png"], "init_image: nothing.png does not exist"),
-    (["x", "-i", "text.txt"], "init_image: text.txt is no picture"),
+    (["x", "-i", "text.txt"], "init_image: text.txt is not a picture"),
     (["x", "-o", "x.bmp"], "--output: got x.bmp, expected a name that ends in .png"),
     (["x", "-o", "/dev/full"], "--output: got /dev/full, expected a name that ends in .png"),
     (["x", "-o", ""], "--output: got an empty text, expected PATH"),
@@ -336,8 +336,8 @@ WRONG = [
     (["generate"], "Missing argument"),
     (["again", "photo.png"], "photo.png carries no request"),
     (["info", "nothing.png"], "nothing.png does not exist"),
-    (["info", "text.txt"], "text.txt is no picture"),
-    (["encode", "text.txt"], "text.txt is no picture"),
+    (["info", "text.txt"], "text.txt is not a picture"),
+    (["encode", "text.txt"], "text.txt is not a picture"),
     (["decode", "text.txt"], "text.txt: not a file of latents"),
     (["decode", "nothing"], "nothing: there is no such file"),
     (["convert", "nowhere", "x.safetensors"], "nowhere"),

@@ -229,7 +229,7 @@ def test_what_cannot_be_read_is_named_once_and_left_out(room: Path, pair_folder:
         assert main([*command, "-m", pair_folder]) == 0
         said = capsys.readouterr()
         assert said.err.count("\n") == 2
-        assert re.search(r"^gradina: note: left out: photos/bad\.png is no picture", said.err, re.M)
+        assert re.search(r"^gradina: note: left out: photos/bad\.png is not a picture", said.err, re.M)
         assert re.search(r"^gradina: note: left out: photos/cut\.png is damaged or truncated", said.err, re.M)
         assert "bad" not in said.out
         assert "cut" not in said.out
@@ -262,11 +262,11 @@ def test_pictures_larger_than_what_is_drawn(room: Path, pair_folder: str, capsys
 
 WRONG = [
     (["caption", "none.png"], "picture: none.png does not exist; give the path of a picture"),
-    (["caption", "photos/notes.txt"], "picture: photos/notes.txt is no picture"),
+    (["caption", "photos/notes.txt"], "picture: photos/notes.txt is not a picture"),
     (["caption", "empty"], "empty: has no pictures in it (expected .png, "),
     (["caption", "photos/a.png", "--best", "0"], "Invalid value for '--best'"),
     (["caption", "photos/a.png", "--phrases", "none.txt"], "--phrases: none.txt cannot be read (No such file"),
-    (["caption", "photos/a.png", "--phrases", "photos/a.png"], "--phrases: photos/a.png is no text in UTF-8"),
+    (["caption", "photos/a.png", "--phrases", "photos/a.png"], "--phrases: photos/a.png is not text in UTF-8"),
     (["caption", "photos/a.png", "--phrases", "blank.txt"], "--phrases: blank.txt has no lines"),
     (["caption", "photos/a.png", "-m", "silent"], "phrases: silent has none of its own; give the texts to choose from"),
     (["caption", "photos/a.png", "-m", "photos"], "photos: has no image tower (expected clip/ in a model's folder"),
@@ -373,7 +373,7 @@ def test_a_captioning_model_says_sentences(room: Path, tiny_blip: str, capsys: C
         "photos/more/d.PNG",
     ]
     assert all(isinstance(row["captions"][0]["text"], str) for row in rows)
-    assert "broken.png is no picture" in said.err
+    assert "broken.png is not a picture" in said.err
     assert main(["caption", "photos/a.png", "--by", tiny_blip, "-q"]) == 0
     assert main(["caption", "photos", "--by", "nowhere/nothing", "-q"]) == 2
     assert "nowhere/nothing: cannot be used for captions" in capsys.readouterr().err

@@ -1,12 +1,11 @@
-"""Pictures from anywhere, made into what a model can start from."""
+"""Opened pictures: every mode and format becomes RGB or grey, and an invalid file is one line."""
 
 from __future__ import annotations
 
-import re
 import struct
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,8 @@ import pytest
 from PIL import Image
 
 from gradina.errors import PictureError
-from gradina.images.folder import SUFFIXES, pictures_in
-from gradina.images.open import FORMATS, MAX_PIXELS, open_mask, open_picture, resize, resize_and_center_crop
+from gradina.images.folder import SUFFIXES
+from gradina.images.open import FORMATS, MAX_PIXELS, open_mask, open_picture, overlay, resize, resize_and_center_crop
 
 RED, WHITE, BLACK = (255, 0, 0), (255, 255, 255), (0, 0, 0)
 
@@ -31,7 +30,7 @@ def bare_png(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
 
-def test_a_path_and_the_picture_itself_give_the_same(tmp_path: Path) -> None:
+def test_path_and_image_give_the_same(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
     image = Image.fromarray(pixels)
     image.save(tmp_path / "a.png")
@@ -54,7 +53,7 @@ def test_orientation_is_applied(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "RGBa", "P"])
-def test_transparency_is_laid_over_white_and_under_masks_over_black(mode: str, tmp_path: Path) -> None:
+def test_transparency_is_composited(mode: str, tmp_path: Path) -> None:
     if mode == "P":
         image = Image.new("P", (2, 1))
         image.putpalette([255, 0, 0, 0, 255, 0])
@@ -123,9 +122,10 @@ def broken(tmp_path: Path) -> dict[str, tuple[Callable[[], object], str]]:
         (tmp_path / f"half.{suffix}").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "page.eps").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n")
     files = {
-        "none.png": "does not exist", "": "is no file", "words.png": "is no picture", "empty.png": "is no picture",
-        "half.png": "damaged", "half.jpg": "damaged", "half.webp": "damaged|no picture", "half.gif": "damaged",
-        "half.tiff": "damaged|no picture", "page.eps": "is EPS, expected PNG",
+        "none.png": "does not exist", "": "is not a file", "words.png": "is not a picture",
+        "empty.png": "is not a picture",
+        "half.png": "damaged", "half.jpg": "damaged", "half.webp": "damaged|not a picture", "half.gif": "damaged",
+        "half.tiff": "damaged|not a picture", "page.eps": "is EPS, expected PNG",
     }  # fmt: skip
     for name, size in (("large", (5000, 5000)), ("bomb", (12000, 12000)), ("worse", (60000, 60000))):
         (tmp_path / f"{name}.png").write_bytes(bare_png(*size))
@@ -134,7 +134,7 @@ def broken(tmp_path: Path) -> dict[str, tuple[Callable[[], object], str]]:
     return {name: (lambda path=tmp_path / name: open_picture(path), words) for name, words in files.items()}  # type: ignore[misc]
 
 
-def test_what_is_no_usable_picture_gets_one_line(tmp_path: Path) -> None:
+def test_unusable_file_is_one_line(tmp_path: Path) -> None:
     for name, (attempt, words) in broken(tmp_path).items():
         with warnings.catch_warnings(record=True) as caught, pytest.raises(PictureError, match=words) as error:
             attempt()
@@ -143,7 +143,7 @@ def test_what_is_no_usable_picture_gets_one_line(tmp_path: Path) -> None:
         assert "\n" not in str(error.value)
 
 
-def test_the_limit_holds_for_pictures_in_memory_and_is_inclusive() -> None:
+def test_size_limit_is_inclusive() -> None:
     assert MAX_PIXELS >= 4096 * 4096
     with pytest.raises(PictureError, match=r"mask_image: the picture is 4200 x 4100"):
         open_mask(Image.new("1", (4200, 4100)))
@@ -168,15 +168,15 @@ def test_the_limit_holds_for_pictures_in_memory_and_is_inclusive() -> None:
         (b"anything", ""),
     ],
 )
-def test_what_is_no_picture_is_named(tmp_path: Path, data: bytes, kind: str) -> None:
+def test_signature_of_other_files_is_named(tmp_path: Path, data: bytes, kind: str) -> None:
     (tmp_path / "a.jpg").write_bytes(data)
     for source, name in ((tmp_path / "a.jpg", tmp_path / "a.jpg"), (data, "the file")):
         with pytest.raises(PictureError) as error:
             open_picture(source)
-        assert str(error.value).startswith(f"init_image: {name} is no picture ({kind}")
+        assert str(error.value).startswith(f"init_image: {name} is not a picture ({kind}")
 
 
-def test_a_closed_picture_gets_one_line(tmp_path: Path) -> None:
+def test_closed_image_is_one_line(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     with Image.open(tmp_path / "a.png") as image:
         pass
@@ -184,7 +184,7 @@ def test_a_closed_picture_gets_one_line(tmp_path: Path) -> None:
         open_picture(image)
 
 
-def test_fit_is_what_diffusers_does() -> None:
+def test_resize_equals_diffusers() -> None:
     image = Image.effect_noise((50, 40), 90)
     assert resize(image, 50, 40) is image
     assert resize(image, 32, 64).size == (32, 64)
@@ -194,7 +194,7 @@ def test_fit_is_what_diffusers_does() -> None:
 
 @pytest.mark.parametrize("size", [(24, 24), (61, 45), (30, 200), (7, 9), (333, 100)])
 @pytest.mark.parametrize("resample", [Image.Resampling.BICUBIC, Image.Resampling.BILINEAR])
-def test_middle_is_what_transformers_does(size: tuple[int, int], resample: Image.Resampling) -> None:
+def test_center_crop_equals_transformers(size: tuple[int, int], resample: Image.Resampling) -> None:
     processor = pytest.importorskip("transformers").CLIPImageProcessor(
         size={"shortest_edge": 24}, crop_size=24, resample=resample, do_rescale=False, do_normalize=False
     )
@@ -203,7 +203,7 @@ def test_middle_is_what_transformers_does(size: tuple[int, int], resample: Image
     assert np.array_equal(ours.transpose(2, 0, 1), processor(Image.fromarray(noise)).pixel_values[0])
 
 
-def test_of_a_very_long_picture_the_ends_are_not_looked_at() -> None:
+def test_ends_of_a_very_long_picture_are_cut_off() -> None:
     long = Image.new("RGB", (100_001, 1), RED)
     long.putpixel((50_000, 0), WHITE)
     small = resize_and_center_crop(long, 8, Image.Resampling.NEAREST)
@@ -215,68 +215,25 @@ def test_of_a_very_long_picture_the_ends_are_not_looked_at() -> None:
     )
 
 
-def test_pictures_are_found_in_folders_in_order(tmp_path: Path) -> None:
-    for name in ("b.PNG", "a.jpg", "c.txt", ".d.png", "z/e.webp", "m/f.gif", "m/n/g.tif", ".hidden/h.png", "m/i.png/x"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text("")
-    (tmp_path / "gone.png").symlink_to("nowhere")
-    found = [str(path.relative_to(tmp_path)) for path in pictures_in(tmp_path)]
-    assert found == ["a.jpg", "b.PNG", "m/f.gif", "m/n/g.tif", "z/e.webp"]
-
-
-def test_thumbnails_and_bins_of_systems_are_no_pictures(tmp_path: Path) -> None:
-    for name in ("@eaDir/SYNOPHOTO_THUMB.png", "__MACOSX/._a.png", "a/.thumbnails/b.png", "#recycle/c.png", "._d.png",
-                 "$RECYCLE.BIN/e.png", "a/@EADIR/f.png", "@me/g.png"):  # fmt: skip
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text("")
-    assert pictures_in(tmp_path) == [tmp_path / "@me" / "g.png"]
-
-
-def test_formats_that_are_not_read_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    for name in ("IMG_1.HEIC", "x/b.nef"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text("")
-    told = r"2 pictures are in formats that are not read \(.heic, .nef: IMG_1.HEIC, x/b.nef\)"
-    with pytest.raises(PictureError, match=told + "; convert them to PNG or JPEG"):
-        pictures_in(tmp_path)
-    (tmp_path / "c.png").write_text("")
-    assert pictures_in(tmp_path) == [tmp_path / "c.png"]
-    assert re.search(told + ", and left out; convert them", caplog.text)
-
-
-def test_suffixes_are_those_of_the_formats() -> None:
+def test_suffixes_match_the_formats() -> None:
     Image.init()
     assert {Image.registered_extensions()[suffix] for suffix in SUFFIXES} | {"MPO"} == set(FORMATS)
 
 
-def test_links_to_folders_are_followed_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    for name in ("here/x/a.png", "away/b.png", "away/back/c.png"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes(b"")
-    for name, to in (("away", "away"), ("again", "away"), ("up", "."), ("x2", "here/x"), ("loop", "here")):
-        (tmp_path / "here" / name).symlink_to(tmp_path / to)
-    (tmp_path / "away" / "back" / "loop").symlink_to(tmp_path / "away")
-    found = [path.relative_to(tmp_path / "here").as_posix() for path in pictures_in(tmp_path / "here")]
-    assert found == ["again/b.png", "again/back/c.png", "x/a.png"]
-    assert not caplog.messages
+def test_overlay_blends_within_the_border() -> None:
+    black, white, mask = (Image.new("L", (64, 64), value) for value in (0, 255, 0))
+    mask.paste(255, (20, 13, 51, 43))
+    blended = np.asarray(overlay(black, white, mask, blur=3))
+    assert blended[np.asarray(mask) == 0].max() == 0
+    row = blended[28, 20:36]
+    assert (np.diff(row.astype(int)) >= 0).all()
+    assert row[0] < 60
+    assert row[-1] == 255
+    assert (np.asarray(overlay(black, white, white)) == 255).all()
+    assert (np.asarray(overlay(black, white, black)) == 0).all()
 
 
-def test_links_to_nothing_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (tmp_path / "a.png").write_bytes(b"")
-    for i in range(4):
-        (tmp_path / f"{i}.png").symlink_to("nowhere")
-    assert pictures_in(tmp_path) == [tmp_path / "a.png"]
-    told = "4 links to pictures lead to nothing (0.png, 1.png, 2.png, ...), and are left out"
-    assert caplog.messages == [f"{tmp_path}: {told}"]
-
-
-def test_folders_that_cannot_be_read_are_told(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def walk(top: Path, onerror: Callable[[OSError], None], **_: object) -> Iterator[tuple[str, list[str], list[str]]]:
-        onerror(PermissionError(13, "Permission denied", str(top / "x")))
-        yield str(top), [], []
-
-    monkeypatch.setattr("os.walk", walk)
-    assert pictures_in(tmp_path) == []
-    assert caplog.messages == [f"{tmp_path / 'x'}: cannot be read (Permission denied), and is left out"]
+def test_overlay_draws_a_stroke_of_one_latent_pixel() -> None:
+    black, white, mask = (Image.new("L", (512, 512), value) for value in (0, 255, 0))
+    mask.paste(255, (200, 0, 208, 512))
+    assert np.asarray(overlay(black, white, mask))[256, 203] > 0.85 * 255

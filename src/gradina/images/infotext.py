@@ -131,7 +131,7 @@ def _not_honoured(pairs: Mapping[str, str]) -> list[str]:
         ignored = key in SIDES or (key, value) in HARMLESS or (key == "VAE" and _is_by_gradina(pairs))
         if key.lower() not in KNOWN and not ignored:
             matches = (why for prefix, why in NOT_HONOURED if key.lower().startswith(prefix.lower()))
-            why = next(matches, "not known here")
+            why = next(matches, "unknown")
             reasons.setdefault(why, []).append(f"{short(key)}: {short(value)}" if value else short(key))
     return [f"{', '.join(settings)} (not honoured: {why})" for why, settings in reasons.items()]
 

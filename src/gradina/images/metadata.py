@@ -24,8 +24,9 @@ from gradina.errors import PictureError, RequestError
 from gradina.files import file_sha256
 from gradina.images.infotext import has_settings, model_of, read_parameters
 from gradina.images.open import check_file, open_image, open_mask, open_picture
+from gradina.images.programs import comfyui
 from gradina.images.programs import settings as program_settings
-from gradina.images.programs.registry import read_comfyui, read_programs
+from gradina.images.programs.registry import read_programs
 from gradina.images.programs.settings import ProgramSettings
 from gradina.images.stealth import read_hidden_texts
 from gradina.images.text_chunks import read_texts
@@ -96,21 +97,13 @@ def _image_from_dict(name: str, value: Any, folder: Path | None) -> Any:
     for path in existing:
         if file_sha256(path) == value["sha256"]:
             return str(path)
-    what = f"{existing[0]} is not the picture any more that it was" if existing else f"{given} is not there"
+    what = f"{existing[0]} has changed since then" if existing else f"{given} is not there"
     raise PictureError(f"{name}: {what}; put the one with sha256 {value['sha256'][:12]}... back, or name another")
 
 
 def request_to_dict(request: Request, strict: bool = True) -> dict[str, Any]:
     values = {field.name: getattr(request, field.name) for field in fields(Request)}
     return values | {name: _image_to_dict(name, values[name], strict) for name in IMAGES}
-
-
-def _request_from_dict(values: Any, folder: Path | None) -> Request:
-    if not isinstance(values, dict):
-        raise RequestError(f"request: got {str(values)[:80]!r}, expected a JSON object of its fields")
-    for name in values:
-        choice("request", name, tuple(field.name for field in fields(Request)))
-    return Request(**{k: _image_from_dict(k, v, folder) if k in IMAGES else v for k, v in values.items()})
 
 
 def to_json(request: Request, strict: bool = True) -> str:
@@ -130,8 +123,13 @@ def from_json(text: str, folder: str | PathLike[str] | None = None) -> Request:
     try:
         values = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise RequestError(f"request: this is no JSON ({error}); expected an object of a request's fields") from None
-    return _request_from_dict(values, None if folder is None else Path(folder))
+        raise RequestError(f"request: this is not JSON ({error}); expected an object of a request's fields") from None
+    if not isinstance(values, dict):
+        raise RequestError(f"request: got {str(values)[:80]!r}, expected a JSON object of its fields")
+    for name in values:
+        choice("request", name, tuple(field.name for field in fields(Request)))
+    folder = None if folder is None else Path(folder)
+    return Request(**{k: _image_from_dict(k, v, folder) if k in IMAGES else v for k, v in values.items()})
 
 
 # Reading
@@ -167,8 +165,8 @@ def _read(texts: Mapping[str, str], path: Path, strict: bool) -> Record | None:
     if not a1111 or _is_json(a1111):
         comments = (texts.get(key, "") for key in ("UserComment", "ImageDescription", "XPComment", "comment"))
         a1111 = next(filter(has_settings, comments), "")
-    if not a1111 and (comfyui := read_comfyui(texts)):
-        return _from_program(*comfyui, path)
+    if not a1111 and (settings := comfyui.read(texts)):  # some of its nodes write an A1111 text, too
+        return _from_program("comfyui", settings, path)
     if not a1111:  # programs that save a picture again keep its texts by other keywords
         a1111 = next((text for text in texts.values() if not _is_json(text) and has_settings(text)), "")
     return _from_program("a1111", a1111, path) if a1111 else None
@@ -207,7 +205,7 @@ def _from_gradina(text: str, folder: Path, strict: bool) -> Record | None:
     unknown = {name: str(values.pop(name)) for name in sorted(set(values) - known)}
     notes = [f"{name}: {value[:80]} (not known to this gradina, left out)" for name, value in unknown.items()]
     if data.get("format") != FORMAT:
-        notes.append(f"the file was written by gradina {version} in a newer form; what is not known here is left out")
+        notes.append(f"the file was written by gradina {version} in a newer form; unknown fields are left out")
     for name in IMAGES:
         value: Any = values.get(name)
         try:

@@ -9,10 +9,11 @@ import struct
 import threading
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from PIL import Image, ImageChops, ImageFilter, ImageOps, UnidentifiedImageError
 
@@ -21,6 +22,8 @@ from gradina.request import MAX_PIXELS
 
 if TYPE_CHECKING:
     from gradina.request import ImageLike
+
+T = TypeVar("T")
 
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM")
 SAVE_OPTIONS: dict[str, dict[str, Any]] = {  # of Pillow, by the suffix of the file
@@ -67,7 +70,7 @@ def _name(source: ImageLike | bytes) -> str:
 def check_file(path: str | PathLike[str], what: str) -> str:
     """The path of a file; raises PictureError where none exists."""
     if not os.path.isfile(path):
-        kind = "is no file" if os.path.exists(path) else "does not exist"
+        kind = "is not a file" if os.path.exists(path) else "does not exist"
         raise PictureError(f"{what}: {os.fspath(path)} {kind}; give the path of a picture")
     return os.fspath(path)
 
@@ -96,8 +99,9 @@ def _open_file(source: str | PathLike[str] | bytes, what: str, max_pixels: int) 
     except PermissionError as error:
         raise PictureError(f"{what}: {path} may not be read; change its permissions") from error
     except UnidentifiedImageError:
-        kind = _signature(source[:64] if isinstance(source, bytes) else _first_bytes(source))
-        raise PictureError(f"{what}: {path} is no picture ({kind}expected {', '.join(FORMATS)})") from None
+        raise PictureError(
+            f"{what}: {path} is not a picture ({_signature(source)}expected {', '.join(FORMATS)})"
+        ) from None
     except DECODE_ERRORS as error:
         raise PictureError(f"{what}: {path} is damaged or truncated ({error}); give another file") from error
     if image.format not in FORMATS:
@@ -106,13 +110,10 @@ def _open_file(source: str | PathLike[str] | bytes, what: str, max_pixels: int) 
     return image
 
 
-def _first_bytes(path: str | PathLike[str]) -> bytes:
-    with open(path, "rb") as file:
-        return file.read(64)
-
-
-def _signature(data: bytes) -> str:
+def _signature(source: str | PathLike[str] | bytes) -> str:
     """What a file is by its first bytes, for a message; "" where that is unknown."""
+    with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
+        data = file.read(64)
     if not data:
         return "it is empty; "
     return next(
@@ -162,12 +163,10 @@ def _flatten(image: Image.Image, mode: str, background: str) -> Image.Image:
     return flat
 
 
-def _read(
-    source: ImageLike | bytes, what: str, mode: str, background: str, max_pixels: int = MAX_PIXELS
-) -> Image.Image:
+def _read(source: ImageLike | bytes, what: str, convert: Callable[[Image.Image], T], max_pixels: int = MAX_PIXELS) -> T:
     with open_image(source, what, max_pixels) as image:
         try:
-            return _flatten(image, mode, background)
+            return convert(image)
         except DECODE_ERRORS as error:
             reason = f"{_name(source)} is damaged or truncated ({error}); give another file"
             raise PictureError(f"{what}: {reason}") from error
@@ -179,7 +178,7 @@ def open_picture(source: ImageLike | bytes, what: str = "init_image", max_pixels
     Applies the EXIF orientation, composites transparency over white, and scales grey of more than eight bits. Raises
     PictureError, which begins with `what`: no such file, no picture, damaged, or larger than `max_pixels`.
     """
-    return _read(source, what, "RGB", "white", max_pixels)
+    return _read(source, what, partial(_flatten, mode="RGB", background="white"), max_pixels)
 
 
 def open_mask(source: ImageLike | bytes, what: str = "mask_image") -> Image.Image:
@@ -187,18 +186,19 @@ def open_mask(source: ImageLike | bytes, what: str = "mask_image") -> Image.Imag
 
     Raises PictureError as `open_picture` does.
     """
-    return _read(source, what, "L", "black")
+    return open_mask_and_holes(source, what)[0]
 
 
-def has_holes(source: ImageLike | bytes, what: str = "mask_image") -> bool:
-    """Whether a mask is really a picture with transparent holes, as some programs mark what is drawn anew.
+def open_mask_and_holes(source: ImageLike | bytes, what: str = "mask_image") -> tuple[Image.Image, bool]:
+    """The mask as `open_mask` gives it, and whether it is really a picture with holes, as some programs mark masks."""
+    return _read(source, what, lambda image: (_flatten(image, "L", "black"), _has_holes(image)))
 
-    Its opaque pixels are then not black and white, as those of a mask are. Raises PictureError as `open_picture` does.
-    """
-    with open_image(source, what) as image:
-        if not image.has_transparency_data:
-            return False
-        small = image.convert("RGBA").resize((64, 64), Image.Resampling.NEAREST)
+
+def _has_holes(image: Image.Image) -> bool:
+    """Whether a picture has transparent holes, and around them more than the black and white of a mask."""
+    if not image.has_transparency_data:
+        return False
+    small = image.convert("RGBA").resize((64, 64), Image.Resampling.NEAREST)
     pixels = list(zip(small.getchannel("A").tobytes(), small.convert("L").tobytes(), strict=True))
     opaque = [grey for alpha, grey in pixels if alpha >= 128]
     return 0 < len(opaque) < len(pixels) and sum(32 <= grey < 224 for grey in opaque) * 2 > len(opaque)

@@ -68,21 +68,20 @@ def save_picture(picture: Picture, path: str | PathLike[str]) -> None:
     """
     suffix = choice("suffix of the picture's name", Path(path).suffix.lower(), tuple(SAVE_OPTIONS))
     text, record = _metadata(picture)
-    metadata: dict[str, Any]
     if suffix == ".png":
         chunks = PngInfo()
         chunks.add_text("parameters", text)
         chunks.add_text("gradina", record)
-        metadata = {"pnginfo": chunks}
-    elif suffix == ".webp":
-        metadata = {"exif": _exif(text, record)}
+        metadata: dict[str, Any] = {"pnginfo": chunks}
     else:
         exif = _exif(text, record)
-        if len(exif) > MAX_EXIF_BYTES:
+        if suffix != ".webp" and len(exif) > MAX_EXIF_BYTES:
             log.warning("%s: the request is too large for a JPEG, which now holds the A1111 text alone; use PNG", path)
             exif = _exif(text, None)
-        if len(exif) > MAX_EXIF_BYTES:
-            raise RequestError(f"prompt: too long for a JPEG ({len(exif)} bytes, at most {MAX_EXIF_BYTES}); save a PNG")
+            if len(exif) > MAX_EXIF_BYTES:
+                raise RequestError(
+                    f"prompt: too long for a JPEG ({len(exif)} bytes, at most {MAX_EXIF_BYTES}); save a PNG"
+                )
         metadata = {"exif": exif}
     with atomic_write(path) as file:
         picture.image.convert("RGB").save(file, **SAVE_OPTIONS[suffix], **metadata)

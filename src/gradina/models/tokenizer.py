@@ -276,20 +276,21 @@ class Tokenizer:
         """Ids of shape (b, length), int64: start, at most length - 2 tokens, end, padding; a longer text is cut off."""
         return self._framed([row[: self.length - 2] for row in self._rows(texts)], 1)[:, 0]
 
-    def chunks(self, texts: str | Sequence[str]) -> Tensor:
-        """Ids of shape (b, n, length), int64: a long text takes several chunks, each with start, end and padding.
+    def chunks(self, texts: str | Sequence[str | list[int]]) -> Tensor:
+        """Ids (b, n, length), int64, of texts or bare ids: a long one takes several chunks, each with start and end.
 
         n is that of the longest text; the others have empty chunks at the end. Source: A1111's web UI.
         """
         rows = self._rows(texts)
         return self._framed(rows, max([1, *(math.ceil(len(row) / (self.length - 2)) for row in rows)]))
 
-    def chunk_count(self, text: str) -> int:
-        """The number of chunks that a text takes."""
-        return max(1, math.ceil(len(self.ids(text)) / (self.length - 2)))
+    def chunk_count(self, text: str | list[int]) -> int:
+        """The number of chunks that a text, or its bare ids, takes."""
+        return max(1, math.ceil(len(self._rows([text])[0]) / (self.length - 2)))
 
-    def _rows(self, texts: str | Sequence[str]) -> list[list[int]]:
-        return [self.ids(text) for text in ([texts] if isinstance(texts, str) else texts)]
+    def _rows(self, texts: str | Sequence[str | list[int]]) -> list[list[int]]:
+        texts = [texts] if isinstance(texts, str) else texts
+        return [self.ids(text) if isinstance(text, str) else text for text in texts]
 
     def _framed(self, rows: list[list[int]], n: int) -> Tensor:
         import torch  # here, so that counting tokens does not import it

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from gradina.errors import Diverged
-from gradina.kernels.bindings import flushed
-from gradina.nn.conv2d import channels_last
+from gradina.runtime.memory import flush_denormals
+from gradina.runtime.prepack import channels_last
 from gradina.training.settings import Settings
 
 __all__ = ["Loss", "Settings", "State", "TrainStep", "autocast", "average", "device_of", "train"]
@@ -85,7 +85,7 @@ def train(state: State, loss: Loss, settings: Settings) -> Iterator[TrainStep]:
         yield _step(state, loss, settings)
 
 
-@flushed()
+@flush_denormals()
 def _step(state: State, loss: Loss, settings: Settings) -> TrainStep:
     """Forward, backward, clipping, optimizer, average."""
     start = time.perf_counter()

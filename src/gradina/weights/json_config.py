@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 
 from gradina.errors import RequestError, WeightsError
 from gradina.files import read_json
-from gradina.models.clip import ConvConfig, TextConfig, VisionConfig
+from gradina.models.clip import TextConfig
+from gradina.models.clip_vision import ConvConfig, VisionConfig
 from gradina.models.unet import UNetConfig
 from gradina.models.vae import VAEConfig
 

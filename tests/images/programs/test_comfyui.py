@@ -1,23 +1,31 @@
-"""Graphs of ComfyUI: which of their nodes say what, wherever they stand."""
+"""ComfyUI's graphs: nodes are found wherever they stand, and unknown ones are noted."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from gradina.errors import PictureError
+from gradina.images.metadata import read_picture
 from gradina.images.programs.comfyui import read
 from gradina.images.programs.settings import ProgramSettings, model_of, to_request
 from gradina.request import Request
 
+from .conftest import comfy, links
+
 Nodes = dict[str, tuple[str, dict[str, Any]]]
+
 
 SAMPLER = {
     "seed": 77, "steps": 20, "cfg": 7.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0,
     "model": ["4", 0], "positive": ["6", 0], "negative": ["7", 0], "latent_image": ["5", 0],
 }  # fmt: skip
+
+
 BASE: Nodes = {
     "3": ("KSampler", SAMPLER),
     "4": ("CheckpointLoaderSimple", {"ckpt_name": "sd-1.5.safetensors"}),
@@ -27,6 +35,8 @@ BASE: Nodes = {
     "8": ("VAEDecode", {"samples": ["3", 0], "vae": ["4", 2]}),
     "9": ("SaveImage", {"images": ["8", 0]}),
 }
+
+
 KITE = Request(
     prompt="a red kite", negative_prompt="blurry", steps=20, seed=77, guidance_scale=7.0, sampler="euler",
     schedule="linspace", width=512, height=768,
@@ -47,6 +57,8 @@ def changed(**fields: Any) -> dict[str, Any]:
 CUSTOM = {
     "noise": ["20", 0], "guider": ["21", 0], "sampler": ["22", 0], "sigmas": ["23", 0], "latent_image": ["5", 0],
 }  # fmt: skip
+
+
 PARTS: Nodes = {
     "3": ("SamplerCustomAdvanced", CUSTOM),
     "20": ("RandomNoise", {"noise_seed": 77}),
@@ -54,10 +66,14 @@ PARTS: Nodes = {
     "22": ("KSamplerSelect", {"sampler_name": "euler"}),
     "23": ("BasicScheduler", {"scheduler": "normal", "steps": 20, "denoise": 1.0, "model": ["4", 0]}),
 }
+
+
 FIRST = changed(latent_image=["12", 0], denoise=0.5, seed=1, steps=9, positive=["7", 0])  # a second pass
 
 
 PIPED = {key: SAMPLER[key] for key in ("seed", "steps", "cfg", "sampler_name", "scheduler", "denoise")}
+
+
 LOADER = {
     "ckpt_name": "sd-1.5.safetensors", "positive": "a red kite", "negative": "blurry", "empty_latent_width": 512,
     "empty_latent_height": 768, "batch_size": 1,
@@ -130,7 +146,7 @@ LOADER = {
           "6": ("CLIPTextEncode", {"text": "a red kite", "conditioning": ["6", 0], "clip": ["6", 0]})},
     ],
 )  # fmt: skip
-def test_graphs_that_draw_the_kite(nodes: Nodes) -> None:
+def test_equivalent_graphs(nodes: Nodes) -> None:
     found = read_graph(BASE | nodes)
     assert to_request(found)[0] == KITE
     assert model_of(found) == {"name": "sd-1.5.safetensors"}
@@ -177,7 +193,7 @@ def test_graphs_that_draw_the_kite(nodes: Nodes) -> None:
          ["Sampler: dpm_2 (not available; heun is used instead)",
           "Schedule type: kl_optimal (not available; ays is used instead)"]),
         ({"6": ("Mystery", {"clip": ["4", 1]})},
-         ["positive prompt: made by nodes that are not known here, left out", "not honoured: nodes: Mystery"]),
+         ["positive prompt: made by unknown nodes, left out", "not honoured: nodes: Mystery"]),
         ({"6": ("ConditioningCombine", {"conditioning_1": ["30", 0], "conditioning_2": ["31", 0]}),
           "30": ("CLIPTextEncode", {"text": "a"}), "31": ("CLIPTextEncode", {"text": "b"})},
          ["not honoured: nodes: ConditioningCombine"]),
@@ -185,11 +201,11 @@ def test_graphs_that_draw_the_kite(nodes: Nodes) -> None:
          ["cfg: x (cannot be used, left open)", "seed: -1 (cannot be used, left open)"]),
     ],
 )  # fmt: skip
-def test_what_is_lost_is_said(nodes: Nodes, notes: list[str]) -> None:
+def test_unsupported_settings_are_noted(nodes: Nodes, notes: list[str]) -> None:
     assert sorted(to_request(read_graph(BASE | nodes))[1]) == sorted(notes)
 
 
-def test_the_last_picture_counts() -> None:
+def test_last_saved_picture_counts() -> None:
     nodes: Nodes = {"1": ("SaveImage", {"images": ["2", 0]}), "2": ("VAEDecode", {"samples": ["13", 0]})}
     first: Nodes = {"13": ("KSampler", changed(seed=1, latent_image=["5", 0]))}
     assert to_request(read_graph(nodes | first | BASE))[0] == KITE
@@ -210,14 +226,14 @@ def test_other_values() -> None:
     assert both.prompt == "a, b"
 
 
-def test_the_size_is_the_pictures_own_where_nobody_says_one() -> None:
+def test_size_of_the_picture_is_the_default() -> None:
     start: Nodes = {"5": ("VAEEncode", {"pixels": ["30", 0]}), "30": ("LoadImage", {"image": "a.png"})}
     assert read_graph(BASE | start).size_of_picture
     scaled: Nodes = {"9": ("SaveImage", {"images": ["31", 0]}), "31": ("ImageScaleBy", {"image": ["8", 0]})}
     assert not read_graph(BASE | start | scaled).size_of_picture
 
 
-def test_long_chains_and_many_links() -> None:
+def test_long_chains() -> None:
     chain: Nodes = {str(n): ("CLIPTextEncode", {"conditioning": [str(n + 1), 0]}) for n in range(100, 9000)}
     chain["9000"] = ("CLIPTextEncode", {"text": "a red kite"})
     assert read_graph(BASE | chain | {"3": ("KSampler", changed(positive=["100", 0]))}).prompt == "a red kite"
@@ -227,6 +243,20 @@ def test_long_chains_and_many_links() -> None:
     "graph", [{}, {"1": 3}, {"1": {"class_type": "KSampler", "inputs": []}}, {"1": {"inputs": {}}}]
 )
 def test_graphs_without_a_sampler(graph: dict[str, Any]) -> None:
-    with pytest.raises(PictureError, match="in which there is no sampler that is known here"):
+    with pytest.raises(PictureError, match="in which there is no known sampler"):
         read({"prompt": json.dumps(graph)})
     assert read({"prompt": "a cat"}) is None
+
+
+def test_civitai_comment(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0x9286] = b"UNICODE\0" + json.dumps(comfy() | {"extra": {"x": 1}}).encode("utf-16-be")
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg", exif=exif)
+    assert read_picture(tmp_path / "a.jpg").request.seed == 77
+
+
+def test_webp(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0110], exif[0x010F] = f"prompt:{json.dumps(comfy())}", f"workflow:{json.dumps(links(comfy()))}"
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.webp", exif=exif)
+    assert read_picture(tmp_path / "a.webp").request.seed == 77

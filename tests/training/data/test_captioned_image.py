@@ -15,12 +15,12 @@ from .conftest import Files, write_files
 @pytest.mark.parametrize(
     ("files", "words"),
     [
-        ({"a.txt": b"\x89PNG\r\n\x1a\n\0\0"}, "a.txt is no text in UTF-8, UTF-16 or Windows-1252; save it as UTF-8"),
-        ({"a.json": "{"}, "a.json: is no JSON"),
-        ({"a.json": "[" * 100_000}, r"a.json: is no JSON \(it is nested too deep\)"),
+        ({"a.txt": b"\x89PNG\r\n\x1a\n\0\0"}, "a.txt is not text in UTF-8, UTF-16 or Windows-1252; save it as UTF-8"),
+        ({"a.json": "{"}, "a.json: is not JSON"),
+        ({"a.json": "[" * 100_000}, r"a.json: is not JSON \(it is nested too deep\)"),
         ({"a.json": '{"caption": 7}'}, "a.json: caption is 7, expected a text"),
         ({"a.json": '{"text": {"en": "x"}}'}, "a.json: text is {'en': 'x'}, expected a text"),
-        ({"a.json": '{"text": "\\ud800"}'}, r"a.json: text is no text in Unicode \(surrogates not allowed\)"),
+        ({"a.json": '{"text": "\\ud800"}'}, r"a.json: text is not text in Unicode \(surrogates not allowed\)"),
     ],
 )
 def test_invalid_caption_names_its_file(tmp_path: Path, files: Files, words: str) -> None:

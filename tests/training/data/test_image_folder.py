@@ -75,7 +75,7 @@ def test_summary_shortens_long_captions(tmp_path: Path) -> None:
 
 def test_summary_of_a_given_caption(tmp_path: Path) -> None:
     pictures = read_image_folder(write_files(tmp_path, {"1.png": ""}), "a sks dog")
-    assert caption_summary(pictures) == 'captions: from the words given (1 of 1); 1.png: "a sks dog"'
+    assert caption_summary(pictures) == 'captions: from the given caption (1 of 1); 1.png: "a sks dog"'
 
 
 def test_file_names_that_are_not_utf_8(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -108,7 +108,7 @@ def test_captions_overridden_by_a_given_one_are_noted(tmp_path: Path, caplog: py
 def test_masks_of_onetrainer_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_files(tmp_path, {"a.jpg": "", "a-masklabel.png": "", "b-masklabel.png": ""})
     assert captions(tmp_path) == {"a.jpg": "a", "b-masklabel.png": "b masklabel"}
-    assert "a-masklabel.png: is a mask beside its picture, and is left out" in caplog.text
+    assert "a-masklabel.png: is the mask of another picture, and is left out" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -131,12 +131,12 @@ def test_picture_file_is_refused(tmp_path: Path) -> None:
 
 def test_archives_are_noted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert captions(write_files(tmp_path, {"a.png": "", "more.zip": ""})) == {"a.png": "a"}
-    assert "more.zip: is not read; unpack what is in it" in caplog.text
+    assert "more.zip: is not read; unpack it first" in caplog.text
 
 
 def test_parquet_is_noted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     read_image_folder(write_files(tmp_path, {"a boat.png": "", "train.parquet": ""}))
-    assert "train.parquet: is not read; unpack what is in it" in caplog.text
+    assert "train.parquet: is not read; unpack it first" in caplog.text
 
 
 def test_parquet_of_an_unpacked_folder_is_not_noted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -161,9 +161,9 @@ def test_output_folder_is_left_out(
     for out in ("runs/x", str(tmp_path / "runs" / "x"), "../x/../" + tmp_path.name + "/runs/x"):
         monkeypatch.chdir(tmp_path)
         assert [one.file.name for one in read_image_folder(".", "a sks dog", out)] == ["1.png", "3.png"]
-    told = "lies in the folder that is learnt from; the pictures that were drawn there are left out"
+    told = "is inside the folder of training pictures; the pictures in it are left out"
     assert caplog.messages == [f"runs/x: {told}"] * 3
-    with pytest.raises(RecipeError, match=r"^.: holds the pictures that are learnt from; choose another --out folder"):
+    with pytest.raises(RecipeError, match=r"^.: is the folder of training pictures; choose another --out folder"):
         read_image_folder(tmp_path, "a sks dog", ".")
 
 
@@ -195,7 +195,7 @@ def test_repeats_and_words_of_folders(tmp_path: Path, caplog: pytest.LogCaptureF
         "1_dog/c.png": ("dog", 1),
     }
     assert caplog.messages == [
-        f"{tmp_path}: pictures are drawn as often as folders say, as by kohya's scripts "
+        f"{tmp_path}: pictures are repeated as their folders say, as in kohya's scripts "
         "(10_sks dog: 3 pictures x 10, 1_dog: 1 pictures x 1)"
     ]
     assert caption_summary(read_image_folder(tmp_path)) == (
@@ -252,7 +252,7 @@ def test_folders_without_repeats(
 
 def test_error_in_a_folder_with_repeats_names_its_parent(tmp_path: Path) -> None:
     write_files(tmp_path, {"10_sks dog/IMG_1.png": ""})
-    with pytest.raises(RecipeError, match="10_sks dog says them where the folder above it is given"):
+    with pytest.raises(RecipeError, match="10_sks dog names the caption where its parent folder is given"):
         read_image_folder(tmp_path / "10_sks dog")
 
 

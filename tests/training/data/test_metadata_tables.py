@@ -35,7 +35,7 @@ def test_jsonl_and_csv(tmp_path: Path) -> None:
     (tmp_path / "metadata.csv").write_text('file_name,text\n1.png,"one, and more"\nmore/2.png,two\n')
     assert captions(tmp_path) == {"1.png": "one, and more", "more/2.png": "two"}
     (tmp_path / "metadata.csv").write_text("file_name,text\n1.png,one\nmore/3.png,three\n")
-    with pytest.raises(RecipeError, match=r"1 pictures with a caption are not there \(.*3.png\)"):
+    with pytest.raises(RecipeError, match=r"1 pictures with a caption do not exist \(.*3.png\)"):
         read_image_folder(tmp_path)
     (tmp_path / "metadata.csv").write_text("name,text\n1.png,one\n")
     with pytest.raises(
@@ -134,14 +134,14 @@ def test_tables_in_subfolders(tmp_path: Path) -> None:
         (CSV, "", r"has no rows; expected file_name"),
         (CSV, "file_name,text\n", r"has no rows"),
         (JSONL, "\n", r"has no rows"),
-        (JSONL, ONE + "{\n", r"line 2 is no JSON"),
-        (JSONL, "[" * 100_000, r"line 1 is no JSON \(it is nested too deep\)"),
-        (JSONL, ONE + '{"file_name": "b.png",}', r"line 2 is no JSON \(.*, column 23\)$"),
-        (JSONL, '{"file_name": "a.png", "text": "x", "text": "y"}', r"line 1 is no JSON \(it has 'text' twice\)"),
-        ("metadata.json", "{", r"is no JSON"),
-        ("metadata.json", ONE + "{", r"line 2 is no JSON"),
+        (JSONL, ONE + "{\n", r"line 2 is not JSON"),
+        (JSONL, "[" * 100_000, r"line 1 is not JSON \(it is nested too deep\)"),
+        (JSONL, ONE + '{"file_name": "b.png",}', r"line 2 is not JSON \(.*, column 23\)$"),
+        (JSONL, '{"file_name": "a.png", "text": "x", "text": "y"}', r"line 1 is not JSON \(it has 'text' twice\)"),
+        ("metadata.json", "{", r"is not JSON"),
+        ("metadata.json", ONE + "{", r"line 2 is not JSON"),
         ("meta_cap.json", '{"a": {"caption": 7}}', r"a: got 7, expected a text"),
-        ("meta_cap.json", '{"a": {"caption": "x"}, "a": {"caption": "y"}}', r"is no JSON \(it has 'a' twice\)"),
+        ("meta_cap.json", '{"a": {"caption": "x"}, "a": {"caption": "y"}}', r"is not JSON \(it has 'a' twice\)"),
         (CSV, "file_name,text,text\na.png,x,y\n", r"row 1 has text 2 times; keep one"),
         (CSV, "file_name,file_name,text\na.png,b.png,y\n", r"row 1 has file_name 2 times; keep one"),
         (JSONL, '\n["a.png", "a seven"]', r'line 2: got \["a.png", "a seven"\], expected {"file_name"'),
@@ -151,14 +151,14 @@ def test_tables_in_subfolders(tmp_path: Path) -> None:
         (JSONL, '{"file_name": "a.png", "text": 0}', r"line 1: text is 0, expected a text"),
         (JSONL, '{"file_name": "a.png", "text": {}}', r"line 1: text is {}, expected a text"),
         (JSONL, '{"file_name": "a.png", "text": [1]}', r"line 1: text is 1, expected a text"),
-        (JSONL, '{"file_name": "b.png", "text": "x"}', r"1 pictures with a caption are not there \(b.png\)"),
-        (JSONL, '{"file_name": "/b.png", "text": "x"}', r"1 pictures with a caption are not there \(/b.png\)"),
-        (JSONL, rows({"file_name": "\0\ud800" + "x" * 999, "text": "x"}), r"1 pictures with a caption are not there"),
+        (JSONL, '{"file_name": "b.png", "text": "x"}', r"1 pictures with a caption do not exist \(b.png\)"),
+        (JSONL, '{"file_name": "/b.png", "text": "x"}', r"1 pictures with a caption do not exist \(/b.png\)"),
+        (JSONL, rows({"file_name": "\0\ud800" + "x" * 999, "text": "x"}), r"1 pictures with a caption do not exist"),
         (JSONL, rows({"file_name": "../out.png", "text": "x"}), r"line 1: ../out.png lies outside "),
         (JSONL, ONE + ONE.replace("seven", "two"),
          r"line 2: a.png has another caption than in .*metadata.jsonl: line 1; keep one of them"),
         ("metadata.json", '[{"file_name": "a.png", "text": "x"}, 3]', r"row 2: got 3, expected an object"),
-        (CSV, b"\x89PNG\r\n\x1a\n\0", r"metadata.csv is no text in UTF-8, UTF-16 or Windows-1252"),
+        (CSV, b"\x89PNG\r\n\x1a\n\0", r"metadata.csv is not text in UTF-8, UTF-16 or Windows-1252"),
     ],
 )  # fmt: skip
 def test_invalid_table_names_its_line(tmp_path: Path, name: str, table: str | bytes, words: str) -> None:
@@ -172,7 +172,7 @@ def test_invalid_table_names_its_line(tmp_path: Path, name: str, table: str | by
     ("files", "caption", "note"),
     [
         ({"metadata.json1": ONE}, "a seven", 'metadata.json1: ends with the digit one, and is read as ".jsonl"'),
-        ({"metadata.jsonl": ONE + ONE}, "a seven", "metadata.jsonl: line 2: says again what another row says"),
+        ({"metadata.jsonl": ONE + ONE}, "a seven", "metadata.jsonl: line 2: repeats another row"),
         ({"metadata.jsonl": rows({"file_name": "a.png", "text": ["one", "two"]})}, "one",
          "metadata.jsonl: line 1: text is a list, of which the first is read"),
         ({"metadata.jsonl": ONE + rows({"file_name": "b.txt", "text": "x"}), "b.txt": ""}, "a seven",
@@ -181,9 +181,9 @@ def test_invalid_table_names_its_line(tmp_path: Path, name: str, table: str | by
          "metadata.csv: is not read, since metadata.jsonl is there"),
         ({"metadata.jsonl": rows({"file_name": "a.png", "words": "x"}), "a.txt": "of text"}, "of text",
          "metadata.jsonl: line 1: has no caption, expected text (it has file_name, words)"),
-        ({"metadata.json": '{"license": "MIT"}'}, "a", "metadata.json: has no captions in a form that is known"),
+        ({"metadata.json": '{"license": "MIT"}'}, "a", "metadata.json: has no captions in a known form"),
         ({"metadata.csv": "file_name,text\na.png,NaN\n", "a.txt": "of text"}, "of text",
-         "metadata.csv: line 2: text is NaN, as programs write what is missing, and no caption"),
+         "metadata.csv: line 2: text is NaN, which marks a missing value, and is no caption"),
         ({"metadata.csv": "file_name,text,prompt\na.png,one,two\n"}, "one",
          "metadata.csv: line 2: has text and prompt, of which text is read"),
         ({"metadata.jsonl": rows({"file_name": "a.png", "text": [None, "", "two"]})}, "two",
@@ -215,6 +215,4 @@ def test_unicode_line_separators_do_not_end_lines(tmp_path: Path) -> None:
 
 def test_repeated_rows_are_one_note(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert captions(write_files(tmp_path, {"a.png": "", "metadata.jsonl": ONE * 9})) == {"a.png": "a seven"}
-    assert [message.split(": ")[1:] for message in caplog.messages] == [
-        ["line 2 and 7 more", "says again what another row says"]
-    ]
+    assert [message.split(": ")[1:] for message in caplog.messages] == [["line 2 and 7 more", "repeats another row"]]

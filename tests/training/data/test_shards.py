@@ -90,7 +90,7 @@ def test_webdataset_layout(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"captions are missing for 1 of 4 pictures \(.*2.tar/d.png\)"):
         read_image_folder(tmp_path)
     (tmp_path / "2.tar").write_bytes(b"no")
-    with pytest.raises(RecipeError, match=r"2.tar: is no tar file"):
+    with pytest.raises(RecipeError, match=r"2.tar: is not a tar file"):
         read_image_folder(tmp_path)
 
 
@@ -103,10 +103,10 @@ def test_json_without_caption_leaves_it_missing(tmp_path: Path, data: bytes) -> 
 @pytest.mark.parametrize(
     ("name", "data", "words"),
     [
-        ("a.json", b"{", "s.tar/a.json: is no JSON"),
-        ("a.json", b"[" * 100_000, r"s.tar/a.json: is no JSON \(it is nested too deep\)"),
+        ("a.json", b"{", "s.tar/a.json: is not JSON"),
+        ("a.json", b"[" * 100_000, r"s.tar/a.json: is not JSON \(it is nested too deep\)"),
         ("a.json", b'{"caption": 3}', "s.tar/a.json: caption is 3, expected a text"),
-        ("a.txt", b"\x89PNG\0", "s.tar/a.txt is no text in UTF-8"),
+        ("a.txt", b"\x89PNG\0", "s.tar/a.txt is not text in UTF-8"),
     ],
 )
 def test_invalid_caption_names_its_member(tmp_path: Path, name: str, data: bytes, words: str) -> None:
@@ -128,7 +128,7 @@ def test_links_are_followed(tmp_path: Path, caplog: pytest.LogCaptureFixture) ->
     assert not caplog.messages
     shard(path, files, {"e.png": "/etc/passwd", "f.png": "g.png", "g.png": "f.png"}, tarfile.SYMTYPE)
     assert captions(path) == {"x/a.png": "a seven"}
-    assert caplog.messages == [f"{path}/e.png and 2 more: is no file, or a link to none, and is left out"]
+    assert caplog.messages == [f"{path}/e.png and 2 more: is not a file, or a broken link, and is left out"]
 
 
 def test_hidden_members_are_left_out(tmp_path: Path) -> None:
@@ -193,14 +193,16 @@ WHOLE = tar({"a.png": b"x" * 3000, "a.txt": b"a seven"})
 )
 def test_truncated_shard_is_one_line(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "s.tar").write_bytes(data)
-    with pytest.raises(RecipeError, match=r"s.tar: is no tar file, or is cut off"):
+    with pytest.raises(RecipeError, match=r"s.tar: is not a tar file, or is cut off"):
         read_image_folder(tmp_path)
 
 
 def test_missing_end_mark_is_noted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "s.tar").write_bytes(WHOLE[: -8 * 512].rstrip(b"\0").ljust(3584 + 1024, b"\0"))
     assert captions(tmp_path) == {"a.png": "a seven"}
-    assert caplog.messages == [f"{tmp_path / 's.tar'}: has no mark of its end; if it was cut off, pictures are lost"]
+    assert caplog.messages == [
+        f"{tmp_path / 's.tar'}: has no end-of-archive mark; if it was cut off, pictures are missing"
+    ]
 
 
 def test_shards_and_loose_pictures_are_both_read(tmp_path: Path) -> None:
@@ -245,12 +247,12 @@ def test_duplicate_members_are_noted(tmp_path: Path, caplog: pytest.LogCaptureFi
         more.addfile(info, io.BytesIO(b"last"))
     (one,) = read_image_folder(path)
     assert (one.data(), one.caption) == (b"last", "a seven")
-    assert caplog.messages == [f"{path}/a.png: is there more than once, and the last is read, as tar unpacks it"]
+    assert caplog.messages == [f"{path}/a.png: is in the shard more than once, and the last is read, as by tar"]
 
 
 def test_concatenated_tar_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "s.tar").write_bytes(WHOLE + tar({"b.png": b"", "b.txt": b"a two"}))
-    with pytest.raises(RecipeError, match=r"s.tar: goes on behind its end, as tar files joined by cat do"):
+    with pytest.raises(RecipeError, match=r"s.tar: has data after its end, as concatenated tar files do"):
         read_image_folder(tmp_path)
 
 

@@ -61,12 +61,12 @@ def test_capitals_tell_pictures_apart(tmp_path: Path) -> None:
         ({"a.json": '{"shapes": []}'}, "a", ""),  # of a program that marks what is where: the name says it
         ({"a.json": '["one"]'}, "a", ""),
         ({"a.json": '{"tags": ["one"]}'}, "a", "a.json: has no caption, expected text or caption (it has tags)"),
-        ({"captions.csv": "x", "a.tags": "y"}, "a", "a.tags and 1 more: is not read; captions stand in metadata.csv"),
-        ({"a.txt": "a [trigger]"}, "a [trigger]", "a.png: [trigger] in its caption stays as it is; write the words"),
+        ({"captions.csv": "x", "a.tags": "y"}, "a", "a.tags and 1 more: is not read; captions are read from"),
+        ({"a.txt": "a [trigger]"}, "a [trigger]", "a.png: [trigger] in its caption is not replaced; write the words"),
         ({"a.txt": "one\n\ntwo"}, "one\n\ntwo", "a.txt: has several lines, which are read as one caption"),
         ({"a.txt": "\u200b\ufeff a seven\u00a0\x1a\u200b"}, "a seven", ""),
         ({"a.txt": "\u200b", "a.caption": "two"}, "two", ""),
-        ({"README.txt": "about"}, "a", "README.txt: is called as no picture is, and is not read"),
+        ({"README.txt": "about"}, "a", "README.txt: has the name of no picture, and is not read"),
         ({"metadata.csv": "file_name,text\na.png,of table", "a.txt": "of text"}, "of table",
          "a.txt: is not read, since metadata.csv says the caption"),
         ({"metadata.csv": "file_name,text\na.png,\n", "a.txt": "of text"}, "of text", ""),
@@ -94,7 +94,7 @@ def test_missing_caption_error_names_empty_sidecars(tmp_path: Path) -> None:
 
 def test_broken_link_is_refused(tmp_path: Path) -> None:
     (write_files(tmp_path, {"a.png": ""}) / "a.txt").symlink_to("nowhere")
-    with pytest.raises(RecipeError, match=r"a.txt: is no file, or a link to none; remove it"):
+    with pytest.raises(RecipeError, match=r"a.txt: is not a file, or a broken link; remove it"):
         read_image_folder(tmp_path)
 
 

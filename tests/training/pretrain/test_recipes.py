@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gradina.errors import RecipeError
-from gradina.models.clip import ConvConfig, VisionConfig
+from gradina.models.clip_vision import ConvConfig, VisionConfig
 from gradina.training.pretrain.recipes import read_recipe
 
 TOWER = "[vision.training]\nsteps = 1\nbatch = 1\nlr = 1e-3\n[vision.network]\nsize = 32\n{}\n[defaults]"
@@ -126,5 +126,5 @@ def test_recipes_are_read_whatever_the_editor(recipe_file: Path, caplog: pytest.
     with pytest.raises(RecipeError, match=r"not a TOML file \(it is nested too deep\)"):
         read_recipe(recipe_file)
     recipe_file.write_bytes(b"\x89PNG\0")
-    with pytest.raises(RecipeError, match="is no text in UTF-8"):
+    with pytest.raises(RecipeError, match="is not text in UTF-8"):
         read_recipe(recipe_file)

@@ -157,7 +157,7 @@ def _output(graph: Graph) -> tuple[Node, list[Node]]:
     for node in (*reversed(saves), *reversed(previews), *reversed(samplers)):
         if found := [one for one in _upstream(graph, node, IMAGES.__contains__) if _is_sampler(one)]:
             return node, found
-    raise PictureError("carries ComfyUI's prompt, in which there is no sampler that is known here")
+    raise PictureError("carries ComfyUI's prompt, in which there is no known sampler")
 
 
 # The settings
@@ -189,7 +189,7 @@ def _settings(graph: Graph) -> ProgramSettings:
         model={"name": next((name for value in names if (name := _value(graph, value, "ckpt_name"))), None)},
         loras=[row for node in loaders for row in _loras(graph, node)],
         unsupported=rest,
-        notes=[f"{side} prompt: made by nodes that are not known here, left out" for side in missing],
+        notes=[f"{side} prompt: made by unknown nodes, left out" for side in missing],
         size_of_picture=not later and not any("scale" in kind.lower() for kind in others),
     )
 

@@ -24,6 +24,9 @@ LABELS = {
     "Hypernetwork model": "use_hypernetwork_model", "Hypernetwork Strength": "hypernetwork_strength",
     "Latent Upscaler Steps": "latent_upscaler_steps",
 }  # fmt: skip
+READ = {
+    *VALUES, "prompt", "negative_prompt", "sampler_name", "use_stable_diffusion_model", "use_lora_model", "lora_alpha",
+}  # fmt: skip
 REQUIRED = {"num_inference_steps", "use_stable_diffusion_model"}
 EMPTY: tuple[object, ...] = (None, "", "None", "none", "False", False, [], "[]")
 
@@ -38,9 +41,7 @@ def read(texts: Mapping[str, str]) -> ProgramSettings | None:
     data = {LABELS.get(key, key): value for key, value in settings.items()}
     if not data.keys() >= REQUIRED:
         return None
-    known = {*LABELS.values()} - {"prompt", "negative_prompt", "sampler_name", "use_stable_diffusion_model"}
     loras, scales = _list(data.get("use_lora_model")), _list(data.get("lora_alpha"))
-    read_here = {*VALUES, "use_lora_model", "lora_alpha"}
     return ProgramSettings(
         prompt=data.get("prompt"),
         negative_prompt=data.get("negative_prompt"),
@@ -48,7 +49,7 @@ def read(texts: Mapping[str, str]) -> ProgramSettings | None:
         sampler=data.get("sampler_name"),
         model={"name": data["use_stable_diffusion_model"]},
         loras=[(name, scales[i] if i < len(scales) else 1) for i, name in enumerate(loras)],
-        unsupported={key: data[key] for key in sorted(known - read_here) if data.get(key) not in EMPTY},
+        unsupported={key: data[key] for key in sorted({*LABELS.values()} - READ) if data.get(key) not in EMPTY},
     )
 
 

@@ -33,8 +33,8 @@ def read(texts: Mapping[str, str]) -> ProgramSettings | None:
     if "Comment" not in texts:
         raise PictureError("carries NovelAI's marks without its settings (Comment); give another copy of the file")
     data = load_object(texts["Comment"], "NovelAI", "Comment")
-    prompt = data.get("prompt") or _caption(data, "v4_prompt") or texts.get("Description", "")
-    negative = data.get("uc") or _caption(data, "v4_negative_prompt")
+    prompt = data.get("prompt") or _captions(data, "v4_prompt").get("base_caption") or texts.get("Description", "")
+    negative = data.get("uc") or _captions(data, "v4_negative_prompt").get("base_caption")
     named = re.fullmatch(r"(.*?)\s+([0-9A-F]{8})", source)
     img2img = ("strength", "noise") if data.get("request_type") == "Img2ImgRequest" else ()
     braces = "prompt: weights such as {word} or 1.2::word:: are read as plain words"
@@ -56,10 +56,6 @@ def _captions(data: Mapping[str, Any], key: str) -> dict[str, Any]:
     prompt = data.get(key)
     caption = prompt.get("caption") if isinstance(prompt, dict) else None
     return caption if isinstance(caption, dict) else {}
-
-
-def _caption(data: Mapping[str, Any], key: str) -> object:
-    return _captions(data, key).get("base_caption")
 
 
 def _characters(data: Mapping[str, Any]) -> dict[str, object]:

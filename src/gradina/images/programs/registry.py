@@ -1,10 +1,10 @@
-"""The programs whose texts are read, in the order in which they are tried."""
+"""The programs whose texts are tried before A1111's, in this order; ComfyUI comes after it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from gradina.images.programs import comfyui, drawthings, easydiffusion, fooocus, invokeai, novelai, swarmui
+from gradina.images.programs import drawthings, easydiffusion, fooocus, invokeai, novelai, swarmui
 from gradina.images.programs.settings import ProgramSettings
 
 # The source of a Record       reads its texts
@@ -24,9 +24,3 @@ def read_programs(texts: Mapping[str, str]) -> tuple[str, ProgramSettings | str]
         if (settings := read(texts)) is not None:
             return name, settings
     return None
-
-
-def read_comfyui(texts: Mapping[str, str]) -> tuple[str, ProgramSettings] | None:
-    """ComfyUI's settings, tried after the A1111 text, which some of its nodes write in addition."""
-    settings = comfyui.read(texts)
-    return None if settings is None else ("comfyui", settings)

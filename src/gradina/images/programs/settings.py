@@ -46,7 +46,7 @@ def load_object(text: str, program: str, key: str) -> dict[str, Any]:
         data = json.loads(text, parse_int=_integer)
     except (ValueError, RecursionError) as error:
         reason = "it nests too deeply" if isinstance(error, RecursionError) else str(error)
-        raise PictureError(f"{program}'s {key} is no JSON ({reason}); give another copy of the file") from None
+        raise PictureError(f"{program}'s {key} is not JSON ({reason}); give another copy of the file") from None
     return as_object(data, program, key)
 
 

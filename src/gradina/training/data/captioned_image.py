@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from gradina.errors import RecipeError
 from gradina.texts import parse_json
@@ -18,16 +17,12 @@ CAPTION_KEYS = ("text", "caption", "prompt")  # of rows in metadata tables and o
 DESCRIPTION_KEYS = ("tags", "tag_string", "description", "title", "keywords", "labels")  # similar, but not read
 MISSING_VALUES = ("nan", "null", "none", "n/a", "#n/a", "na", "<na>")
 INVISIBLE = "\u200b\u2060\ufeff\x1a"
-GIVEN_CAPTION = "the words given"  # the source of a caption that is an argument
+GIVEN_CAPTION = "the given caption"  # the source of a caption that is an argument
 MAX_NAMES = 3  # files in a message
 MAX_CAPTION = 60  # letters of a caption in a message
 MAX_NAME = 256  # letters of a name there
 
-
-class Note(Protocol):
-    """Notes what is odd about a file; see `collected_notes`."""
-
-    def __call__(self, name: str, what: str) -> None: ...
+Note = Callable[[str, str], object]  # notes, of a file, what is odd about it; see `collected_notes`
 
 
 @contextmanager
@@ -91,10 +86,10 @@ def caption_from_row(row: Mapping[str, object], where: str, note: Note) -> str:
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise RecipeError(f"{where}: {key} is no text in Unicode ({error.reason})") from error
+        raise RecipeError(f"{where}: {key} is not text in Unicode ({error.reason})") from error
     caption = stripped(value)
     if caption.lower() in MISSING_VALUES:
-        note(where, f"{key} is {caption}, as programs write what is missing, and no caption")
+        note(where, f"{key} is {caption}, which marks a missing value, and is no caption")
         return ""
     return caption
 
@@ -104,7 +99,7 @@ def caption_from_json(text: str, where: str, note: Note) -> str:
     try:
         row = parse_json(text) if text.strip() else None
     except ValueError as error:
-        raise RecipeError(f"{where}: is no JSON ({error})") from error
+        raise RecipeError(f"{where}: is not JSON ({error})") from error
     if not isinstance(row, dict):
         return ""
     caption = caption_from_row(row, where, note)

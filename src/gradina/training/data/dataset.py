@@ -20,31 +20,24 @@ class Dataset(Protocol):
 
     def pixels(self, rows: Tensor) -> Tensor:
         """The pictures of `rows` (b,) as (b, 3, h, w) in -1..1; a row is always the same picture."""
-        ...
 
     def augmented(self, rows: Tensor, degrees: float, key: torch.Generator) -> Tensor:
         """The same with random rotation by up to `degrees`, stretching and tinting."""
-        ...
 
     def captions(self, rows: Tensor, key: torch.Generator) -> tuple[list[str], Tensor]:
         """A caption for each picture, worded at random, and a mask (b, b): which captions match which pictures."""
-        ...
 
     def contrastive_rows(self, count: int, key: torch.Generator) -> Tensor:
         """Rows (count,) for a contrastive batch, with hard negatives where the dataset has some."""
-        ...
 
     def texts(self) -> list[str]:
         """All parts of captions, to train a tokenizer on."""
-        ...
 
     def phrases(self) -> tuple[tuple[str, ...], ...]:
         """Names of the classes, then their continuations, from which a caption can be composed."""
-        ...
 
     def class_ids(self, rows: Tensor) -> Tensor:
         """The class of each picture (b,), an index into the names; -1: none of them alone."""
-        ...
 
 
 def augment(pixels: Tensor, degrees: float, key: torch.Generator) -> Tensor:

@@ -60,7 +60,7 @@ def read_image_folder(
             found = _read_folder(source, caption, _inside(source, out), read, note)
         for image in found:
             if match := PLACEHOLDER.search(image.caption):
-                note(image.name, f"{match[0]} in its caption stays as it is; write the words that it stands for")
+                note(image.name, f"{match[0]} in its caption is not replaced; write the words that it stands for")
     if not found:
         raise RecipeError(f"{source}: holds no pictures (expected {', '.join(SUFFIXES[:4])}, ... or .tar shards)")
     if missing := [image for image in found if not image.caption]:
@@ -72,7 +72,7 @@ def _missing_captions(source: Path, missing: Sequence[CaptionedImage], count: in
     names = [one.name if one.member or one.file == source else str(one.file.relative_to(source)) for one in missing]
     first = missing[0].source
     why = "; numbers and names that cameras give are none" if first == FILE_NAMES else ""
-    above = f"; {source.name} says them where the folder above it is given" if has_repeats(source.name) else ""
+    above = f"; {source.name} names the caption where its parent folder is given" if has_repeats(source.name) else ""
     if first.startswith("."):
         above += f"; {first} that are empty have to be removed before that"
     return f"captions are missing for {len(missing)} of {count} pictures ({first_few(names)}){why}; {ADVICE}{above}"
@@ -83,7 +83,7 @@ def _inside(source: Path, out: str | Path | None) -> Path | None:
     if out is None or not Path(out).resolve().is_relative_to(source.resolve()):
         return None
     if Path(out).resolve() == source.resolve():
-        raise RecipeError(f"{out}: holds the pictures that are learnt from; choose another --out folder")
+        raise RecipeError(f"{out}: is the folder of training pictures; choose another --out folder")
     return source / Path(out).resolve().relative_to(source.resolve())
 
 
@@ -95,7 +95,7 @@ def _read_folder(
     for path in files:
         known = shards or path.with_suffix("").is_dir()  # img2dataset's .parquet repeats what the folder holds
         if path.suffix.lower() in (ARCHIVES if known else (*ARCHIVES, ".parquet", ".arrow", ".tfrecord")):
-            note(str(path), "is not read; unpack what is in it")
+            note(str(path), "is not read; unpack it first")
     pictures = _without_masks(_pictures(source, out, bool(shards), note), note)
     by_name = dict(zip(_relative(source, pictures), pictures, strict=True))
     members = [image for path in shards for image in read_shard(path, caption, read, note)]
@@ -121,7 +121,7 @@ def _pictures(source: Path, out: Path | None, optional: bool, note: Note) -> lis
             return []
         raise RecipeError(str(error)) from error
     if out is not None and any(path.is_relative_to(out) for path in found):
-        note(str(out), "lies in the folder that is learnt from; the pictures that were drawn there are left out")
+        note(str(out), "is inside the folder of training pictures; the pictures in it are left out")
     return [path for path in found if out is None or not path.is_relative_to(out)]
 
 
@@ -131,7 +131,7 @@ def _without_masks(pictures: Sequence[Path], note: Note) -> list[Path]:
     for path in pictures:
         match = MASK.fullmatch(path.stem)
         if match and path.parent / match[1] in stems:
-            note(str(path), "is a mask beside its picture, and is left out")
+            note(str(path), "is the mask of another picture, and is left out")
         else:
             found.append(path)
     return found
@@ -170,9 +170,12 @@ def _note_unread(source: Path, names: Sequence[str], note: Note) -> None:
     """Notes other files that may hold captions, in a folder where no picture has one."""
     for name in names:
         if name.lower().endswith((".txt", ".caption")):
-            note(str(source / name), "is called as no picture is, and is not read")
+            note(str(source / name), "has the name of no picture, and is not read")
         elif name.lower().endswith(UNREAD) and not is_table(PurePosixPath(name).name):
-            note(str(source / name), "is not read; captions stand in metadata.csv, or in .txt files beside pictures")
+            note(
+                str(source / name),
+                "is not read; captions are read from metadata.csv and .txt files",
+            )
     above = source.resolve().parent
     with suppress(OSError):
         for name in sorted(os.listdir(above)):
@@ -224,7 +227,7 @@ def _repeated(
         worded = image if image.caption else replace(image, caption=words, source="names of folders")
         yield replace(worded, repeats=times)
     summary = ", ".join(f"{top}: {count} pictures x {repeats[top][0]}" for top, count in counts.items())
-    note(str(source), f"pictures are drawn as often as folders say, as by kohya's scripts ({summary})")
+    note(str(source), f"pictures are repeated as their folders say, as in kohya's scripts ({summary})")
 
 
 def caption_summary(pictures: Sequence[CaptionedImage]) -> str:

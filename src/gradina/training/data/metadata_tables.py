@@ -53,11 +53,11 @@ def read_tables(
                 caption = caption_from_row(row, where, note)
                 _add(found, picture, Row(where, caption, table.relative_to(source).as_posix()), note)
         if not rows and reader is _read_json:
-            note(str(table), "has no captions in a form that is known, and is not read")
+            note(str(table), "has no captions in a known form, and is not read")
         elif not rows:
             raise RecipeError(f"{table}: has no rows; expected file_name and {CAPTION_KEYS[0]} in each")
         if missing:
-            names = f"{len(missing)} pictures with a caption are not there ({first_few(missing)})"
+            names = f"{len(missing)} pictures with a caption do not exist ({first_few(missing)})"
             raise RecipeError(f"{table}: {names}; give their paths from {table.parent} on")
     return found
 
@@ -100,7 +100,7 @@ def _read_json_lines(text: str, name: str) -> Rows:
             try:
                 row = parse_json(line.strip("\ufeff \t"), unique_keys=True)
             except ValueError as error:
-                raise RecipeError(f"{where} is no JSON ({error})") from error
+                raise RecipeError(f"{where} is not JSON ({error})") from error
             if not isinstance(row, dict):
                 got = shortened(line.strip())
                 raise RecipeError(f'{where}: got {got}, expected {{"file_name": "a.png", "text": "what it shows"}}')
@@ -110,13 +110,13 @@ def _read_json_lines(text: str, name: str) -> Rows:
 def _read_json(text: str, name: str) -> Rows:
     """A list of rows, or one row; or an object from paths to captions and tags, as kohya's scripts write it.
 
-    Any other JSON has no rows. What is no JSON, but has an object in its first line, is read as JSON lines.
+    Any other JSON has no rows. What is not JSON, but has an object in its first line, is read as JSON lines.
     """
     try:
         content = parse_json(text, unique_keys=True)
     except ValueError as error:
         if not _is_json(text.strip("\ufeff \t\n").partition("\n")[0], dict):
-            raise RecipeError(f"{name}: is no JSON ({error})") from error
+            raise RecipeError(f"{name}: is not JSON ({error})") from error
         yield from _read_json_lines(text, name)
         return
     if isinstance(content, dict) and set(FILE_KEYS) & set(content) and set(CAPTION_KEYS) & set(content):
@@ -231,7 +231,7 @@ def _add(found: dict[str, Row], picture: str, row: Row, note: Note) -> None:
         return
     if before.caption != row.caption:
         raise RecipeError(f"{row.where}: {picture} has another caption than in {before.where}; keep one of them")
-    note(row.where, "says again what another row says")
+    note(row.where, "repeats another row")
 
 
 TABLES: Sequence[tuple[str, Callable[[str, str], Rows]]] = (  # patterns of names in small letters, by priority

@@ -33,11 +33,9 @@ class LabelledImages:
         return len(self.images)
 
     def pixels(self, rows: Tensor) -> Tensor:
-        """The pictures of `rows` (b,) as (b, 3, h, w) in -1..1."""
         return (self.images[rows].float() / 127.5 - 1).expand(-1, 3, -1, -1)
 
     def augmented(self, rows: Tensor, degrees: float, key: torch.Generator) -> Tensor:
-        """The same, rotated, stretched and tinted as wholes."""
         return augment(self.pixels(rows), degrees, key)
 
     def captions(self, rows: Tensor, key: torch.Generator) -> tuple[list[str], Tensor]:
@@ -52,15 +50,12 @@ class LabelledImages:
         return torch.randint(len(self), (count,), generator=key)
 
     def texts(self) -> list[str]:
-        """Every wording."""
         return [wording for wordings in self.wordings for wording in wordings]
 
     def phrases(self) -> tuple[tuple[str, ...], ...]:
-        """The first wording of each class."""
         return (tuple(wordings[0] for wordings in self.wordings),)
 
     def class_ids(self, rows: Tensor) -> Tensor:
-        """The label of each picture, (b,)."""
         return self.labels[rows]
 
 

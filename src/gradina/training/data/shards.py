@@ -38,7 +38,7 @@ Span = tuple[Path, int, int]  # of a member: the file that holds its bytes, thei
 def read_shard(path: Path, caption: str | None, read: ReadText, note: Note) -> list[CaptionedImage]:
     """The pictures in a shard, in order, with the caption of all, or those of their sidecars, "" for none.
 
-    Raises RecipeError for what is no tar file, or is cut off.
+    Raises RecipeError for what is not a tar file, or is cut off.
     """
     members = _members(path, note)
     for name in members:
@@ -74,11 +74,11 @@ def _members(path: Path, note: Note) -> Mapping[str, Span]:
     except DiskError:  # from the cache
         raise
     except TAR_ERRORS as error:
-        raise RecipeError(f"{path}: is no tar file, or is cut off ({error})") from error
+        raise RecipeError(f"{path}: is not a tar file, or is cut off ({error})") from error
     if more:
-        raise RecipeError(f"{path}: goes on behind its end, as tar files joined by cat do; give each as a file")
+        raise RecipeError(f"{path}: has data after its end, as concatenated tar files do; give each as a file")
     if not end_mark:
-        note(str(path), "has no mark of its end; if it was cut off, pictures are lost")
+        note(str(path), "has no end-of-archive mark; if it was cut off, pictures are missing")
     named = {posixpath.normpath(member.name): member for member in members}
     found = {}
     for member in members:
@@ -86,10 +86,10 @@ def _members(path: Path, note: Note) -> Mapping[str, Span]:
             continue
         target = _follow(member, named)
         if target is None or not target.isreg() or target.issparse():
-            note(f"{path}/{member.name}", "is no file, or a link to none, and is left out")
+            note(f"{path}/{member.name}", "is not a file, or a broken link, and is left out")
         else:
             if member.name in found:
-                note(f"{path}/{member.name}", "is there more than once, and the last is read, as tar unpacks it")
+                note(f"{path}/{member.name}", "is in the shard more than once, and the last is read, as by tar")
             found[member.name] = (store, target.offset_data, target.size)
     return found
 

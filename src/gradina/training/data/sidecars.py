@@ -120,7 +120,7 @@ def _load(path: Path) -> bytes:
             return path.read_bytes()
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read ({error.strerror})") from error
-    raise RecipeError(f"{path}: is no file, or a link to none; remove it")
+    raise RecipeError(f"{path}: is not a file, or a broken link; remove it")
 
 
 def without_captions(pictures: Sequence[Path]) -> list[Path]:

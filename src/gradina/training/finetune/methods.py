@@ -19,11 +19,11 @@ from gradina.errors import PictureError, RecipeError
 from gradina.files import unused_path
 from gradina.images.folder import pictures_in
 from gradina.images.metadata import Record, read_picture
-from gradina.kernels.prepack import unpacked
 from gradina.models.tokenizer import as_placeholder
 from gradina.pipeline.generate import generate
 from gradina.pipeline.model import StableDiffusion
 from gradina.request import Request
+from gradina.runtime.prepack import restore
 from gradina.training.data.captioned_image import shortened
 from gradina.training.data.dataset import generator
 from gradina.training.data.latents import LatentDataset
@@ -113,11 +113,11 @@ def textual_inversion(
     Worth One Word" (2208.01618), equation 2.
     """
     initial = first_vectors(model, start, config.vectors)
-    tokenizer, text = taught(model.tokenizer, unpacked(shallow_clone(model.text)), [Concept(word, initial)])
+    tokenizer, text = taught(model.tokenizer, restore(shallow_clone(model.text)), [Concept(word, initial)])
     vectors = nn.Parameter(initial)
     known = model.text.token.weight[: len(tokenizer) - config.vectors]
     text.token = cast(nn.Embedding, ExtendedEmbedding(known, vectors))
-    state = FinetuneState(model, unpacked(shallow_clone(model.unet)), text, config)
+    state = FinetuneState(model, restore(shallow_clone(model.unet)), text, config)
     state.tokenizer = tokenizer
     word = lowercase_word(word)
     state.announce([template.format(word) for template in templates])
@@ -149,7 +149,7 @@ def imagic_embedding(model: StableDiffusion, data: LatentDataset, text: str, con
     Source: Kawar et al., "Imagic" (2210.09276), equation 3.
     """
     states = nn.Parameter(model.encode_text([text]).states[0].float())
-    state = FinetuneState(model, unpacked(shallow_clone(model.unet)), model.text, config)
+    state = FinetuneState(model, restore(shallow_clone(model.unet)), model.text, config)
 
     def loss(_: nn.Module, k: int) -> Tensor:
         key = generator(config.seed, key_of("imagic_embedding"), k)

@@ -25,12 +25,11 @@ from gradina.diffusion.conditioning import Cond
 from gradina.diffusion.denoiser import Denoiser, on_states
 from gradina.diffusion.prediction import prediction_named
 from gradina.files import cache_folder
-from gradina.kernels.prepack import unpacked
 from gradina.models.clip import TextTower
 from gradina.models.unet import SpatialTransformer, UNet
 from gradina.nn.conv import ResBlock
-from gradina.nn.conv2d import channels_last
 from gradina.pipeline.model import StableDiffusion
+from gradina.runtime.prepack import channels_last, restore
 from gradina.training.checkpoint import cached_tensors
 from gradina.training.data.captioned_image import shortened
 from gradina.training.data.dataset import generator
@@ -216,8 +215,8 @@ def prepared(model: StableDiffusion, config: FinetuneConfig) -> tuple[FinetuneSt
     """The networks ready for training: trainable parameters apart, in fp32; frozen ones in the model's dtype."""
     parts: dict[str, dict[str, nn.Parameter]] = {}
     networks: dict[str, nn.Module] = {
-        "unet": unpacked(shallow_clone(model.unet)),
-        "text": unpacked(shallow_clone(model.text)),
+        "unet": restore(shallow_clone(model.unet)),
+        "text": restore(shallow_clone(model.text)),
     }
     for part, network in networks.items():
         if part == "text" and not config.text_rate:

@@ -13,7 +13,8 @@ import torch
 
 from gradina.diffusion.betas import BetaLaw
 from gradina.errors import RecipeError, RequestError, WeightsError
-from gradina.models.clip import CLIP, ConvConfig, TextConfig, VisionConfig
+from gradina.models.clip import CLIP, TextConfig
+from gradina.models.clip_vision import ConvConfig, VisionConfig
 from gradina.models.unet import UNet, UNetConfig
 from gradina.models.vae import AutoencoderKL, VAEConfig
 from gradina.request import Defaults, Request

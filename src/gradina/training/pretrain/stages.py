@@ -129,7 +129,7 @@ def contrastive_loss(experiment: Experiment, name: str, data: Dataset, augmented
         captions, true = data.captions(rows, key)
         pixels, patches = augmented(rows, key), None
         if kept < 1:
-            count = clip.vision.config.places
+            count = clip.vision.config.positions
             patches = torch.rand(batch, count, generator=key).argsort(1)[:, : round(kept * count)].to(device)
         texts = clip.texts(experiment.tokenizer(captions).to(device))
         pictures, scale = clip.pictures(pixels.to(device), patches), clip.logit_scale.exp()
