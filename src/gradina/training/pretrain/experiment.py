@@ -27,7 +27,7 @@ from gradina.training.losses import resized
 from gradina.training.pretrain.folder import RunFolder
 from gradina.training.pretrain.latent_predictor import LatentPredictor
 from gradina.training.pretrain.networks import Network, Networks, TextToLatent, seeded
-from gradina.training.pretrain.recipes import Recipe
+from gradina.training.pretrain.recipes import KEYS, Recipe
 from gradina.weights.formats.clip import Pair
 
 log = logging.getLogger(__name__)
@@ -140,7 +140,9 @@ class Experiment:
         self, vae: AutoencoderKL, side: int | None = None, placed: Mapping[str, Any] | None = None
     ) -> tuple[Tensor, Tensor]:
         """The same, not scaled; kept in a file."""
-        suffixes = [str(side)] * (side is not None) + [f"{name}-{value:g}" for name, value in (placed or {}).items()]
+        suffixes = [str(side)] * (side is not None) + [
+            f"{KEYS.get(name, name)}-{x:g}" for name, x in (placed or {}).items()
+        ]
         path = self.path / f"{'-'.join(['latents', *suffixes])}.safetensors"
         data = self.data
         if placed:
