@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from judges import ground_of
+from classifiers import background_of
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
@@ -40,8 +40,8 @@ from gradina.training.data.latents import LatentDataset, encode_pictures
 from gradina.training.data.sources import npm_package
 from gradina.training.data.synthetic import BACKGROUND_NAMES, IconScenes
 from gradina.training.finetune import methods
-from gradina.training.finetune.run import own
-from gradina.training.finetune.trainable import Owning
+from gradina.training.finetune.config import FinetuneConfig, config_for
+from gradina.training.finetune.run import finetune
 from gradina.training.pretrain.recipes import read_recipe
 from gradina.weights.formats.imagic import read_states
 
@@ -85,9 +85,10 @@ def captioned(data: IconScenes, folder: Path) -> list[CaptionedImage]:
     return found
 
 
-def ran(learning: methods.Learning, how: Owning, folder: Path, prompts: Sequence[str]) -> tuple[float, Path]:
-    """Lets a method learn; how many seconds it took, and what is kept."""
-    start, running = time.monotonic(), own(learning, how, folder, "mark", prompts, max(1, how.steps // 5))
+def ran(method: methods.Method, config: FinetuneConfig, folder: Path, prompts: Sequence[str]) -> tuple[float, Path]:
+    """Runs a method; the seconds that it took, and its result."""
+    start = time.monotonic()
+    running = finetune(method, config, folder, "mark", prompts, max(1, config.steps // 5))
     while True:
         try:
             next(running)
@@ -102,47 +103,47 @@ def methods_of(steps: float, room: Path) -> dict[str, Callable[[StableDiffusion,
         worded = pictures if caption is None else [replace(one, caption=caption) for one in pictures]
         return encode_pictures(model, worded, Crop(), model.defaults.width * model.defaults.height)
 
-    def how(method: str, count: int, lr: float, **more: Any) -> Owning:
-        return methods.settings(method, **LEARNING, steps=max(2, round(steps * count)), lr=lr, **more)
+    def config_of(method: str, count: int, lr: float, **more: Any) -> FinetuneConfig:
+        return config_for(method, **LEARNING, steps=max(2, round(steps * count)), lr=lr, **more)
 
     def finetuned(rank: int | None) -> Callable[[StableDiffusion, Sequence[CaptionedImage]], Taught]:
         def teach(model: StableDiffusion, pictures: Sequence[CaptionedImage]) -> Taught:
-            told = how("finetune", 400, 1e-3 if rank else 1e-4, rank=rank, text_rate=0.3)
-            learning = methods.finetuning(model, data(model, pictures), told)
-            seconds, _ = ran(learning, told, room / f"finetune-{rank}", ["nesting dolls"])
-            return Taught(learning.model(learning.learner), "nesting dolls", seconds)
+            config = config_of("finetune", 400, 1e-3 if rank else 1e-4, rank=rank, text_rate=0.3)
+            method = methods.finetuning(model, data(model, pictures), config)
+            seconds, _ = ran(method, config, room / f"finetune-{rank}", ["nesting dolls"])
+            return Taught(method.model(method.trainable), "nesting dolls", seconds)
 
         return teach
 
     def inverted(model: StableDiffusion, pictures: Sequence[CaptionedImage]) -> Taught:
-        told = how("inversion", 800, 1e-2, vectors=2)
-        learning = methods.inversion(model, data(model, pictures), "<dolls>", "toy", told)
+        config = config_of("textual_inversion", 800, 1e-2, vectors=2)
+        method = methods.textual_inversion(model, data(model, pictures), "<dolls>", "toy", config)
         prompts = ("<dolls>", "<dolls> on a pink background", "a <dolls> and a cat")
-        seconds, _ = ran(learning, told, room / "invert", prompts)
+        seconds, _ = ran(method, config, room / "invert", prompts)
         with Image.open(room / "invert" / "samples.png") as image:
-            return Taught(learning.model(learning.learner), "<dolls>", seconds, image.copy())
+            return Taught(method.model(method.trainable), "<dolls>", seconds, image.copy())
 
     def boothed(prior: bool) -> Callable[[StableDiffusion, Sequence[CaptionedImage]], Taught]:
         def teach(model: StableDiffusion, pictures: Sequence[CaptionedImage]) -> Taught:
-            told = how("dreambooth", 300, 1e-3, text_rate=0.3)
+            config = config_of("dreambooth", 300, 1e-3, text_rate=0.3)
             others = None
             if prior:
                 drawn = methods.class_pictures(model, CLASS, 24, room / "class")
                 others = data(model, [CaptionedImage(path, CLASS) for path in drawn])
-            learning = methods.dreambooth(model, data(model, pictures, "a sks toy"), others, told)
-            seconds, _ = ran(learning, told, room / f"dreambooth-{prior}", ["a sks toy"])
-            return Taught(learning.model(learning.learner), "a sks toy", seconds)
+            method = methods.dreambooth(model, data(model, pictures, "a sks toy"), others, config)
+            seconds, _ = ran(method, config, room / f"dreambooth-{prior}", ["a sks toy"])
+            return Taught(method.model(method.trainable), "a sks toy", seconds)
 
         return teach
 
     def edited(model: StableDiffusion, pictures: Sequence[CaptionedImage]) -> Taught:
         """From one picture alone: that is what the method is for."""
         one, wish = data(model, pictures[:1]), "nesting dolls on a green background"
-        first, second = how("nearer", 200, 2e-3), how("onto", 300, 1e-3)
-        near, states = ran(methods.nearer(model, one, wish, first), first, room / "nearer", [wish])
-        learning = methods.onto(model, one, read_states(states, model.text.config.width), second)
-        seconds, edit = ran(learning, second, room / "onto", [wish])
-        return Taught(model, "nesting dolls", near + seconds, edit=(str(edit), ETA))
+        first, second = config_of("imagic_embedding", 200, 2e-3), config_of("imagic_finetune", 300, 1e-3)
+        before, states = ran(methods.imagic_embedding(model, one, wish, first), first, room / "1-text", [wish])
+        method = methods.imagic_finetune(model, one, read_states(states, model.text.config.width), second)
+        seconds, edit = ran(method, second, room / "2-picture", [wish])
+        return Taught(model, "nesting dolls", before + seconds, edit=(str(edit), ETA))
 
     return {
         "untrained": lambda model, _: Taught(model, "nesting dolls", 0.0),
@@ -198,7 +199,7 @@ def main() -> None:
             moved = [psnr(a, b, 2) for a, b in zip(after, before, strict=True)]
             rows[method] = {
                 "likeness": round(likeness(embed_pixels(pair, torch.cat([plain, placed])), others), 3),
-                "obedience": round(float((ground_of(placed) == asked).float().mean()), 3),
+                "obedience": round(float((background_of(placed) == asked).float().mean()), 3),
                 "other things, dB": round(sum(min(x, 99.0) for x in moved) / len(moved), 1),
                 "seconds": round(taught.seconds),
             }

@@ -79,6 +79,6 @@ def test_tower_of_convolutions():
             assert error(tower.train(learning)(pixels), reference.train(learning)(pixels)) < TOLERANCE
     assert torch.allclose(tower.norms[1].var, reference[4].running_var, rtol=1e-5)
     every = torch.stack([torch.randperm(16) for _ in range(5)])
-    assert tower.config.places == 16
+    assert tower.config.positions == 16
     assert torch.allclose(tower(pixels, every), tower(pixels), atol=1e-6)
     assert not torch.allclose(tower(pixels, every[:, :4]), tower(pixels), atol=1e-3)

@@ -17,11 +17,11 @@ import pytest
 import torch
 from PIL import Image
 
-from gradina import Request, Step, generate, steps
+from gradina import Picture, Request, Step, generate, steps
 from gradina.images.open import overlay
-from gradina.pipeline.generate import decode_pictures
+from gradina.pipeline.generate import decode_pictures, events
 from gradina.pipeline.model import StableDiffusion, to_pixels
-from gradina.pipeline.plan import plans
+from gradina.pipeline.plan import Plan, plans
 from gradina.pipeline.resolve import resolve
 from gradina.request import SAMPLER_NAMES, SCHEDULE_NAMES
 
@@ -57,6 +57,35 @@ def apart(model: StableDiffusion, asked: Request) -> int:
     assert [p.request for p in pictures] == [resolve(model, asked).request.alone(k) for k in range(len(pictures))]
     assert len({p.image.tobytes() for p in pictures}) == len(pictures)
     return max(grey(p.image, next(generate(model, p.request)).image) for p in pictures)
+
+
+def test_events_are_a_plan_its_steps_and_its_pictures_for_each_batch(tiny_model: Tiny) -> None:
+    model, asked = tiny_model(), replace(ASKED, prompt=("a red boat", LONG, "seven"), images=2, steps=2)
+    seen = list(events(model, asked))
+    assert [type(event) for event in seen] == 3 * [Plan, Step, Step, Picture, Picture]
+    drawn_together = [event.pictures for event in seen if not isinstance(event, Picture)]
+    assert drawn_together == [pictures for i in (0, 2, 4) for pictures in 3 * [range(i, i + 2)]]
+    pictures = [event for event in seen if isinstance(event, Picture)]
+    assert [picture.seed for picture in pictures] == [7, 8, 9, 10, 11, 12]
+    for picture, same in zip(pictures, generate(model, asked), strict=True):
+        assert grey(picture.image, same.image) == 0
+        assert picture.request == same.request
+
+
+def test_steps_are_those_of_events_and_decode_nothing(tiny_model: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, asked = tiny_model(), replace(ASKED, images=2, sampler="euler_ancestral")
+    plan, *others = [event for event in events(model, asked) if not isinstance(event, Picture)]
+    monkeypatch.setattr(type(model), "decode", None)
+    stepped = list(steps(model, asked))
+    assert len(stepped) == len(others) == 4
+    for ours, theirs in zip(stepped, others, strict=True):
+        assert isinstance(theirs, Step)
+        assert (ours.i, ours.sigma, ours.pictures) == (theirs.i, theirs.sigma, range(2))
+        assert torch.equal(ours.x, theirs.x)
+        assert torch.equal(ours.denoised, theirs.denoised)
+    assert isinstance(plan, Plan)
+    assert plan.latents.std() == pytest.approx(1, abs=0.1), "variance-preserving"
+    assert torch.equal(stepped[-1].latents, stepped[-1].x), "at sigma 0"
 
 
 def test_steps_count_up_and_their_sigmas_fall(tiny_model: Tiny) -> None:

@@ -68,11 +68,11 @@ def test_offload_loads_one_network_at_a_time(tiny_model: Tiny, tmp_path: Path) -
     model = load(tmp_path / "tiny", dtype="bf16", low_memory=True)
     for step in steps(model, replace(ASKED, steps=2)):
         assert model.offload is not None
-        assert model.offload.asleep is model.unet
+        assert model.offload.offloaded is model.unet
         denoised = step.denoised
     model.decode(denoised)
     assert model.offload is not None
-    assert model.offload.asleep is model.vae
+    assert model.offload.offloaded is model.vae
     assert model.unet.conv_in.weight.dtype == torch.float32, "as in the file"
     with pytest.raises(RequestError, match="low_memory: is for the CPU and engine eager, not for cpu and compile"):
         load(tmp_path / "tiny", engine="compile", low_memory=True)

@@ -13,7 +13,10 @@ from PIL import Image
 
 from gradina import GradinaError, Request, generate, steps
 from gradina.errors import PictureError, RequestError
+from gradina.models.tokenizer import Tokenizer
 from gradina.models.vae import AutoencoderKL
+from gradina.pipeline import plan
+from gradina.pipeline.generate import events
 from gradina.pipeline.model import StableDiffusion
 from gradina.pipeline.resolve import resolve
 
@@ -66,7 +69,7 @@ def test_a_damaged_mask_is_refused(tiny_model: Tiny, init: Image.Image, tmp_path
         generate(tiny_model(), replace(ASKED, init_image=init, mask_image=tmp_path / "mask.png"))
 
 
-@pytest.mark.parametrize("call", [generate, steps])
+@pytest.mark.parametrize("call", [events, generate, steps])
 @pytest.mark.parametrize(
     ("fields", "line"),
     [
@@ -85,3 +88,41 @@ def test_errors_are_raised_before_the_unet_runs(call: Any, fields: dict[str, Any
     assert line in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not seen
+
+
+def test_every_field_with_a_default_is_filled_in(tiny_model: Tiny, init: Image.Image, mask: Image.Image) -> None:
+    resolved = resolve(tiny_model(), Request(prompt="a red boat", init_image=init, mask_image=mask, strength=0.5))
+    request, settings = resolved.request, resolved.settings
+    assert settings == tiny_model().defaults
+    assert all(getattr(request, name) == getattr(settings, name) for name in settings.__slots__)
+    assert request.seed is not None
+    assert resolved.shape == (4, 8, 8)
+    assert len(resolved.sigmas) == 1 + 2, "half of five steps, rounded down"
+    assert resolved.init is not None
+    assert resolved.mask is not None
+    assert resolved.mask.getcolors() == [(64 * 64 - 30 * 31, 0), (30 * 31, 255)]
+    assert resolve(tiny_model(), replace(request, strength=0.1)).sigmas.tolist() == [0]
+
+
+def test_each_file_is_opened_once_for_all_batches(
+    tiny_model: Tiny, init: Image.Image, mask: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    init.save(tmp_path / "init.png")
+    mask.save(tmp_path / "mask.png")
+    opened: list[str] = []
+    open_file = Image.open
+    monkeypatch.setattr(Image, "open", lambda file, *rest: (opened.append(str(file)), open_file(file, *rest))[1])
+    monkeypatch.setattr(plan, "MAX_BATCH_PIXELS", 1)
+    asked = replace(ASKED, init_image=tmp_path / "init.png", mask_image=tmp_path / "mask.png", images=3, width=None)
+    assert len(list(generate(tiny_model(), replace(asked, height=None)))) == 3
+    assert opened == [str(tmp_path / "init.png"), str(tmp_path / "mask.png")]
+
+
+def test_each_text_is_tokenised_once_for_all_batches(tiny_model: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts: list[str] = []
+    ids = Tokenizer.ids
+    monkeypatch.setattr(Tokenizer, "ids", lambda self, text: (texts.append(text), ids(self, text))[1])
+    monkeypatch.setattr(plan, "MAX_BATCH_PIXELS", 1)
+    asked = replace(ASKED, prompt=("a red boat", "seven " * 80, "seven"), negative_prompt="blue", images=2, steps=1)
+    assert len(list(generate(tiny_model(), asked))) == 6
+    assert sorted(texts) == sorted(["a red boat", "seven " * 80, "seven", "blue"])

@@ -14,7 +14,8 @@ import gradina
 from gradina.errors import MissingExtra, RequestError
 from gradina.pipeline.model import to_pixels
 from gradina.runtime import device, engines
-from gradina.runtime.engines import Decoding, Exported, with_engine
+from gradina.runtime.engines import Decoding, with_engine
+from gradina.runtime.openvino import Exported
 from gradina.tasks.metrics import psnr
 
 ASKED = gradina.Request(prompt="a fox", steps=4, seed=3, guidance_scale=4.0, sampler="ddim", width=64, height=64)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from gradina.errors import GradinaError, WeightsError
 from gradina.weights.formats import diffusers_configs as configs
 from gradina.weights.formats.diffusers import read_folder
+from gradina.weights.formats.scheduler_config import schedule_and_prediction
 from gradina.weights.json_config import read_config
 
 
@@ -74,7 +75,7 @@ def test_any_value_in_any_file_is_read_or_refused_in_one_line(data, value, odd, 
 
 READERS = {
     "unet/config.json": configs.unet_from_json, "vae/config.json": configs.vae_from_json,
-    "text_encoder/config.json": configs.text_from_json, "scheduler/scheduler_config.json": configs.schedule_from_json,
+    "text_encoder/config.json": configs.text_from_json, "scheduler/scheduler_config.json": schedule_and_prediction,
 }  # fmt: skip
 
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from gradina.errors import DiskError, WeightsError
-from gradina.weights import safetensors
+from gradina.nn import ops
 from gradina.weights.formats.diffusers_layout import find_weights
 from gradina.weights.safetensors import MappedFiles, model_hash, open_weights, save_weights, to_dtype
 
@@ -176,7 +176,7 @@ def test_pages_of_other_memory_are_not_released() -> None:
 def test_to_dtype_equals_pytorch(
     of: torch.dtype, to: torch.dtype, native: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(safetensors, "AT_ONCE", 100)
+    monkeypatch.setattr(ops, "CAST_AT_ONCE", 100)
     monkeypatch.setenv("GRADINA_NATIVE", native)
     every = torch.arange(-(2**15), 2**15).to(torch.int16).view(torch.float16).float()
     x = every[~every.isnan()].to(of)

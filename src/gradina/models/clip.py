@@ -34,7 +34,7 @@ class TextConfig:
 
 
 class TextTower(nn.Module):
-    """Token ids (b, n) -> what the U-Net reads, one state for each token (b, n, width)."""
+    """Token ids (b, n) -> the text states that condition the U-Net, one for each token (b, n, width)."""
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class TextTower(nn.Module):
         )
         self.norm = LayerNorm(c.width)
         self.projection = Linear(c.width, c.projection, bias=False) if c.projection else None
-        nn.init.normal_(self.token.weight, std=0.02)  # words speak up, places are hinted at: as in CLIP
+        nn.init.normal_(self.token.weight, std=0.02)  # as in CLIP
         nn.init.normal_(self.position.weight, std=0.01)
 
     def forward(self, ids: Tensor, skip: int = 0) -> Tensor:
@@ -69,7 +69,7 @@ class TextTower(nn.Module):
 
 
 class CLIP(nn.Module):
-    """The contrastive pair: how well does each of these texts describe each of these pictures?"""
+    """The contrastive pair: how well each of some texts describes each of some pictures."""
 
     def __init__(self, text: TextConfig, vision: VisionConfig | ConvConfig) -> None:
         super().__init__()
@@ -78,11 +78,11 @@ class CLIP(nn.Module):
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
     def texts(self, ids: Tensor) -> Tensor:
-        """Embeddings of length 1 for token ids (b, n): (b, projection)."""
+        """Embeddings of norm 1 for token ids (b, n): (b, projection)."""
         return F.normalize(self.text.embed(ids), dim=1)
 
     def pictures(self, pixels: Tensor, kept: Tensor | None = None) -> Tensor:
-        """Embeddings of length 1 for pictures (b, c, size, size), or for some of their patches: (b, projection)."""
+        """Embeddings of norm 1 for pictures (b, c, size, size), or for some of their patches: (b, projection)."""
         return F.normalize(self.vision(pixels, kept), dim=1)
 
     def forward(self, ids: Tensor, pixels: Tensor) -> Tensor:

@@ -30,8 +30,8 @@ class VisionConfig:
     projection: int = 768
 
     @property
-    def places(self) -> int:
-        """Parts of a picture that are looked at one by one."""
+    def positions(self) -> int:
+        """How many patches a picture has."""
         return (self.size // self.patch) ** 2
 
 
@@ -51,8 +51,8 @@ class ConvConfig:
             )
 
     @property
-    def places(self) -> int:
-        """Parts of a picture that are looked at one by one."""
+    def positions(self) -> int:
+        """How many pixels the last feature map has."""
         return (self.size // 2 ** len(self.widths)) ** 2
 
 
@@ -74,7 +74,7 @@ class VisionTower(nn.Module):
         nn.init.normal_(self.position.weight, std=c.width**-0.5)
 
     def forward(self, pixels: Tensor, kept: Tensor | None = None) -> Tensor:
-        """The embeddings; of the patches (b, n) that are `kept` alone, which is quicker to learn from.
+        """The embeddings; of the patches (b, n) that are `kept` alone, which trains faster.
 
         Source: Li et al. 2023, "Scaling Language-Image Pre-training via Masking" (2212.00794).
         """
@@ -109,9 +109,9 @@ class BatchNorm(nn.Module):
 
 
 class ConvTower(nn.Module):
-    """The same task done by convolutions, which need fewer pictures to learn what a thing is, wherever it is.
+    """An image tower of convolutions, which learn from fewer pictures, as they are equivariant to translation.
 
-    Two of 3x3 at each resolution, then the larger half is kept. Source: Simonyan & Zisserman, "Very Deep Convolutional
+    Two of 3x3 at each resolution, then max pooling. Source: Simonyan & Zisserman, "Very Deep Convolutional
     Networks" (1409.1556), normalised; CLIP, too, comes with convolutional towers (Radford et al., section 2.4).
     """
 
@@ -125,7 +125,7 @@ class ConvTower(nn.Module):
         self.projection = Linear(c.widths[-1], c.projection, bias=False)
 
     def forward(self, pixels: Tensor, kept: Tensor | None = None) -> Tensor:
-        """The embeddings: means over all places of the last map, or over those (b, n) that are `kept` alone."""
+        """The embeddings: means over all pixels of the last feature map, or over those (b, n) that are `kept` alone."""
         x = pixels.contiguous(memory_format=torch.channels_last)
         for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
             x = F.relu(norm(conv(x)))

@@ -14,7 +14,7 @@ from torch import Tensor
 from gradina.diffusion.samplers import SAMPLERS, SamplerSpec
 from gradina.diffusion.schedule import img2img_sigmas, sampling_sigmas
 from gradina.errors import RequestError
-from gradina.images.open import open_mask, open_picture, resize
+from gradina.images.open import open_mask_and_holes, open_picture, resize
 from gradina.ineffective import mask_notes, notes
 from gradina.pipeline.conditioning import adapted
 from gradina.pipeline.model import StableDiffusion
@@ -54,7 +54,7 @@ def resolve(model: StableDiffusion, request: Request) -> Resolved:
     Logs a warning for each field without effect. Raises RequestError, PictureError or WeightsError.
     """
     init = None if request.init_image is None else open_picture(request.init_image)
-    grey = None if request.mask_image is None else open_mask(request.mask_image)
+    grey, holes = (None, False) if request.mask_image is None else open_mask_and_holes(request.mask_image)
     request = (request if init is None else _shaped_like(init, request, model)).resolved(model.defaults)
     settings = Defaults(**{field.name: getattr(request, field.name) for field in fields(Defaults)})
     for name, side in (("width", settings.width), ("height", settings.height)):
@@ -75,7 +75,7 @@ def resolve(model: StableDiffusion, request: Request) -> Resolved:
         init=None if init is None else resize(init, settings.width, settings.height),
         mask=None if grey is None else grey.point(lambda value: 255 * (value >= 128)),
     )
-    _warn_of_ineffective(resolved, grey)
+    _warn_of_ineffective(resolved, grey, holes)
     return resolved
 
 
@@ -94,7 +94,7 @@ def _shaped_like(init: Image.Image, request: Request, model: StableDiffusion) ->
     return replace(request, width=width, height=height)
 
 
-def _warn_of_ineffective(resolved: Resolved, grey: Image.Image | None) -> None:
+def _warn_of_ineffective(resolved: Resolved, grey: Image.Image | None, holes: bool) -> None:
     """Logs a warning for each field that has no effect on the picture."""
     model, request = resolved.model, resolved.request
     used = {i for ids in resolved.ids.values() for i in ids}
@@ -103,8 +103,8 @@ def _warn_of_ineffective(resolved: Resolved, grey: Image.Image | None) -> None:
         log.warning(note)
     if grey is not None and resolved.mask is not None:
         factor = model.vae.config.factor
-        drawn = latent_mask(resolved.mask, factor).any()
-        for note in mask_notes(request, grey, resolved.mask, bool(drawn), factor):
+        drawn = bool(latent_mask(resolved.mask, factor).any())
+        for note in mask_notes(request, grey, resolved.mask, holes, drawn, factor):
             log.warning(note)
 
 

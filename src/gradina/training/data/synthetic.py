@@ -128,18 +128,14 @@ class IconScenes:
         background = torch.tensor(BACKGROUNDS[BACKGROUND_NAMES[int(plan["background"])]]).float()
         canvas = background[:, None, None].expand(3, side, side).clone()
         for _, icon, scale, centre in layers(plan):
-            self._paste(canvas, int(icon), float(scale), centre[0])
+            size = round(float(scale) * side)
+            picture = self.icons.pictures[int(icon)].float()
+            alpha = picture[3:] / 255
+            layer = torch.cat([picture[:3] * alpha, alpha])[None]
+            layer = F.interpolate(layer, size, mode="bilinear", antialias=True)[0]
+            x, y = (max(0, min(side - size, round(float(c) * side - size / 2))) for c in centre[0])
+            canvas[:, y : y + size, x : x + size].mul_(1 - layer[3:]).add_(layer[:3])
         return canvas.flip(2) if plan["mirror"] else canvas
-
-    def _paste(self, canvas: Tensor, icon: int, scale: float, centre: Tensor) -> None:
-        """Composites an icon over the canvas, its centre (x, y) in fractions of the side."""
-        side = round(scale * self.size)
-        picture = self.icons.pictures[icon].float()
-        alpha = picture[3:] / 255
-        small = F.interpolate(torch.cat([picture[:3] * alpha, alpha])[None], side, mode="bilinear", antialias=True)[0]
-        x, y = (max(0, min(self.size - side, round(float(c) * self.size - side / 2))) for c in centre)
-        part = canvas[:, y : y + side, x : x + side]
-        part.mul_(1 - small[3:]).add_(small[:3])
 
     def captions(self, rows: Tensor, key: torch.Generator) -> tuple[list[str], Tensor]:
         chance = torch.rand(len(rows), 6, generator=key)

@@ -35,7 +35,7 @@ from gradina.weights.formats.diffusers_layout import (
     unsupported_reason,
     weight_files,
 )
-from gradina.weights.formats.scheduler_config import schedule_to_config
+from gradina.weights.formats.scheduler_config import schedule_and_prediction, schedule_to_config
 from gradina.weights.formats.vae import build_vae, read_vae
 from gradina.weights.json_config import read_config
 from gradina.weights.key_tables import DROPPED, TEXT, UNET, VAE, add_text_model
@@ -69,7 +69,7 @@ def read_folder(
     unet, text = _unet(folder, opened["unet"], dtype), _text(folder, opened["text_encoder"], dtype)
     vae = read_vae(fallback_vae).vae if fallback_vae and not has_vae else _vae(folder, opened["vae"], dtype)
     scheduler = folder / "scheduler" / "scheduler_config.json"
-    schedule, stated = read_config(scheduler, diffusers_configs.schedule_from_json)
+    schedule, stated = read_config(scheduler, schedule_and_prediction)
     card = folder / CARD
     components = Components(
         unet=unet,

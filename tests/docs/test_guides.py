@@ -1,4 +1,4 @@
-"""The guides work as they are written: here with few steps, and every picture that they show is there."""
+"""The commands of the guides run as written, with fewer steps, and make every picture that the guides show."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import pytest
 
 from gradina.apps.cli.main import main
 
-GUIDES = Path(__file__).parents[1] / "docs" / "guides"
-FEW = {"--steps": "2", "--states-steps": "1", "--sample-every": "2", "--class-pictures": "1", "--batch": "1"}
+GUIDES = Path(__file__).parents[2] / "docs" / "guides"
+FEWER = {"--steps": "2", "--states-steps": "1", "--sample-every": "2", "--class-pictures": "1", "--batch": "1"}
 
 
 def commands(page: Path) -> list[list[str]]:
-    """What a page's blocks say, as lists of arguments."""
+    """The commands in a page's sh blocks, as lists of arguments."""
     blocks = re.findall(r"```sh\n(.*?)```", page.read_text(), re.S)
     return [shlex.split(line) for block in blocks for line in block.replace("\\\n", " ").splitlines()]
 
@@ -32,14 +32,14 @@ def test_the_commands_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monkey
             shutil.copy(*arguments)
             continue
         assert program == "gradina"
-        few = [FEW.get(before, one) for before, one in zip(["", *arguments], arguments, strict=False)]
-        drawing = arguments[0] not in ("finetune", "invert", "dreambooth", "imagic")
-        assert main([*few, "--steps", "2"] if drawing else few) == 0, arguments
-    made = {f"pictures/{path.name}" for path in (tmp_path / "pictures").iterdir()}
-    assert made == set(re.findall(r"!\[.*?\]\((.*?)\)", page.read_text()))
+        fewer = [FEWER.get(option, value) for option, value in zip(["", *arguments], arguments, strict=False)]
+        draws = arguments[0] not in ("finetune", "invert", "dreambooth", "imagic")
+        assert main([*fewer, "--steps", "2"] if draws else fewer) == 0, arguments
+    written = {f"pictures/{path.name}" for path in (tmp_path / "pictures").iterdir()}
+    assert written == set(re.findall(r"!\[.*?\]\((.*?)\)", page.read_text()))
 
 
 @pytest.mark.parametrize("page", sorted(GUIDES.glob("*.md")), ids=lambda page: page.stem)
-def test_what_a_page_points_at_is_there(page: Path) -> None:
+def test_link_targets_exist(page: Path) -> None:
     for target in re.findall(r"\]\(([^):]*)\)", page.read_text()):
         assert (GUIDES / target).exists(), target

@@ -1,4 +1,4 @@
-"""The smaller one of the shipped models: its anatomy, the same in diffusers, as good as its card says."""
+"""The shipped `digits` model: its size, its recipe, parity with diffusers, and the figures on its card."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import gradina
 from gradina.pipeline.model import StableDiffusion
 from gradina.weights.registry import shipped
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FIGURES = json.loads((ROOT / "evaluation" / "digits.json").read_text())
 
 
@@ -22,14 +22,14 @@ def model() -> StableDiffusion:
     return gradina.load("digits")
 
 
-def test_it_is_small(model: StableDiffusion) -> None:
+def test_size_and_components(model: StableDiffusion) -> None:
     folder = shipped()["digits"]
     assert model.name == "digits"
     assert sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) <= 8_000_000
     assert {"text_encoder", "tokenizer", "unet", "vae", "scheduler"} <= {p.name for p in folder.iterdir()}
 
 
-def test_its_recipe_is_the_one_in_the_tree(model: StableDiffusion) -> None:
+def test_configuration_equals_the_recipe(model: StableDiffusion) -> None:
     from gradina.training.pretrain.recipes import read_recipe
 
     recipe = read_recipe(ROOT / "recipes" / "digits.toml")
@@ -39,7 +39,7 @@ def test_its_recipe_is_the_one_in_the_tree(model: StableDiffusion) -> None:
     assert model.vae.config.widths == recipe.vae.network.widths
 
 
-def test_the_card_says_what_was_measured() -> None:
+def test_card_has_the_measured_figures() -> None:
     card = (shipped()["digits"] / "README.md").read_text()
     assert FIGURES["pictures"] == 500
     assert FIGURES["recognised"] >= 0.97
@@ -48,7 +48,7 @@ def test_the_card_says_what_was_measured() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-def test_diffusers_draws_the_same_pictures(model: StableDiffusion) -> None:
+def test_pictures_equal_diffusers(model: StableDiffusion) -> None:
     from diffusers import StableDiffusionPipeline
 
     pipe = StableDiffusionPipeline.from_pretrained(shipped()["digits"], dtype=torch.float32)
@@ -68,5 +68,5 @@ def test_diffusers_draws_the_same_pictures(model: StableDiffusion) -> None:
 
 def test_different_seeds_give_different_pictures(model: StableDiffusion) -> None:
     request = gradina.Request(prompt="a handwritten seven", seed=1, images=4)
-    drawn = [np.array(p.image).astype(int) for p in gradina.generate(model, request)]
-    assert all(np.abs(a - b).mean() > 2 for i, a in enumerate(drawn) for b in drawn[:i])
+    pictures = [np.array(p.image).astype(int) for p in gradina.generate(model, request)]
+    assert all(np.abs(a - b).mean() > 2 for i, a in enumerate(pictures) for b in pictures[:i])

@@ -1,4 +1,4 @@
-"""The model that load() takes: of Stable Diffusion's anatomy, the same in diffusers, as good as its card says."""
+"""The shipped default model `emoji`: its size, its recipe, parity with diffusers, and the figures on its card."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gradina.tasks.retrieval import open_pair
 from gradina.training.pretrain.recipes import Recipe, read_recipe
 from gradina.weights.registry import shipped
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FOLDER = shipped()["emoji"]
 FIGURES = json.loads((ROOT / "evaluation" / "emoji.json").read_text())
 
@@ -31,18 +31,18 @@ def recipe() -> Recipe:
     return read_recipe(ROOT / "recipes" / "emoji.toml")
 
 
-def size_of(folder: Path) -> int:
+def bytes_of(folder: Path) -> int:
     return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
 
 
-def test_it_is_the_default_and_small(model: StableDiffusion) -> None:
+def test_default_model_size_and_components(model: StableDiffusion) -> None:
     assert model.name == "emoji"
     assert {"text_encoder", "tokenizer", "unet", "vae", "scheduler", "clip"} <= {p.name for p in FOLDER.iterdir()}
-    assert size_of(FOLDER / "clip") <= 15_000_000
-    assert size_of(FOLDER) - size_of(FOLDER / "clip") <= 60_000_000
+    assert bytes_of(FOLDER / "clip") <= 15_000_000
+    assert bytes_of(FOLDER) - bytes_of(FOLDER / "clip") <= 60_000_000
 
 
-def test_its_recipe_is_the_one_in_the_tree(model: StableDiffusion, recipe: Recipe) -> None:
+def test_configuration_equals_the_recipe(model: StableDiffusion, recipe: Recipe) -> None:
     assert model.defaults == recipe.defaults
     assert model.prediction == recipe.unet.prediction
     assert model.unet.config.widths == recipe.unet.network.widths
@@ -52,7 +52,7 @@ def test_its_recipe_is_the_one_in_the_tree(model: StableDiffusion, recipe: Recip
     assert pixels / latents == 48
 
 
-def test_the_card_says_what_was_measured(recipe: Recipe) -> None:
+def test_card_has_the_measured_figures(recipe: Recipe) -> None:
     card = (FOLDER / "README.md").read_text()
     trained = FIGURES["trained pairs"]
     assert trained["pictures"] == 500
@@ -72,7 +72,7 @@ def test_the_card_says_what_was_measured(recipe: Recipe) -> None:
 @pytest.mark.parametrize(
     ("sampler", "scheduler"), [("ddim", "DDIMScheduler"), ("dpmpp_2m", "DPMSolverMultistepScheduler")]
 )
-def test_diffusers_draws_the_same_pictures(model: StableDiffusion, sampler: str, scheduler: str) -> None:
+def test_pictures_equal_diffusers(model: StableDiffusion, sampler: str, scheduler: str) -> None:
     import diffusers
 
     pipe = diffusers.StableDiffusionPipeline.from_pretrained(FOLDER, dtype=torch.float32)
@@ -92,7 +92,7 @@ def test_diffusers_draws_the_same_pictures(model: StableDiffusion, sampler: str,
         assert np.abs(np.array(a).astype(int) - np.round(255 * b)).max() <= 1
 
 
-def test_its_prompts_are_its_own_words(model: StableDiffusion, recipe: Recipe) -> None:
+def test_vocabulary_of_the_pair_fits_the_tokenizer(model: StableDiffusion, recipe: Recipe) -> None:
     pair = open_pair("emoji")
     names, styles, grounds = pair.phrases
     assert recipe.data.icons is not None
@@ -101,22 +101,22 @@ def test_its_prompts_are_its_own_words(model: StableDiffusion, recipe: Recipe) -
     assert len(model.tokenizer.ids(longest)) <= model.tokenizer.length
 
 
-def test_grounds_are_those_that_were_asked_for(model: StableDiffusion) -> None:
+def test_background_colours_are_those_of_the_prompt(model: StableDiffusion) -> None:
     colours = {"red": (220, 38, 38), "blue": (48, 104, 230), "yellow": (250, 214, 50), "black": (16, 16, 16)}
     prompts = tuple(f"a key on a {name} background" for name in colours)
-    drawn = gradina.generate(model, gradina.Request(prompt=(*prompts, "a key"), seed=5, steps=12))
-    for picture, colour in zip(drawn, (*colours.values(), (255, 255, 255)), strict=True):
+    pictures = gradina.generate(model, gradina.Request(prompt=(*prompts, "a key"), seed=5, steps=12))
+    for picture, colour in zip(pictures, (*colours.values(), (255, 255, 255)), strict=True):
         rim = np.asarray(picture.image).astype(int)[:2].reshape(-1, 3)
         assert np.abs(np.median(rim, axis=0) - colour).max() < 40
 
 
 def test_different_seeds_give_different_pictures(model: StableDiffusion) -> None:
     request = gradina.Request(prompt="a rocket", seed=1, images=4, steps=12)
-    drawn = [np.array(p.image).astype(int) for p in gradina.generate(model, request)]
-    assert all(np.abs(a - b).mean() > 2 for i, a in enumerate(drawn) for b in drawn[:i])
+    pictures = [np.array(p.image).astype(int) for p in gradina.generate(model, request)]
+    assert all(np.abs(a - b).mean() > 2 for i, a in enumerate(pictures) for b in pictures[:i])
 
 
-def test_the_command_line_draws_captions_and_finds(
+def test_command_line_generates_captions_and_searches(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
@@ -130,7 +130,7 @@ def test_the_command_line_draws_captions_and_finds(
     assert "crown.png" in capsys.readouterr().out.splitlines()[0]
 
 
-def test_the_example_of_the_contract_works_as_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_generate_and_steps_as_documented(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     model = gradina.load()
     # fmt: off
@@ -140,10 +140,10 @@ def test_the_example_of_the_contract_works_as_it_is_written(tmp_path: Path, monk
     # fmt: on
     for picture in gradina.generate(model, request):
         picture.save(f"{picture.seed}.png")
-    seen = []
+    records = []
     for step in gradina.steps(model, request):
-        seen.append((step.i, step.sigma, tuple(step.x.shape)))
+        records.append((step.i, step.sigma, tuple(step.x.shape)))
         assert len(model.decode(step.denoised)) == 4
-    assert [i for i, *_ in seen] == list(range(20))
-    assert [sigma for _, sigma, _ in seen] == sorted((sigma for _, sigma, _ in seen), reverse=True)
+    assert [i for i, *_ in records] == list(range(20))
+    assert [sigma for _, sigma, _ in records] == sorted((sigma for _, sigma, _ in records), reverse=True)
     assert sorted(p.name for p in tmp_path.iterdir()) == [f"{s}.png" for s in range(1024, 1028)]

@@ -1,4 +1,4 @@
-"""Who judges what a model draws: a line-up finds the style of known pictures, wherever and however large they are."""
+"""The nearest-icon test finds the style of pictures at any scale and offset; the rim gives the background."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from judges import ground_of, line_up
+from classifiers import background_of, nearest_icon_style
 from torch.nn import functional as F
 
 from gradina.training.data.icons import Icons, vocabulary
@@ -15,7 +15,7 @@ from gradina.training.data.synthetic import BACKGROUND_NAMES, IconScenes
 
 @pytest.fixture(scope="module")
 def data() -> IconScenes:
-    """Four things in three styles: a shape for each thing, in other colours and with other details in each style."""
+    """Four things in three styles: one shape per thing, with other colours and details in each style."""
     key = torch.Generator().manual_seed(0)
     things = torch.arange(4).repeat_interleave(3)
     styles = torch.arange(3).repeat(4)
@@ -28,27 +28,26 @@ def data() -> IconScenes:
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.3])
-def test_a_line_up_finds_the_style(data: IconScenes, noise: float) -> None:
-    rows = torch.arange(len(data))
-    pixels = data.pixels(rows)
+def test_nearest_icon_style_finds_the_style(data: IconScenes, noise: float) -> None:
+    pixels = data.pixels(torch.arange(len(data)))
     pixels = pixels + noise * torch.randn(pixels.shape, generator=torch.Generator().manual_seed(2))
     icon = data.plan["first"]
-    found = line_up(pixels, data.icons.things[icon], data.plan["background"], data.icons)
+    found = nearest_icon_style(pixels, data.icons.things[icon], data.plan["background"], data.icons)
     assert torch.equal(found, data.icons.styles[icon])
 
 
-def test_a_line_up_says_which_of_two_is_nearer(data: IconScenes) -> None:
-    small = replace(data, variants=1, smallest=0.98, places=0.0)
-    small.plan["background"].zero_()
-    one, other = (small.pixels(torch.tensor([row])) for row in (0, 1))
-    for share, style in ((0.65, 0), (0.35, 1)):
-        mixed = share * one + (1 - share) * other
-        found = line_up(mixed, torch.tensor([0]), small.plan["background"][:1], small.icons)
+def test_nearest_icon_style_of_a_blend_is_that_of_the_larger_part(data: IconScenes) -> None:
+    single = replace(data, variants=1, smallest=0.98, places=0.0)
+    single.plan["background"].zero_()
+    one, other = (single.pixels(torch.tensor([row])) for row in (0, 1))
+    for weight, style in ((0.65, 0), (0.35, 1)):
+        blend = weight * one + (1 - weight) * other
+        found = nearest_icon_style(blend, torch.tensor([0]), single.plan["background"][:1], single.icons)
         assert found.item() == style
 
 
-def test_the_ground_is_read_from_the_rim(data: IconScenes) -> None:
+def test_background_is_read_from_the_rim(data: IconScenes) -> None:
     small = replace(data, smallest=0.5, places=0.0)
     grounds = small.plan["background"]
-    assert torch.equal(ground_of(small.pixels(torch.arange(len(small)))), grounds)
+    assert torch.equal(background_of(small.pixels(torch.arange(len(small)))), grounds)
     assert set(grounds.tolist()) == set(range(len(BACKGROUND_NAMES)))
