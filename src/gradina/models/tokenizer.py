@@ -12,18 +12,7 @@ import tokenizers
 from tokenizers import AddedToken
 
 from gradina.errors import WeightsError
-from gradina.models.bpe import (
-    ASSET,
-    BOS,
-    EOS,
-    SUFFIX,
-    Merge,
-    build_engine,
-    learn_merges,
-    normalized,
-    valid_text,
-    vocabulary_of,
-)
+from gradina.models import bpe
 from gradina.models.tokenizer_files import HIDDEN, find_multi_token, read_merges, read_tokenizer, write_tokenizer
 
 if TYPE_CHECKING:
@@ -32,7 +21,7 @@ if TYPE_CHECKING:
 
 def as_placeholder(text: str) -> str:
     """A text as a placeholder token, which is one word of a prompt: normalized, with hyphens for spaces."""
-    return normalized("-".join(valid_text(text).split()))
+    return bpe.normalized("-".join(bpe.valid_text(text).split()))
 
 
 class Tokenizer:
@@ -65,8 +54,8 @@ class Tokenizer:
 
         Source: Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision".
         """
-        lines = gzip.decompress(ASSET.read_bytes()).decode().split("\n")
-        return cls._from_merges(read_merges(ASSET, lines), length, pad)
+        lines = gzip.decompress(bpe.ASSET.read_bytes()).decode().split("\n")
+        return cls._from_merges(read_merges(bpe.ASSET, lines), length, pad)
 
     @classmethod
     def train(cls, captions: Iterable[str], size: int, length: int = 77) -> Tokenizer:
@@ -75,20 +64,20 @@ class Tokenizer:
         The same captions, in any order, give the same vocabulary. Raises ValueError for a size below 514.
         Source: Sennrich et al. 2016, "Neural Machine Translation of Rare Words with Subword Units".
         """
-        smallest = len(vocabulary_of([]))
+        smallest = len(bpe.vocabulary_of([]))
         if size < smallest:
             raise ValueError(f"a vocabulary of {size} is too small: use {smallest} (every byte, start and end) or more")
-        return cls._from_merges(learn_merges(captions, size - smallest), length, None)
+        return cls._from_merges(bpe.learn_merges(captions, size - smallest), length, None)
 
     @classmethod
-    def _from_merges(cls, merges: Sequence[Merge], length: int, pad: int | None) -> Tokenizer:
-        vocabulary = vocabulary_of(merges)
-        tokens, bos, eos = list(vocabulary), vocabulary[BOS], vocabulary[EOS]
+    def _from_merges(cls, merges: Sequence[bpe.Merge], length: int, pad: int | None) -> Tokenizer:
+        vocabulary = bpe.vocabulary_of(merges)
+        tokens, bos, eos = list(vocabulary), vocabulary[bpe.BOS], vocabulary[bpe.EOS]
         pad = eos if pad is None else pad
         if not 0 <= pad < len(tokens):
             raise ValueError(f"pad id {pad} is outside the vocabulary: use 0 to {len(tokens) - 1}")
         special = [AddedToken(tokens[i], special=True) for i in sorted({bos, eos, pad})]
-        return cls(build_engine(vocabulary, merges, EOS, special), length, bos, eos, pad)
+        return cls(bpe.build_engine(vocabulary, merges, bpe.EOS, special), length, bos, eos, pad)
 
     @classmethod
     def load(cls, folder: str | Path) -> Tokenizer:
@@ -104,11 +93,11 @@ class Tokenizer:
         No other word, whatever its name, becomes one of these tokens. Raises WeightsError for a word that is a token
         already, or that no prompt could contain.
         """
-        if not word.strip() or len(word.split()) != 1 or word != valid_text(word):
+        if not word.strip() or len(word.split()) != 1 or word != bpe.valid_text(word):
             raise WeightsError(f"{word!r}: expected a word without spaces, such as <teddy>")
         lower = as_placeholder(word)
         added = {as_placeholder(token.content) for token in self._engine.get_added_tokens_decoder().values()}
-        if {lower, lower + SUFFIX} & (added | self._engine.get_vocab(with_added_tokens=False).keys()):
+        if {lower, lower + bpe.SUFFIX} & (added | self._engine.get_vocab(with_added_tokens=False).keys()):
             raise WeightsError(f"{word!r} is a token of this model already; choose another word, such as <{word}>")
         engine = tokenizers.Tokenizer.from_str(self._engine.to_str())
         names = [lower, *(f"{HIDDEN}{lower}_{i}" for i in range(1, tokens))]
@@ -135,7 +124,7 @@ class Tokenizer:
 
     def ids(self, text: str) -> list[int]:
         """The bare ids of a text of any length: no start, no end, no padding."""
-        ids: list[int] = self._engine.encode(valid_text(text), add_special_tokens=False).ids
+        ids: list[int] = self._engine.encode(bpe.valid_text(text), add_special_tokens=False).ids
         return [i for first in ids for i in (first, *self._multi_token.get(first, ()))] if self._multi_token else ids
 
     def token(self, i: int) -> str:
@@ -146,7 +135,7 @@ class Tokenizer:
         """The text of ids of shape (n,), in lower case with spaces between words; special tokens are left out."""
         further = {i for more in self._multi_token.values() for i in more}
         text = self._engine.decode([int(i) for i in ids if int(i) not in further], skip_special_tokens=True)
-        return text.replace(SUFFIX, " ").strip()
+        return text.replace(bpe.SUFFIX, " ").strip()
 
     def __call__(self, texts: str | Sequence[str]) -> Tensor:
         """Ids of shape (b, length), int64: start, at most length - 2 tokens, end, padding; a longer text is cut off."""
