@@ -22,7 +22,7 @@ from gradina.training.checkpoint import cached_tensors, load_average
 from gradina.training.data.dataset import Dataset, generator
 from gradina.training.data.sources import load_dataset
 from gradina.training.data.synthetic import IconScenes
-from gradina.training.loop import Settings, autocast
+from gradina.training.loop import Settings, autocast, device_of
 from gradina.training.losses import resized
 from gradina.training.pretrain.folder import RunFolder
 from gradina.training.pretrain.latent_predictor import LatentPredictor
@@ -169,10 +169,10 @@ class Experiment:
 def encoded(vae: AutoencoderKL, data: Dataset, side: int | None, settings: Settings) -> dict[str, Tensor]:
     """Mean and standard deviation of the posterior of every picture, in the precision of the settings."""
     log.info("encodes %d pictures", len(data))
-    device, parts = next(vae.parameters()).device, []
+    parts = []
     with autocast(vae, settings):
         for rows in torch.split(torch.arange(len(data)), ENCODE_BATCH):
             pixels = data.pixels(rows) if side is None else resized(data.pixels(rows), side)
-            parts.append(vae.posterior(pixels.to(device)))
+            parts.append(vae.posterior(pixels.to(device_of(vae))))
     std = torch.cat([torch.exp(0.5 * p.logvar.float()) for p in parts])
     return {"mean": torch.cat([p.mean.float() for p in parts]), "std": std}
