@@ -1,4 +1,4 @@
-"""Embeddings of textual inversion: files of diffusers and of A1111's web UI are read; those written here open in both."""
+"""Embeddings of textual inversion: files of diffusers and A1111's web UI are read; those written here open in both."""
 
 from __future__ import annotations
 
