@@ -12,7 +12,7 @@ import pytest
 import gradina
 
 ROOT = Path(gradina.__file__).parent
-GROUND = {"errors", "request", "files", "texts", "ineffective", "finite", "images"}
+GROUND = {"errors", "request", "request_checks", "files", "texts", "ineffective", "finite", "images"}
 
 # What each layer may import, beside itself and the ground floor; a layer that is not here may not exist.
 NETWORKS = {"nn", "models", "diffusion"}

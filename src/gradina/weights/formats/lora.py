@@ -30,6 +30,7 @@ from gradina.weights.formats.lora_names import (
     spellings_of,
     unsupported_kind,
 )
+from gradina.weights.json_config import config_errors
 from gradina.weights.key_tables import TEXT, UNET
 from gradina.weights.safetensors import Weights, open_weights, save_weights
 
@@ -171,7 +172,9 @@ def _check_values(path: Path, name: str, x: Tensor) -> Tensor:
 
 def _alphas(path: Path, metadata: Mapping[str, str]) -> dict[str, float]:
     """The alpha of all layers of a network, from peft's config in or beside the file; without one it is the rank."""
-    settings = _peft_settings(path, {**metadata, **peft_metadata(path)}.get(PEFT_METADATA, "{}"))
+    text = {**metadata, **peft_metadata(path)}.get(PEFT_METADATA, "{}")
+    with config_errors(path):
+        settings: dict[str, Any] = dict(json.loads(text))
     for key, value in settings.items():
         setting = key.rpartition(".")[2]
         if value and setting in ("use_rslora", "use_dora", "alpha_pattern"):
@@ -182,13 +185,6 @@ def _alphas(path: Path, metadata: Mapping[str, str]) -> dict[str, float]:
         if not isinstance(value, int | float) or not math.isfinite(value):
             raise WeightsError(f"{path}: its lora_alpha is {value!r}, expected a number")
     return alphas
-
-
-def _peft_settings(path: Path, text: str) -> dict[str, Any]:
-    try:
-        return dict(json.loads(text))
-    except (ValueError, TypeError, RecursionError) as error:
-        raise WeightsError(f"{path}: {PEFT_METADATA} in its metadata is no JSON object; fetch it again") from error
 
 
 def _fit(path: Path, name: str, layer: nn.Module, tensors: Mapping[str, Tensor], is_sdxl: bool) -> LoRAWeights:
