@@ -16,6 +16,8 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -54,8 +56,7 @@ def runner(row: str, folder: str) -> Callable[[], Any]:
     key, rest, dtype = torch.Generator().manual_seed(0), *rest.rsplit(" ", 1)
     types = {"fp32": torch.float32, "bf16": torch.bfloat16}
     if kind == "attention":
-        from gradina.nn.attention import attention
-
+        attention = _either("gradina.nn.ops", "gradina.nn.attention").attention
         first, *shape = f"{rest} {dtype}".split()
         b, heads, n, width = map(int, shape)
         q, k, v = (torch.randn(b, n, heads, width, generator=key).to(types[first]).transpose(1, 2) for _ in range(3))
@@ -67,11 +68,7 @@ def runner(row: str, folder: str) -> Callable[[], Any]:
     if kind == "training":
         from gradina.weights.registry import shipped
 
-        try:
-            from gradina.bench import training_step
-        except ImportError:
-            from gradina.bench import learning as training_step  # type: ignore[attr-defined,no-redef]
-        steps = iter(training_step.gradina(shipped()[rest], dtype))
+        steps = _either("gradina.bench.training_step", "gradina.bench.learning").gradina(shipped()[rest], dtype)
         return lambda: torch.tensor(next(steps))
     model, to, side = gradina.load(folder, dtype=dtype), types[dtype], SIZE // 8
     ids = torch.randint(49408, (2, 77), generator=key)
@@ -84,6 +81,11 @@ def runner(row: str, folder: str) -> Callable[[], Any]:
         "encoder": lambda: model.vae.encode(pixels),
     }
     return torch.no_grad()(works[rest])
+
+
+def _either(*names: str) -> Any:
+    """The module that a checkout has, by its new or its old name."""
+    return import_module(next(name for name in names if find_spec(name)))
 
 
 def work(row: str, folder: str) -> None:

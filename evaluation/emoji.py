@@ -1,4 +1,4 @@
-"""How good is the `emoji` model? Judges trained here on rendered icons look at what it draws.
+"""How good is the `emoji` model? Classifiers trained here on rendered icons evaluate what it draws.
 
     python evaluation/emoji.py [--model emoji] [--pictures 500] [--quick]
 
@@ -11,11 +11,11 @@ import argparse
 import json
 from pathlib import Path
 
+import measurements
 import torch
-import trials
 from cards import put_section
+from measurements import Evaluation, Figures, data_of, open_evaluation
 from PIL import Image
-from trials import Court, Figures, court_of, data_of
 
 import gradina
 from gradina.images import grid
@@ -26,7 +26,7 @@ from gradina.weights.registry import shipped
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "emoji"
-FRONT = (  # prompts of the picture that the README begins with, one picture each, whatever comes
+FRONT = (  # prompts of the picture at the top of the README, one each, not selected
     "a teddy bear on a pink background", "a rocket in fluent-emoji style", "a red apple on a green background",
     "a penguin in noto style on a blue background", "a guitar in twemoji style", "a hamburger on a yellow background",
     "an owl on an orange background", "a house in fluent-emoji-flat style", "a sailboat on a blue background",
@@ -42,32 +42,32 @@ writing; of words that it has not learnt it makes something from their letters. 
 a quarter of the area each. Measured by `python evaluation/emoji.py`; pictures: `docs/emoji/`."""
 
 
-def measured(court: Court, whole: Recipe, pictures: int) -> tuple[Figures, dict[str, Image.Image]]:
-    """Everything, and a picture for each part of it; the contrastive pair is asked about all things that it knows."""
+def measure(evaluation: Evaluation, recipe: Recipe, pictures: int) -> tuple[Figures, dict[str, Image.Image]]:
+    """All figures and sheets; the contrastive pair is measured on all things of the whole recipe."""
     few = max(8, pictures // 10)
-    trained, shown = trials.of_trained_pairs(court, pictures)
-    held, held_sheet = trials.of_held_out_pairs(court)
-    guidance, guidance_sheet = trials.of_guidance(court, 2 * few)
-    seeds, seeds_sheet = trials.of_seeds(court, few)
-    negative, negative_sheet = trials.of_negative_prompts(court, few)
-    two, two_sheet = trials.of_two_things(court, few)
+    trained, worst = measurements.trained_pairs(evaluation, pictures)
+    held, held_sheet = measurements.held_out_pairs(evaluation)
+    guidance, guidance_sheet = measurements.guidance_scales(evaluation, 2 * few)
+    seeds, seeds_sheet = measurements.seed_diversity(evaluation, few)
+    negative, negative_sheet = measurements.negative_prompts(evaluation, few)
+    two, two_sheet = measurements.two_things(evaluation, few)
     figures = {
-        "things": len(court.trained.words.names),
-        "judges": trials.of_judges(court),
+        "things": len(evaluation.trained.words.names),
+        "judges": measurements.classifier_accuracy(evaluation),
         "trained pairs": trained,
         "held-out pairs": held,
         **guidance,
         "seeds": seeds,
         **negative,
-        "autoencoder": trials.of_autoencoder(court),
-        "CLIP": trials.of_clip(court.model, data_of(whole, "train"), data_of(whole, "held out")),
+        "autoencoder": measurements.autoencoder_psnr(evaluation),
+        "CLIP": measurements.clip_retrieval(evaluation.model, data_of(recipe, "train"), data_of(recipe, "held out")),
         **two,
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
     }
     return figures, {
-        "front": grid.grid([to_image(p) for p in court.draw(FRONT, seed=1)], columns=8, labels=FRONT),
-        "drawn": grid.grid([to_image(p) for p in shown], columns=12),
+        "front": grid.grid([to_image(p) for p in evaluation.draw(FRONT, seed=1)], columns=8, labels=FRONT),
+        "drawn": grid.grid([to_image(p) for p in worst], columns=12),
         "held-out": held_sheet,
         "guidance": guidance_sheet,
         "seeds": seeds_sheet,
@@ -76,17 +76,19 @@ def measured(court: Court, whole: Recipe, pictures: int) -> tuple[Figures, dict[
     }
 
 
-def told(figures: Figures) -> str:
-    """The table of what was measured, in Markdown."""
-    judges, trained, held = (figures[name] for name in ("judges", "trained pairs", "held-out pairs"))
-    vae, (knows, *clip, _) = figures["autoencoder"], figures["CLIP"].values()
+def table(figures: Figures) -> str:
+    """The figures as a Markdown table."""
+    classifiers, trained, held = (figures[name] for name in ("judges", "trained pairs", "held-out pairs"))
+    vae, (vocabulary, *clip, _) = figures["autoencoder"], figures["CLIP"].values()
     two = [figures["two things"][relation]["each, where it should be"] for relation in RELATIONS]
 
     def percent(*values: float) -> str:
         return ", ".join(f"{100 * value:.1f} %" for value in values)
 
     of_held = f"{held['pictures']} pictures of {held['pairs']} held-out pairs"
-    scales = figures["thing by guidance scale"]
+    scales, many = figures["thing by guidance scale"], f"the same, {measurements.MANY} steps of ddim"
+    texture_icons = classifiers["held-out icons of all things"]
+    clip_row = f"CLIP, among {vocabulary} things: held-out renders to captions, back, and back with the style named"
     rows = {
         f"{trained['pictures']} pictures of trained pairs: thing, style, ground as asked for": percent(
             trained["thing"], trained["style"], trained["ground"]
@@ -96,26 +98,24 @@ def told(figures: Figures) -> str:
             held["thing, on the real renders"], held["style, on the real renders"]
         ),
         f"thing at guidance scale {', '.join(scales)}": percent(*scales.values()),
-        f"the same, {trials.MANY} steps of ddim": percent(*figures[f"the same, {trials.MANY} steps of ddim"].values()),
+        many: percent(*figures[many].values()),
         "autoencoder, held-out renders": f"{vae['PSNR on held-out renders, dB']:.1f} dB",
-        f"CLIP, among {knows} things: from held-out renders to captions, back, and back with the style named": percent(
-            *clip
-        ),
-        "two things: each where the words say": percent(sum(two) / len(two)),
+        clip_row: percent(*clip),
+        "two things: each in the position that the prompt says": percent(sum(two) / len(two)),
         "style by texture alone: trained pairs, held-out pairs, the same on the real renders": percent(
             trained["style by texture"], held["style by texture"], held["style by texture, on the real renders"]
         ),
-        "the judges, on renders new to them: thing, style, ground": percent(
-            judges["thing"], judges["style"], judges["ground"]
+        "the classifiers, on held-out renders: thing, style, ground": percent(
+            classifiers["thing"], classifiers["style"], classifiers["ground"]
         ),
-        f"the judge of textures, on {judges['held-out icons of all things']} held-out icons of all things": percent(
-            judges["style by texture, of held-out icons of all things"]
+        f"the texture classifier, on {texture_icons} held-out icons of all things": percent(
+            classifiers["style by texture, of held-out icons of all things"]
         ),
     }
     missed = trained["things missed at least once"]
     misses = f"Not recognised at least once, of {len(missed)} things: {', '.join(missed)}." if missed else ""
-    table = "\n".join(("| | |", "|---|---:|", *(f"| {k} | {v} |" for k, v in rows.items())))
-    return "\n\n".join(filter(None, (table, misses, LIMITS)))
+    lines = "\n".join(("| | |", "|---|---:|", *(f"| {k} | {v} |" for k, v in rows.items())))
+    return "\n\n".join(filter(None, (lines, misses, LIMITS)))
 
 
 def main() -> None:
@@ -123,19 +123,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="emoji", help="a shipped model or a folder (default: emoji)")
     parser.add_argument("--pictures", type=int, default=500, help="how many to draw of trained pairs (default: 500)")
-    parser.add_argument("--quick", action="store_true", help="teach the judges for a minute only, and write nothing")
+    parser.add_argument(
+        "--quick", action="store_true", help="train the classifiers for a minute only, and write nothing"
+    )
     options = parser.parse_args()
 
-    whole, model = read_recipe(ROOT / "recipes" / "emoji.toml"), gradina.load(options.model)
-    court = court_of(model, whole, 0.1 if options.quick else 1.0)
-    figures, sheets = measured(court, whole, options.pictures)
+    recipe, model = read_recipe(ROOT / "recipes" / "emoji.toml"), gradina.load(options.model)
+    evaluation = open_evaluation(model, recipe, 0.1 if options.quick else 1.0)
+    figures, sheets = measure(evaluation, recipe, options.pictures)
     print(json.dumps(figures, indent=2))
     if options.model == "emoji" and not options.quick:
         (ROOT / "evaluation" / "emoji.json").write_text(json.dumps(figures, indent=2) + "\n")
         for name, picture in sheets.items():
             picture.save(PAGE / f"{name}.png")
-        put_section(ROOT / "docs" / "emoji.md", "## The figures", told(figures), "## What it draws")
-        put_section(shipped()["emoji"] / "README.md", "## How good it is", told(figures), "## Use")
+        put_section(ROOT / "docs" / "emoji.md", "## The figures", table(figures), "## What it draws")
+        put_section(shipped()["emoji"] / "README.md", "## How good it is", table(figures), "## Use")
     else:
         for name, picture in sheets.items():
             picture.save(Path(f"evaluation-{name}.png"))

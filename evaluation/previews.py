@@ -1,12 +1,12 @@
-"""What does a tiny decoder cost, and how like the whole one is it? On the shipped model, with one that is learnt here.
+"""What does a tiny decoder (TAESD) cost, and how good are its previews? On the shipped model, with one trained here.
 
     python evaluation/previews.py [--minutes 4] [--rounds 7]
 
-Pictures of what the model knows are drawn, and what they are thought to be at each step is kept: latents, and what the
-whole decoder makes of them. A tiny decoder learns from all but the last of the pictures to make the same; on those last
-ones its likeness is measured (PSNR in dB: median, and the tenth from below in a hundred). Timed in turns: a picture,
-its film by either decoder, and at Stable Diffusion 1.5's shape (512x512, random weights) one preview by either.
-Prints and writes `evaluation/previews.json`, and `docs/previews.png`: above the whole decoder, below the tiny one.
+Pictures of what the model knows are drawn, and the denoised latents of each step are kept, with what the VAE makes of
+them. The tiny decoder is trained to reproduce that, on all but the last pictures; on those its PSNR is measured (dB:
+median and first decile). Timed interleaved: a picture, its film by either decoder, and at Stable Diffusion 1.5's shape
+(512x512, random weights) one preview by either. Prints and writes `evaluation/previews.json`, and `docs/previews.png`:
+the VAE above, the tiny decoder below.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ import gradina
 from gradina.bench.timing import medians
 from gradina.bench.workloads import sd15, write_model
 from gradina.images import grid
-from gradina.kernels.prepack import packed
 from gradina.models.taesd import TinyConfig, TinyDecoder
 from gradina.pipeline.model import StableDiffusion, to_pixels
+from gradina.runtime.prepack import prepack
 from gradina.tasks.metrics import psnr
 from gradina.weights.formats.clip import read_pair
 from gradina.weights.registry import locate_pair
@@ -43,107 +43,107 @@ REQUEST = gradina.Request(prompt="a teddy bear on a pink background", seed=1)
 
 
 @torch.no_grad()
-def watched(model: StableDiffusion, count: int) -> tuple[Tensor, Tensor]:
-    """Latents (count, steps, c, h, w) as they are at each step, and the pixels that the whole decoder makes of them."""
-    things = read_pair(locate_pair("emoji")).phrases[0]
-    chosen = torch.randperm(len(things), generator=torch.Generator().manual_seed(0))
+def step_latents_and_pixels(model: StableDiffusion, count: int) -> tuple[Tensor, Tensor]:
+    """The denoised latents (count, steps, c, h, w) of each step, and the pixels that the VAE decodes from them."""
+    phrases = read_pair(locate_pair("emoji")).phrases[0]
+    chosen = torch.randperm(len(phrases), generator=torch.Generator().manual_seed(0))
     latents, pixels = [], []
     for start in range(0, count, BATCH):
-        prompts = tuple(things[i % len(things)] for i in chosen[torch.arange(start, start + BATCH) % len(things)])
-        seen = [step.denoised for step in gradina.steps(model, gradina.Request(prompt=prompts, seed=start))]
-        latents.append(torch.stack(seen, dim=1))
-        made = [model.vae.decode(z.to(model.dtype)).float() for z in seen]
-        pixels.append(torch.stack(made, dim=1).bfloat16())
+        prompts = tuple(phrases[i % len(phrases)] for i in chosen[torch.arange(start, start + BATCH) % len(phrases)])
+        steps = [step.denoised for step in gradina.steps(model, gradina.Request(prompt=prompts, seed=start))]
+        latents.append(torch.stack(steps, dim=1))
+        decoded = [model.vae.decode(z.to(model.dtype)).float() for z in steps]
+        pixels.append(torch.stack(decoded, dim=1).bfloat16())
     return torch.cat(latents)[:count], torch.cat(pixels)[:count]
 
 
-def learnt(config: TinyConfig, latents: Tensor, pixels: Tensor, minutes: float) -> TinyDecoder:
-    """A tiny decoder that has learnt for so long to make those pixels (n, 3, h, w) of those latents (n, c, h, w)."""
+def trained(config: TinyConfig, latents: Tensor, pixels: Tensor, minutes: float) -> TinyDecoder:
+    """A tiny decoder, trained for some minutes to decode latents (n, c, h, w) to pixels (n, 3, h, w)."""
     torch.manual_seed(0)
-    tiny, begun = TinyDecoder(config), time.monotonic()
-    adam = torch.optim.AdamW(tiny.parameters(), lr=LR)
+    tiny, start = TinyDecoder(config), time.monotonic()
+    optimizer = torch.optim.AdamW(tiny.parameters(), lr=LR)
     batches = torch.split(torch.randperm(len(latents), generator=torch.Generator().manual_seed(1)), BATCH)
-    for some in cycle(batches):
-        done = (time.monotonic() - begun) / (60 * minutes)
+    for rows in cycle(batches):
+        done = (time.monotonic() - start) / (60 * minutes)
         if done >= 1:
             break
-        adam.param_groups[0]["lr"] = LR * min(1.0, 2 * (1 - done))
+        optimizer.param_groups[0]["lr"] = LR * min(1.0, 2 * (1 - done))
         with torch.autocast("cpu", torch.bfloat16):
-            made = tiny(latents[some])
-        loss = F.l1_loss(made.float(), pixels[some].float().clamp(-1, 1))
-        adam.zero_grad()
+            decoded = tiny(latents[rows])
+        loss = F.l1_loss(decoded.float(), pixels[rows].float().clamp(-1, 1))
+        optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        adam.step()
+        optimizer.step()
     return tiny.eval().requires_grad_(False)
 
 
-def film(model: StableDiffusion) -> list[Image.Image]:
-    """All moments of one picture."""
+def preview_film(model: StableDiffusion) -> list[Image.Image]:
+    """The previews of all steps of one picture."""
     return [model.preview(step.denoised)[0] for step in gradina.steps(model, REQUEST)]
 
 
-def of_the_shipped(minutes: float, rounds: int) -> tuple[dict[str, object], Image.Image]:
-    """Likeness and seconds, and rows of moments by either decoder."""
+def measure_shipped(minutes: float, rounds: int) -> tuple[dict[str, object], Image.Image]:
+    """PSNR and seconds, and rows of previews by either decoder."""
     model = gradina.load("emoji")
-    latents, pixels = watched(model, PICTURES)
+    latents, pixels = step_latents_and_pixels(model, PICTURES)
     config = TinyConfig(blocks=(3,) * (len(model.vae.config.widths) - 1) + (1,))
-    z, shown = (x[:-UNSEEN].flatten(0, 1) for x in (latents, pixels))
-    tiny = packed(learnt(config, z, shown, minutes), lambda x: x.to(model.dtype))
-    quick = replace(model, tiny=tiny)
-    like = []
+    z, targets = (x[:-UNSEEN].flatten(0, 1) for x in (latents, pixels))
+    tiny = prepack(trained(config, z, targets, minutes), lambda x: x.to(model.dtype))
+    with_tiny = replace(model, tiny=tiny)
+    values = []
     for z in latents[-UNSEEN:]:
-        pairs = zip(quick.preview(z), model.decode(z), strict=True)
-        like.append([psnr(to_pixels(a), to_pixels(b), peak=2) for a, b in pairs])
-    found = torch.tensor(like)
+        pairs = zip(with_tiny.preview(z), model.decode(z), strict=True)
+        values.append([psnr(to_pixels(a), to_pixels(b), peak=2) for a, b in pairs])
+    psnrs = torch.tensor(values)
     seconds = medians(
         {
             "a picture": lambda: list(gradina.generate(model, REQUEST)),
-            "its film by the whole decoder": partial(film, model),
-            "its film by the tiny decoder": partial(film, quick),
+            "its film by the whole decoder": partial(preview_film, model),
+            "its film by the tiny decoder": partial(preview_film, with_tiny),
         },
         rounds,
     )
-    some = torch.stack([latents[-i, j] for i in (1, 2, 3) for j in (3, 9, -1)])
-    rows = [decode(some) for decode in (model.decode, quick.preview)]
-    told = {
+    moments = torch.stack([latents[-i, j] for i in (1, 2, 3) for j in (3, 9, -1)])
+    rows = [decode(moments) for decode in (model.decode, with_tiny.preview)]
+    report = {
         "learnt for minutes": minutes,
         "numbers of the tiny decoder": sum(p.numel() for p in TinyDecoder(config).parameters()),
         "likeness, dB": {
-            "median": round(found.median().item(), 1),
-            "tenth of a hundred": round(found.quantile(0.1).item(), 1),
-            "of the last step, median": round(found[:, -1].median().item(), 1),
+            "median": round(psnrs.median().item(), 1),
+            "tenth of a hundred": round(psnrs.quantile(0.1).item(), 1),
+            "of the last step, median": round(psnrs[:, -1].median().item(), 1),
         },
         "seconds": seconds,
     }
-    return told, grid.grid([picture for row in rows for picture in row], columns=len(some))
+    return report, grid.grid([picture for row in rows for picture in row], columns=len(moments))
 
 
 @torch.inference_mode()
-def of_sd15(rounds: int) -> dict[str, float]:
+def measure_sd15(rounds: int) -> dict[str, float]:
     """Seconds of one preview."""
-    with tempfile.TemporaryDirectory() as room:
-        write_model(sd15(), Path(room) / "model")
-        model = gradina.load(Path(room) / "model", dtype="bf16")
-        tiny = packed(TinyDecoder(TinyConfig()), lambda x: x.to(model.dtype))
-        quick, z = replace(model, tiny=tiny), sd15().inputs.latents
-        return medians({"whole": lambda: model.preview(z), "tiny": lambda: quick.preview(z)}, rounds)
+    with tempfile.TemporaryDirectory() as temporary:
+        write_model(sd15(), Path(temporary) / "model")
+        model = gradina.load(Path(temporary) / "model", dtype="bf16")
+        tiny = prepack(TinyDecoder(TinyConfig()), lambda x: x.to(model.dtype))
+        with_tiny, z = replace(model, tiny=tiny), sd15().inputs.latents
+        return medians({"whole": lambda: model.preview(z), "tiny": lambda: with_tiny.preview(z)}, rounds)
 
 
 def main() -> None:
-    """Learns, measures, prints and writes."""
+    """Trains, measures, prints and writes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=4, help="for the tiny decoder to learn (default: 4)")
-    parser.add_argument("--rounds", type=int, default=7, help="of all ways in turns (default: 7)")
+    parser.add_argument("--minutes", type=float, default=4, help="to train the tiny decoder (default: 4)")
+    parser.add_argument("--rounds", type=int, default=7, help="of all variants, interleaved (default: 7)")
     options = parser.parse_args()
-    shipped, picture = of_the_shipped(options.minutes, options.rounds)
-    told = {
+    shipped, picture = measure_shipped(options.minutes, options.rounds)
+    report = {
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "the shipped model": shipped,
-        "seconds for one preview of Stable Diffusion 1.5, 512x512": of_sd15(options.rounds),
+        "seconds for one preview of Stable Diffusion 1.5, 512x512": measure_sd15(options.rounds),
     }
-    print(json.dumps(told, indent=2))
-    (ROOT / "evaluation" / "previews.json").write_text(json.dumps(told, indent=2) + "\n")
+    print(json.dumps(report, indent=2))
+    (ROOT / "evaluation" / "previews.json").write_text(json.dumps(report, indent=2) + "\n")
     picture.convert("P", palette=Image.Palette.ADAPTIVE).save(ROOT / "docs" / "previews.png", optimize=True)
 
 

@@ -1,11 +1,11 @@
-"""What do the shortcuts cost? The same pictures with and without each, judged, timed and compared.
+"""What do the shortcuts cost? The same pictures with and without each, classified, timed and compared.
 
     python evaluation/shortcuts.py [--model emoji] [--pictures 160] [--quick | --times]
 
-For each: seconds for one picture (median, in turns with the others), likeness to the exact picture of the same seed
-(PSNR, dB), things recognised by the judge of `evaluation/emoji.py`, and CLIP score: the mean cosine of the picture and
-its prompt, by the model's own pair. Fewer steps, exactly drawn, are what each shortcut has to beat. Prints a table, and
-writes `evaluation/shortcuts.json` and `docs/shortcuts.png`.
+For each: seconds for one picture (median, interleaved), PSNR in dB to the exact picture of the same seed, things
+recognised by the classifier of `evaluation/emoji.py`, and CLIP score: the mean cosine of the picture and its prompt, by
+the model's own pair. Fewer steps without a shortcut are what each has to beat. Prints a table, and writes
+`evaluation/shortcuts.json` and `docs/shortcuts.png`.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from judges import SEED, seen
+from classifiers import SEED, predicted
+from measurements import Evaluation, fraction, open_evaluation, prompts_for
 from torch import Tensor
-from trials import Court, court_of, prompts_for, share
 
 import gradina
 from gradina.bench.timing import medians
@@ -34,8 +34,8 @@ from gradina.training.data.dataset import generator
 from gradina.training.pretrain.recipes import read_recipe
 
 ROOT = Path(__file__).parent.parent
-WRITTEN = ROOT / "evaluation" / "shortcuts.json"
-WAYS: Mapping[str, Mapping[str, Any]] = {
+REPORT = ROOT / "evaluation" / "shortcuts.json"
+VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "exact": {},
     "reuse 2": {"reuse": 2},
     "reuse 3": {"reuse": 3},
@@ -45,80 +45,82 @@ WAYS: Mapping[str, Mapping[str, Any]] = {
     "10 steps": {"steps": 10},
     "7 steps": {"steps": 7},
 }
-TIMED = 9  # pictures of each way, in turns
+ROUNDS = 9  # pictures per variant, interleaved
 
 
 def main() -> None:
-    """Draws, judges, prints and writes."""
+    """Draws, classifies, prints and writes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="emoji", help="a shipped model or a folder (default: emoji)")
-    parser.add_argument("--pictures", type=int, default=160, help="to judge of each way (default: 160)")
-    parser.add_argument("--quick", action="store_true", help="teach the judges for a minute only, and write nothing")
-    parser.add_argument("--times", action="store_true", help="take the times again, and judge nothing anew")
+    parser.add_argument("--pictures", type=int, default=160, help="per variant (default: 160)")
+    parser.add_argument(
+        "--quick", action="store_true", help="train the classifiers for a minute only, and write nothing"
+    )
+    parser.add_argument("--times", action="store_true", help="only measure the times again")
     options = parser.parse_args()
     if options.times:
         write_times(options.model)
         return
     recipe = read_recipe(ROOT / "recipes" / "emoji.toml")
-    court = court_of(gradina.load(options.model), recipe, 0.1 if options.quick else 1.0)
-    told: dict[str, Any] = {
+    evaluation = open_evaluation(gradina.load(options.model), recipe, 0.1 if options.quick else 1.0)
+    report: dict[str, Any] = {
         "pictures": options.pictures,
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
     }
-    rows, picture = judged(court, options.pictures)
-    seconds = timed(court.model)
-    told["ways"] = {way: {"seconds for one picture": seconds[way]} | row for way, row in rows.items()}
-    print(json.dumps(told, indent=2))
+    rows, picture = compare(evaluation, options.pictures)
+    seconds = time_variants(evaluation.model)
+    report["ways"] = {variant: {"seconds for one picture": seconds[variant]} | row for variant, row in rows.items()}
+    print(json.dumps(report, indent=2))
     if not options.quick:
-        WRITTEN.write_text(json.dumps(told, indent=2) + "\n")
+        REPORT.write_text(json.dumps(report, indent=2) + "\n")
         picture.save(ROOT / "docs" / "shortcuts.png")
 
 
-def judged(court: Court, count: int) -> tuple[dict[str, dict[str, float]], Any]:
-    """Likeness, things recognised and CLIP score of each way, and a row of pictures of each."""
+def compare(evaluation: Evaluation, count: int) -> tuple[dict[str, dict[str, float]], Any]:
+    """PSNR, things recognised and CLIP score of each variant, and a row of pictures of each."""
     key = generator(SEED, "shortcuts")
-    icons = torch.randperm(len(court.trained.icons), generator=key)[:count]
-    prompts, _ = prompts_for(court.trained, icons, key)
-    things, pair = court.trained.icons.things[icons], retrieval.open_pair(court.model)
+    icons = torch.randperm(len(evaluation.trained.icons), generator=key)[:count]
+    prompts, _ = prompts_for(evaluation.trained, icons, key)
+    things, pair = evaluation.trained.icons.things[icons], retrieval.open_pair(evaluation.model)
     words = retrieval.embed_texts(pair, prompts)
     rows: dict[str, dict[str, float]] = {}
     exact, shown = None, []
-    for way, fields in WAYS.items():
-        pixels = court.draw(prompts, **fields)
+    for variant, fields in VARIANTS.items():
+        pixels = evaluation.draw(prompts, **fields)
         exact = pixels if exact is None else exact
         pictures = [to_image(p) for p in pixels]
         shown += pictures[:8]
-        rows[way] = {
-            **({"likeness, dB": round(likeness(pixels, exact), 1)} if fields else {}),
-            "things recognised": round(share(seen(court.things, pixels) == things), 4),
+        rows[variant] = {
+            **({"likeness, dB": round(median_psnr(pixels, exact), 1)} if fields else {}),
+            "things recognised": round(fraction(predicted(evaluation.things, pixels) == things), 4),
             "CLIP score": round(float((retrieval.embed_pictures(pair, pictures) * words).sum(1).mean()), 4),
         }
-    return rows, grid.grid(shown, columns=8, row_labels=list(WAYS))
+    return rows, grid.grid(shown, columns=8, row_labels=list(VARIANTS))
 
 
-def likeness(pixels: Tensor, exact: Tensor) -> float:
+def median_psnr(pixels: Tensor, exact: Tensor) -> float:
     """The median PSNR of pictures (n, 3, h, w) in -1..1, in dB."""
     return statistics.median(psnr(a, b, peak=2) for a, b in zip(pixels, exact, strict=True))
 
 
-def timed(model: StableDiffusion) -> dict[str, float]:
-    """Seconds for one picture, by way: the median, in turns."""
+def time_variants(model: StableDiffusion) -> dict[str, float]:
+    """Median seconds for one picture of each variant, interleaved."""
     request = gradina.Request(prompt="a teddy bear on a pink background", seed=SEED)
 
-    def drawn(fields: Mapping[str, Any]) -> list[gradina.Picture]:
+    def draw(fields: Mapping[str, Any]) -> list[gradina.Picture]:
         return list(gradina.generate(model, replace(request, **fields)))
 
-    return medians({way: partial(drawn, fields) for way, fields in WAYS.items()}, TIMED, digits=3)
+    return medians({variant: partial(draw, fields) for variant, fields in VARIANTS.items()}, ROUNDS, digits=3)
 
 
 def write_times(model: str) -> None:
-    """Puts new times into what was written before."""
-    told = json.loads(WRITTEN.read_text())
-    for way, seconds in timed(gradina.load(model)).items():
-        told["ways"][way]["seconds for one picture"] = seconds
-    print(json.dumps(told, indent=2))
-    WRITTEN.write_text(json.dumps(told, indent=2) + "\n")
+    """Updates the times of the written report."""
+    report = json.loads(REPORT.read_text())
+    for variant, seconds in time_variants(gradina.load(model)).items():
+        report["ways"][variant]["seconds for one picture"] = seconds
+    print(json.dumps(report, indent=2))
+    REPORT.write_text(json.dumps(report, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -14,15 +14,16 @@ from PIL import Image
 from torch.nn import functional as F
 
 from gradina.diffusion.schedule import sd_schedule
-from gradina.kernels.prepack import packed
-from gradina.models.clip import CLIP, TextConfig, TextTower, VisionConfig
+from gradina.models.clip import CLIP, TextConfig, TextTower
+from gradina.models.clip_vision import VisionConfig
 from gradina.models.tokenizer import Tokenizer
 from gradina.models.unet import UNet, UNetConfig
 from gradina.models.vae import AutoencoderKL, VAEConfig
 from gradina.pipeline.model import StableDiffusion
 from gradina.request import Defaults
+from gradina.runtime.prepack import prepack
 from gradina.tasks.retrieval import preprocess
-from gradina.weights.formats.clip import Pair
+from gradina.weights.formats.clip import ContrastivePair
 
 os.environ["GRADINA_DTYPE"] = "fp32"  # pictures are compared with the reference's exactly, on any processor
 torch.set_num_threads(1)  # the tests run side by side, and sums over threads differ in their last bits
@@ -76,10 +77,10 @@ def tiny_model() -> Callable[..., StableDiffusion]:
 
 @pytest.fixture(scope="session")
 def as_loaded() -> Callable[[StableDiffusion], StableDiffusion]:
-    """`as_loaded(model)`: a copy whose networks are packed, as those that come from files are."""
+    """`as_loaded(model)`: a copy whose networks are prepacked, as those that come from files are."""
 
     def copied(model: StableDiffusion) -> StableDiffusion:
-        text, vae, unet = (packed(copy.deepcopy(network)) for network in (model.text, model.vae, model.unet))
+        text, vae, unet = (prepack(copy.deepcopy(network)) for network in (model.text, model.vae, model.unet))
         return replace(model, text=text, vae=vae, unet=unet)
 
     return copied
@@ -114,14 +115,14 @@ def squares() -> dict[str, Image.Image]:
 
 
 @pytest.fixture(scope="session")
-def pair(squares: dict[str, Image.Image]) -> Pair:
+def pair(squares: dict[str, Image.Image]) -> ContrastivePair:
     """A contrastive pair that has learnt to tell the squares by their colours."""
     tokenizer = Tokenizer.train([f"a {name} square on white" for name in COLOURS] * 2, 560, length=10)
     text = TextConfig(vocabulary=len(tokenizer), length=10, width=32, inner=64, layers=1, heads=2, eos=tokenizer.eos)
     vision = VisionConfig(size=16, patch=8, width=32, inner=64, layers=1, heads=2, projection=16)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        made = Pair(
+        made = ContrastivePair(
             clip=CLIP(TextConfig(**vars(text) | {"projection": 16}), vision),
             tokenizer=tokenizer,
             phrases=(("a red", "a green", "a blue", "a yellow"), ("square",), ("", "on white")),
@@ -131,7 +132,7 @@ def pair(squares: dict[str, Image.Image]) -> Pair:
     return made
 
 
-def _learn(pair: Pair, beginnings: list[str], pixels: torch.Tensor) -> None:
+def _learn(pair: ContrastivePair, beginnings: list[str], pixels: torch.Tensor) -> None:
     """Captions and pictures find each other, both ways."""
     rows, optimizer = torch.arange(len(pixels)), torch.optim.AdamW(pair.clip.parameters(), lr=2e-3)
     for step in range(120):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gradina import files
-from gradina.errors import DiskError, GradinaError
+from gradina.errors import DiskError, GradinaError, WeightsError
 from gradina.files import (
     atomic_folder,
     atomic_path,
@@ -20,6 +20,7 @@ from gradina.files import (
     check_writable,
     check_writable_folder,
     file_sha256,
+    read_json,
     replaceable,
     stamp,
     with_ending,
@@ -297,3 +298,28 @@ def test_checks_try_to_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     for check in (check_writable, check_writable_folder, check_model_folder):
         with pytest.raises(DiskError, match="there is no permission to write there"):
             check(tmp_path / "a")
+
+
+def test_read_json_accepts_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"a": 1}', encoding="utf-8-sig")
+    assert read_json(tmp_path / "config.json") == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    ("content", "kind", "message"),
+    [
+        (None, dict, "there is no such file"),
+        (b"{", dict, "is no JSON"),
+        (b"[" * 100_000, dict, "is no JSON"),
+        (b"\xff\xfe\x00", dict, "is no JSON"),
+        (b"[1]", dict, "expected a JSON object, got list"),
+        (b"{}", list, "expected a JSON list, got dict"),
+    ],
+)
+def test_read_json_names_the_file_in_one_line(content: bytes | None, kind: type, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(WeightsError, match=f"^{path}: {message}") as caught:
+        read_json(path, kind)
+    assert "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""No NaN becomes a picture or a score: what a network gives is checked, and the network named with what to try."""
+"""Outputs of networks are checked for NaN and infinity, with an error that names the network and what to try."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ HALF = (torch.float16, torch.bfloat16)
 
 
 def finite(x: Tensor, what: str, network: nn.Module, dtype: torch.dtype) -> Tensor:
-    """x itself, which `what` (a `network` that computes in `dtype`) gave.
+    """x itself, the output of `what` (a `network` that computes in `dtype`).
 
-    Raises NumericalError where a value is NaN or infinite: with the first parameter that holds such a value, if one
-    does, and else with what helps against overflow.
+    Raises NumericalError where a value is NaN or infinite; it names the first parameter with such a value, if there is
+    one, and else what helps against overflow.
     """
     if bool(torch.isfinite(x).all()):
         return x

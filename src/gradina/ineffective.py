@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from gradina.images.open import has_holes
 from gradina.images.programs.settings import NETWORK_TAG, WEIGHTS_NOTE, embedding_notes
 from gradina.request import Request
 
@@ -21,6 +20,17 @@ _WEIGHTED = re.compile(
 )
 
 UNGUIDED = (0, 1)  # guidance scales without guidance
+
+
+def notes(
+    request: Request, sigmas: list[float], options: tuple[str, ...], unread: Iterable[tuple[str, str]]
+) -> Iterator[str]:
+    """Of all fields of a resolved request but its mask: its noise levels, its sampler's options, unread concepts."""
+    yield from prompt_notes(request)
+    yield from guidance_notes(request, sigmas[:-1])
+    yield from sampler_notes(request, options)
+    yield from start_notes(request, len(sigmas))
+    yield from concept_notes(unread)
 
 
 def prompt_notes(request: Request) -> Iterator[str]:
@@ -90,13 +100,16 @@ def concept_notes(unread: Iterable[tuple[str, str]]) -> Iterator[str]:
         yield f"concepts: {file} has no effect, as no prompt holds its word, {word}; write it in one"
 
 
-def mask_notes(request: Request, grey: Image.Image, mask: Image.Image, drawn: bool, factor: int) -> Iterator[str]:
+def mask_notes(
+    request: Request, grey: Image.Image, mask: Image.Image, holes: bool, drawn: bool, factor: int
+) -> Iterator[str]:
     """On a mask at the size of the picture, in grey and in black and white.
 
-    `drawn` says whether it lets any latents be drawn, `factor` is the side of one in pixels.
+    `holes` says whether it is a picture with holes, `drawn` whether it lets any latents be drawn, and `factor` is the
+    side of one in pixels.
     """
     darkest, brightest = mask.getextrema()
-    if request.mask_image is not None and has_holes(request.mask_image):
+    if holes:
         yield (
             "mask_image: is a picture with transparent areas, which are kept, and what is bright in it is drawn anew; "
             "to draw in its holes, give a mask in which they are white and all else is black"

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from gradina.adapters.lora import Adapted, LoRAWeights, adapt, fresh, merged
 from gradina.errors import WeightsError
-from gradina.kernels.prepack import packed
 from gradina.models.unet import UNet, UNetConfig
+from gradina.runtime.prepack import prepack
 
 SMALL = UNetConfig(widths=(16, 32), attention=(True, False), heads=(4, 4), blocks=1, context=24, groups=8, size=8)
 CONVS = (r".*conv\d?", r".*skip", r".*attn\.(q|k|v|out)", r".*proj_(in|out)")
@@ -85,7 +85,7 @@ def test_in_scaled_and_out_again(unet: UNet) -> None:
     assert len(unet.state_dict()) == len(state)
 
 
-@pytest.mark.parametrize("in_order", [lambda net: net, packed], ids=["plain", "packed"])
+@pytest.mark.parametrize("in_order", [lambda net: net, prepack], ids=["plain", "packed"])
 def test_several_on_top_of_each_other_are_their_sum_in_the_weights(
     unet: UNet, in_order: Callable[[UNet], UNet]
 ) -> None:

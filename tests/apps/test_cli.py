@@ -283,7 +283,7 @@ def test_ctrl_c_while_drawing_is_said(
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("gradina.pipeline.generate.walk", interrupted)
+    monkeypatch.setattr("gradina.pipeline.generate.run_sampler", interrupted)
     assert main(["x", "-m", model_folder]) == 130
     assert capsys.readouterr().err == "gradina: stopped\n"
     assert names(room) == []

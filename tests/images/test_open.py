@@ -15,7 +15,7 @@ from PIL import Image
 
 from gradina.errors import PictureError
 from gradina.images.folder import SUFFIXES
-from gradina.images.open import FORMATS, MAX_PIXELS, open_mask, open_picture, resize, resize_and_center_crop
+from gradina.images.open import FORMATS, MAX_PIXELS, open_mask, open_picture, overlay, resize, resize_and_center_crop
 
 RED, WHITE, BLACK = (255, 0, 0), (255, 255, 255), (0, 0, 0)
 
@@ -218,3 +218,22 @@ def test_ends_of_a_very_long_picture_are_cut_off() -> None:
 def test_suffixes_match_the_formats() -> None:
     Image.init()
     assert {Image.registered_extensions()[suffix] for suffix in SUFFIXES} | {"MPO"} == set(FORMATS)
+
+
+def test_overlay_blends_within_the_border() -> None:
+    black, white, mask = (Image.new("L", (64, 64), value) for value in (0, 255, 0))
+    mask.paste(255, (20, 13, 51, 43))
+    blended = np.asarray(overlay(black, white, mask, blur=3))
+    assert blended[np.asarray(mask) == 0].max() == 0
+    row = blended[28, 20:36]
+    assert (np.diff(row.astype(int)) >= 0).all()
+    assert row[0] < 60
+    assert row[-1] == 255
+    assert (np.asarray(overlay(black, white, white)) == 255).all()
+    assert (np.asarray(overlay(black, white, black)) == 0).all()
+
+
+def test_overlay_draws_a_stroke_of_one_latent_pixel() -> None:
+    black, white, mask = (Image.new("L", (512, 512), value) for value in (0, 255, 0))
+    mask.paste(255, (200, 0, 208, 512))
+    assert np.asarray(overlay(black, white, mask))[256, 203] > 0.85 * 255

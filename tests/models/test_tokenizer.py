@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from transformers import CLIPTokenizer
 
 from gradina.errors import WeightsError
+from gradina.models.bpe import BOS, EOS
 from gradina.models.tokenizer import Tokenizer
-from gradina.models.tokenizer_files import BOS, EOS
 
 CAT = [49406, 320, 1125, 539, 320, 2368, 49407]
 
@@ -99,7 +99,7 @@ def test_stable_diffusion_2_pads_with_the_exclamation_mark(clip: Tokenizer, clip
     assert clip.ids("cat!!! x") == [2368, 995, 343]
 
 
-def test_importing_and_counting_need_no_torch() -> None:
+def test_importing_and_counting_do_not_import_torch() -> None:
     code = (
         "import sys; from gradina.models.tokenizer import Tokenizer; Tokenizer.clip().ids('a'); 'torch' in sys.modules"
     )
@@ -136,7 +136,7 @@ def test_any_text_has_the_same_ids_as_in_transformers(pair: tuple[Tokenizer, CLI
 
 
 @pytest.mark.parametrize("layout", ["hub", "hub, pad !", "modern", "bare", "tokenizer.json", "added", "added, modern"])
-def test_folders_of_others_load_as_in_transformers(clip: Tokenizer, tmp_path: Path, layout: str) -> None:
+def test_other_folders_load_as_in_transformers(clip: Tokenizer, tmp_path: Path, layout: str) -> None:
     clip.save(tmp_path)
     flags = {"lstrip": False, "normalized": True, "rstrip": False, "single_word": False}
     start, end = {"content": BOS, **flags}, {"content": EOS, **flags}
@@ -175,7 +175,7 @@ def test_folders_of_others_load_as_in_transformers(clip: Tokenizer, tmp_path: Pa
 # Chunks
 
 
-def test_chunks_of_a_prompt_that_fits_are_the_plain_encoding(clip: Tokenizer, clip2: Tokenizer) -> None:
+def test_one_chunk_equals_the_plain_encoding(clip: Tokenizer, clip2: Tokenizer) -> None:
     short = [prompt for prompt in PROMPTS if len(clip.ids(prompt)) <= 75 and len(clip2.ids(prompt)) <= 75]
     for tokenizer in (clip, clip2):
         assert torch.equal(tokenizer.chunks(short), tokenizer(short)[:, None])
@@ -198,7 +198,7 @@ def test_chunks_hold_every_token_in_order(own: Tokenizer, texts: list[str]) -> N
     assert torch.equal(own(texts), chunks[:, 0])
 
 
-def test_shapes_of_no_text_one_text_and_many(own: Tokenizer) -> None:
+def test_shapes_of_no_one_and_many_texts(own: Tokenizer) -> None:
     assert own([]).shape == (0, 16)
     assert own.chunks([]).shape == (0, 1, 16)
     assert own("a seven").tolist() == own(["a seven"]).tolist()
@@ -259,7 +259,7 @@ def test_a_tokenizer_survives_pickling(own: Tokenizer) -> None:
         (lambda: Tokenizer.clip(pad=49408), "pad id 49408"),
     ],
 )
-def test_what_cannot_be_is_said(call, message: str) -> None:
+def test_invalid_arguments_are_named(call, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
 
@@ -321,7 +321,7 @@ def test_malformed_files_are_named_in_one_line(
     assert "\n" not in str(caught.value)
 
 
-def test_an_unknown_length_is_77(own: Tokenizer, tmp_path: Path) -> None:
+def test_unknown_length_is_77(own: Tokenizer, tmp_path: Path) -> None:
     own.save(tmp_path)
     config = json.loads((tmp_path / "tokenizer_config.json").read_text())
     for length in ({"model_max_length": 10**30}, {}):

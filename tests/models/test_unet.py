@@ -7,7 +7,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
-from gradina.models.unet import UNet, UNetConfig
+from gradina.models.unet import Control, UNet, UNetConfig
 from gradina.weights.key_tables import UNET
 from gradina.weights.remap import read, sources, unclaimed
 
@@ -96,3 +96,43 @@ def test_without_time_input():
     early, late = unet(x, torch.tensor([1, 1]), cond), unet(x, torch.tensor([900, 20]), cond)
     assert early.shape == x.shape
     assert torch.equal(early, late)
+
+
+def control_of(unet: UNet, x: Tensor, t: Tensor, cond: Tensor, scale: float) -> Control:
+    """Random residuals of the shapes of the skips and the middle."""
+    shapes: list[tuple[int, ...]] = []
+    hooks = [unet.conv_in.register_forward_hook(lambda _, __, out: shapes.append(tuple(out.shape)))]
+    hooks += [d.register_forward_hook(lambda _, __, out: shapes.extend(tuple(h.shape) for h in out)) for d in unet.down]
+    unet(x, t, cond)
+    for hook in hooks:
+        hook.remove()
+    return Control([scale * torch.randn(shape) for shape in shapes], scale * torch.randn(shapes[-1]))
+
+
+@pytest.mark.parametrize("config", [SMALL, FORMS["heads by level"], FORMS["one level"]], ids=["two", "three", "one"])
+@torch.no_grad()
+def test_control_is_added_to_skips_and_middle_as_in_diffusers(config: UNetConfig) -> None:
+    reference = reference_of(config)
+    randomise(reference)
+    ours = carry(reference, UNet(config))
+    x, t, cond = torch.randn(2, 4, 8, 8), torch.randint(1000, (2,)), torch.randn(2, 7, config.context)
+    control = control_of(ours, x, t, cond, 0.5)
+    given = {"down_block_additional_residuals": tuple(control.down), "mid_block_additional_residual": control.middle}
+    expected = reference(x, t, cond, **given).sample
+    assert error(ours(x, t, cond, control), expected) < 1e-5
+    assert error(ours(x, t, cond), expected) > 1e-2
+
+
+@torch.no_grad()
+def test_control_of_zeros_changes_no_bit() -> None:
+    unet = UNet(SMALL).eval()
+    x, t, cond = torch.randn(2, 4, 8, 8), torch.randint(1000, (2,)), torch.randn(2, 7, 24)
+    assert torch.equal(unet(x, t, cond, control_of(unet, x, t, cond, 0.0)), unet(x, t, cond))
+
+
+def test_control_needs_a_residual_for_each_skip() -> None:
+    unet = UNet(SMALL).eval()
+    x, t, cond = torch.randn(1, 4, 8, 8), torch.tensor([5]), torch.randn(1, 7, 24)
+    control = control_of(unet, x, t, cond, 1.0)
+    with pytest.raises(ValueError, match=r"control: got 3 residuals, expected one for each of 4 skips"):
+        unet(x, t, cond, replace(control, down=control.down[:-1]))

@@ -12,9 +12,10 @@ from PIL import Image
 
 import gradina
 from gradina.models.unet import UNet, UNetConfig
-from gradina.nn import chunked
+from gradina.nn import ops
 from gradina.pipeline.model import to_pixels
-from gradina.runtime.engines import RECORDINGS, CUDAGraphed, with_engine
+from gradina.runtime.cuda_graph import MAX_GRAPHS, CUDAGraphed
+from gradina.runtime.engines import with_engine
 from gradina.tasks.metrics import psnr
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU with CUDA")
@@ -59,9 +60,9 @@ def test_pictures_to_start_from_and_masks(
         assert psnr(expected, got, 2.0) > 45
 
 
-def test_strips_give_the_whole(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_give_the_whole(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (expected,) = drawn(folder, ASKED, device="cuda", dtype="fp32")
-    monkeypatch.setattr(chunked, "is_large", lambda x, grows=1: not torch.is_grad_enabled())
+    monkeypatch.setattr(ops, "is_large", lambda x, upsample=1: not torch.is_grad_enabled())
     (got,) = drawn(folder, ASKED, device="cuda", dtype="fp32")
     assert psnr(expected, got, 2.0) > 60
 
@@ -103,9 +104,9 @@ def test_what_is_recorded_is_what_is_computed() -> None:
 def test_few_recordings_are_kept() -> None:
     recorded = CUDAGraphed(UNet(SMALL).cuda().requires_grad_(False))
     with torch.no_grad():
-        for b in range(1, 2 * RECORDINGS):
+        for b in range(1, 2 * MAX_GRAPHS):
             for seed in range(2):
                 recorded(*inputs(b, seed))
-        assert len(recorded.recordings) == RECORDINGS
+        assert len(recorded.graphs) == MAX_GRAPHS
         first = inputs(1, 0)
         torch.testing.assert_close(recorded(*first), recorded.network(*first))

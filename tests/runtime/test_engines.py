@@ -14,7 +14,8 @@ import gradina
 from gradina.errors import MissingExtra, RequestError
 from gradina.pipeline.model import to_pixels
 from gradina.runtime import device, engines
-from gradina.runtime.engines import Decoding, Exported, with_engine
+from gradina.runtime.engines import Decoding, with_engine
+from gradina.runtime.openvino import Exported
 from gradina.tasks.metrics import psnr
 
 ASKED = gradina.Request(prompt="a fox", steps=4, seed=3, guidance_scale=4.0, sampler="ddim", width=64, height=64)
@@ -99,7 +100,7 @@ def test_the_compiler_sees_each_network_whole(tiny_model: Any) -> None:
             torch.testing.assert_close(whole(*inputs), network(*inputs))
 
 
-def test_auto_takes_an_export_that_is_ready_where_our_own_attention_is_not(
+def test_auto_takes_a_ready_export_where_there_is_no_attention_kernel(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
     ran: list[str] = []
@@ -108,7 +109,7 @@ def test_auto_takes_an_export_that_is_ready_where_our_own_attention_is_not(
     monkeypatch.setattr(network, "forward", lambda x: (ran.append("eager"), plain(x))[1])
     run = Exported._run
     monkeypatch.setattr(Exported, "_run", lambda self, inputs: (ran.append("openvino"), run(self, inputs))[1])
-    monkeypatch.setattr(engines, "own_attention", lambda dtype: None)
+    monkeypatch.setattr(engines, "available", lambda operation, dtype: False)
     x, auto = torch.randn(2, 3), with_engine(network, "auto")
     auto(x)
     assert ran == ["eager"], "nothing is ready, and nothing is made"
@@ -116,7 +117,7 @@ def test_auto_takes_an_export_that_is_ready_where_our_own_attention_is_not(
     with_engine(network, "openvino")(x)
     auto(x)
     assert ran == ["eager", "openvino", "openvino"]
-    monkeypatch.setattr(engines, "own_attention", lambda dtype: print)
+    monkeypatch.setattr(engines, "available", lambda operation, dtype: True)
     assert with_engine(network, "auto") is network
 
 

@@ -1,23 +1,31 @@
 """Small models with random weights, in the forms that Stable Diffusion has."""
 
+import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
+from gradina.adapters.lora import ATTENTION, LoRA, LoRAWeights, fresh
 from gradina.diffusion.schedule import sd_schedule
+from gradina.errors import WeightsError
 from gradina.models.clip import TextConfig, TextTower
 from gradina.models.tokenizer import Tokenizer
 from gradina.models.unet import UNet, UNetConfig
 from gradina.models.vae import AutoencoderKL, VAEConfig
+from gradina.pipeline.model import StableDiffusion
 from gradina.request import Defaults
 from gradina.weights.components import Components
 from gradina.weights.formats.diffusers import write_folder
 from gradina.weights.formats.ldm import write_file
+from gradina.weights.formats.lora import write_lora
 
 UNET = UNetConfig(widths=(32, 64), attention=(True, False), heads=(8, 8), blocks=1, context=64, size=8)
 TEXT = TextConfig(vocabulary=49408, width=64, inner=96, layers=2, heads=1)
@@ -53,7 +61,7 @@ def scatter(network: nn.Module) -> nn.Module:
     return network.eval()
 
 
-def assert_same(one: Components, two: Components) -> None:
+def _assert_same(one: Components, two: Components) -> None:
     """Equal to the bit, the files they came from aside."""
     for a, b in ((one.unet, two.unet), (one.vae, two.vae), (one.text, two.text)):
         assert a.config == b.config
@@ -73,13 +81,8 @@ def tiny() -> Callable[[str], Components]:
 
 
 @pytest.fixture(scope="session")
-def same() -> Callable[[Components, Components], None]:
-    return assert_same
-
-
-@pytest.fixture(scope="session")
-def forms() -> tuple[str, ...]:
-    return tuple(FORMS)
+def assert_same() -> Callable[[Components, Components], None]:
+    return _assert_same
 
 
 @pytest.fixture(scope="session")
@@ -99,3 +102,86 @@ def saved(tiny: Callable[[str], Components], tmp_path_factory: pytest.TempPathFa
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return tmp_path / "model"
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "model.safetensors"
+
+
+@pytest.fixture(scope="session")
+def strip_metadata() -> Callable[..., None]:
+    """Leaves a file as others publish it: without metadata, and with the tensors that they leave in."""
+    return lambda path, **tensors: save_file(load_file(path) | tensors, path)
+
+
+@pytest.fixture(scope="session")
+def edit_json() -> Callable[..., None]:
+    """Changes keys of a JSON file; those that become ... are removed."""
+
+    def edit(path: Path, **changes: Any) -> None:
+        content = json.loads(path.read_text()) | changes
+        path.write_text(json.dumps({key: value for key, value in content.items() if value is not ...}))
+
+    return edit
+
+
+@pytest.fixture(scope="session")
+def refused_by_name() -> Callable[[Path], AbstractContextManager[None]]:
+    """What is inside may be refused, in an error that names the file."""
+
+    @contextmanager
+    def named(path: Path) -> Iterator[None]:
+        try:
+            yield
+        except WeightsError as error:
+            if str(path) not in str(error):
+                raise
+
+    return named
+
+
+@pytest.fixture(scope="session")
+def random_layers() -> Callable[..., dict[str, LoRAWeights]]:
+    def make(
+        network: nn.Module, seed: int, targets: tuple[str, ...] = ATTENTION, alpha: float = 2.0
+    ) -> dict[str, LoRAWeights]:
+        key = torch.Generator().manual_seed(seed)
+        layers = fresh(network, 2, key, targets, alpha)
+        return {n: LoRAWeights(x.down, torch.randn(x.up.shape, generator=key) / 4, x.alpha) for n, x in layers.items()}
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def random_lora(random_layers: Callable[..., dict[str, LoRAWeights]]) -> Callable[..., LoRA]:
+    """A LoRA of all kinds of layers of a model."""
+    targets = (r".*attn\.(q|k|v|out)", r".*proj_(in|out)", r".*conv\d?", r".*time")
+    return lambda model, alpha=2.0: LoRA(
+        unet=random_layers(model.unet, 1, targets, alpha), text=random_layers(model.text, 2, ATTENTION, alpha)
+    )
+
+
+@pytest.fixture(scope="session")
+def lora_file(
+    tiny_model: Callable[..., StableDiffusion],
+    random_layers: Callable[..., dict[str, LoRAWeights]],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[LoRA, dict[str, Tensor]]:
+    """A LoRA of all attentions, and its tensors as they are written."""
+    model, path = tiny_model("sd1"), tmp_path_factory.mktemp("lora") / "a.safetensors"
+    lora = LoRA(unet=random_layers(model.unet, 1), text=random_layers(model.text, 2))
+    write_lora(lora, path, model.unet, model.text)
+    return lora, load_file(path)
+
+
+@pytest.fixture(scope="session")
+def assert_same_lora() -> Callable[[LoRA, LoRA], None]:
+    """Equal to the bit."""
+
+    def check(one: LoRA, two: LoRA) -> None:
+        for left, right in ((one.unet, two.unet), (one.text, two.text)):
+            assert left.keys() == right.keys()
+            assert all(torch.equal(left[name].product(), right[name].product()) for name in left)
+
+    return check

@@ -17,7 +17,8 @@ from diffusers.loaders.single_file_utils import (
 from torch import nn
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPVisionModelWithProjection
 
-from gradina.models.clip import CLIP, TextConfig, TextTower, VisionConfig, VisionTower
+from gradina.models.clip import CLIP, TextConfig, TextTower
+from gradina.models.clip_vision import VisionConfig, VisionTower
 from gradina.models.unet import UNet, UNetConfig
 from gradina.models.vae import AutoencoderKL, VAEConfig
 from gradina.weights.formats import diffusers_configs
@@ -67,7 +68,7 @@ def taken_once(where, names) -> bool:
 
 
 @pytest.mark.parametrize("config", UNETS.values(), ids=UNETS)
-def test_unet(config):
+def test_unet_names_are_those_of_diffusers(config):
     ours, reference = our_unet(config), reference_unet(config)
     where = sources(ours.state_dict(), UNET, "diffusers")
     assert len(where) == 686
@@ -76,7 +77,7 @@ def test_unet(config):
 
 
 @pytest.mark.parametrize("config", UNETS.values(), ids=UNETS)
-def test_original_unet_is_what_diffusers_makes_of_it(config):
+def test_diffusers_converts_our_original_unet_names(config):
     ours, reference = our_unet(config), reference_unet(config)
     where = sources(ours.state_dict(), UNET, "original", unet_indices(config), "model.diffusion_model.")
     original = write(ours.state_dict(), where)
@@ -86,7 +87,7 @@ def test_original_unet_is_what_diffusers_makes_of_it(config):
     assert {name: tuple(x.shape) for name, x in theirs.items()} == shapes(reference)
 
 
-def test_original_unet_names_of_the_published_files():
+def test_original_unet_names_are_those_of_published_files():
     where = sources(our_unet(SD1).state_dict(), UNET, "original", unet_indices(SD1), "model.diffusion_model.")
     names = {source.name.removeprefix("model.diffusion_model.") for source in where.values()}
     assert {
@@ -99,7 +100,7 @@ def test_original_unet_names_of_the_published_files():
     } <= names  # fmt: skip
 
 
-def test_vae():
+def test_vae_names_are_those_of_diffusers():
     ours = on_meta(AutoencoderKL, VAEConfig())
     reference = on_meta(ReferenceVAE.from_config, diffusers_configs.vae_to_json(VAEConfig(), 512))
     where = sources(ours.state_dict(), VAE, "diffusers")
@@ -125,7 +126,7 @@ def test_vae_attention_in_every_spelling(layout, spelling):
     assert rename_vae_attention(layout, spelt).keys() == right.keys()
 
 
-def test_original_vae_is_what_diffusers_makes_of_it():
+def test_diffusers_converts_our_original_vae_names():
     ours = on_meta(AutoencoderKL, VAEConfig())
     reference = on_meta(ReferenceVAE.from_config, diffusers_configs.vae_to_json(VAEConfig(), 512))
     where = sources(ours.state_dict(), VAE, "original", vae_indices(VAEConfig()), "first_stage_model.")
@@ -140,7 +141,7 @@ def test_original_vae_is_what_diffusers_makes_of_it():
 
 
 @pytest.mark.parametrize("config", [SD1_TEXT, SD2_TEXT], ids=["sd1", "sd2"])
-def test_text_tower(config):
+def test_text_tower_names_are_those_of_transformers(config):
     ours = on_meta(TextTower, config)
     reference = on_meta(CLIPTextModel, CLIPTextConfig(**diffusers_configs.text_to_json(config)))
     names = {f"text_model.{name.removeprefix('text_model.')}": x for name, x in shapes(reference).items()}
@@ -166,7 +167,7 @@ def published_open_clip(layers: int, width: int, inner: int) -> dict[str, tuple[
     }  # fmt: skip
 
 
-def test_open_clip_of_sd2():
+def test_open_clip_names_are_those_of_sd2_files():
     published = published_open_clip(24, 1024, 4096)
     ours = on_meta(TextTower, SD2_TEXT)
     where = sources(ours.state_dict(), TEXT, "open_clip")
@@ -183,7 +184,7 @@ def test_open_clip_of_sd2():
     assert bare == {name.removeprefix("text_model."): shape for name, shape in shapes(reference).items()}
 
 
-def test_vision_tower_and_pair():
+def test_image_tower_and_pair_names_are_those_of_transformers():
     vision, text = VisionConfig(), TextConfig(projection=768)
     where = sources(on_meta(VisionTower, vision).state_dict(), VISION, "transformers")
     settings = diffusers_configs.vision_to_json(vision)
@@ -199,7 +200,7 @@ def test_vision_tower_and_pair():
     assert shapes(pair) == {name: shapes(reference)[source.name] for name, source in where.items()}
 
 
-def test_open_clip_pair_goes_there_and_back():
+def test_open_clip_pair_round_trip():
     text = TextConfig(vocabulary=20, width=16, inner=24, layers=2, heads=2, projection=12, length=8)
     vision = VisionConfig(size=8, patch=4, width=16, inner=24, layers=1, heads=2, projection=12)
     ours = CLIP(text, vision).state_dict()

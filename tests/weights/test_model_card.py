@@ -19,13 +19,13 @@ def test_front_matter_and_figures(tiny, folder):
     assert "16 x 16" in card.text
 
 
-def test_licence_and_words_of_its_maker(tiny):
+def test_license_and_about(tiny):
     card = ModelCard(model_card(tiny(), license="apache-2.0", about="Trained on nothing at all."))
     assert card.data.to_dict()["license"] == "apache-2.0"
     assert "Trained on nothing at all." in card.text
 
 
-def test_an_inpainting_model_says_what_else_it_needs(tiny):
+def test_inpainting_card_passes_image_and_mask(tiny):
     card = model_card(tiny("inpainting"))
     assert "StableDiffusionInpaintPipeline" in card
     assert "mask_image=mask" in card

@@ -19,7 +19,7 @@ TABLE = Table(
 NUMBERS = {"n": lambda at: 10 - at["i"], "i2": lambda at: 7}
 
 
-def test_names_numbers_and_leaves():
+def test_foreign_names_have_indices_prefix_and_leaf():
     where = sources(["in.weight", "in.bias", "block.3.k.weight", "conv.weight"], TABLE, "theirs", NUMBERS, "net.")
     assert where["in.weight"] == Source("net.entry.weight", "same")
     assert where["in.bias"] == Source("net.entry.bias", "same")
@@ -27,7 +27,7 @@ def test_names_numbers_and_leaves():
     assert where["conv.weight"] == Source("net.conv.7.weight", "1x1")
 
 
-def test_values_go_there_and_back():
+def test_write_is_the_inverse_of_read():
     ours = {f"block.0.{n}.weight": torch.randn(4, 4) for n in "vkq"}
     ours |= {"out.weight": torch.randn(3, 5), "conv.weight": torch.randn(6, 2), "conv.bias": torch.randn(6)}
     where = sources(ours, TABLE, "theirs", NUMBERS)
@@ -42,7 +42,7 @@ def test_values_go_there_and_back():
     assert all(torch.equal(back[name], x) for name, x in ours.items())
 
 
-def test_reading_makes_views():
+def test_read_returns_views():
     theirs = {
         "entry.weight": torch.randn(2, 2),
         "layers.9.qkv": torch.randn(6, 2),
@@ -58,13 +58,13 @@ def test_reading_makes_views():
         assert ours[mine].untyped_storage().data_ptr() == theirs[name].untyped_storage().data_ptr()
 
 
-def test_what_is_left_over():
+def test_unclaimed_lists_names_that_are_not_dropped():
     where = sources(["in.weight"], TABLE, "theirs")
     names = ["entry.weight", "ema.a.b", "ema", "exit"]
     assert unclaimed(names, where) == ["ema.a.b", "ema", "exit"]
     assert unclaimed(names, where, dropped=["ema.*"]) == ["ema", "exit"]
 
 
-def test_a_parameter_that_no_row_knows():
+def test_unknown_parameter_is_named():
     with pytest.raises(WeightsError, match=r"'strange\.weight'"):
         sources(["strange.weight"], TABLE, "theirs")

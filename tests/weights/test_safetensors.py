@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from gradina.errors import DiskError, WeightsError
-from gradina.weights import safetensors
+from gradina.nn import ops
 from gradina.weights.formats.diffusers_layout import find_weights
 from gradina.weights.safetensors import MappedFiles, model_hash, open_weights, save_weights, to_dtype
 
@@ -25,7 +25,7 @@ def anonymous_memory() -> int:
     return 1024 * next(int(line.split()[1]) for line in status if line.startswith("RssAnon"))
 
 
-def test_there_and_back(tmp_path):
+def test_round_trip_of_tensors_and_metadata(tmp_path):
     path = tmp_path / "w.safetensors"
     save_weights(SMALL, path, {"said": "so"})
     weights = open_weights(path)
@@ -35,14 +35,14 @@ def test_there_and_back(tmp_path):
     assert weights.under("a") == {"": weights.tensors["a"]}
 
 
-def test_the_same_tensors_make_the_same_bytes(tmp_path):
+def test_equal_tensors_give_equal_bytes(tmp_path):
     save_weights(SMALL, tmp_path / "1.safetensors")
     save_weights(dict(reversed(SMALL.items())), tmp_path / "2.safetensors")
     assert (tmp_path / "1.safetensors").read_bytes() == (tmp_path / "2.safetensors").read_bytes()
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is measured as Linux tells it")
-def test_opening_copies_nothing(tmp_path):
+def test_opening_maps_without_copying(tmp_path):
     path = tmp_path / "w.safetensors"
     save_file({f"{i}": torch.zeros(4_000_000) for i in range(4)}, path)  # 64 MB
     before = anonymous_memory()
@@ -52,7 +52,7 @@ def test_opening_copies_nothing(tmp_path):
     assert anonymous_memory() - before < 8_000_000
 
 
-def test_a_mapped_tensor_can_be_changed_without_changing_its_file(tmp_path):
+def test_changing_a_mapped_tensor_leaves_its_file(tmp_path):
     path = tmp_path / "w.safetensors"
     save_weights(SMALL, path)
     was = path.read_bytes()
@@ -60,7 +60,7 @@ def test_a_mapped_tensor_can_be_changed_without_changing_its_file(tmp_path):
     assert path.read_bytes() == was
 
 
-def test_an_index_joins_its_files(tmp_path):
+def test_index_joins_its_files(tmp_path):
     save_file({"a": SMALL["a"]}, tmp_path / "m-1.safetensors")
     save_file({"b": SMALL["b"]}, tmp_path / "m-2.safetensors")
     index = tmp_path / "m.safetensors.index.json"
@@ -104,7 +104,7 @@ def test_malformed_index_is_refused(text, message, tmp_path):
         (struct.pack("<Q", 5000) + b'{"a":{"dtype":"F32","shape":[1],"data_off', "is truncated"),
     ],
 )
-def test_what_else_a_file_may_be(content, message, tmp_path):
+def test_other_formats_are_named(content, message, tmp_path):
     path = tmp_path / "w.safetensors"
     path.write_bytes(content)
     with pytest.raises(WeightsError, match=message) as caught:
@@ -114,7 +114,7 @@ def test_what_else_a_file_may_be(content, message, tmp_path):
 
 
 @pytest.mark.parametrize("kept", [4, 60, 200, -1])
-def test_a_truncated_file(kept, tmp_path):
+def test_truncated_file_is_refused(kept, tmp_path):
     path = tmp_path / "w.safetensors"
     save_weights(SMALL, path)
     path.write_bytes(path.read_bytes()[:kept])
@@ -122,14 +122,14 @@ def test_a_truncated_file(kept, tmp_path):
         open_weights(path)
 
 
-def test_no_file_and_a_folder(tmp_path):
+def test_missing_file_and_folder_are_refused(tmp_path):
     with pytest.raises(WeightsError, match="there is no such file"):
         open_weights(tmp_path / "none.safetensors")
     with pytest.raises(WeightsError, match="is a folder"):
         open_weights(tmp_path)
 
 
-def test_writing_where_there_is_no_place(tmp_path):
+def test_unwritable_target_is_a_disk_error(tmp_path):
     with pytest.raises(DiskError):
         save_weights(SMALL, tmp_path / "none" / "w.safetensors")
     if os.path.exists("/dev/full"):
@@ -137,7 +137,7 @@ def test_writing_where_there_is_no_place(tmp_path):
             save_weights(SMALL, "/dev/full")
 
 
-def test_the_hash_is_that_of_the_whole_file(tmp_path):
+def test_model_hash_is_sha256_of_all_bytes(tmp_path):
     path = tmp_path / "x"
     path.write_bytes(b"abc")
     assert model_hash([path]) == "ba7816bf8f"  # SHA-256 of abc, FIPS 180-4
@@ -145,7 +145,7 @@ def test_the_hash_is_that_of_the_whole_file(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux says which pages are a file's")
-def test_what_is_converted_is_not_in_memory_twice(tmp_path: Path) -> None:
+def test_conversion_releases_mapped_pages(tmp_path: Path) -> None:
     """In a process of its own: the pages of the file are given back as they are copied, and can be read again."""
     save_weights({f"layer.{i}": torch.ones(4_000_000) * i for i in range(10)}, tmp_path / "a.safetensors")
     script = """
@@ -164,7 +164,7 @@ assert all((weights.tensors[f"layer.{i}"] == i).all() and (halves[f"layer.{i}"] 
     assert int(done.stdout) < 80_000 + 40_000  # KB: 80 MB of halves and some, where 160 more are read
 
 
-def test_pages_of_nothing_mapped_are_left_alone() -> None:
+def test_pages_of_other_memory_are_not_released() -> None:
     x = torch.ones(1_000_000)
     MappedFiles(Path("nowhere")).release(x)
     assert (x == 1).all()
@@ -173,10 +173,10 @@ def test_pages_of_nothing_mapped_are_left_alone() -> None:
 @pytest.mark.parametrize("native", ["0", "1"])
 @pytest.mark.parametrize("to", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize("of", [torch.bfloat16, torch.float16, torch.float32])
-def test_numbers_in_another_type_are_those_that_pytorch_makes(
+def test_to_dtype_equals_pytorch(
     of: torch.dtype, to: torch.dtype, native: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(safetensors, "AT_ONCE", 100)
+    monkeypatch.setattr(ops, "CAST_AT_ONCE", 100)
     monkeypatch.setenv("GRADINA_NATIVE", native)
     every = torch.arange(-(2**15), 2**15).to(torch.int16).view(torch.float16).float()
     x = every[~every.isnan()].to(of)

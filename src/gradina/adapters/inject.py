@@ -1,4 +1,4 @@
-"""Layers put in the place of others, and taken out again: the network itself knows nothing of it."""
+"""Layers put in the place of others, and taken out again; the network itself is unaware of it."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Injected:
     """What was put into a network: `remove()` leaves it bit-identically as it was before."""
 
     network: nn.Module
-    layers: Mapping[str, nn.Module]  # those that were put in, and
-    before: Mapping[str, nn.Module]  # those that stood there
+    layers: Mapping[str, nn.Module]  # those that were put in, by name
+    before: Mapping[str, nn.Module]  # those that they replaced
 
     def remove(self) -> None:
-        """Puts back what was there. Raises WeightsError if something else was put in on top, or it is out already."""
+        """Restores the replaced layers. Raises WeightsError if others were injected on top, or these are out."""
         for name, layer in self.layers.items():
             if self.network.get_submodule(name) is not layer:
                 raise WeightsError(f"{name}: is not what was put in; remove what was put in later, first")
@@ -48,7 +48,7 @@ def layer_of(network: nn.Module, name: str) -> nn.Module:
 
 
 def shallow_clone(network: Network) -> Network:
-    """Another network of the same parameters: what is put into one is not in the other, and nothing is copied."""
+    """Another network of the same parameters: layers injected into one are not in the other, and nothing is copied."""
     other = copy.copy(network)
     other._parameters, other._buffers = dict(network._parameters), dict(network._buffers)
     other._modules = {name: child and shallow_clone(child) for name, child in network._modules.items()}

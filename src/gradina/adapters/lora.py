@@ -1,4 +1,4 @@
-"""LoRA: what a layer has learnt on top, as the product of two thin matrices. Source: Hu et al. 2106.09685, eq. 3.
+"""LoRA: a low-rank update of a layer's weight. Source: Hu et al. 2106.09685, eq. 3.
 
     W x + (alpha / rank) · scale · up (down x)
 
@@ -19,15 +19,14 @@ from torch.nn import functional as F
 
 from gradina.adapters.inject import Injected, Network, inject, layer_of, linear_and_conv_layers, shallow_clone
 from gradina.errors import WeightsError
-from gradina.kernels.prepack import unpacked
-from gradina.kernels.prepacked import pack
+from gradina.nn.ops import weight_like
 
 ATTENTION = (r".*attn\.(q|k|v|out)",)  # the layers that are usually adapted: all projections of all attentions
 
 
 @dataclass(frozen=True, eq=False)
 class LoRAWeights:
-    """What one layer has learnt: down (rank, in[, kh, kw]), up (out, rank[, 1, 1]), and alpha, often the rank."""
+    """The update of one layer: down (rank, in[, kh, kw]), up (out, rank[, 1, 1]), and alpha, often the rank."""
 
     down: Tensor
     up: Tensor
@@ -35,16 +34,16 @@ class LoRAWeights:
 
     @property
     def rank(self) -> int:
-        """How many directions it has."""
+        """The rank of the update."""
         return len(self.down)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """That of the weight which it is added to."""
+        """The shape of the weight that it is added to."""
         return (len(self.up), *self.down.shape[1:])
 
     def product(self) -> Tensor:
-        """What it adds to the weight, in fp32."""
+        """The update of the weight, in fp32."""
         return (self.alpha / self.rank) * (self.up.float().flatten(1) @ self.down.float().flatten(1)).view(self.shape)
 
 
@@ -53,14 +52,14 @@ Layers = Mapping[str, LoRAWeights]  # by the names of the layers of one network
 
 @dataclass(frozen=True, eq=False)
 class LoRA:
-    """What the parts of a model have learnt."""
+    """The updates of a model's networks."""
 
     unet: Layers = field(default_factory=dict)
     text: Layers = field(default_factory=dict)
 
 
 class Adapted(nn.Module):
-    """A layer with a LoRA beside it; `scale` may be changed at any time."""
+    """A layer with a LoRA; `scale` may be changed at any time."""
 
     def __init__(self, base: nn.Module, thin: LoRAWeights, scale: float = 1.0) -> None:
         super().__init__()
@@ -74,21 +73,21 @@ class Adapted(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         down, up = self.down.to(x.dtype), self.up.to(x.dtype)
         if self.conv is None:
-            beside = F.linear(F.linear(x, down), up)
+            update = F.linear(F.linear(x, down), up)
         else:
             stride, padding, dilation = self.conv
-            beside = F.conv2d(F.conv2d(x, down, None, stride, padding, dilation), up)
-        said: Tensor = self.base(x)
-        return said + (self.scale * self.alpha / len(self.down)) * beside
+            update = F.conv2d(F.conv2d(x, down, None, stride, padding, dilation), up)
+        out: Tensor = self.base(x)
+        return out + (self.scale * self.alpha / len(self.down)) * update
 
     @property
     def weight(self) -> Tensor:
-        """That of the layer itself, which others ask for its type and place."""
+        """The weight of the layer itself, which others ask for its dtype and device."""
         return cast(Tensor, self.base.weight)
 
     @property
     def thin(self) -> LoRAWeights:
-        """What it has learnt by now."""
+        """The update as trained so far."""
         return LoRAWeights(self.down.detach(), self.up.detach(), self.alpha)
 
 
@@ -103,7 +102,7 @@ def fresh(
     found: dict[str, LoRAWeights] = {}
     for name, layer in linear_and_conv_layers(network):
         if any(pattern.fullmatch(name) for pattern in patterns):
-            out, *inner = shape_of(layer)
+            out, *inner = layer.weight.shape
             down = torch.empty(rank, *inner)
             nn.init.kaiming_uniform_(down, a=math.sqrt(5), generator=key)
             found[name] = LoRAWeights(down, torch.zeros(out, rank, *[1] * (len(inner) - 1)), alpha or float(rank))
@@ -113,7 +112,7 @@ def fresh(
 
 
 def adapt(network: nn.Module, layers: Layers, scale: float = 1.0) -> Injected:
-    """Puts a LoRA beside the layers of a network, where it can learn or be scaled; several may be put on top.
+    """Injects a LoRA into a network, where it can be trained or scaled; several may be put on top.
 
     Raises WeightsError where a layer is not there or has another shape.
     """
@@ -134,34 +133,25 @@ def merged(network: Network, *stack: tuple[Layers, float]) -> Network:
                 added = added + scale * layers[name].product()
         if isinstance(plain, Adapted):
             raise WeightsError(f"{name}: has a LoRA beside it already; remove that one first")
-        layer = unpacked(shallow_clone(plain))
+        layer = shallow_clone(plain)
         assert isinstance(layer.weight, Tensor)
         weight = (layer.weight.float() + added.to(layer.weight.device)).to(layer.weight.dtype)
-        layer.weight = nn.Parameter(weight, requires_grad=False)
-        if type(plain) is not type(layer):
-            pack(layer, type(plain))
+        layer.weight = weight_like(layer.weight, weight)
         other.set_submodule(name, layer)
     return other
 
 
 def _fitting(network: nn.Module, name: str, thin: LoRAWeights) -> nn.Module:
-    """The layer that a LoRA is for."""
+    """The layer that a LoRA is for, checked to fit."""
     layer = plain = layer_of(network, name)
     while isinstance(plain, Adapted):
         plain = plain.base
     if not isinstance(plain, nn.Linear | nn.Conv2d):
         raise WeightsError(f"{name}: is {type(plain).__name__}; a LoRA goes beside linear layers and convolutions")
-    shape = shape_of(plain)
+    shape = tuple(plain.weight.shape)
     if thin.shape != shape or thin.up.shape[1] != thin.rank:
         raise WeightsError(
             f"{name}: the LoRA is for a layer of shape {'x'.join(map(str, thin.shape))}, "
             f"this model's has {'x'.join(map(str, shape))}; take one that was made for this family"
         )
     return layer
-
-
-def shape_of(layer: nn.Linear | nn.Conv2d) -> tuple[int, ...]:
-    """Of its weight, packed or not."""
-    if isinstance(layer, nn.Linear):
-        return layer.out_features, layer.in_features
-    return layer.out_channels, layer.in_channels // layer.groups, *layer.kernel_size

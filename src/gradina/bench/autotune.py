@@ -22,8 +22,9 @@ from gradina.errors import GradinaError, RequestError
 from gradina.files import atomic_write, cache_folder
 from gradina.pipeline.generate import generate, steps
 from gradina.pipeline.model import StableDiffusion, to_pixels
-from gradina.pipeline.plan import resolved
-from gradina.request import Request, choice
+from gradina.pipeline.resolve import resolve
+from gradina.request import Request
+from gradina.request_checks import choice
 from gradina.tasks.metrics import psnr
 
 Settings = Mapping[str, Any]  # fields of a Request
@@ -57,7 +58,7 @@ def tune(
     Raises GradinaError if they do not suffice for the first picture.
     """
     start = clock()
-    request = resolved(model, request)
+    request = resolve(model, request).request
     asked = [request.alone(i) for i in range(len(request.prompts))]
     step = _seconds_of_a_step(model, asked[0], clock)
     endless = step * ENDLESS["steps"]

@@ -20,7 +20,8 @@ from gradina.bench.timing import Runner
 from gradina.bench.workloads import GUIDANCE_SCALE, Shapes
 from gradina.pipeline.load import load
 from gradina.runtime.device import DTYPES
-from gradina.runtime.engines import Decoding, compiled, graph_of, with_engine
+from gradina.runtime.engines import Decoding, with_engine
+from gradina.runtime.openvino import compile_model, convert_model
 
 Opener = Callable[[Path, Shapes, str], Runner]  # folder, shapes, workload
 
@@ -59,11 +60,11 @@ def openvino(dtype: str, folder: Path, shapes: Shapes, workload: str) -> Runner:
     inputs = _inputs(torch.float32, shapes, workload)
     graph = folder.parent / "openvino" / workload.replace(" ", "-") / "network.xml"
     if not graph.is_file():
-        network = graph_of(_reference(torch.float32, folder, workload), inputs)
+        network = convert_model(_reference(torch.float32, folder, workload), inputs)
         import_module("openvino").save_model(network, graph, compress_to_fp16=True)
         del network
         gc.collect()  # two copies of the weights in fp32
-    run = compiled(graph, DTYPES[dtype])
+    run = compile_model(graph, DTYPES[dtype])
     arrays = [x.numpy() for x in inputs]
     if workload == "U-Net step":
         return lambda: _guided(torch.from_numpy(run(arrays)[0]))

@@ -16,7 +16,7 @@ from gradina.bench import report as reports
 from gradina.bench.backends import Opener, backends
 from gradina.bench.report import Peaks, Report
 from gradina.bench.timing import Failed, Runner, time_interleaved
-from gradina.nn.attention import attention as native_attention
+from gradina.nn.ops import attention as native_attention
 from gradina.runtime.device import DTYPES
 from gradina.weights.open import open_source
 from gradina.weights.registry import shipped

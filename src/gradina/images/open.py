@@ -9,18 +9,21 @@ import struct
 import threading
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from PIL import Image, ImageChops, ImageFilter, ImageOps, UnidentifiedImageError
 
 from gradina.errors import PictureError
-from gradina.request import MAX_PIXELS
+from gradina.request_checks import MAX_PIXELS
 
 if TYPE_CHECKING:
     from gradina.request import ImageLike
+
+T = TypeVar("T")
 
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM")
 SAVE_OPTIONS: dict[str, dict[str, Any]] = {  # of Pillow, by the suffix of the file
@@ -160,12 +163,10 @@ def _flatten(image: Image.Image, mode: str, background: str) -> Image.Image:
     return flat
 
 
-def _read(
-    source: ImageLike | bytes, what: str, mode: str, background: str, max_pixels: int = MAX_PIXELS
-) -> Image.Image:
+def _read(source: ImageLike | bytes, what: str, convert: Callable[[Image.Image], T], max_pixels: int = MAX_PIXELS) -> T:
     with open_image(source, what, max_pixels) as image:
         try:
-            return _flatten(image, mode, background)
+            return convert(image)
         except DECODE_ERRORS as error:
             reason = f"{_name(source)} is damaged or truncated ({error}); give another file"
             raise PictureError(f"{what}: {reason}") from error
@@ -177,7 +178,7 @@ def open_picture(source: ImageLike | bytes, what: str = "init_image", max_pixels
     Applies the EXIF orientation, composites transparency over white, and scales grey of more than eight bits. Raises
     PictureError, which begins with `what`: no such file, no picture, damaged, or larger than `max_pixels`.
     """
-    return _read(source, what, "RGB", "white", max_pixels)
+    return _read(source, what, partial(_flatten, mode="RGB", background="white"), max_pixels)
 
 
 def open_mask(source: ImageLike | bytes, what: str = "mask_image") -> Image.Image:
@@ -185,18 +186,19 @@ def open_mask(source: ImageLike | bytes, what: str = "mask_image") -> Image.Imag
 
     Raises PictureError as `open_picture` does.
     """
-    return _read(source, what, "L", "black")
+    return open_mask_and_holes(source, what)[0]
 
 
-def has_holes(source: ImageLike | bytes, what: str = "mask_image") -> bool:
-    """Whether a mask is really a picture with transparent holes, as some programs mark what is drawn anew.
+def open_mask_and_holes(source: ImageLike | bytes, what: str = "mask_image") -> tuple[Image.Image, bool]:
+    """The mask as `open_mask` gives it, and whether it is really a picture with holes, as some programs mark masks."""
+    return _read(source, what, lambda image: (_flatten(image, "L", "black"), _has_holes(image)))
 
-    Its opaque pixels are then not black and white, as those of a mask are. Raises PictureError as `open_picture` does.
-    """
-    with open_image(source, what) as image:
-        if not image.has_transparency_data:
-            return False
-        small = image.convert("RGBA").resize((64, 64), Image.Resampling.NEAREST)
+
+def _has_holes(image: Image.Image) -> bool:
+    """Whether a picture has transparent holes, and around them more than the black and white of a mask."""
+    if not image.has_transparency_data:
+        return False
+    small = image.convert("RGBA").resize((64, 64), Image.Resampling.NEAREST)
     pixels = list(zip(small.getchannel("A").tobytes(), small.convert("L").tobytes(), strict=True))
     opaque = [grey for alpha, grey in pixels if alpha >= 128]
     return 0 < len(opaque) < len(pixels) and sum(32 <= grey < 224 for grey in opaque) * 2 > len(opaque)

@@ -1,48 +1,329 @@
-"""Chooses the fast path: inference, training, or plain PyTorch under tracing and compilation."""
+"""Which kernel computes an operation, by dtype, phase, layout, CPU and size; else it is PyTorch's.
+
+The sizes are measured: see benchmarks/attention.py and layers.py.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import wraps
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.nn import functional as F
 
-Result = TypeVar("Result")
+from gradina.kernels.autograd import (
+    SMALL_MAP,
+    BlockwiseAttention,
+    Conv3x3Function,
+    GEGLUFunction,
+    GroupNormFunction,
+    SoftmaxFunction,
+)
+from gradina.kernels.bindings import (
+    AttentionKernel,
+    BFloat16Kernel,
+    GEGLUKernel,
+    GroupNormKernel,
+    Kernel,
+    LayerNormKernel,
+    SoftmaxKernel,
+    native,
+)
+from gradina.kernels.build import build_for
+from gradina.kernels.gemm import Conv3x3Kernel, LinearKernel
+from gradina.kernels.prepack import PackedWeight
+
+Operation = Callable[..., Tensor]
+Make = Callable[[torch.dtype], Operation | None]
+Layer = nn.Linear | nn.Conv2d
+Phase = Literal["inference", "frozen", "training"]
+
+INFERENCE: tuple[Phase, ...] = ("inference",)  # gradients are disabled
+TRAINING: tuple[Phase, ...] = ("frozen", "training")  # they are enabled,
+FIXED: tuple[Phase, ...] = ("inference", "frozen")  # but none goes through this operation
+
+FP32, BF16, FP16 = (torch.float32,), (torch.bfloat16,), (torch.float16,)
+BOTH = FP32 + BF16
+LAST = "channels_last"
+SHORT = 2**16  # scores of an attention head: up to here plain products are the fastest to train in bf16
+NARROW = 16  # channels of a 3x3 convolution: with fewer there is too little to multiply
+MIN_CONV_WORK = 2**24  # multiplications for each tap, from which on the 3x3 convolution is the fastest to train in fp32
 
 
-def is_inference(x: Tensor) -> bool:
-    """Whether kernels for inference may run: x is on a CPU, gradients are disabled, and nothing is traced."""
-    return x.device.type == "cpu" and not torch.is_grad_enabled() and not is_traced(x)
+def phase(x: Tensor, weight: Tensor | None = None) -> Phase | None:
+    """Whether gradients go through an operation on x; None off the CPU, and under a tracer or compiler.
 
-
-def is_training(x: Tensor) -> bool:
-    """Whether kernels with a backward may run: x is on a CPU, gradients are enabled, and nothing is traced.
-
-    Fake tensors that only measure memory count as training.
+    Fake tensors, by which memory is estimated, count as training.
     """
-    counted = isinstance(x, FakeTensor) and not torch.compiler.is_compiling()
-    return x.device.type == "cpu" and torch.is_grad_enabled() and (counted or not is_traced(x))
-
-
-def once_differentiable(backward: Callable[..., Result]) -> Callable[..., Result]:
-    """A backward in C, which has no backward of its own. Raises RuntimeError where one is asked for."""
-
-    @wraps(backward)
-    def checked(*given: Any) -> Result:
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                "gradients of gradients were asked for (create_graph=True), and the native kernels have none: "
-                "set GRADINA_NATIVE=0 in the environment to train without them"
-            )
-        return backward(*given)
-
-    return checked
+    if x.device.type != "cpu":
+        return None
+    if not torch.is_grad_enabled():
+        return None if is_traced(x) else "inference"
+    if isinstance(x, FakeTensor) and not torch.compiler.is_compiling():
+        return "training"
+    if is_traced(x):
+        return None
+    return "training" if x.requires_grad or (weight is not None and weight.requires_grad) else "frozen"
 
 
 def is_traced(x: Tensor) -> bool:
-    """Whether x is seen by a compiler or tracer, or only stands for a tensor, so that it needs PyTorch's operations."""
+    """Whether a compiler or tracer sees x, or it only stands for a tensor, and so needs PyTorch's operations."""
     stands_for_one = type(x) not in (Tensor, nn.Parameter)
     return stands_for_one or torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
+
+
+@dataclass(frozen=True)
+class Row:
+    """A kernel, and for what it is the fastest."""
+
+    operation: str
+    dtypes: tuple[torch.dtype, ...] | None  # of the input; None: any
+    phases: tuple[Phase, ...]
+    layout: str | None  # of the feature map (channels_last), or the order of a prepacked weight; None: any
+    feature: str | None  # of the CPU, by which the kernels are built; None: any
+    make: Make  # the kernel for a dtype
+    fits: Callable[..., bool] = lambda *given: True  # sizes and other properties of the operation's arguments
+
+
+def dispatch(operation: str, x: Tensor, *given: Any) -> Operation | None:
+    """The kernel for an operation on x; None: PyTorch's.
+
+    With a layer (linear, convolution or norm) that is the first of the other arguments.
+    """
+    layer = given[0] if given and isinstance(given[0], nn.Linear | nn.Conv2d) else None
+    packed = layer.weight if layer is not None and isinstance(layer.weight, PackedWeight) else None
+    now = phase(x, packed)
+    if now is None:
+        return None
+    for row in ROWS.get(operation, ()):
+        if (row.dtypes is not None and x.dtype not in row.dtypes) or now not in row.phases:
+            continue
+        if row.layout is not None:
+            if packed is not None and (packed.order.name != row.layout or packed.dtype != x.dtype):
+                continue
+            if packed is None and not (row.layout == LAST and x.is_contiguous(memory_format=torch.channels_last)):
+                continue
+        if row.fits(x, *given) and _has_feature(row, x.dtype):
+            return row.make(x.dtype)
+    return None
+
+
+def available(operation: str, dtype: torch.dtype, layout: str | None = None) -> bool:
+    """Whether this CPU has a kernel for an operation in inference, of that dtype and layout, for some size."""
+    return any(
+        "inference" in row.phases
+        and row.layout == layout
+        and (row.dtypes is None or dtype in row.dtypes)
+        and _has_feature(row, dtype)
+        and row.make(dtype) is not None
+        for row in ROWS[operation]
+    )
+
+
+def _has_feature(row: Row, dtype: torch.dtype) -> bool:
+    return row.feature is None or ((build := build_for(dtype)) is not None and build.feature == row.feature)
+
+
+def heads(queries: int, width: int, work: int = 2**22) -> Callable[[Tensor, Tensor], bool]:
+    """Attention with so many queries at least, heads of that width at most, and so many multiplications in each."""
+
+    def fits(q: Tensor, k: Tensor) -> bool:
+        n, d = q.shape[-2:]
+        return n >= queries and d <= width and n * k.shape[-2] * d >= work
+
+    return fits
+
+
+def is_short(q: Tensor, k: Tensor) -> bool:
+    """Attention between few tokens."""
+    return q.shape[-2] * k.shape[-2] <= SHORT
+
+
+def is_long(q: Tensor, k: Tensor) -> bool:
+    """Attention between many tokens."""
+    return not is_short(q, k)
+
+
+def same_dtype(x: Tensor, norm: nn.LayerNorm) -> bool:
+    """A norm of the dtype of its input."""
+    return x.dtype == norm.weight.dtype
+
+
+def adds(x: Tensor, layer: nn.Module, residual: Tensor | None = None) -> bool:
+    """A layer whose residual, if any, can be added by its kernel."""
+    return residual is None or (residual.dtype == x.dtype and not torch.is_grad_enabled())
+
+
+def is_pointwise(conv: nn.Conv2d) -> bool:
+    """Whether it is 1x1, and so a linear layer to each pixel."""
+    return _is_plain(conv) and conv.kernel_size == (1, 1) and conv.padding == (0, 0)
+
+
+def is_conv3x3(conv: nn.Conv2d) -> bool:
+    """Whether it is 3x3, padded by one, with enough channels for the kernel."""
+    enough = min(conv.out_channels, conv.in_channels) >= NARROW
+    return _is_plain(conv) and conv.kernel_size == (3, 3) and conv.padding == (1, 1) and enough
+
+
+def trains_as_linear(x: Tensor, conv: nn.Conv2d, residual: Tensor | None = None) -> bool:
+    """A 1x1 convolution without a residual."""
+    return residual is None and is_pointwise(conv)
+
+
+def trains_in_c(x: Tensor, conv: nn.Conv2d, residual: Tensor | None = None) -> bool:
+    """A 3x3 convolution that the kernel trains the fastest, with all the reordering, forward and backward."""
+    if residual is not None or not is_conv3x3(conv):
+        return False
+    pixels = x.shape[2] * x.shape[3]
+    if x.dtype == torch.bfloat16:
+        return pixels <= SMALL_MAP[x.dtype]
+    return len(x) * pixels * conv.out_channels * conv.in_channels >= MIN_CONV_WORK
+
+
+def _is_plain(conv: nn.Conv2d) -> bool:
+    return conv.stride == conv.dilation == (1, 1) and conv.groups == 1 and conv.padding_mode == "zeros"
+
+
+def matmul_attention(softmax: SoftmaxKernel | None, q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> Tensor:
+    """Attention as plain products: its backward in bf16 is three to seven times as fast (benchmarks/attention.py)."""
+    scale = q.shape[-1] ** -0.5
+    if softmax is not None and not causal:
+        return cast(Tensor, SoftmaxFunction.apply(softmax, q @ k.mT, scale)) @ v  # type: ignore[no-untyped-call]
+    scores = q * scale @ k.mT
+    if causal:
+        later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
+        scores = scores.masked_fill(later, float("-inf"))
+    return torch.softmax(scores, dim=-1) @ v
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention in the phase that it is called in."""
+    return (dispatch("attention", q, k) or F.scaled_dot_product_attention)(q, k, v)
+
+
+def _train_group_norm(
+    kernel: GroupNormKernel, norm: nn.GroupNorm, x: Tensor, shift: Tensor | None = None, silu: bool = False
+) -> Any:
+    return GroupNormFunction.apply(kernel, norm, x, norm.weight, norm.bias, shift, silu)  # type: ignore[no-untyped-call]
+
+
+def _train_conv3x3(kernel: Conv3x3Kernel, x: Tensor, conv: nn.Conv2d) -> Any:
+    bias = None if conv.bias is None else conv.bias.to(x.dtype)
+    return Conv3x3Function.apply(kernel, x, conv.weight.to(x.dtype), bias)  # type: ignore[no-untyped-call]
+
+
+def _conv3x3(
+    kernel: Conv3x3Kernel, x: Tensor, conv: nn.Conv2d, residual: Tensor | None = None, upsample: int = 1
+) -> Tensor:
+    return kernel(x, _packed(conv), conv.out_channels, conv.bias, residual, upsample)
+
+
+def _linear(kernel: LinearKernel, x: Tensor, layer: Layer, residual: Tensor | None = None, **how: bool) -> Tensor:
+    return kernel(x, _packed(layer), len(layer.weight), layer.bias, residual, **how)
+
+
+def _onednn_linear(x: Tensor, layer: Layer, residual: Tensor | None = None) -> Any:
+    if residual is None:
+        return torch.ops.mkldnn._linear_pointwise(x, _packed(layer), layer.bias, "none", [], "")
+    return torch.ops.mkldnn._linear_pointwise.binary(x, residual, _packed(layer), layer.bias, "add")
+
+
+def _onednn_conv(x: Tensor, conv: nn.Conv2d, residual: Tensor | None = None) -> Any:
+    how: Any = (conv.padding, conv.stride, conv.dilation, conv.groups)
+    if residual is None:
+        return torch.ops.mkldnn._convolution_pointwise(x, _packed(conv), conv.bias, *how, "none", [], "")
+    how += ("add", None, None, [], None)
+    return torch.ops.mkldnn._convolution_pointwise.binary(x, residual, _packed(conv), conv.bias, *how)
+
+
+def _packed(layer: Layer) -> Tensor:
+    return cast(PackedWeight, layer.weight).packed
+
+
+def _pointwise(linear: Operation, x: Tensor, conv: nn.Conv2d, residual: Tensor | None = None) -> Tensor:
+    """A 1x1 convolution of a channels-last feature map, as the linear layer that it is to each pixel."""
+    rows = None if residual is None else residual.permute(0, 2, 3, 1)
+    return linear(x.permute(0, 2, 3, 1), conv, rows).permute(0, 3, 1, 2)
+
+
+def _native_pointwise(kernel: LinearKernel, x: Tensor, conv: nn.Conv2d, residual: Tensor | None = None) -> Tensor:
+    return _pointwise(partial(_linear, kernel), x, conv, residual)
+
+
+def _onednn_pointwise(x: Tensor, conv: nn.Conv2d, residual: Tensor | None = None) -> Tensor:
+    return _pointwise(_onednn_linear, x, conv, residual)
+
+
+def _train_pointwise(x: Tensor, conv: nn.Conv2d) -> Tensor:
+    return F.linear(x.permute(0, 2, 3, 1), conv.weight.flatten(1), conv.bias).permute(0, 3, 1, 2)
+
+
+def _blockwise(dtype: torch.dtype) -> Operation:
+    return partial(BlockwiseAttention.apply, attend, native(SoftmaxKernel, dtype))
+
+
+def _matmul(dtype: torch.dtype) -> Operation:
+    return partial(matmul_attention, native(SoftmaxKernel, dtype))
+
+
+def _causal(dtype: torch.dtype) -> Operation:
+    return partial(matmul_attention, None, causal=True)
+
+
+def _bfloat16(dtype: torch.dtype) -> Operation | None:
+    return native(BFloat16Kernel, torch.bfloat16)
+
+
+def _by(kind: type[Kernel], function: Callable[..., Any] | None = None, **how: Any) -> Make:
+    """A kernel by itself, or a function that gets it first."""
+
+    def make(dtype: torch.dtype) -> Operation | None:
+        kernel: Any = native(kind, dtype)
+        return kernel if kernel is None or function is None else partial(function, kernel, **how)
+
+    return make
+
+
+def _torch(function: Operation) -> Make:
+    return lambda dtype: function
+
+
+AMX, VNNI, AVX = "amx_bf16", "avx512_bf16", "avx512f"  # CPU features, as build.py has them; None: any
+ATTENTION, CONV, NORM, LINEAR = _by(AttentionKernel), _by(Conv3x3Kernel, _conv3x3), GroupNormKernel, LinearKernel
+GATED = _by(LINEAR, _linear, halves=True, geglu=True)
+
+# fmt: off
+TABLE = (
+    #   operation           dtype phase      layout           CPU   kernel                           sizes
+    Row("attention",        BF16, INFERENCE, None,            AMX,  ATTENTION,                       heads(1, 256)),
+    Row("attention",        BF16, INFERENCE, None,            VNNI, ATTENTION,                       heads(1, 512)),
+    Row("attention",        FP32, INFERENCE, None,            AMX,  ATTENTION,                       heads(1024, 256)),
+    Row("attention",        FP32, INFERENCE, None,            AVX,  ATTENTION,                       heads(1, 512)),
+    Row("attention",        BF16, TRAINING,  None,            None, _matmul,                         is_short),
+    Row("attention",        None, TRAINING,  None,            None, _blockwise,                      is_long),
+    Row("causal_attention", BF16, TRAINING,  None,            None, _causal,                         is_short),
+    Row("geglu",            BOTH, INFERENCE, None,            None, _by(GEGLUKernel)),
+    Row("geglu",            BOTH, TRAINING,  None,            None, _by(GEGLUKernel, GEGLUFunction.apply)),
+    Row("layer_norm",       BOTH, INFERENCE, None,            None, _by(LayerNormKernel),            same_dtype),
+    Row("group_norm",       BOTH, INFERENCE, LAST,            None, _by(NORM)),
+    Row("group_norm",       BOTH, TRAINING,  LAST,            None, _by(NORM, _train_group_norm)),
+    Row("linear",           BF16, FIXED,     "linear",        AMX,  _by(LINEAR, _linear),            adds),
+    Row("linear",           BOTH, FIXED,     "geglu",         None, _by(LINEAR, _linear, halves=True),      adds),
+    Row("linear",           BOTH, FIXED,     "onednn_linear", None, _torch(_onednn_linear),          adds),
+    Row("linear_geglu",     BF16, FIXED,     "geglu",         AMX,  GATED),
+    Row("linear_geglu",     FP32, FIXED,     "geglu",         None, GATED),
+    Row("conv2d",           BOTH, FIXED,     "conv3x3",       None, CONV,                            adds),
+    Row("conv2d",           BF16, FIXED,     "linear",        AMX,  _by(LINEAR, _native_pointwise),  adds),
+    Row("conv2d",           BOTH, FIXED,     "onednn_linear", None, _torch(_onednn_pointwise),       adds),
+    Row("conv2d",           BOTH, FIXED,     "onednn_conv",   None, _torch(_onednn_conv),            adds),
+    Row("conv2d",           BOTH, TRAINING,  LAST,            None, _torch(_train_pointwise),        trains_as_linear),
+    Row("conv2d",           BOTH, TRAINING,  LAST,            None, _by(Conv3x3Kernel, _train_conv3x3), trains_in_c),
+    Row("upsample_conv",    BOTH, FIXED,     "conv3x3",       None, _by(Conv3x3Kernel, _conv3x3, upsample=2)),
+    Row("bfloat16",         FP16, FIXED,     None,            None, _bfloat16),
+)
+# fmt: on
+ROWS = {name: tuple(row for row in TABLE if row.operation == name) for name in {row.operation for row in TABLE}}

@@ -1,121 +1,104 @@
-"""Which layers of a network are packed, and how: where they can be, and gain."""
+"""Weights in the order in which a kernel reads them, so that no call has to reorder them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
 
-from gradina.kernels.bindings import own_norm
-from gradina.kernels.gemm import own_convolution, own_product
-from gradina.kernels.prepacked import (
-    Packed,
-    PackedConv2d,
-    PackedGate,
-    PackedLinear,
-    PackedPointwise,
-    PackedThree,
-    pack,
-    unpack,
+from gradina.kernels.bindings import Kernel, native
+from gradina.kernels.gemm import Conv3x3Kernel, LinearKernel, conv3x3_weight, linear_weight
+
+OPAQUE: Any = torch._mkldnn  # type: ignore[attr-defined]  # the layout of oneDNN's tensors
+
+NativeKernel = TypeVar("NativeKernel", bound=Kernel)
+
+
+@dataclass(frozen=True)
+class Order:
+    """The order of values in memory that a kernel wants of its weights, and back."""
+
+    name: str
+    pack: Callable[[Tensor], Tensor]
+    unpack: Callable[[Tensor, torch.Size], Tensor]
+
+
+def _native(kind: type[NativeKernel], weight: Tensor) -> NativeKernel:
+    kernel = native(kind, weight.dtype)
+    assert kernel is not None
+    return kernel
+
+
+LINEAR = Order(  # of linear layers (out, in), and of 1x1 convolutions (out, in, 1, 1)
+    "linear",
+    lambda weight: _native(LinearKernel, weight).reorder(weight.flatten(1)),
+    lambda packed, shape: linear_weight(packed, shape[0], shape[1]).reshape(shape),
 )
-from gradina.nn.conv2d import Conv2d, is_pointwise, is_three
-from gradina.nn.geglu import Gate
+GEGLU = Order(
+    "geglu",
+    lambda weight: _native(LinearKernel, weight).reorder(weight, halves=True),
+    lambda packed, shape: linear_weight(packed, shape[0], shape[1], halves=True),
+)
+CONV3X3 = Order(
+    "conv3x3",
+    lambda weight: _native(Conv3x3Kernel, weight).reorder(weight),
+    lambda packed, shape: conv3x3_weight(packed, shape[0], shape[1]),
+)
+ONEDNN_LINEAR = Order(  # of the same as LINEAR
+    "onednn_linear",
+    lambda weight: torch.ops.mkldnn._reorder_linear_weight(weight.flatten(1), None),
+    lambda packed, shape: packed.to_dense().reshape(shape),
+)
 
-Network = TypeVar("Network", bound=nn.Module)
-Convert = Callable[[Tensor], Tensor]
 
-LARGE = 2**21  # weights of a convolution: smaller ones gain only where norms, too, are quick with channels last
-AWKWARD = 48  # convolutions to a multiple of so many channels take oneDNN up to 25 times as long for some maps,
-ENOUGH = {torch.bfloat16: 256}  # but not to as many at most
-PLAIN = (nn.Conv2d, Conv2d)  # what convolutions are before
+def onednn_conv(conv: nn.Conv2d) -> Order:
+    """The order for one convolution."""
+    how = ([*conv.padding], [*conv.stride], [*conv.dilation], conv.groups, None)
+    return Order(
+        "onednn_conv",
+        lambda weight: torch.ops.mkldnn._reorder_convolution_weight(weight, *how),
+        lambda packed, shape: packed.to_dense(),
+    )
 
 
-def packed(network: Network, convert: Convert | None = None) -> Network:
-    """The network itself, its linear layers and convolutions packed where they can be and gain: on a CPU, fixed.
+class PackedWeight(Tensor):
+    """A fixed weight in a kernel's order, of which all but that kernel sees the plain values.
 
-    What a packed convolution gives has its channels last in memory. So where there is one, all others follow. With
-    `convert` each layer's numbers are converted just before they are packed: no more than one layer is there twice.
+    Every PyTorch operation gets the plain tensor, so the weight is saved, moved, copied and merged as if it were that.
+    Like oneDNN's own its layout is opaque, which makes `Module.to` put a plain parameter in its place. `copy_` reorders
+    what it is given; any other operation that would write to it raises RuntimeError.
     """
-    last = any(_way(m, convert) in (PackedConv2d, PackedThree) for m in network.modules())
-    for layer in network.modules():
-        if convert is not None:
-            _renumber(layer, convert)
-        if not isinstance(layer, nn.Linear | nn.Conv2d) or not _can_be(layer):
-            continue
-        kind = _way(layer)
-        if kind is not None and (last or issubclass(kind, nn.Linear)):
-            pack(layer, kind)
-        elif type(layer) in PLAIN and last:
-            layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last)
-    return network
 
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+    order: Order
+    packed: Tensor
 
-def unpacked(network: Network) -> Network:
-    """The network itself, with its weights as plain as they were: to learn on."""
-    for layer in network.modules():
-        if isinstance(layer, Packed):
-            unpack(layer)
-    return network
+    @staticmethod
+    def __new__(cls, plain: Tensor, order: Order) -> PackedWeight:
+        self: Any = Tensor._make_wrapper_subclass(cls, plain.shape, dtype=plain.dtype, layout=OPAQUE)
+        self.order, self.packed = order, order.pack(plain.detach())
+        self._is_param = True  # as nn.Parameter() does, but that wants detach() to return another of these
+        return cast(PackedWeight, self)
 
+    def plain(self) -> Tensor:
+        """The weight in PyTorch's order."""
+        return self.order.unpack(self.packed, self.shape)
 
-def converted(network: Network, convert: Convert) -> Network:
-    """The network itself with other numbers, which are fixed."""
-    for layer in network.modules():
-        _renumber(layer, convert)
-    return network
+    def __deepcopy__(self, memo: dict[int, Any]) -> nn.Parameter:
+        return nn.Parameter(self.plain(), requires_grad=False)
 
-
-def _renumber(layer: nn.Module, convert: Convert) -> None:
-    for name, parameter in layer._parameters.items():
-        if parameter is not None:
-            layer._parameters[name] = nn.Parameter(convert(parameter.detach()), requires_grad=False)
-    for name, buffer in layer._buffers.items():
-        layer._buffers[name] = buffer if buffer is None else convert(buffer)
-
-
-def _can_be(layer: nn.Linear | nn.Conv2d) -> bool:
-    weight = layer.weight
-    return not weight.requires_grad and weight.device.type == "cpu" and _works(weight.dtype)
-
-
-def _way(layer: nn.Module, convert: Convert | None = None) -> type[Packed] | None:
-    """How a plain layer is best packed, when its numbers are converted and channels lie last; None: not at all."""
-    if type(layer) is nn.Linear:
-        return PackedLinear
-    if type(layer) is Gate:
-        return PackedGate if own_product(_dtype(layer, convert), gates=True) else PackedLinear
-    if not isinstance(layer, nn.Conv2d) or type(layer) not in PLAIN:
-        return None
-    if is_pointwise(layer):
-        return PackedPointwise
-    if isinstance(layer.padding, str) or layer.padding_mode != "zeros":
-        return None
-    dtype = _dtype(layer, convert)
-    if is_three(layer) and own_convolution(dtype):
-        return PackedThree
-    awkward = layer.out_channels % AWKWARD == 0 and layer.out_channels > ENOUGH.get(dtype, 0)
-    gains = layer.weight.numel() >= LARGE or own_norm(dtype) is not None
-    return PackedConv2d if gains and not awkward else None
-
-
-def _dtype(layer: nn.Linear | nn.Conv2d, convert: Convert | None) -> torch.dtype:
-    return (convert(layer.weight.new_empty(0)) if convert else layer.weight).dtype
-
-
-@cache
-def _works(dtype: torch.dtype) -> bool:
-    """Whether this processor, and this build of PyTorch, has such products for numbers of that type."""
-    line, square = torch.zeros(1, 1, dtype=dtype), torch.zeros(1, 1, 1, 1, dtype=dtype)
-    try:
-        for layer, kind, x in (
-            (nn.Linear(1, 1, dtype=dtype), PackedLinear, line),
-            (nn.Conv2d(1, 1, 1, padding=1, dtype=dtype), PackedConv2d, square),
-        ):
-            pack(layer.requires_grad_(False), kind)
-            layer(x)
-    except (RuntimeError, AttributeError):
-        return False
-    return dtype in (torch.float32, torch.bfloat16)
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
+        if func is torch.ops.aten._to_dense.default:
+            return args[0].plain()
+        if func is torch.ops.aten.copy_.default and isinstance(args[0], cls):
+            args[0].packed = args[0].order.pack(args[1].to(args[0].dtype))
+            return args[0]
+        if func._schema.is_mutable and any(isinstance(x, cls) for x in tree_leaves(args[0])):
+            raise RuntimeError(f"{func}: this weight is prepacked, and so read-only; restore() its network first")
+        kwargs = {name: x for name, x in (kwargs or {}).items() if x is not OPAQUE}
+        return func(*tree_map_only(cls, cls.plain, args), **tree_map_only(cls, cls.plain, kwargs))

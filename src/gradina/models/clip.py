@@ -6,21 +6,16 @@ Source: Radford et al., "Learning Transferable Visual Models From Natural Langua
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gradina.nn.attention import Attention
-from gradina.nn.conv import BatchNorm
-from gradina.nn.conv2d import Conv2d
+from gradina.models.clip_vision import ConvConfig, VisionConfig, vision_tower
+from gradina.nn.linear import Linear
 from gradina.nn.norm import LayerNorm
-
-Activation = Literal["quick_gelu", "gelu"]
+from gradina.nn.transformer import Activation, Block
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,74 +33,8 @@ class TextConfig:
     eos: int = 49407  # the token whose state stands for the whole text
 
 
-@dataclass(frozen=True, kw_only=True)
-class VisionConfig:
-    """The image tower's shape; ViT-L/14 is the default."""
-
-    size: int = 224  # pixels
-    patch: int = 14
-    channels: int = 3
-    width: int = 1024
-    inner: int = 4096
-    layers: int = 24
-    heads: int = 16
-    activation: Activation = "quick_gelu"
-    projection: int = 768
-
-    @property
-    def places(self) -> int:
-        """Parts of a picture that are looked at one by one."""
-        return (self.size // self.patch) ** 2
-
-
-@dataclass(frozen=True, kw_only=True)
-class ConvConfig:
-    """The shape of an image tower of convolutions."""
-
-    size: int = 128  # pixels
-    channels: int = 3
-    widths: tuple[int, ...] = (16, 32, 64, 128, 192)  # at 1/2, 1/4, 1/8, ... of the side
-    projection: int = 128
-
-    def __post_init__(self) -> None:
-        if not self.widths or self.size < 2 ** len(self.widths):
-            raise ValueError(
-                f"widths: got {len(self.widths)}, expected one or more that {self.size} pixels can be halved for"
-            )
-
-    @property
-    def places(self) -> int:
-        """Parts of a picture that are looked at one by one."""
-        return (self.size // 2 ** len(self.widths)) ** 2
-
-
-def quick_gelu(x: Tensor) -> Tensor:
-    """x · sigmoid(1.702 x), the approximation that OpenAI's CLIP was trained with."""
-    return x * torch.sigmoid(1.702 * x)
-
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"quick_gelu": quick_gelu, "gelu": F.gelu}
-
-
-class Block(nn.Module):
-    """One transformer layer with the norms in front: (b, n, width) -> (b, n, width)."""
-
-    def __init__(self, width: int, inner: int, heads: int, activation: Activation, causal: bool) -> None:
-        super().__init__()
-        self.norm1 = LayerNorm(width)
-        self.attn = Attention(width, heads, causal=causal)
-        self.norm2 = LayerNorm(width)
-        self.proj_in = nn.Linear(width, inner)
-        self.proj_out = nn.Linear(inner, width)
-        self.activation = ACTIVATIONS[activation]
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.norm1(x))
-        return x + self.proj_out(self.activation(self.proj_in(self.norm2(x))))
-
-
 class TextTower(nn.Module):
-    """Token ids (b, n) -> what the U-Net reads, one state for each token (b, n, width)."""
+    """Token ids (b, n) -> the text states that condition the U-Net, one for each token (b, n, width)."""
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
@@ -116,8 +45,8 @@ class TextTower(nn.Module):
             Block(c.width, c.inner, c.heads, c.activation, causal=True) for _ in range(c.layers)
         )
         self.norm = LayerNorm(c.width)
-        self.projection = nn.Linear(c.width, c.projection, bias=False) if c.projection else None
-        nn.init.normal_(self.token.weight, std=0.02)  # words speak up, places are hinted at: as in CLIP
+        self.projection = Linear(c.width, c.projection, bias=False) if c.projection else None
+        nn.init.normal_(self.token.weight, std=0.02)  # as in CLIP
         nn.init.normal_(self.position.weight, std=0.01)
 
     def forward(self, ids: Tensor, skip: int = 0) -> Tensor:
@@ -139,74 +68,8 @@ class TextTower(nn.Module):
         return (ids == self.config.eos).int().argmax(dim=1)
 
 
-class VisionTower(nn.Module):
-    """Pictures (b, c, size, size), normalised -> one embedding each (b, projection)."""
-
-    def __init__(self, config: VisionConfig) -> None:
-        super().__init__()
-        c = self.config = config
-        self.cls = nn.Parameter(torch.randn(c.width) * c.width**-0.5)
-        self.patch = Conv2d(c.channels, c.width, c.patch, stride=c.patch, bias=False)
-        self.position = nn.Embedding((c.size // c.patch) ** 2 + 1, c.width)
-        self.norm_in = LayerNorm(c.width)
-        self.blocks = nn.ModuleList(
-            Block(c.width, c.inner, c.heads, c.activation, causal=False) for _ in range(c.layers)
-        )
-        self.norm = LayerNorm(c.width)
-        self.projection = nn.Linear(c.width, c.projection, bias=False)
-        nn.init.normal_(self.position.weight, std=c.width**-0.5)
-
-    def forward(self, pixels: Tensor, kept: Tensor | None = None) -> Tensor:
-        """The embeddings; of the patches (b, n) that are `kept` alone, which is quicker to learn from.
-
-        Source: Li et al. 2023, "Scaling Language-Image Pre-training via Masking" (2212.00794).
-        """
-        x = self.patch(pixels).flatten(2).transpose(1, 2) + self.position.weight[1:]
-        if kept is not None:
-            x = x.gather(1, kept[:, :, None].expand(-1, -1, x.shape[2]))
-        x = torch.cat([(self.cls + self.position.weight[0]).expand(len(x), 1, -1), x], dim=1)
-        x = self.norm_in(x)
-        for block in self.blocks:
-            x = block(x)
-        return self.projection(self.norm(x[:, 0]))
-
-
-class ConvTower(nn.Module):
-    """The same task done by convolutions, which need fewer pictures to learn what a thing is, wherever it is.
-
-    Two of 3x3 at each resolution, then the larger half is kept. Source: Simonyan & Zisserman, "Very Deep Convolutional
-    Networks" (1409.1556), normalised; CLIP, too, comes with convolutional towers (Radford et al., section 2.4).
-    """
-
-    def __init__(self, config: ConvConfig) -> None:
-        super().__init__()
-        c = self.config = config
-        steps = [(wide, out) for a, b in pairwise(c.widths) for wide, out in ((a, b), (b, b))]
-        self.convs = nn.ModuleList([Conv2d(c.channels, c.widths[0], 5, stride=2, padding=2, bias=False)])
-        self.convs.extend(Conv2d(wide, out, 3, padding=1, bias=False) for wide, out in steps)
-        self.norms = nn.ModuleList(BatchNorm(out) for out in (c.widths[0], *(out for _, out in steps)))
-        self.projection = nn.Linear(c.widths[-1], c.projection, bias=False)
-
-    def forward(self, pixels: Tensor, kept: Tensor | None = None) -> Tensor:
-        """The embeddings: means over all places of the last map, or over those (b, n) that are `kept` alone."""
-        x = pixels.contiguous(memory_format=torch.channels_last)
-        for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
-            x = F.relu(norm(conv(x)))
-            if i and i % 2 == 0:
-                x = F.max_pool2d(x, 2)
-        x = x.flatten(2).transpose(1, 2)
-        if kept is not None:
-            x = x.gather(1, kept[:, :, None].expand(-1, -1, x.shape[2]))
-        return self.projection(x.mean(dim=1))
-
-
-def vision_tower(config: VisionConfig | ConvConfig) -> VisionTower | ConvTower:
-    """The image tower of that shape."""
-    return VisionTower(config) if isinstance(config, VisionConfig) else ConvTower(config)
-
-
 class CLIP(nn.Module):
-    """The contrastive pair: how well does each of these texts describe each of these pictures?"""
+    """The contrastive pair: how well each of some texts describes each of some pictures."""
 
     def __init__(self, text: TextConfig, vision: VisionConfig | ConvConfig) -> None:
         super().__init__()
@@ -215,11 +78,11 @@ class CLIP(nn.Module):
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
     def texts(self, ids: Tensor) -> Tensor:
-        """Embeddings of length 1 for token ids (b, n): (b, projection)."""
+        """Embeddings of norm 1 for token ids (b, n): (b, projection)."""
         return F.normalize(self.text.embed(ids), dim=1)
 
     def pictures(self, pixels: Tensor, kept: Tensor | None = None) -> Tensor:
-        """Embeddings of length 1 for pictures (b, c, size, size), or for some of their patches: (b, projection)."""
+        """Embeddings of norm 1 for pictures (b, c, size, size), or for some of their patches: (b, projection)."""
         return F.normalize(self.vision(pixels, kept), dim=1)
 
     def forward(self, ids: Tensor, pixels: Tensor) -> Tensor:

@@ -1,27 +1,28 @@
-"""Reuse: what lies deep in a U-Net hardly changes from one step to the next, so it need not be computed each time."""
+"""DeepCache: deep features of a U-Net hardly change from one step to the next, so they are not computed at each."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from gradina.models.unet import UNet
+from gradina.models.unet import Control, UNet
 
 
 class DeepCache:
-    """A U-Net that keeps its inner part for several calls; what touches the input itself is always computed anew.
+    """A U-Net that keeps the output of its body for several calls; stem and head are always computed.
 
-    One walk needs one of these, since it remembers: at call 0, `every`, 2 `every`, ... all is computed, and where the
-    number of examples changes. Source: Ma et al., DeepCache, 2312.00858, section 3.2, with the outermost skip.
+    It remembers, so each run of a sampler needs its own. The body is computed at call 0, `every`, 2 `every`, ..., and
+    where the batch size changes. In between, a control reaches only the outermost skip. Source: Ma et al., DeepCache
+    (2312.00858), section 3.2, with that skip.
     """
 
     def __init__(self, unet: UNet, every: int) -> None:
         self.unet, self.every = unet, every
-        self.left = 0  # calls for which what was kept still serves
-        self.kept: Tensor | None = None
+        self.calls_left = 0  # for which the cached features serve
+        self.cached: Tensor | None = None
 
-    def __call__(self, x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
-        first, time = self.unet.enter(x, t)
-        if self.kept is None or not self.left or len(self.kept) != len(x):
-            self.kept, self.left = self.unet.inner(first, time, cond), self.every
-        self.left -= 1
-        return self.unet.leave(self.kept, first, time, cond)
+    def __call__(self, x: Tensor, t: Tensor, cond: Tensor, control: Control | None = None) -> Tensor:
+        x, time = self.unet.stem(x, t)
+        if self.cached is None or not self.calls_left or len(self.cached) != len(x):
+            self.cached, self.calls_left = self.unet.body(x, time, cond, control), self.every
+        self.calls_left -= 1
+        return self.unet.head(self.cached, x, time, cond, control)

@@ -1,4 +1,4 @@
-"""A tiny decoder: what latents look like, roughly, in a small part of the time; for previews.
+"""A tiny decoder of latents, fast and rough, for previews.
 
 Source: Bohan, "TAESD: Tiny AutoEncoder for Stable Diffusion" (github.com/madebyollin/taesd), which has no paper.
 """
@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gradina.nn.conv import Upsample
-from gradina.nn.conv2d import Conv2d
+from gradina.nn.conv import Conv2d, Upsample
 
-MAGNITUDE = 3.0  # latents are bent to lie between this and its negative
+MAGNITUDE = 3.0  # at which latents are softly clipped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +31,7 @@ class TinyConfig:
 
 
 class TinyBlock(nn.Module):
-    """Three 3x3 convolutions beside x, without any norm: (b, width, h, w) -> the same."""
+    """Three 3x3 convolutions and a residual, without any norm: (b, width, h, w) -> the same."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -69,8 +68,8 @@ class TinyDecoder(nn.Module):
         self.conv_out = Conv2d(c.width, 3, 3, padding=1)
 
     def forward(self, latents: Tensor) -> Tensor:
-        bent = MAGNITUDE * torch.tanh(latents / MAGNITUDE)
-        x = F.relu(self.conv_in(bent))
+        clipped = MAGNITUDE * torch.tanh(latents / MAGNITUDE)
+        x = F.relu(self.conv_in(clipped))
         for stage in self.stages:
             x = stage(x)
         return 2 * self.conv_out(x) - 1

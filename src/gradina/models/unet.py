@@ -1,25 +1,24 @@
-"""The U-Net: a somewhat noisy picture or latents in, the noise out, told what to see by text.
+"""The U-Net: noisy pixels or latents in, the noise out, conditioned on text.
 
 Source: Ronneberger et al. 2015; with attention to text: Rombach et al. (2112.10752), section 3.3.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from gradina.kernels.prepacked import gated_by, plus
 from gradina.nn.attention import Attention
-from gradina.nn.chunked import norm_silu_conv
-from gradina.nn.conv import Downsample, ResBlock, Upsample
-from gradina.nn.conv2d import Conv2d
+from gradina.nn.conv import Conv2d, Downsample, ResBlock, Upsample
 from gradina.nn.embed import TimeMLP
-from gradina.nn.geglu import Gate
-from gradina.nn.memory import added, chunked_over_tokens
-from gradina.nn.norm import LayerNorm, normalised
+from gradina.nn.geglu import GEGLU
+from gradina.nn.linear import Linear
+from gradina.nn.norm import LayerNorm
+from gradina.nn.ops import add_, conv_add, group_norm, norm_silu_conv
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,27 +35,20 @@ class UNetConfig:
     context: int = 768  # width of the text states
     linear: bool = False  # projections around attention: linear (SD 2) or 1x1 convolutions (SD 1)
     groups: int = 32
-    time: bool = True  # False: the network is not told how noisy its input is
+    time: bool = True  # False: the network has no time input
     size: int = 64  # of the latents it was trained on
 
 
-class GEGLU(nn.Module):
-    """A gated feed-forward layer beside a skip, (b, n, width) -> (b, n, width). Source: Shazeer, 2002.05202, eq. 6."""
+@dataclass(frozen=True, eq=False)
+class Control:
+    """What a ControlNet adds to a U-Net: a residual for each skip, in the order of the down path, and the middle."""
 
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.proj_in = Gate(width, 8 * width)
-        self.proj_out = nn.Linear(4 * width, width)
-
-    def forward(self, h: Tensor, x: Tensor) -> Tensor:
-        return chunked_over_tokens(self._layer, h, x)
-
-    def _layer(self, h: Tensor, x: Tensor) -> Tensor:
-        return plus(self.proj_out, gated_by(self.proj_in, h), x)
+    down: Sequence[Tensor]
+    middle: Tensor
 
 
 class TransformerBlock(nn.Module):
-    """Each place looks at all places, then at the text, then thinks: (b, n, width) -> (b, n, width)."""
+    """Attention of the tokens to each other, then to the text, then a feed-forward layer: (b, n, width) -> the same."""
 
     def __init__(self, width: int, heads: int, context: int) -> None:
         super().__init__()
@@ -68,28 +60,28 @@ class TransformerBlock(nn.Module):
         self.ff = GEGLU(width)
 
     def forward(self, x: Tensor, cond: Tensor) -> Tensor:
-        x = self.self_attn(self.norm1(x), beside=x)
-        x = self.cross_attn(self.norm2(x), cond, beside=x)
+        x = self.self_attn(self.norm1(x), residual=x)
+        x = self.cross_attn(self.norm2(x), cond, residual=x)
         return self.ff(self.norm3(x), x)
 
 
 class SpatialTransformer(nn.Module):
-    """Transformer blocks over the places of a feature map, beside a skip: (b, c, h, w) -> (b, c, h, w)."""
+    """Transformer blocks over the pixels of a feature map, and a residual: (b, c, h, w) -> (b, c, h, w)."""
 
     def __init__(self, width: int, heads: int, config: UNetConfig) -> None:
         super().__init__()
         self.linear = config.linear
         self.norm = nn.GroupNorm(config.groups, width, 1e-6)
-        self.proj_in = nn.Linear(width, width) if config.linear else Conv2d(width, width, 1)
+        self.proj_in = Linear(width, width) if config.linear else Conv2d(width, width, 1)
         self.blocks = nn.ModuleList(TransformerBlock(width, heads, config.context) for _ in range(config.depth))
-        self.proj_out = nn.Linear(width, width) if config.linear else Conv2d(width, width, 1)
+        self.proj_out = Linear(width, width) if config.linear else Conv2d(width, width, 1)
 
     def forward(self, x: Tensor, cond: Tensor) -> Tensor:
-        h = normalised(self.norm, x)
+        h = group_norm(self.norm, x)
         h = self.proj_in(_tokens(h)) if self.linear else _tokens(self.proj_in(h))
         for block in self.blocks:
             h = block(h, cond)
-        return added(_places(self.proj_out(h), x), x) if self.linear else plus(self.proj_out, _places(h, x), x)
+        return add_(_pixels(self.proj_out(h), x), x) if self.linear else conv_add(self.proj_out, _pixels(h, x), x)
 
 
 def _tokens(x: Tensor) -> Tensor:
@@ -97,13 +89,13 @@ def _tokens(x: Tensor) -> Tensor:
     return x.flatten(2).transpose(1, 2)
 
 
-def _places(h: Tensor, like: Tensor) -> Tensor:
+def _pixels(h: Tensor, like: Tensor) -> Tensor:
     """(b, h·w, c) -> (b, c, h, w)"""
     return h.transpose(1, 2).reshape(like.shape[0], -1, *like.shape[2:])
 
 
 class Down(nn.Module):
-    """One resolution on the way down; returns its feature maps, the last one halved unless it is the coarsest."""
+    """One resolution of the down path; returns its feature maps, the last downsampled unless it is the coarsest."""
 
     def __init__(self, config: UNetConfig, level: int, time_width: int | None) -> None:
         super().__init__()
@@ -139,14 +131,14 @@ class Middle(nn.Module):
 
 
 class Up(nn.Module):
-    """One resolution on the way up: each residual block also reads a map from the way down."""
+    """One resolution of the up path: each residual block also reads a skip from the down path."""
 
     def __init__(self, config: UNetConfig, level: int, time_width: int | None) -> None:
         super().__init__()
         c, out, last = config, config.widths[level], len(config.widths) - 1
-        below, beside = c.widths[min(level + 1, last)], c.widths[max(level - 1, 0)]
-        widths = [below] + [out] * c.blocks
-        skips = [out] * c.blocks + [beside]
+        coarser, finer = c.widths[min(level + 1, last)], c.widths[max(level - 1, 0)]
+        widths = [coarser] + [out] * c.blocks
+        skips = [out] * c.blocks + [finer]
         self.res = nn.ModuleList(ResBlock(w + s, out, time_width, c.groups) for w, s in zip(widths, skips, strict=True))
         attended = c.blocks + 1 if c.attention[level] else 0
         self.attn = nn.ModuleList(SpatialTransformer(out, c.heads[level], c) for _ in range(attended))
@@ -160,7 +152,7 @@ class Up(nn.Module):
         return self.grow(x, size=(skips[-1].shape[2], skips[-1].shape[3]))
 
     def block(self, i: int, x: Tensor, skip: Tensor, time: Tensor | None, cond: Tensor) -> Tensor:
-        """One residual block and what attends behind it."""
+        """One residual block and its attention."""
         x = self.res[i](torch.cat([x, skip], dim=1), time)
         return self.attn[i](x, cond) if self.attn else x
 
@@ -168,7 +160,8 @@ class Up(nn.Module):
 class UNet(nn.Module):
     """Noisy latents x (b, channels, h, w), steps t (b,), text states cond (b, n, context) -> (b, out_channels, h, w).
 
-    What comes out is noise, velocity or picture, as it was trained; `t` is ignored by a network without time input.
+    The output is noise, velocity or x0, as it was trained; `t` is ignored by a network without time input. A ControlNet
+    adds to the skips and the middle: Zhang et al. (2302.05543), section 3.2.
     """
 
     def __init__(self, config: UNetConfig) -> None:
@@ -184,31 +177,38 @@ class UNet(nn.Module):
         self.norm = nn.GroupNorm(c.groups, c.widths[0], 1e-5)
         self.conv_out = Conv2d(c.widths[0], c.out_channels, 3, padding=1)
 
-    def forward(self, x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
-        x, time = self.enter(x, t)
-        return self.leave(self.inner(x, time, cond), x, time, cond)
+    def forward(self, x: Tensor, t: Tensor, cond: Tensor, control: Control | None = None) -> Tensor:
+        x, time = self.stem(x, t)
+        return self.head(self.body(x, time, cond, control), x, time, cond, control)
 
-    def enter(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The first feature map (b, widths[0], h, w), and what is said of the time."""
+    def stem(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The first feature map (b, widths[0], h, w), and the time embedding."""
         return self.conv_in(x), None if self.time is None else self.time(t)
 
-    def inner(self, x: Tensor, time: Tensor | None, cond: Tensor) -> Tensor:
-        """From the first feature map to what the last block reads: nearly all of the work."""
+    def body(self, x: Tensor, time: Tensor | None, cond: Tensor, control: Control | None = None) -> Tensor:
+        """From the first feature map to the input of the last block: nearly all of the work."""
         skips = [x]
         for down in self.down:
             skips += down(skips[-1], time, cond)
         h = self.mid(skips[-1], time, cond)
+        if control is not None:
+            if (got := len(control.down)) != len(skips):
+                raise ValueError(f"control: got {got} residuals, expected one for each of {len(skips)} skips")
+            skips = [skip + residual for skip, residual in zip(skips, control.down, strict=True)]
+            h = h + control.middle
         for up in self.up[:-1]:
             h = up(h, skips, time, cond)
         for i in range(self.config.blocks):
             h = self.finest.block(i, h, skips.pop(), time, cond)
         return h
 
-    def leave(self, h: Tensor, x: Tensor, time: Tensor | None, cond: Tensor) -> Tensor:
-        """The last block, which reads the first feature map x once more, and the way out."""
-        return norm_silu_conv(self.norm, self.conv_out, self.finest.block(self.config.blocks, h, x, time, cond))
+    def head(self, h: Tensor, x: Tensor, time: Tensor | None, cond: Tensor, control: Control | None = None) -> Tensor:
+        """The last block, whose skip is the first feature map x, and the output."""
+        skip = x if control is None else x + control.down[0]
+        h = self.finest.block(self.config.blocks, h, skip, time, cond)
+        return norm_silu_conv(self.norm, self.conv_out, h)
 
     @property
     def finest(self) -> Up:
-        """The end of the way up."""
+        """The end of the up path."""
         return cast(Up, self.up[-1])

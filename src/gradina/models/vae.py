@@ -1,4 +1,4 @@
-"""The autoencoder: pictures to latents of 48 times fewer numbers, and back. Cut in two it is a compression program.
+"""The autoencoder: pictures to latents of 48 times fewer values, and back.
 
 Source: Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models" (2112.10752), section 3.1.
 """
@@ -11,11 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from gradina.nn.attention import Attention
-from gradina.nn.chunked import is_large, norm_silu_conv
-from gradina.nn.conv import Downsample, ResBlock, Upsample
-from gradina.nn.conv2d import Conv2d
-from gradina.nn.memory import trim_heap
-from gradina.nn.norm import normalised
+from gradina.nn.conv import Conv2d, Downsample, ResBlock, Upsample
+from gradina.nn.ops import group_norm, norm_silu_conv
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +33,7 @@ class VAEConfig:
 
 
 class Mid(nn.Module):
-    """Residual block, attention over all places, residual block."""
+    """Residual block, attention over all pixels, residual block."""
 
     def __init__(self, width: int, groups: int) -> None:
         super().__init__()
@@ -47,7 +44,7 @@ class Mid(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.res1(x)
-        h = self.attn(normalised(self.norm, x).flatten(2).transpose(1, 2))
+        h = self.attn(group_norm(self.norm, x).flatten(2).transpose(1, 2))
         x = x + h.transpose(1, 2).reshape(x.shape)
         return self.res2(x)
 
@@ -77,8 +74,8 @@ class Encoder(nn.Module):
         self.conv_in = Conv2d(c.channels, c.widths[0], 3, padding=1)
         self.stages = nn.ModuleList()
         for i, width in enumerate(c.widths):
-            shrink = Downsample(width, one_sided=True) if i < len(c.widths) - 1 else None
-            self.stages.append(Stage(c.widths[max(i - 1, 0)], width, c.blocks, c.groups, shrink))
+            downsample = Downsample(width, one_sided=True) if i < len(c.widths) - 1 else None
+            self.stages.append(Stage(c.widths[max(i - 1, 0)], width, c.blocks, c.groups, downsample))
         self.mid = Mid(c.widths[-1], c.groups)
         self.norm = nn.GroupNorm(c.groups, c.widths[-1], 1e-6)
         self.conv_out = Conv2d(c.widths[-1], 2 * c.latent_channels, 3, padding=1)
@@ -101,23 +98,21 @@ class Decoder(nn.Module):
         self.mid = Mid(widths[0], c.groups)
         self.stages = nn.ModuleList()
         for i, width in enumerate(widths):
-            grow = Upsample(width) if i < len(widths) - 1 else None
-            self.stages.append(Stage(widths[max(i - 1, 0)], width, c.blocks + 1, c.groups, grow))
+            upsample = Upsample(width) if i < len(widths) - 1 else None
+            self.stages.append(Stage(widths[max(i - 1, 0)], width, c.blocks + 1, c.groups, upsample))
         self.norm = nn.GroupNorm(c.groups, widths[-1], 1e-6)
         self.conv_out = Conv2d(widths[-1], c.channels, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
         z = self.mid(self.conv_in(z))
         for stage in self.stages:
-            if is_large(z):
-                trim_heap()  # what is left of smaller maps
             z = stage(z)
         return norm_silu_conv(self.norm, self.conv_out, z)
 
 
 @dataclass(frozen=True)
 class Gaussian:
-    """What the encoder believes about z: a mean and a log variance for each number."""
+    """The encoder's distribution of z: a mean and a log variance for each element."""
 
     mean: Tensor
     logvar: Tensor

@@ -1,102 +1,76 @@
-"""Convolutions over large maps, strip after strip: the same numbers, without the memory that whole maps take."""
+"""Large feature maps and long sequences in chunks: the same values, without the memory of what lies in between."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator
+from itertools import chain, pairwise
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from gradina.kernels.prepacked import grown, plus
-from gradina.nn.norm import Layer, is_fast, normalised, normaliser
+CHUNK = 2**23  # elements of a feature map, about, in a chunk of its rows
+TOKENS = 5 * 2**18  # bytes of a chunk of tokens: what lies in between stays in the core's cache
 
-LARGE = 2**26  # numbers of a map: beyond it (a 512x512 picture's widest have as many), it is gone over in strips
-LARGE_IN_C = 2**24  # the same where strips cost no time: what is smaller is kept for the next map, and so at hand
-STRIP = 2**23  # numbers of a strip, about; it looks at one more row on either side
+Rows = tuple[slice, slice, slice]
 
 
-def is_large(x: Tensor, grows: int = 1) -> bool:
-    """Whether a map is gone over in strips: there is much of it, or of what it grows to, and nothing learns."""
-    return x.numel() * grows**2 > (LARGE_IN_C if is_fast(x) else LARGE) and not torch.is_grad_enabled()
-
-
-def norm_silu_conv(
-    norm: nn.GroupNorm,
-    conv: nn.Module,
+def map_rows(
+    fn: Callable[[Tensor, int], Tensor],
     x: Tensor,
-    beside: Tensor | None = None,
-    skip: Layer | None = None,
-    shift: Tensor | None = None,
-    spare: bool = False,
+    halo: int = 1,
+    upsample: int = 1,
+    residual: Callable[[Rows], Tensor] | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
-    """conv(silu(norm(x + shift))), plus what is beside it, for a 3x3 padded by one: (b, c, h, w) -> (b, out, h, w).
+    """What fn(x[i : i + 1], i) gives for each image of x (b, c, h, w), computed some rows at a time.
 
-    What is beside it goes through `skip`, which looks at each place alone. With a shift (b, c), or if it is `spare`, x
-    is of no further use: then what comes out may lie in its memory.
+    fn looks `halo` rows up and down and makes `upsample` rows of each. What `residual` gives for rows of the output is
+    added to them. `out` may be x: it is used if it has the channels of the output.
     """
-    if not is_large(x):
-        h = normalised(norm, x, shift, active=True)
-        return conv(h) if beside is None else plus(conv, h, beside if skip is None else skip(beside))
-    layers = []
-    for i in range(len(x)):
-        layer = normaliser(norm, x[i : i + 1], None if shift is None else shift[i : i + 1])
-        layers.append(lambda part, layer=layer: conv(layer(part)))
-    return in_strips(layers, x, beside, skip, spare)
-
-
-def upsample_conv(conv: nn.Module, x: Tensor) -> Tensor:
-    """conv(x) for x doubled in height and width, of the nearest: (b, c, h, w) -> (b, out, 2h, 2w)."""
-    return in_strips([partial(grown, conv)] * len(x), x, grows=2) if is_large(x, grows=2) else grown(conv, x)
-
-
-def in_strips(
-    layers: Sequence[Layer],
-    x: Tensor,
-    beside: Tensor | None = None,
-    skip: Layer | None = None,
-    spare: bool = False,
-    grows: int = 1,
-) -> Tensor:
-    """layer(one) + skip(beside) for each one of x and its layer, which looks one row up and down and grows each row."""
-    out: Tensor | None = x if spare else None
-    for i, layer in enumerate(layers):
-        waiting = None
-        for top, bottom in _strips(x, grows):
-            above, below = max(0, top - 1), min(x.shape[2], bottom + 1)
-            made = layer(x[i : i + 1, :, above:below])
-            if waiting is not None:
-                _put(*waiting)  # no sooner: the strip below it had to be looked at
-            if out is None or out.shape[1] != made.shape[1]:
-                out = _empty(len(x), made, grows * x.shape[2])
-            at = (slice(i, i + 1), slice(None), slice(grows * top, grows * bottom))
-            kept = made[:, :, grows * (top - above) : grows * (bottom - above)]
-            waiting = out[at], kept, None if beside is None else beside[at], skip
-        if waiting is not None:
-            _put(*waiting)
+    chunks = chain(_chunks(fn, x, halo, upsample), [None])
+    for chunk, _ in pairwise(chunks):  # a chunk is written once the next, which still reads its last rows, is computed
+        assert chunk is not None
+        rows, y = chunk
+        if out is None or out.shape[1] != y.shape[1]:
+            out = _empty(y, len(x), upsample * x.shape[2])
+        if residual is None:
+            out[rows].copy_(y)
+        else:
+            torch.add(y, residual(rows), out=out[rows])
+        del chunk, y
     assert out is not None
     return out
 
 
-def _empty(count: int, made: Tensor, height: int) -> Tensor:
-    last = made.is_contiguous(memory_format=torch.channels_last)
-    shape = (count, made.shape[1], height, made.shape[3])
-    how = torch.channels_last if last else torch.contiguous_format
-    return torch.empty(shape, dtype=made.dtype, device=made.device, memory_format=how)
+def _chunks(fn: Callable[[Tensor, int], Tensor], x: Tensor, halo: int, upsample: int) -> Iterator[tuple[Rows, Tensor]]:
+    """Rows of the output, and what they are."""
+    height, rows = x.shape[2], _rows(x, upsample)
+    for i in range(len(x)):
+        for top in range(0, height, rows):
+            bottom = min(height, top + rows)
+            first, last = max(0, top - halo), min(height, bottom + halo)
+            y = fn(x[i : i + 1, :, first:last], i)
+            inner = slice(upsample * (top - first), upsample * (bottom - first))
+            yield (slice(i, i + 1), slice(None), slice(upsample * top, upsample * bottom)), y[:, :, inner]
 
 
-def _put(to: Tensor, made: Tensor, beside: Tensor | None, skip: Layer | None) -> None:
-    if beside is None:
-        to.copy_(made)
-    else:
-        torch.add(made, beside if skip is None else skip(beside), out=to)
+def _rows(x: Tensor, upsample: int) -> int:
+    return max(16, CHUNK // (x.shape[1] * x.shape[3] * upsample**2))
 
 
-def _strips(x: Tensor, grows: int) -> Iterator[tuple[int, int]]:
-    rows = _rows(x, grows)
-    for top in range(0, x.shape[2], rows):
-        yield top, min(x.shape[2], top + rows)
+def _empty(like: Tensor, count: int, height: int) -> Tensor:
+    last = like.is_contiguous(memory_format=torch.channels_last)
+    memory = torch.channels_last if last else torch.contiguous_format
+    shape = (count, like.shape[1], height, like.shape[3])
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=memory)
 
 
-def _rows(x: Tensor, grows: int) -> int:
-    return max(16, STRIP // (x.shape[1] * x.shape[3] * grows**2))
+def map_tokens(fn: Callable[[Tensor, Tensor], Tensor], h: Tensor, x: Tensor) -> Tensor:
+    """fn(h, x) of a function that treats each token of h and x (b, n, width) alone, computed some tokens at a time."""
+    tokens = max(1, TOKENS // (x.shape[-1] * x.element_size()))
+    if x.shape[0] * x.shape[1] <= tokens:
+        return fn(h, x)
+    out = x.new_empty(x.shape)
+    for to, *some in zip(*(torch.split(each.flatten(0, 1), tokens) for each in (out, h, x)), strict=True):
+        to.copy_(fn(*some))
+    return out

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gradina.nn.linear import Linear
+
 
 def sinusoidal(t: Tensor, width: int, period: float = 10_000.0) -> Tensor:
     """cos and sin of t (b,) at width/2 geometric frequencies from 1 to 1/period: (b, width), cosines first.
@@ -26,8 +28,8 @@ class TimeMLP(nn.Module):
     def __init__(self, width: int, inner: int) -> None:
         super().__init__()
         self.width = width
-        self.proj_in = nn.Linear(width, inner)
-        self.proj_out = nn.Linear(inner, inner)
+        self.proj_in = Linear(width, inner)
+        self.proj_out = Linear(inner, inner)
 
     def forward(self, t: Tensor) -> Tensor:
         h = sinusoidal(t, self.width).to(self.proj_in.weight.dtype)

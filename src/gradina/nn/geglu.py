@@ -1,45 +1,24 @@
-"""The gate of feed-forward layers, in one place to make it fast."""
+"""The gated feed-forward layer of the U-Net's transformers."""
 
 from __future__ import annotations
 
-from typing import Any, cast
-
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from gradina.kernels.bindings import Gate as OwnGate
-from gradina.kernels.bindings import own_gate
-from gradina.kernels.dispatch import is_inference, is_training, once_differentiable
+from gradina.nn.linear import Linear
+from gradina.nn.ops import geglu_ffn
 
 
-class Gate(nn.Linear):
-    """x (..., in) -> (..., h gate): a linear layer to what gates."""
+class GatedLinear(Linear):
+    """x (..., in) -> (..., h gate), the two halves of a GEGLU."""
 
 
-def gated(both: Tensor) -> Tensor:
-    """gelu(gate) · h for the halves of (..., h gate): (..., 2 · width) -> (..., width).
+class GEGLU(nn.Module):
+    """A gated feed-forward layer and a residual, (b, n, width) -> (b, n, width). Source: Shazeer, 2002.05202, eq. 6."""
 
-    Source: Shazeer, "GLU Variants Improve Transformer" (2002.05202), equation 6.
-    """
-    if is_inference(both) and (own := own_gate(both.dtype)):
-        return own(both)
-    if is_training(both) and (own := own_gate(both.dtype)):
-        return cast(Tensor, Gated.apply(own, both))  # type: ignore[no-untyped-call]
-    h, gate = both.chunk(2, dim=-1)
-    return h * F.gelu(gate)
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.proj_in = GatedLinear(width, 8 * width)
+        self.proj_out = Linear(4 * width, width)
 
-
-class Gated(torch.autograd.Function):
-    """The same for training: forward and backward in C; only the input is saved."""
-
-    @staticmethod
-    def forward(ctx: Any, own: OwnGate, both: Tensor) -> Tensor:
-        ctx.own = own
-        ctx.save_for_backward(both)
-        return own(both)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[None, Tensor]:
-        return None, ctx.own.back(*ctx.saved_tensors, grad_output)
+    def forward(self, h: Tensor, residual: Tensor) -> Tensor:
+        return geglu_ffn(self.proj_in, self.proj_out, h, residual)

@@ -1,52 +1,72 @@
-"""From prompts to what guides the network."""
+"""From prompts to what the U-Net is conditioned on, with the words and LoRAs that a request brings."""
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from gradina.adapters.lora import merged
+from gradina.adapters.textual_inversion import taught
 from gradina.diffusion.conditioning import Cond
-from gradina.diffusion.denoiser import Denoise, Denoiser, Network
-from gradina.diffusion.guidance import cfg
-from gradina.diffusion.prediction import prediction_named
-from gradina.diffusion.samplers import SamplerSpec
 from gradina.errors import RequestError
-from gradina.ineffective import (
-    UNGUIDED,
-)
+from gradina.files import file_sha256
 from gradina.pipeline.model import StableDiffusion
-from gradina.request import Request
+from gradina.request import Request, parse_concept
 from gradina.weights.formats.imagic import read_states
+from gradina.weights.formats.lora import read_lora
+from gradina.weights.formats.textual_inversion import read_embedding
 
 
-def guided(model: StableDiffusion, request: Request, network: Network, row: SamplerSpec) -> Denoise:
-    """The model's denoiser for these prompts, with classifier-free guidance."""
-    prompts = request.prompts
-    if len({chunk_count(model, request, prompt) for prompt in prompts}) > 1:
+def adapted(model: StableDiffusion, request: Request) -> StableDiffusion:
+    """A copy of a model with the LoRAs of a request merged, its learnt words in the tokenizer, and its edit.
+
+    The last copy is cached, by the content of the files. Raises WeightsError for a file that does not fit.
+    """
+    edit = None if request.edit is None else request.edit[0]
+    loras = request.loras if edit is None else (*request.loras, (edit, 1.0))
+    files = (*(parse_concept(concept)[1] for concept in request.concepts), *(path for path, _ in loras))
+    if not files:
+        return model
+    key = (request.concepts, loras, edit, *(file_sha256(file) if Path(file).is_file() else "" for file in files))
+    if key not in model.adapted:
+        stack = [(read_lora(path, model.unet, model.text), scale) for path, scale in loras]
+        unet = merged(model.unet, *((lora.unet, scale) for lora, scale in stack))
+        text = merged(model.text, *((lora.text, scale) for lora, scale in stack))
+        concepts = tuple(map(read_embedding, request.concepts))
+        tokenizer, text = taught(model.tokenizer, text, concepts)
+        states = None if edit is None else read_states(edit, model.text.config.width)
+        model.adapted.clear()
+        model.adapted[key] = replace(model, unet=unet, text=text, tokenizer=tokenizer, concepts=concepts, edit=states)
+    return model.adapted[key]
+
+
+def encode_prompts(
+    model: StableDiffusion, prompts: Sequence[list[int]], negative: list[int], share: float = 1.0
+) -> tuple[Cond, Cond]:
+    """cond and uncond, a batch each, for the tokens of prompts and of a negative prompt.
+
+    `share` is that of the prompts where the model holds an edit. Raises RequestError where prompts take different
+    numbers of chunks, as padding would change some of them.
+    """
+    count = model.tokenizer.chunk_count
+    if len({max(count(prompt), count(negative)) for prompt in prompts}) > 1:
         room = model.tokenizer.length - 2
         raise RequestError(f"prompt: those of over {room} tokens and the others cannot share a batch; draw them apart")
-    both = model.encode_text([*prompts, request.negative_prompt])
+    both = model.encode_text([*prompts, negative])
     cond, uncond = both[:-1], both[-1:].expand(len(prompts))
-    if request.edit is not None:
-        cond = Cond(edited(model, cond.states, *request.edit))
-    denoiser = Denoiser(network, model.schedule, prediction_named(model.prediction), row.whole_t)
-    scale = 1.0 if request.guidance_scale in UNGUIDED else cast(float, request.guidance_scale)
-    return cfg(denoiser, cond, uncond, scale, request.guidance_rescale, request.guidance_interval)
+    return cond if model.edit is None else edited(cond, model.edit, share), uncond
 
 
-def edited(model: StableDiffusion, target: Tensor, path: str, share: float) -> Tensor:
-    """Text states between those that were fitted to a picture and those of the prompt.
+def edited(cond: Cond, edit: Tensor, share: float) -> Cond:
+    """Text states between those of an `edit` (n, width), fitted to a picture, and a `share` of those of the prompt.
 
     Source: Kawar et al., "Imagic" (2210.09276), equation 4.
     """
-    states = read_states(path, model.text.config.width).to(target)
-    if len(states) != target.shape[1]:
-        raise RequestError(f"edit: it was made for a prompt of {len(states)} tokens, this one takes {target.shape[1]}")
-    return torch.lerp(states.expand_as(target), target, share)
-
-
-def chunk_count(model: StableDiffusion, request: Request, prompt: str) -> int:
-    """How many chunks of tokens a prompt and its negative prompt take."""
-    return max(map(model.tokenizer.chunk_count, (prompt, request.negative_prompt)))
+    fitted, states = edit.to(cond.states), cond.states
+    if len(fitted) != states.shape[1]:
+        raise RequestError(f"edit: it was made for a prompt of {len(fitted)} tokens, this one takes {states.shape[1]}")
+    return replace(cond, states=torch.lerp(fitted.expand_as(states), states, share))

@@ -9,11 +9,11 @@ from os import PathLike
 import torch
 
 from gradina.errors import RequestError
-from gradina.kernels.prepack import converted, packed
-from gradina.nn.memory import trim_heap
 from gradina.pipeline.model import StableDiffusion
 from gradina.runtime.device import pick_device, pick_dtype, pick_engine
+from gradina.runtime.memory import trim_heap
 from gradina.runtime.offload import SequentialOffload
+from gradina.runtime.prepack import converted, prepack
 from gradina.weights.safetensors import MappedFiles, to_dtype
 
 
@@ -55,14 +55,14 @@ def load(
     for network in (previewer,) if low_memory else (parts.text, parts.vae, parts.unet, previewer):
         packs = not plain and (chosen in ("auto", "eager") or network not in (parts.vae, parts.unet))
         if network is not None and place.type == "cpu" and packs:
-            packed(network, convert)
+            prepack(network, convert)
         elif network is not None:
             converted(network, convert).to(place)
     trim_heap()
     return StableDiffusion(
         **{f.name: getattr(parts, f.name) for f in fields(parts)},
         engine=chosen,
-        lean=SequentialOffload(numbers, files) if low_memory else None,
+        offload=SequentialOffload(numbers, files) if low_memory else None,
         tiny=previewer,
     )
 

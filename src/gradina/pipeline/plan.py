@@ -1,200 +1,139 @@
-"""From a request to its batches, and from each to what its sampler needs."""
+"""From a resolved request to its batches, and from each to its plan: where it starts, and what denoises it."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain, groupby
-from typing import cast
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from gradina.diffusion.denoiser import Denoise, noised, with_channels
-from gradina.diffusion.guidance import masked
+from gradina.diffusion.denoiser import Denoise, Denoiser, Network, noised, with_channels
+from gradina.diffusion.guidance import cfg, masked
 from gradina.diffusion.noise import Noise
-from gradina.diffusion.samplers import SAMPLERS, SamplerSpec
-from gradina.diffusion.schedule import img2img_sigmas, sampling_sigmas
-from gradina.errors import RequestError
-from gradina.images.open import open_mask, open_picture, resize
-from gradina.ineffective import (
-    concept_notes,
-    guidance_notes,
-    mask_notes,
-    prompt_notes,
-    sampler_notes,
-    start_notes,
-)
-from gradina.pipeline.conditioning import chunk_count, guided
+from gradina.diffusion.prediction import prediction_named
+from gradina.diffusion.step import variance_preserving
+from gradina.ineffective import UNGUIDED
+from gradina.pipeline.conditioning import encode_prompts
 from gradina.pipeline.model import StableDiffusion, to_pixels
+from gradina.pipeline.resolve import Resolved, latent_mask, resolve
 from gradina.request import Request
 
-log = logging.getLogger(__name__)
-
-AT_ONCE = 64 * 64  # places of latents that are drawn in one batch: one 512x512 picture, or many small ones
+MAX_BATCH_PIXELS = 64 * 64  # of latents in one batch: one picture of 512 x 512, or many small ones
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Plan:
-    """All that a sampler needs to draw one batch, and the pictures that it starts from."""
+    """All that a sampler needs to draw one batch."""
 
-    request: Request  # resolved; one prompt for each picture
-    denoise: Denoise
-    x: Tensor
-    sigmas: Tensor
+    resolved: Resolved
+    pictures: range  # the indices of the batch in the request
     noise: Noise
-    init: Image.Image | None
-    mask: Image.Image | None  # 255 where the picture is drawn anew, else 0
-    known: Tensor | None = None  # the latents of init, and
-    inside: Tensor | None = None  # 1 where they are drawn anew, else 0: where the U-Net itself reads no mask
+    x: Tensor  # (b, c, h, w) at sigmas[0]
+    denoise: Denoise
+    kept: tuple[Tensor, Tensor] | None = None  # latents to keep, and a mask of them: 1 where they are drawn anew
+
+    @property
+    def sigmas(self) -> Tensor:
+        """The noise levels (n + 1,) of a run of n steps."""
+        return self.resolved.sigmas
+
+    @property
+    def latents(self) -> Tensor:
+        """x in variance-preserving units, as `Step.latents` after the first step."""
+        return variance_preserving(self.x, float(self.sigmas[0]))
 
 
-def plans(model: StableDiffusion, request: Request) -> Iterator[Plan]:
-    """The batches in which a request is drawn; the first is prepared at once, so that errors come early."""
-    whole = resolved(model, request)
-    model = model.adapted(whole)
-    note_ineffective(model, whole)
-    first, *rest = batches(model, whole)
-    return chain([prepare(model, first)], (prepare(model, part) for part in rest))
+def plans(model: StableDiffusion, request: Request, one_batch: bool = False) -> Iterator[Plan]:
+    """A plan for each batch of a request; the first is made at once, so that errors come before anything is drawn."""
+    resolved = resolve(model, request)
+    first, *rest = [range(len(resolved.request.prompts))] if one_batch else batches(resolved)
+    return chain([prepare(resolved, first)], (prepare(resolved, pictures) for pictures in rest))
 
 
-def resolved(model: StableDiffusion, request: Request) -> Request:
-    """The request with the model's defaults; a picture to start from keeps its shape, at the model's number of pixels.
-
-    Raises RequestError if the model cannot draw at that size.
-    """
-    unit, defaults = max(8, model.vae.config.factor), model.defaults
-    if request.init_image is not None and request.width is None and request.height is None:
-        width, height = open_picture(request.init_image).size
-        scale = (defaults.width * defaults.height / (width * height)) ** 0.5
-        sides = (max(unit, round(side * scale / unit) * unit) for side in (width, height))
-        request = replace(request, **dict(zip(("width", "height"), sides, strict=True)))
-    request = request.resolved(defaults)
-    for name in ("width", "height"):
-        if getattr(request, name) % unit:
-            raise RequestError(f"{name}: got {getattr(request, name)}, expected a multiple of {unit} for this model")
-    request.alone(len(request.prompts) - 1)  # raises if its seed is too large
-    return request
-
-
-def note_ineffective(model: StableDiffusion, request: Request) -> None:
-    """Logs a warning for each field of a resolved request that has no effect on the picture."""
-    row = SAMPLERS[cast(str, request.sampler)]
-    sigmas = _levels(model, request, row).tolist()
-    notes = chain(
-        prompt_notes(request),
-        guidance_notes(request, sigmas[:-1]),
-        sampler_notes(request, row.options),
-        start_notes(request, len(sigmas)),
-        concept_notes(_unread(model, request)),
-    )
-    if request.mask_image is not None:
-        grey, factor = resize(open_mask(request.mask_image), *_size(request)), model.vae.config.factor
-        mask = _black_and_white(grey)
-        drawn = bool(_small(mask, factor).any())
-        notes = chain(notes, mask_notes(request, grey, mask, drawn, factor))
-    for note in notes:
-        log.warning(note)
-
-
-def _unread(model: StableDiffusion, request: Request) -> list[tuple[str, str]]:
-    """The words, and their files, that were added to the model's, and that no prompt holds."""
-    read = {i for text in (*request.prompts, request.negative_prompt) for i in model.tokenizer.ids(text)}
-    first = {concept: model.tokenizer.ids(concept.token)[0] for concept in model.concepts}
-    return [(concept.token, concept.said) for concept, i in first.items() if i not in read]
-
-
-def batches(model: StableDiffusion, request: Request) -> list[Request]:
-    """A resolved request cut into what is drawn at once: prompts of one length in tokens, and not too many places."""
-    _, h, w = _shape(model, request)
-    at_once, prompts = max(1, AT_ONCE // (h * w)), request.prompts
-    parts = []
-    for _, run in groupby(range(len(prompts)), key=lambda i: chunk_count(model, request, prompts[i])):
-        rows = list(run)
-        for start in range(0, len(rows), at_once):
-            some = rows[start : start + at_once]
-            seed = cast(int, request.seed) + some[0]
-            parts.append(replace(request, prompt=tuple(prompts[i] for i in some), seed=seed, images=1))
-    return parts
+def batches(resolved: Resolved) -> list[range]:
+    """The pictures that are drawn together: those next to each other whose prompts take as many chunks of tokens."""
+    (_, h, w), prompts = resolved.shape, resolved.request.prompts
+    size = max(1, MAX_BATCH_PIXELS // (h * w))
+    chunks = {text: resolved.model.tokenizer.chunk_count(ids) for text, ids in resolved.ids.items()}
+    takes = [max(chunks[prompt], chunks[resolved.request.negative_prompt]) for prompt in prompts]
+    runs = [list(run) for _, run in groupby(range(len(prompts)), key=takes.__getitem__)]
+    return [range(i, min(i + size, run[-1] + 1)) for run in runs for i in run[::size]]
 
 
 @torch.no_grad()
-def prepare(model: StableDiffusion, request: Request) -> Plan:
-    """From a resolved request to what its sampler needs: text states, noise levels, where to start, what to ask.
-
-    Random numbers are drawn in the order in which diffusers draws them.
-    """
-    row, shape = SAMPLERS[cast(str, request.sampler)], _shape(model, request)
-    init, mask = _pictures(request)
-    sigmas = _levels(model, request, row)
-    reads_mask = model.unet.config.channels > shape[0]
-    from_noise = init is None or (mask is not None and request.strength == 1)
-    noise = Noise([cast(int, request.seed) + i for i in range(len(request.prompts))], shape, model.device)
-    known = inside = None
-    if init is not None and not (reads_mask and from_noise):
-        known = model.encode(to_pixels(init)[None], noise() if len(sigmas) > 1 else None)
-    n = noise()
-    if known is None or from_noise:
-        x = n * row.init_noise_sigma(cast(str, request.schedule), float(sigmas[0]))
+def prepare(resolved: Resolved, pictures: range) -> Plan:
+    """The plan of a batch: its noise, where it starts, and the denoiser of its prompts."""
+    model, request, init, mask = resolved.model, resolved.request, resolved.init, resolved.mask
+    noise = Noise([request.seeds[i] for i in pictures], resolved.shape, model.device)
+    network, kept = model.network(request.reuse), None
+    if model.unet.config.channels > resolved.shape[0]:
+        x, channels = inpaint_with_channels(resolved, noise)
+        denoise = guided(resolved, pictures, with_channels(network, channels))
+    elif init is not None and mask is not None:
+        x, known, n = start_under_mask(resolved, init, noise)
+        kept = known, latent_mask(mask, model.vae.config.factor).to(known)
+        denoise = masked(guided(resolved, pictures, network), *kept, n, start=float(resolved.sigmas[0]))
     else:
-        x = noised(known, n, sigmas[0])
-
-    network = model.network(request.reuse)
-    if reads_mask:
-        network = with_channels(network, _mask_channels(model, init, mask, noise))
-    denoise = guided(model, request, network, row)
-    if known is not None and mask is not None and not reads_mask:
-        noise()  # with which diffusers encodes the masked picture, for U-Nets that read it
-        inside = _small(mask, model.vae.config.factor).to(known)
-        denoise = masked(denoise, known, inside, n, start=float(sigmas[0]))
-    return Plan(request, denoise, x, sigmas, noise, init, mask, known, inside)
+        x = start_from_noise(resolved, noise) if init is None else start_from_image(resolved, init, noise)
+        denoise = guided(resolved, pictures, network)
+    return Plan(resolved=resolved, pictures=pictures, noise=noise, x=x, denoise=denoise, kept=kept)
 
 
-def _pictures(request: Request) -> tuple[Image.Image | None, Image.Image | None]:
-    """The picture to start from and its mask, of the size that is drawn; the mask is black and white."""
-    size = _size(request)
-    init = None if request.init_image is None else resize(open_picture(request.init_image), *size)
-    mask = None if request.mask_image is None else resize(open_mask(request.mask_image), *size)
-    return init, mask and _black_and_white(mask)
+def guided(resolved: Resolved, pictures: range, network: Network) -> Denoise:
+    """The denoiser of a batch's prompts, with classifier-free guidance."""
+    model, request, scale = resolved.model, resolved.request, resolved.settings.guidance_scale
+    prompts = [resolved.ids[request.prompts[i]] for i in pictures]
+    share = 1.0 if request.edit is None else request.edit[1]
+    cond, uncond = encode_prompts(model, prompts, resolved.ids[request.negative_prompt], share)
+    denoiser = Denoiser(network, model.schedule, prediction_named(model.prediction), resolved.sampler.whole_t)
+    scale = 1.0 if scale in UNGUIDED else scale
+    return cfg(denoiser, cond, uncond, scale, request.guidance_rescale, request.guidance_interval)
 
 
-def _size(request: Request) -> tuple[int, int]:
-    """Width and height in pixels of a resolved request."""
-    return cast(int, request.width), cast(int, request.height)
+# Starts: each draws random tensors in the order in which diffusers' pipelines draw them.
 
 
-def _black_and_white(mask: Image.Image) -> Image.Image:
-    return mask.point(lambda value: 255 * (value >= 128))
+def start_from_noise(resolved: Resolved, noise: Noise) -> Tensor:
+    """x (b, c, h, w) of noise alone. Draws x."""
+    return noise() * resolved.init_noise_sigma
 
 
-def _levels(model: StableDiffusion, request: Request, row: SamplerSpec) -> Tensor:
-    """The noise levels of the walk; a strength that is too small for a step leaves one level, 0."""
-    sigmas = sampling_sigmas(
-        model.schedule, cast(str, request.schedule), cast(int, request.steps), row.final, row.whole_t
-    )
-    left = sigmas if request.init_image is None else img2img_sigmas(sigmas, request.strength)
-    return left if len(left) > 1 else torch.zeros_like(left)
+def start_from_image(resolved: Resolved, init: Image.Image, noise: Noise) -> Tensor:
+    """x (b, c, h, w), the latents of `init` with noise. Draws the encoder's sample, then the noise."""
+    return noised(encode_init(resolved, init, noise), noise(), resolved.sigmas[0])
 
 
-def _mask_channels(model: StableDiffusion, init: Image.Image | None, mask: Image.Image | None, noise: Noise) -> Tensor:
-    """What a nine-channel U-Net reads behind x: the mask, and the latents of the picture, grey where it draws."""
-    (_, h, w), factor = noise.shape, model.vae.config.factor
-    drawn, pixels = torch.ones(1, 1, h, w), torch.zeros(1, 3, h * factor, w * factor)
+def start_under_mask(resolved: Resolved, init: Image.Image, noise: Noise) -> tuple[Tensor, Tensor, Tensor]:
+    """x for an ordinary U-Net, noise alone at strength 1; the latents of `init`; and the noise n; all (b, c, h, w).
+
+    Draws the encoder's sample, then n, then one more: diffusers encodes the masked picture with it, for U-Nets that
+    read it, whichever it has.
+    """
+    known, n, _ = encode_init(resolved, init, noise), noise(), noise()
+    from_noise = resolved.request.strength == 1
+    return n * resolved.init_noise_sigma if from_noise else noised(known, n, resolved.sigmas[0]), known, n
+
+
+def inpaint_with_channels(resolved: Resolved, noise: Noise) -> tuple[Tensor, Tensor]:
+    """x, and what a U-Net for inpainting reads with it: the mask, and the latents of the picture, grey under the mask.
+
+    Draws those of the start, from noise at strength 1 under a mask, then the encoder's sample of the masked picture.
+    """
+    init, mask, factor = resolved.init, resolved.mask, resolved.model.vae.config.factor
+    from_noise = init is None or (mask is not None and resolved.request.strength == 1)
+    x = start_from_noise(resolved, noise) if init is None or from_noise else start_from_image(resolved, init, noise)
+    _, h, w = resolved.shape
+    inside, pixels = torch.ones(1, 1, h, w), torch.zeros(1, 3, h * factor, w * factor)
     if init is not None and mask is not None:
-        drawn, pixels = _small(mask, factor), to_pixels(init)[None] * (torch.from_numpy(np.array(mask)) < 128)
-    kept = model.encode(pixels, noise())
-    return torch.cat([drawn.to(kept).expand(len(kept), -1, -1, -1), kept], dim=1)
+        inside, pixels = latent_mask(mask, factor), to_pixels(init)[None] * (torch.from_numpy(np.array(mask)) < 128)
+    z = resolved.model.encode(pixels, noise())
+    return x, torch.cat([inside.to(z).expand(len(z), -1, -1, -1), z], dim=1)
 
 
-def _small(mask: Image.Image, factor: int) -> Tensor:
-    """A mask at the size of latents (1, 1, h, w): 1 where the picture is drawn; as diffusers, by its corner pixels."""
-    return torch.from_numpy(np.array(mask)[::factor, ::factor] >= 128)[None, None].float()
-
-
-def _shape(model: StableDiffusion, request: Request) -> tuple[int, int, int]:
-    """Of the latents of one picture."""
-    factor = model.vae.config.factor
-    return (model.vae.config.latent_channels, cast(int, request.height) // factor, cast(int, request.width) // factor)
+def encode_init(resolved: Resolved, init: Image.Image, noise: Noise) -> Tensor:
+    """The latents of `init` (b, c, h, w), a sample for each picture, or the mean where no step follows."""
+    return resolved.model.encode(to_pixels(init)[None], noise() if len(resolved.sigmas) > 1 else None)

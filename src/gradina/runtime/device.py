@@ -1,4 +1,4 @@
-"""Where and in which numbers a model computes."""
+"""The device, dtype and engine that a model computes on."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Literal, cast, get_args
 import torch
 
 from gradina.errors import MissingExtra, RequestError
-from gradina.request import choice
+from gradina.request_checks import choice
 
 Engine = Literal["auto", "eager", "compile", "openvino"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def pick_device(name: str | torch.device | None = None) -> torch.device:
-    """The device of that name, or the fastest one here; RequestError if it is not to be had."""
+    """The device of that name, or the fastest one here. Raises RequestError if it is not available."""
     if name is None:
         return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     try:
@@ -30,7 +30,7 @@ def pick_device(name: str | torch.device | None = None) -> torch.device:
 
 
 def pick_dtype(name: str | torch.dtype | None, device: torch.device) -> torch.dtype:
-    """The type of that name (fp32, bf16, fp16), or of $GRADINA_DTYPE, or the quickest for pictures.
+    """The dtype of that name (fp32, bf16, fp16), or of $GRADINA_DTYPE, or the fastest for pictures.
 
     That is fp16, but on a CPU bf16 if it multiplies in it, else fp32.
     """
@@ -45,13 +45,13 @@ def pick_dtype(name: str | torch.dtype | None, device: torch.device) -> torch.dt
 
 @cache
 def multiplies_bf16() -> bool:
-    """Whether this processor multiplies numbers of 16 bits as such (AVX512_BF16 or AMX)."""
+    """Whether this CPU multiplies in bfloat16 (AVX512_BF16 or AMX)."""
     tests = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(getattr(torch.cpu, test, bool)() for test in tests)
 
 
 def pick_engine(name: str, device: torch.device) -> Engine:
-    """The engine of that name; RequestError where the device has none such, MissingExtra where it is not installed."""
+    """The engine of that name. Raises RequestError if the device has none such, MissingExtra if it is not installed."""
     engine = cast(Engine, choice("engine", name, get_args(Engine)))
     if engine == "openvino":
         if device.type != "cpu":
@@ -62,7 +62,7 @@ def pick_engine(name: str, device: torch.device) -> Engine:
 
 
 def use_threads(count: int | None) -> None:
-    """Computes with so many threads from now on; RequestError if they are many more than there are cores."""
+    """Sets the number of threads. Raises RequestError if they are many more than there are cores."""
     most = 8 * (os.cpu_count() or 1)
     if count is not None:
         if not 1 <= count <= most:

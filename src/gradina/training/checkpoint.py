@@ -1,4 +1,4 @@
-"""What a stage has learnt in one file, replaced at once: after a crash at any moment the file on disk is whole."""
+"""The state of a training run in one file, replaced atomically: after a crash at any moment it is whole."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
 def save_state(state: State, path: Path, fingerprint: str) -> None:
-    """Writes weights, average, optimizer and step count; `fingerprint` says what they were learnt with."""
+    """Writes weights, average, optimizer and step count, with the `fingerprint` of what decides them."""
     tensors = {f"network.{k}": v for k, v in state.network.state_dict().items()}
     if state.ema is not state.network:
         tensors |= {f"ema.{k}": v for k, v in state.ema.state_dict().items()}
@@ -32,7 +32,7 @@ def save_state(state: State, path: Path, fingerprint: str) -> None:
 
 
 def load_state(state: State, path: Path, fingerprint: str) -> None:
-    """Puts what `save_state` wrote, if anything, into a fresh state.
+    """Restores what `save_state` wrote, if anything, into a fresh state.
 
     Raises RecipeError if the file is unreadable or was written by another recipe.
     """
@@ -46,16 +46,16 @@ def load_state(state: State, path: Path, fingerprint: str) -> None:
     for name, parameter in state.network.named_parameters():
         moments = {m: tensors[f"{m}.{name}"] for m in MOMENTS if f"{m}.{name}" in tensors}
         if moments:
-            state.optimizer.state[parameter] = {m: _laid_out(value, parameter) for m, value in moments.items()}
+            state.optimizer.state[parameter] = {m: _like(value, parameter) for m, value in moments.items()}
 
 
-def _laid_out(value: Tensor, like: Tensor) -> Tensor:
-    """A moment in the order in which its parameter lies in memory: AdamW takes both as they lie."""
-    return torch.empty_like(like).copy_(value) if value.shape == like.shape else value
+def _like(value: Tensor, parameter: Tensor) -> Tensor:
+    """A moment in the memory format and on the device of its parameter, as the fused AdamW needs it."""
+    return torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value.to(parameter.device)
 
 
 def steps_done(path: Path, fingerprint: str) -> int:
-    """How many steps the state at `path` has behind it; 0 if there is none. Raises RecipeError as `load_state`."""
+    """The step count of the state at `path`; 0 if there is none. Raises RecipeError as `load_state`."""
     if not path.exists():
         return 0
     about = _about(path)
@@ -67,27 +67,22 @@ def steps_done(path: Path, fingerprint: str) -> int:
 
 
 def save_average(state: State, path: Path, fingerprint: str) -> None:
-    """Writes averaged weights in half precision, as a finished stage hands them on and as they will be shipped."""
+    """Writes the averaged weights in fp16: the result of a finished stage, as later stages and the model use it."""
     _save(path, {k: v.half() for k, v in state.ema.state_dict().items()}, step=state.step, fingerprint=fingerprint)
 
 
-def is_finished(path: Path, fingerprint: str) -> bool:
-    """Whether `save_average` has written `path`. Raises RecipeError as `load_state`."""
-    return steps_done(path, fingerprint) > 0
-
-
 def load_average(network: Network, path: Path) -> Network:
-    """The network with the weights of a finished stage, in single precision, ready to be used."""
+    """The network with the weights of a finished stage, in fp32, for inference."""
     network.load_state_dict(_tensors(path))
     return network.eval().requires_grad_(False)
 
 
-def once(path: Path, fingerprint: str, make: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """What `make` computes, or what it did before if a whole file says that it was from the same."""
+def cached_tensors(path: Path, fingerprint: str, make: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """What `make` computes; kept in a file, which is used again as long as its fingerprint is the same."""
     with suppress(RecipeError):
         if path.exists() and _about(path).get("fingerprint") == fingerprint:
             return _tensors(path)
-    made = {name: x.contiguous() for name, x in make().items()}  # as files have it, to the last bit of what is learnt
+    made = {name: x.contiguous() for name, x in make().items()}  # as it is read: else sums differ in their last bits
     _save(path, made, fingerprint=fingerprint)
     return made
 

@@ -1,6 +1,7 @@
-"""The one training loop: a generator that takes a step, and tells.
+"""The one training loop: a generator that yields after each step.
 
-Logs, samples, checkpoints and stopping belong to the caller.
+Logs, samples, checkpoints and stopping belong to the caller. A network is trained on the device of its parameters; all
+randomness is drawn on the CPU, by (seed, step), and then moved, so that a run has the same batches on every device.
 """
 
 from __future__ import annotations
@@ -9,119 +10,91 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gradina.errors import Diverged, RecipeError
-from gradina.kernels.bindings import flushed
-from gradina.nn.conv2d import channels_last
+from gradina.errors import Diverged
+from gradina.runtime.memory import flush_denormals
+from gradina.runtime.prepack import channels_last
+from gradina.training.settings import Settings
+
+__all__ = ["Loss", "Settings", "State", "TrainStep", "autocast", "average", "device_of", "train"]
 
 
 @dataclass(frozen=True)
 class TrainStep:
-    """One step that was taken."""
+    """A step that was taken."""
 
     step: int  # counts from 1
     loss: float  # mean over the batch
     lr: float
-    seconds: float  # that the step took
+    seconds: float
 
 
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """How a stage learns."""
+def device_of(network: nn.Module) -> torch.device:
+    """The device of its parameters, to which batches are moved."""
+    return next(network.parameters()).device
 
-    steps: int
-    batch: int
-    lr: float
-    warmup: int = 100  # steps from 0 to lr
-    decay: float = 0.5  # share of the steps, at the end, in which lr falls to 0 along a cosine
-    weight_decay: float = 0.01
-    betas: tuple[float, float] = (0.9, 0.99)
-    clip: float = 1.0  # norm of the gradient
-    ema: float = 0.999  # of the weights; 0: none
-    accumulate: int = 1  # batches for one step
-    precision: Literal["float32", "bfloat16"] = "float32"  # bfloat16: autocast
 
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch", "accumulate", "lr", "clip"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise RecipeError(f"{name}: got {getattr(self, name)}, expected a number above 0")
-        for name in ("decay", "ema"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise RecipeError(f"{name}: got {getattr(self, name)}, expected 0 to 1")
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            raise RecipeError(f"betas: got {self.betas}, expected two numbers from 0 to below 1")
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the numbers between the layers."""
-        return torch.bfloat16 if self.precision == "bfloat16" else torch.float32
-
-    def autocast(self) -> torch.autocast:
-        """Within it networks compute in that type."""
-        return torch.autocast("cpu", torch.bfloat16, enabled=self.dtype == torch.bfloat16)
-
-    def lr_at(self, step: int) -> float:
-        """The learning rate of a step (counted from 0): warm-up, constant, cosine to 0."""
-        tail = max(1, round(self.decay * self.steps))
-        into = max(0, step - (self.steps - tail)) / tail
-        fall = 0.5 * (1 + math.cos(math.pi * into)) if self.decay else 1.0
-        return self.lr * min(1.0, (step + 1) / max(1, self.warmup)) * fall
+def autocast(network: nn.Module, settings: Settings) -> torch.autocast:
+    """Mixed precision where the settings ask for it, on the device of the network's parameters."""
+    return torch.autocast(device_of(network).type, torch.bfloat16, enabled=settings.precision == "bfloat16")
 
 
 @dataclass
 class State:
-    """All that changes while a stage learns: what a checkpoint keeps."""
+    """All that changes during training: what a checkpoint keeps."""
 
     network: nn.Module
     optimizer: torch.optim.Optimizer
     ema: nn.Module
-    step: int = field(default=0)
+    step: int = 0
 
     @classmethod
     def begin(cls, network: nn.Module, settings: Settings, rates: Mapping[str, float] | None = None) -> State:
-        """A fresh state: AdamW over all parameters, weight decay on matrices alone, and a copy for the average.
+        """A fresh state: AdamW over all parameters, weight decay on matrices alone, and a copy for the average (EMA).
 
-        `rates` names children of the network that learn at a share of the learning rate.
+        `rates` are factors of the learning rate for children of the network, by name.
         """
-        network = channels_last(network, settings.dtype)
+        network = channels_last(network, getattr(torch, settings.precision))
         groups: dict[tuple[float, float], list[Tensor]] = {}
         for name, parameter in network.named_parameters():
             decay = settings.weight_decay if parameter.ndim > 1 else 0.0
             groups.setdefault((decay, (rates or {}).get(name.partition(".")[0], 1.0)), []).append(parameter)
-        alike = [{"params": params, "weight_decay": decay, "rate": rate} for (decay, rate), params in groups.items()]
-        optimizer = torch.optim.AdamW(alike, lr=settings.lr, betas=settings.betas, fused=True)
+        param_groups = [
+            {"params": params, "weight_decay": decay, "rate": rate} for (decay, rate), params in groups.items()
+        ]
+        optimizer = torch.optim.AdamW(param_groups, lr=settings.lr, betas=settings.betas, fused=True)
         ema = copy.deepcopy(network).requires_grad_(False).eval() if settings.ema else network
         return cls(network, optimizer, ema)
 
 
-Loss = Callable[[nn.Module, int], Tensor]  # (network, key of the batch) -> one number per example
+Loss = Callable[[Any, int], Tensor]  # (the network in training, number of the batch) -> (b,)
 
 
 def train(state: State, loss: Loss, settings: Settings) -> Iterator[TrainStep]:
-    """Takes the remaining steps. `loss(network, k)` draws its own batch k, so a run can be continued anywhere.
+    """Takes the remaining steps. `loss(network, k)` draws its own batch k, so a run can be resumed at any step.
 
-    Raises Diverged when the loss is no longer a number; the weights are then those of the last good step.
+    Raises Diverged when the loss or the gradient is not finite; the weights are then those of the last good step.
     """
     state.network.train()
     while state.step < settings.steps:
-        yield _taken(state, loss, settings)
+        yield _step(state, loss, settings)
 
 
-@flushed()
-def _taken(state: State, loss: Loss, settings: Settings) -> TrainStep:
-    """The next step."""
+@flush_denormals()
+def _step(state: State, loss: Loss, settings: Settings) -> TrainStep:
+    """Forward, backward, clipping, optimizer, average."""
     start = time.perf_counter()
     lr = settings.lr_at(state.step)
     for group in state.optimizer.param_groups:
         group["lr"] = lr * group["rate"]
     total = 0.0
     for i in range(settings.accumulate):
-        with settings.autocast():
+        with autocast(state.network, settings):
             mean = loss(state.network, state.step * settings.accumulate + i).mean() / settings.accumulate
         mean.backward()  # type: ignore[no-untyped-call]
         total += mean.item()
@@ -143,7 +116,7 @@ def _taken(state: State, loss: Loss, settings: Settings) -> TrainStep:
 
 @torch.no_grad()
 def average(ema: nn.Module, network: nn.Module, decay: float) -> None:
-    """ema <- decay · ema + (1 - decay) · network, what their norms have seen included."""
-    kept: list[Tensor] = [*ema.parameters(), *ema.buffers()]
+    """ema <- decay · ema + (1 - decay) · network, buffers included."""
+    averaged: list[Tensor] = [*ema.parameters(), *ema.buffers()]
     new: list[Tensor] = [*network.parameters(), *network.buffers()]
-    torch._foreach_lerp_(kept, new, 1 - decay)
+    torch._foreach_lerp_(averaged, new, 1 - decay)

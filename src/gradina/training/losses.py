@@ -1,25 +1,27 @@
-"""What is minimised: each objective is a function that gives one number per example."""
+"""Losses: functions that return one value per example, (b,)."""
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gradina.diffusion.conditioning import Cond
 from gradina.diffusion.denoiser import Denoiser, snr
+from gradina.diffusion.schedule import Schedule
+from gradina.errors import RecipeError
 from gradina.models.vae import AutoencoderKL
-from gradina.training.pretrain.latent_predictor import Reader
+from gradina.training.settings import NoiseLaw
 
 
 def autoencoding(
     vae: AutoencoderKL, pixels: Tensor, noise: Tensor, kl_weight: float, side: int | None = None
 ) -> Tensor:  # fmt: skip
-    """Absolute and squared error of the reconstruction, plus the divergence of z from a normal: (b,).
+    """L1 and squared error of the reconstruction, plus kl_weight times the KL divergence of z from a normal: (b,).
 
-    With `side`, the latents are made so small before decoding, which has to give the smaller picture: latents then
-    are as smooth as pictures are, and easier to draw. Source: Kingma & Welling 2014, equation 10 (the errors are means
-    over numbers, kl_weight weighs the sum); Kouzelis et al., "EQ-VAE" (2502.09509), equation 5.
+    With `side`, the latents are resized to that side before decoding, and so are the pictures: this makes latents as
+    smooth as pictures, and easier to learn for the U-Net. Source: Kingma & Welling 2014, equation 10 (errors are means
+    over pixels, the divergence is a sum); Kouzelis et al., "EQ-VAE" (2502.09509), equation 5.
     """
     posterior = vae.posterior(pixels)
     z = posterior.sample(noise)
@@ -30,15 +32,15 @@ def autoencoding(
 
 
 def resized(x: Tensor, side: int) -> Tensor:
-    """Maps (b, c, h, w) made (b, c, side, side)."""
+    """Pictures or latents (b, c, h, w) -> (b, c, side, side)."""
     return F.interpolate(x.float(), (side, side), mode="bilinear", antialias=True)
 
 
 def contrastive(logits: Tensor, true: Tensor) -> Tensor:
-    """Symmetric InfoNCE over the batch, (b,): each caption has to find its picture and each picture its caption.
+    """Symmetric InfoNCE over the batch, (b,): each caption is matched with its picture and vice versa.
 
-    `logits` (b, b) are scaled similarities, (texts, pictures). Where caption i is `true` (b, b) of picture j, too, they
-    are no counter-examples to each other. Source: Radford et al. 2021, figure 3.
+    `logits` (b, b) are scaled similarities, (texts, pictures). Where caption i is `true` (b, b) of picture j, too, the
+    two are no negatives of each other. Source: Radford et al. 2021, figure 3.
     """
     own = torch.eye(len(true), dtype=torch.bool, device=true.device)
     logits = logits.masked_fill(true & ~own, float("-inf"))
@@ -48,8 +50,8 @@ def contrastive(logits: Tensor, true: Tensor) -> Tensor:
     return (to_picture + to_caption) / 2
 
 
-def naming(logits: Tensor, names: Tensor) -> Tensor:
-    """Each picture has to find its name among all that there are, (b,); 0 where it has none (-1).
+def name_classification(logits: Tensor, names: Tensor) -> Tensor:
+    """Cross-entropy of each picture's name among all names, (b,); 0 where it has none (-1).
 
     `logits` (b, n) are scaled similarities, (pictures, names). Source: Yang et al. 2022, "Unified Contrastive Learning
     in Image-Text-Label Space" (2204.03610), equation 3.
@@ -57,25 +59,54 @@ def naming(logits: Tensor, names: Tensor) -> Tensor:
     return F.cross_entropy(logits, names, ignore_index=-1, reduction="none")
 
 
-def imagining(reader: Reader, ids: Tensor, latents: Tensor) -> Tensor:
-    """Squared error of the latents that words let expect: (b,)."""
-    return ((reader(ids) - latents) ** 2).flatten(1).mean(1)
+def latent_prediction(predictor: nn.Module, ids: Tensor, latents: Tensor) -> Tensor:
+    """Squared error of latents (b, c, h, w) predicted from token ids (b, n) alone: (b,)."""
+    return ((predictor(ids) - latents) ** 2).flatten(1).mean(1)
+
+
+def denoising_loss(denoiser: Denoiser, latents: Tensor, cond: Cond, key: torch.Generator, law: NoiseLaw) -> Tensor:
+    """Squared error of the network on `latents` (b, c, h, w) with noise drawn from `key` by the law: (b,).
+
+    The order of the draws is part of what a run's weights depend on: noise, offset, levels.
+    """
+    noise = torch.randn(latents.shape, generator=key)
+    if law.noise_offset:
+        noise = noise + law.noise_offset * torch.randn(*latents.shape[:2], 1, 1, generator=key)
+    levels = noise_levels(denoiser.schedule, law)
+    sigma = levels[torch.randint(len(levels), (len(latents),), generator=key)]
+    sigma = ((law.shift or 1.0) * sigma).clamp(levels[0], levels[-1])
+    error = denoising(denoiser, latents, noise.to(latents.device), sigma, cond)
+    return error if law.min_snr is None else error * min_snr(sigma, law.min_snr, denoiser.prediction.name).to(error)
+
+
+def noise_levels(schedule: Schedule, law: NoiseLaw) -> Tensor:
+    """The schedule's sigmas (n,), rising, that lie in the law's interval. Raises RecipeError where there is none."""
+    if law.interval is None:
+        return schedule.sigmas
+    low, high = law.interval
+    levels = schedule.sigmas[(schedule.sigmas >= low) & (schedule.sigmas <= high)]
+    if not len(levels):
+        lowest, highest = schedule.sigmas[[0, -1]].tolist()
+        raise RecipeError(
+            f"interval: got {low:g} to {high:g}, which holds no noise level; they go from {lowest:.3g} to {highest:.3g}"
+        )
+    return levels
 
 
 def denoising(denoiser: Denoiser, latents: Tensor, noise: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
-    """Squared error of what the network should have said of latents + sigma · noise: (b,).
+    """Squared error of the network's output at latents + sigma · noise: (b,).
 
     Source: Ho et al. 2020, equation 14; for v: Salimans & Ho 2022, appendix D.
     """
-    said = denoiser.network(*denoiser.inputs(denoiser.noised(latents, noise, sigma), sigma), cond)
-    return ((said - denoiser.target(latents, noise, sigma)) ** 2).flatten(1).mean(1)
+    output = denoiser.network(*denoiser.inputs(denoiser.noised(latents, noise, sigma), sigma), cond)
+    return ((output - denoiser.target(latents, noise, sigma)) ** 2).flatten(1).mean(1)
 
 
 def min_snr(sigma: Tensor, gamma: float, prediction: str) -> Tensor:
-    """How much the error of each example weighs, (b,), so that no noise level drowns the others.
+    """The weight of each example's error, (b,), so that no noise level dominates.
 
-    min(snr, gamma) over snr for noise, over snr + 1 for velocity, and as it is for the picture itself. Source: Hang et
-    al., "Efficient Diffusion Training via Min-SNR Weighting Strategy" (2303.09556), section 3.4.
+    min(snr, gamma) / snr for eps, min(snr, gamma) / (snr + 1) for v, min(snr, gamma) for x0. Source: Hang et al.,
+    "Efficient Diffusion Training via Min-SNR Weighting Strategy" (2303.09556), section 3.4.
     """
     ratio = snr(sigma)
     noise = (gamma / ratio).clamp(max=1)  # min(snr, gamma) / snr: 1 where there is no signal

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
 from gradina.errors import WeightsError
-from gradina.models.clip import Activation
+from gradina.nn.transformer import Activation
 
 UNET, VAE, TEXT = "model.diffusion_model.", "first_stage_model.", ("cond_stage_model.", "conditioner.")  # in one file
 

@@ -1,4 +1,4 @@
-"""Config files: whatever they hold, a config that a network can be built of, or an error of one line that names them."""
+"""JSON configs: whatever they hold, a config that a network can be built of, or an error of one line."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 
 from gradina.errors import RequestError, WeightsError
 from gradina.files import read_json
-from gradina.models.clip import ConvConfig, TextConfig, VisionConfig
+from gradina.models.clip import TextConfig
+from gradina.models.clip_vision import ConvConfig, VisionConfig
 from gradina.models.unet import UNetConfig
 from gradina.models.vae import VAEConfig
 

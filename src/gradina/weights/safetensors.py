@@ -20,12 +20,11 @@ from torch import Tensor, nn
 
 from gradina.errors import WeightsError
 from gradina.files import atomic_path, read_json
-from gradina.kernels.bindings import own_halves
+from gradina.nn.ops import cast_half
 
 Value = TypeVar("Value")
 WRAPPERS = ("state_dict.", "module.", "_orig_mod.")
 MADV_DONTNEED = 4  # of a file's page: it is read again when it is used again
-AT_ONCE = 2**18  # numbers that are converted together: what is in between takes 1 MB, near the cores
 
 # How files of other formats begin, and what to do about them.
 MAGIC: tuple[tuple[bytes, str], ...] = (
@@ -131,20 +130,10 @@ class MappedFiles:
 def to_dtype(x: Tensor, dtype: torch.dtype, mapped: MappedFiles) -> Tensor:
     """x in a dtype; where that copies it, its mapped pages are released."""
     halves = {x.dtype, dtype} == {torch.float16, torch.bfloat16} and x.device.type == "cpu"
-    converted = _by_way_of_single(x, dtype) if halves else x.to(dtype)
+    converted = cast_half(x, dtype) if halves else x.to(dtype)
     if converted is not x and x.is_contiguous():
         mapped.release(x)
     return converted
-
-
-def _by_way_of_single(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """x in the other half precision: the same numbers as at once, in a third of the time; by our own C in a fifth."""
-    if dtype == torch.bfloat16 and x.is_contiguous() and (own := own_halves()):
-        return own(x)
-    out = torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format)
-    for some, to in zip(*(torch.split(each.reshape(-1), AT_ONCE) for each in (x, out)), strict=True):
-        to.copy_(some.float())
-    return out
 
 
 def model_hash(files: Iterable[Path]) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gradina.errors import RecipeError
-from gradina.models.clip import ConvConfig, VisionConfig
+from gradina.models.clip_vision import ConvConfig, VisionConfig
 from gradina.training.pretrain.recipes import read_recipe
 
 TOWER = "[vision.training]\nsteps = 1\nbatch = 1\nlr = 1e-3\n[vision.network]\nsize = 32\n{}\n[defaults]"

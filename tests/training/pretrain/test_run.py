@@ -1,4 +1,4 @@
-"""A run of a recipe: it makes a model, and an interrupted run ends exactly where an uninterrupted one does."""
+"""A run of a recipe: it makes a model, and an interrupted run ends with the bits of an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-import weakref
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,10 +19,10 @@ from gradina.apps.cli.main import main
 from gradina.errors import RecipeError
 from gradina.pipeline.model import to_image
 from gradina.tasks.retrieval import embed_pictures, embed_texts, open_pair, scores
-from gradina.training.checkpoint import once, steps_done
+from gradina.training.checkpoint import steps_done
 from gradina.training.data.sources import load_dataset
-from gradina.training.loop import Settings, State, train
-from gradina.training.pretrain.experiment import Workshop
+from gradina.training.pretrain.experiment import Experiment
+from gradina.training.pretrain.folder import RunFolder
 from gradina.training.pretrain.recipes import read_recipe
 from gradina.training.pretrain.run import Log, run
 
@@ -55,19 +53,7 @@ def test_a_run_makes_a_model_that_draws(recipe_file: Path, tmp_path: Path) -> No
     assert 0.5 < z.std() < 2, "the scale of the latents is measured"
 
 
-def test_captions_that_are_cut_are_told(recipe_file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    recipe = read_recipe(recipe_file)
-    whole = Workshop(recipe, tmp_path).tokenizer
-    length = 2 + max(len(whole.ids(text)) for text in load_dataset(recipe).texts())
-    for given, told in ((length, False), (4, True)):
-        caplog.clear()
-        short = Workshop(replace(recipe, vocabulary=replace(recipe.vocabulary, length=given)), tmp_path)
-        assert short.tokenizer.length == given
-        assert [note.startswith("vocabulary.length: ") for note in caplog.messages] == [True] * told
-    assert "captions have more than the 2 tokens that are read; their ends are not learnt (the first: " in caplog.text
-
-
-def test_a_run_leaves_logs_samples_and_states(recipe_file: Path, tmp_path: Path) -> None:
+def test_a_run_writes_logs_samples_and_weights(recipe_file: Path, tmp_path: Path) -> None:
     list(run(read_recipe(recipe_file), tmp_path / "run"))
     for stage, last in zip(STAGES, (6, 6, 8), strict=True):
         folder = tmp_path / "run" / stage
@@ -80,11 +66,11 @@ def test_a_run_leaves_logs_samples_and_states(recipe_file: Path, tmp_path: Path)
         assert not (folder / "state.safetensors").exists(), "what a finished stage hands on is enough"
 
 
-def test_the_model_is_made_of_what_the_stages_hand_on(recipe_file: Path, tmp_path: Path) -> None:
+def test_the_model_has_the_weights_of_the_stages(recipe_file: Path, tmp_path: Path) -> None:
     recipe = read_recipe(recipe_file)
     list(run(recipe, tmp_path / "run"))
-    shop, model = Workshop(recipe, tmp_path / "run"), gradina.load(tmp_path / "run" / "model", dtype="fp32")
-    for ours, theirs in ((shop.vae, model.vae), (shop.clip.text, model.text)):
+    experiment, model = Experiment(recipe, tmp_path / "run"), gradina.load(tmp_path / "run" / "model", dtype="fp32")
+    for ours, theirs in ((experiment.vae, model.vae), (experiment.clip.text, model.text)):
         read = theirs.state_dict()
         assert all(torch.equal(value, read[name]) for name, value in ours.state_dict().items() if name in read)
 
@@ -92,11 +78,11 @@ def test_the_model_is_made_of_what_the_stages_hand_on(recipe_file: Path, tmp_pat
 def test_the_contrastive_pair_goes_with_the_model(recipe_file: Path, tmp_path: Path) -> None:
     recipe = read_recipe(recipe_file)
     list(run(recipe, tmp_path / "run"))
-    shop, pair = Workshop(recipe, tmp_path / "run"), open_pair(tmp_path / "run" / "model")
+    experiment, pair = Experiment(recipe, tmp_path / "run"), open_pair(tmp_path / "run" / "model")
     assert pair.phrases[0][:2] == ("a handwritten zero", "a handwritten one")
-    pixels, texts = shop.data.pixels(torch.arange(4)), ["a handwritten zero", "the digit 7"]
+    pixels, texts = experiment.data.pixels(torch.arange(4)), ["a handwritten zero", "the digit 7"]
     with torch.no_grad():
-        expected = shop.clip(shop.tokenizer(texts), pixels).T
+        expected = experiment.clip(experiment.tokenizer(texts), pixels).T
     ours = scores(pair, embed_pictures(pair, [to_image(p) for p in pixels]), embed_texts(pair, texts))
     assert torch.allclose(ours, expected, atol=1e-3)
     assert "In `clip/` is the contrastive pair" in (tmp_path / "run" / "model" / "README.md").read_text()
@@ -109,10 +95,10 @@ def test_closing_a_run_keeps_its_last_step(recipe_file: Path, tmp_path: Path) ->
         next(running)
     running.close()
     path = tmp_path / "run" / "vae" / "state.safetensors"
-    assert steps_done(path, Workshop(recipe, tmp_path).mark("vae")) == 3
+    assert steps_done(path, RunFolder(recipe, tmp_path).fingerprint("vae")) == 3
 
 
-def test_a_run_closed_anywhere_ends_as_if_it_had_not_been(recipe_file: Path, tmp_path: Path) -> None:
+def test_a_closed_run_resumes_bit_identically(recipe_file: Path, tmp_path: Path) -> None:
     recipe = read_recipe(recipe_file)
     list(run(recipe, tmp_path / "whole"))
     at = random.Random(1)
@@ -126,31 +112,21 @@ def test_a_run_closed_anywhere_ends_as_if_it_had_not_been(recipe_file: Path, tmp
     assert weights(tmp_path / "whole") == weights(tmp_path / "parts")
 
 
-def test_another_recipe_does_not_go_on_with_a_state(recipe_file: Path, tmp_path: Path) -> None:
+def test_a_state_of_another_recipe_is_refused(recipe_file: Path, tmp_path: Path) -> None:
     list(run(read_recipe(recipe_file), tmp_path / "run"))
     recipe_file.write_text(recipe_file.read_text().replace("kl_weight = 1e-4", "kl_weight = 1e-3"))
     with pytest.raises(RecipeError, match=r"is of another recipe, other pictures or settings; choose another --out"):
         next(run(read_recipe(recipe_file), tmp_path / "run"))
 
 
-def test_a_later_stage_may_change(recipe_file: Path, tmp_path: Path) -> None:
+def test_a_changed_stage_is_trained_again_alone(recipe_file: Path, tmp_path: Path) -> None:
     list(run(read_recipe(recipe_file), tmp_path / "run"))
     (tmp_path / "run" / "unet" / "weights.safetensors").unlink()
     recipe_file.write_text(recipe_file.read_text().replace('prediction = "v"', 'prediction = "eps"'))
     assert {p.stage for p in run(read_recipe(recipe_file), tmp_path / "run")} == {"unet"}
 
 
-def test_pictures_may_have_to_find_their_names_from_half_of_their_patches(recipe_file: Path, tmp_path: Path) -> None:
-    plain, more = read_recipe(recipe_file), "[clip]\nkept = 0.5\nnaming = true\nturned = 10.0\n\n[clip.text]"
-    recipe_file.write_text(recipe_file.read_text().replace("[clip.text]", more))
-    naming = read_recipe(recipe_file)
-    losses = []
-    for recipe, folder in ((plain, "plain"), (naming, "naming")):
-        losses.append([p.step.loss for p in run(recipe, tmp_path / folder) if p.stage == "clip"])
-    assert min(losses[1]) > max(losses[0]) + 1, "finding a name among ten is a loss of its own"
-
-
-def test_killed_at_any_moment_a_run_goes_on_bit_identically(recipe_file: Path, tmp_path: Path) -> None:
+def test_a_killed_run_resumes_bit_identically(recipe_file: Path, tmp_path: Path) -> None:
     """kill -9 in each stage, through the command line; after it the state on disk is whole."""
     recipe_file.write_text(
         recipe_file.read_text().replace("steps = 6", "steps = 40").replace("steps = 8", "steps = 40")
@@ -161,7 +137,7 @@ def test_killed_at_any_moment_a_run_goes_on_bit_identically(recipe_file: Path, t
     list(run(recipe, whole))
 
     def done(stage: str) -> int:
-        return steps_done(parts / stage / "state.safetensors", Workshop(recipe, parts).mark(stage))
+        return steps_done(parts / stage / "state.safetensors", RunFolder(recipe, parts).fingerprint(stage))
 
     for stage in STAGES:
         process = subprocess.Popen([*command, "--out", str(parts)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -179,7 +155,7 @@ def test_killed_at_any_moment_a_run_goes_on_bit_identically(recipe_file: Path, t
         assert [json.loads(row)["step"] for row in rows] == [10, 20, 30, 40]
 
 
-def test_asked_to_stop_a_run_says_so_and_resumes(recipe_file: Path, tmp_path: Path) -> None:
+def test_an_interrupted_run_prints_how_to_resume(recipe_file: Path, tmp_path: Path) -> None:
     recipe_file.write_text(recipe_file.read_text().replace("steps = 6\nbatch = 4", "steps = 2000\nbatch = 4"))
     out = tmp_path / "run"
     process = subprocess.Popen(
@@ -190,10 +166,12 @@ def test_asked_to_stop_a_run_says_so_and_resumes(recipe_file: Path, tmp_path: Pa
         assert process.poll() is None, process.stderr.read() if process.stderr else ""
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    said, _ = process.communicate(timeout=60)
+    printed, _ = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "the same command goes on" in said
-    assert steps_done(out / "vae" / "state.safetensors", Workshop(read_recipe(recipe_file), out).mark("vae")) >= 1
+    assert "the same command goes on" in printed
+    assert (
+        steps_done(out / "vae" / "state.safetensors", RunFolder(read_recipe(recipe_file), out).fingerprint("vae")) >= 1
+    )
 
 
 def test_the_global_generator_is_never_touched(recipe_file: Path, tmp_path: Path) -> None:
@@ -202,7 +180,7 @@ def test_the_global_generator_is_never_touched(recipe_file: Path, tmp_path: Path
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_what_takes_its_time_before_a_stage_is_said(
+def test_slow_preparations_are_printed_unless_quiet(
     recipe_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["train", str(recipe_file), "--out", str(tmp_path / "run")]) == 0
@@ -211,7 +189,7 @@ def test_what_takes_its_time_before_a_stage_is_said(
     assert capsys.readouterr().err == ""
 
 
-def test_averaged_weights_are_kept_on_the_way_where_a_recipe_says_so(recipe_file: Path, tmp_path: Path) -> None:
+def test_snapshots_keep_the_averaged_weights(recipe_file: Path, tmp_path: Path) -> None:
     recipe_file.write_text("snapshots = true\n" + recipe_file.read_text())
     list(run(read_recipe(recipe_file), tmp_path / "run"))
     kept = tmp_path / "run" / "unet"
@@ -221,35 +199,7 @@ def test_averaged_weights_are_kept_on_the_way_where_a_recipe_says_so(recipe_file
     assert (early != late).any()
 
 
-def test_parts_may_learn_at_a_share_of_the_rate() -> None:
-    network = torch.nn.ModuleDict({"slow": torch.nn.Linear(3, 2), "fast": torch.nn.Linear(3, 2)})
-    before = {name: value.clone() for name, value in network.state_dict().items()}
-    settings = Settings(steps=1, batch=1, lr=1e-2, warmup=0, decay=0, weight_decay=0, clip=1e9)
-    state = State.begin(network, settings, {"slow": 0.25})
-    for _ in train(state, lambda net, k: sum((p.sum() for p in net.parameters()), torch.zeros(())), settings):
-        pass
-    for name, value in network.state_dict().items():  # the first step of AdamW is as long as the rate
-        expected = torch.full_like(value, -1e-2 * (0.25 if name.startswith("slow") else 1))
-        torch.testing.assert_close(value - before[name], expected, rtol=1e-4, atol=1e-6)
-
-
-def test_the_gradients_of_a_step_are_gone_before_the_next() -> None:
-    """They are as large as what learns."""
-    network, seen = torch.nn.Linear(3, 3), []
-    made: list[weakref.ref[torch.Tensor]] = []
-    for parameter in network.parameters():
-        parameter.register_post_accumulate_grad_hook(lambda p: made.append(weakref.ref(p.grad)))
-
-    def loss(network: torch.nn.Module, k: int) -> torch.Tensor:
-        seen.append([each() is None for each in made])
-        return network(torch.ones(1, 3)).square().mean(1)
-
-    settings = Settings(steps=3, batch=1, lr=1e-3)
-    assert len(list(train(State.begin(network, settings), loss, settings))) == 3
-    assert seen == [[], [True] * 2, [True] * 4]
-
-
-def test_two_do_not_train_in_one_folder(recipe_file: Path, tmp_path: Path) -> None:
+def test_two_processes_cannot_train_in_one_folder(recipe_file: Path, tmp_path: Path) -> None:
     recipe = read_recipe(recipe_file)
     first = run(recipe, tmp_path / "run")
     next(first)
@@ -259,7 +209,7 @@ def test_two_do_not_train_in_one_folder(recipe_file: Path, tmp_path: Path) -> No
     assert next(run(recipe, tmp_path / "run")).step.step == 2
 
 
-def test_a_stage_whose_log_is_gone_is_left_out_of_the_card(recipe_file: Path, tmp_path: Path) -> None:
+def test_the_card_omits_a_stage_without_a_log(recipe_file: Path, tmp_path: Path) -> None:
     recipe = read_recipe(recipe_file)
     list(run(recipe, tmp_path / "run"))
     (tmp_path / "run" / "clip" / "log.jsonl").unlink()
@@ -271,16 +221,7 @@ def test_a_stage_whose_log_is_gone_is_left_out_of_the_card(recipe_file: Path, tm
     assert "It has words for 10 things: a handwritten zero, a handwritten one" in card
 
 
-def test_what_is_computed_lies_in_memory_as_what_is_read(tmp_path: Path) -> None:
-    """Sums over another layout differ in their last bits, and with them whatever is learnt."""
-    last = torch.randn(2, 3, 4, 5).contiguous(memory_format=torch.channels_last)
-    for _ in range(2):
-        found = once(tmp_path / "made.safetensors", "mark", lambda: {"latents": last})["latents"]
-        assert torch.equal(found, last)
-        assert found.is_contiguous()
-
-
-def test_a_log_that_is_no_text_is_begun_anew(tmp_path: Path) -> None:
+def test_a_damaged_log_keeps_its_whole_lines(tmp_path: Path) -> None:
     (tmp_path / "log.jsonl").write_bytes(b'{"step": 1}\n\xff\xfe{\n{"step": 9}\n')
     Log(tmp_path / "log.jsonl", 3)
     assert (tmp_path / "log.jsonl").read_bytes() == b'{"step": 1}\n'

@@ -29,7 +29,7 @@ def assert_state(weights):
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before 2020"])
 @pytest.mark.parametrize("wrapper", ["state_dict", "model_state_dict", "model", "module", "model module", ""])
-def test_a_plain_state_dict(wrapper, zipped, path):
+def test_state_dict_in_any_wrapper(wrapper, zipped, path):
     content = OrderedDict(STATE)
     for name in reversed(wrapper.split()):
         content = {name: content, "epoch": 3, "hyper": {"lr": 1e-4}}
@@ -38,7 +38,7 @@ def test_a_plain_state_dict(wrapper, zipped, path):
     assert_state(read_pickle(path))
 
 
-def test_a_pickle_under_the_name_of_a_safetensors_file(tmp_path):
+def test_pickle_named_safetensors_is_read(tmp_path):
     torch.save(STATE, tmp_path / "model.safetensors")
     assert_state(read_pickle(tmp_path / "model.safetensors"))
 
@@ -53,7 +53,7 @@ def trainers_class(monkeypatch, module, name):
     return made
 
 
-def test_what_trainers_left_behind_is_passed_over(path, monkeypatch):
+def test_objects_of_trainers_are_ignored(path, monkeypatch):
     """As sd-v1-4.ckpt has it: a callback's class as a key, numpy numbers as values."""
     with monkeypatch.context() as writing:
         callback = trainers_class(writing, "pytorch_lightning.callbacks.model_checkpoint", "ModelCheckpoint")
@@ -77,7 +77,7 @@ class Hostile:
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before 2020"])
 @pytest.mark.parametrize(("call", "named"), [(os.system, "system"), (eval, "eval"), (os.popen, "popen")])
-def test_a_hostile_pickle_runs_nothing_and_is_named(call, named, zipped, path, tmp_path):
+def test_hostile_pickle_is_named_and_not_run(call, named, zipped, path, tmp_path):
     marker = tmp_path / "ran"
     torch.save({"state_dict": STATE, "x": Hostile(marker, call)}, path, _use_new_zipfile_serialization=zipped)
     with pytest.raises(
@@ -88,14 +88,14 @@ def test_a_hostile_pickle_runs_nothing_and_is_named(call, named, zipped, path, t
     assert str(caught.value).startswith(f"{path}: ")
 
 
-def test_the_hostile_pickle_is_a_real_one(path, tmp_path):
+def test_hostile_pickle_is_a_real_one(path, tmp_path):
     marker = tmp_path / "ran"
     torch.save({"x": Hostile(marker, os.system)}, path)
     torch.load(path, weights_only=False)
     assert marker.exists()
 
 
-def test_a_trusted_module_lends_its_name_to_nothing(path, tmp_path):
+def test_functions_of_inert_modules_are_not_called(path, tmp_path):
     """numpy's own functions are names under numpy too: they become stand-ins, and are not called."""
     marker = tmp_path / "ran"
     call = b"cnumpy.testing._private.utils\nrunstring\n(X\x05\x00\x00\x00touch}tR"
@@ -108,7 +108,7 @@ def test_a_trusted_module_lends_its_name_to_nothing(path, tmp_path):
     assert not marker.exists()
 
 
-def test_bare_pickles(path, tmp_path):
+def test_bare_pickles_are_refused(path, tmp_path):
     marker = tmp_path / "ran"
     path.write_bytes(pickle.dumps(Hostile(marker, os.system), protocol=2))
     with pytest.raises(WeightsError):
@@ -120,7 +120,7 @@ def test_bare_pickles(path, tmp_path):
 
 
 @pytest.mark.parametrize("kept", [10, 200, -30])
-def test_a_truncated_checkpoint(kept, path):
+def test_truncated_checkpoint_is_refused(kept, path):
     torch.save(STATE, path)
     path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(WeightsError, match="truncated or damaged"):
@@ -128,13 +128,13 @@ def test_a_truncated_checkpoint(kept, path):
 
 
 @pytest.mark.parametrize("content", [[1, 2], {"epoch": 3}, torch.zeros(2), {}])
-def test_no_tensors_by_name(content, path):
+def test_pickle_without_named_tensors_is_refused(content, path):
     torch.save(content, path)
     with pytest.raises(WeightsError, match="holds no tensors by name"):
         read_pickle(path)
 
 
-def test_a_zip_of_something_else(path):
+def test_other_zip_file_is_refused(path):
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("readme.txt", "hello")
     with pytest.raises(WeightsError, match="damaged"):

@@ -13,11 +13,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, CLIPModel, CLIPProcessor
 
 from gradina.errors import DiskError, WeightsError
-from gradina.models.clip import CLIP, ConvConfig, TextConfig, VisionConfig
+from gradina.models.clip import CLIP, TextConfig
+from gradina.models.clip_vision import ConvConfig, VisionConfig
 from gradina.models.tokenizer import Tokenizer
 from gradina.tasks.retrieval import preprocess
 from gradina.weights.convert import convert
-from gradina.weights.formats.clip import Pair, read_pair, write_pair
+from gradina.weights.formats.clip import ContrastivePair, read_pair, write_pair
 from gradina.weights.formats.diffusers import read_folder, write_folder
 from gradina.weights.formats.ldm import read_file
 from gradina.weights.hub import fetch_only, wanted
@@ -34,7 +35,7 @@ def make(vision=None, **changes):
     )
     vision = vision or VisionConfig(size=24, patch=6, width=32, inner=64, layers=2, heads=4, projection=24)
     clip = CLIP(text, vision).eval()
-    return replace(Pair(clip=clip, tokenizer=tokenizer), **changes)
+    return replace(ContrastivePair(clip=clip, tokenizer=tokenizer), **changes)
 
 
 def photo(width, height):
@@ -57,7 +58,7 @@ COLOURS = {"ours": {}, "OpenAI's": {"mean": OPENAI[0], "std": OPENAI[1], "resamp
 
 @pytest.mark.parametrize("colours", COLOURS)
 @torch.no_grad()
-def test_transformers_sees_the_same_similarities(colours, folder):
+def test_similarities_equal_transformers(colours, folder):
     ours = make(**COLOURS[colours])
     write_pair(ours, folder)
     model, processor = CLIPModel.from_pretrained(folder), CLIPProcessor.from_pretrained(folder)
@@ -70,7 +71,7 @@ def test_transformers_sees_the_same_similarities(colours, folder):
 
 
 @torch.no_grad()
-def test_what_transformers_writes_we_load(folder, tmp_path):
+def test_folder_written_by_transformers_is_read(folder, tmp_path):
     ours = make(mean=(0.1, 0.2, 0.3))
     write_pair(ours, folder)
     CLIPModel.from_pretrained(folder).save_pretrained(tmp_path / "theirs")
@@ -78,7 +79,7 @@ def test_what_transformers_writes_we_load(folder, tmp_path):
     alike(ours, read_pair(tmp_path / "theirs"))
 
 
-def test_a_tower_of_convolutions_there_and_back(folder):
+def test_round_trip_with_a_convolutional_tower(folder):
     ours = make(ConvConfig(size=16, widths=(4, 6, 8), projection=24), phrases=(("a red apple", "a dog"),))
     ours.clip.vision.norms[1].mean.fill_(0.5)
     write_pair(ours, folder)
@@ -93,7 +94,7 @@ def test_a_tower_of_convolutions_there_and_back(folder):
             read_pair(folder)
 
 
-def test_there_and_back(folder):
+def test_round_trip(folder):
     ours = make(phrases=(("a red apple", "a dog"), ("", "in noto style")), std=(0.5, 0.25, 1))
     write_pair(ours, folder)
     back = read_pair(folder)
@@ -110,7 +111,7 @@ def test_there_and_back(folder):
     assert read_pair(folder, torch.float32).dtype == torch.float32
 
 
-def test_a_folder_that_says_little_is_openais(folder):
+def test_preprocessing_defaults_to_that_of_openai(folder):
     write_pair(make(), folder)
     (folder / "preprocessor_config.json").unlink()
     back = read_pair(folder)
@@ -121,7 +122,7 @@ def test_a_folder_that_says_little_is_openais(folder):
     alike(read_pair(folder), back)
 
 
-def test_weights_in_several_files_and_with_old_buffers(folder):
+def test_sharded_weights_with_position_ids(folder):
     ours = make()
     write_pair(ours, folder)
     whole = load_file(folder / "model.safetensors") | {"text_model.embeddings.position_ids": torch.arange(16)[None]}
@@ -139,7 +140,7 @@ def test_weights_in_several_files_and_with_old_buffers(folder):
     assert [path.name for path in back.files] == sorted(parts)
 
 
-def test_the_mark_says_what_decides_an_embedding(folder, tmp_path):
+def test_fingerprint_covers_all_that_decides_an_embedding(folder, tmp_path):
     ours = make()
     write_pair(ours, folder)
     fingerprint = read_pair(folder).fingerprint
@@ -151,7 +152,7 @@ def test_the_mark_says_what_decides_an_embedding(folder, tmp_path):
     assert len(others | {fingerprint, read_pair(folder, torch.float16).fingerprint}) == 4
 
 
-def test_a_folder_that_holds_no_pair(folder):
+def test_other_folders_are_refused(folder):
     folder.mkdir()
     with pytest.raises(WeightsError, match=r"config\.json: there is no such file; fetch or save the folder again"):
         read_pair(folder)
@@ -181,7 +182,7 @@ def test_a_folder_that_holds_no_pair(folder):
         ("vocab.json", {}, "the tokenizer files do not fit together"),
     ],
 )
-def test_files_that_do_not_fit(file, content, message, folder):
+def test_unsupported_and_malformed_files_are_named(file, content, message, folder):
     write_pair(make(), folder)
     (folder / file).write_text(json.dumps(content))
     with pytest.raises(WeightsError, match=message) as caught:
@@ -190,7 +191,7 @@ def test_files_that_do_not_fit(file, content, message, folder):
     assert "\n" not in str(caught.value)
 
 
-def test_a_folder_with_other_things_is_not_replaced(folder):
+def test_folder_of_other_files_is_not_replaced(folder):
     folder.mkdir()
     (folder / "config.json").write_text("{}")
     with pytest.raises(DiskError, match="is not replaced"):
@@ -206,7 +207,7 @@ def beside(folder, tiny_model):
     return ours
 
 
-def test_a_pair_goes_with_its_model(beside, folder, tmp_path, tiny_model, same):
+def test_pair_is_copied_with_its_model(beside, folder, tmp_path, tiny_model, assert_same):
     parts = read_folder(folder)
     assert parts.clip == folder / "clip"
     tiny_model().save(tmp_path / "without")
@@ -217,16 +218,16 @@ def test_a_pair_goes_with_its_model(beside, folder, tmp_path, tiny_model, same):
     alike(beside, read_pair(tmp_path / "again" / "clip"))
     write_folder(parts, folder)  # over itself
     alike(beside, read_pair(folder / "clip"))
-    same(read_folder(folder), tiny_model())
+    assert_same(read_folder(folder), tiny_model())
     assert read_file(convert(folder, tmp_path / "one.safetensors")).clip is None
 
 
-def test_a_model_without_a_pair_has_none(folder, tiny_model):
+def test_model_without_a_pair_has_none(folder, tiny_model):
     tiny_model().save(folder)
     assert read_folder(folder).clip is None
 
 
-def test_the_pair_of_a_model_is_stored_in_the_numbers_of_the_model(beside, folder, tmp_path):
+def test_pair_is_converted_to_the_dtype_of_its_model(beside, folder, tmp_path):
     convert(folder, tmp_path / "half", dtype=torch.float16)
     pair = read_pair(tmp_path / "half" / "clip")
     assert pair.dtype == torch.float16
@@ -239,7 +240,7 @@ def test_reading_a_model_does_not_open_its_pair(beside, folder):
     assert read_folder(folder).clip == folder / "clip"
 
 
-def test_only_a_models_files_go_along_and_links_are_followed(beside, folder, tmp_path):
+def test_only_model_files_are_copied_and_links_are_followed(beside, folder, tmp_path):
     (folder / "clip" / "notes.pdf").write_text("mine")
     (folder / "clip" / "model.safetensors").rename(tmp_path / "blob")
     os.symlink(tmp_path / "blob", folder / "clip" / "model.safetensors")
@@ -249,7 +250,7 @@ def test_only_a_models_files_go_along_and_links_are_followed(beside, folder, tmp
     alike(beside, read_pair(tmp_path / "copy" / "clip"))
 
 
-def test_a_pair_that_is_gone_is_said_and_nothing_is_written(beside, folder, tmp_path):
+def test_missing_pair_is_an_error_and_nothing_is_written(beside, folder, tmp_path):
     parts = read_folder(folder)
     (folder / "clip").rename(tmp_path / "elsewhere")
     with pytest.raises(WeightsError, match="the contrastive pair that goes with the model is gone"):
@@ -263,7 +264,7 @@ def test_diffusers_loads_a_model_with_a_pair(beside, folder):
     assert type(DiffusionPipeline.from_pretrained(folder)).__name__ == "StableDiffusionPipeline"
 
 
-def test_the_hub_is_asked_for_the_pair(monkeypatch):
+def test_only_the_pair_is_fetched_from_the_hub(monkeypatch):
     assert {"clip/*.json", "clip/merges.txt", "clip/model.safetensors"} <= set(wanted())
     asked = {}
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **given: asked.update(given) or f"/{name}")
@@ -283,7 +284,7 @@ def test_the_hub_is_asked_for_the_pair(monkeypatch):
         (None, "projection_dim", None, "projection_dim is None"),
     ],
 )
-def test_numbers_that_no_tower_has(tower, key, value, message, folder):
+def test_values_out_of_range_are_named(tower, key, value, message, folder):
     write_pair(make(), folder)
     content = json.loads((folder / "config.json").read_text())
     (content if tower is None else content[tower])[key] = value

@@ -17,10 +17,10 @@ FORMS = ("sd1", "sd2", "inpainting", "three levels", "without time")
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_there_and_back(form, tiny, same, folder):
+def test_round_trip(form, tiny, assert_same, folder):
     write_folder(tiny(form), folder)
     back = read_folder(folder)
-    same(tiny(form), back)
+    assert_same(tiny(form), back)
     assert back.name == "model"
     write_folder(back, folder.with_name("again"))
     for path in folder.rglob("*"):
@@ -30,7 +30,7 @@ def test_there_and_back(form, tiny, same, folder):
 
 @pytest.mark.parametrize("form", ["sd1", "sd2", "inpainting", "three levels"])
 @torch.no_grad()
-def test_diffusers_loads_it(form, tiny, folder):
+def test_diffusers_loads_what_is_written(form, tiny, folder):
     model = tiny(form)
     write_folder(model, folder)
     pipe = DiffusionPipeline.from_pretrained(folder)
@@ -49,7 +49,7 @@ def test_diffusers_loads_it(form, tiny, folder):
     assert torch.allclose(decoded, model.vae.decode(x[:, :4]), atol=1e-4 * decoded.abs().max())
 
 
-def test_what_diffusers_and_transformers_write(tiny, same, folder, saved):
+def test_folder_written_by_diffusers_is_read(tiny, assert_same, folder, saved):
     saved(folder)
     for part, kind in (("unet", UNet2DConditionModel), ("vae", AutoencoderKL), ("text_encoder", CLIPTextModel)):
         network = kind.from_pretrained(folder / part)
@@ -59,11 +59,11 @@ def test_what_diffusers_and_transformers_write(tiny, same, folder, saved):
     (folder / "gradina.json").unlink()
     back = read_folder(folder)
     assert (back.defaults.width, back.defaults.height) == (16, 16)
-    same(tiny(), type(back)(**{**vars(back), "defaults": tiny().defaults}))
+    assert_same(tiny(), type(back)(**{**vars(back), "defaults": tiny().defaults}))
 
 
 @pytest.mark.parametrize("variant", [None, "fp16"])
-def test_shards_and_variants(variant, tiny, same, folder, saved):
+def test_shards_and_variants(variant, tiny, assert_same, folder, saved):
     saved(folder)
     for part, kind in (("unet", UNet2DConditionModel), ("vae", AutoencoderKL)):
         network = kind.from_pretrained(folder / part)
@@ -73,24 +73,24 @@ def test_shards_and_variants(variant, tiny, same, folder, saved):
     text = folder / "text_encoder" / "model.safetensors"
     text.rename(text.with_name(f"model.{variant}.safetensors" if variant else "model.safetensors"))
     back = read_folder(folder, variant=variant)
-    same(tiny(), back)
+    assert_same(tiny(), back)
     assert len(back.files) > 3
 
 
-def test_a_variant_that_is_not_there(folder, saved):
+def test_missing_variant_is_refused(folder, saved):
     saved(folder)
     with pytest.raises(WeightsError, match=r"no diffusion_pytorch_model.fp16.safetensors.*there is: diffusion_pytorch"):
         read_folder(folder, variant="fp16")
 
 
-def test_types_change_only_where_asked(tiny, folder):
+def test_dtype_changes_only_where_asked(tiny, folder):
     write_folder(tiny(), folder, dtype=torch.float16)
     assert read_folder(folder).unet.conv_in.weight.dtype == torch.float16
     wide = read_folder(folder, dtype=torch.float32)
     assert {p.dtype for p in wide.unet.parameters()} == {torch.float32}
 
 
-def test_old_attention_names_and_position_ids(tiny, same, folder, saved):
+def test_old_attention_names_and_position_ids(tiny, assert_same, folder, saved):
     saved(folder)
     vae, text = folder / "vae" / "diffusion_pytorch_model.safetensors", folder / "text_encoder" / "model.safetensors"
     old = {"to_q.": "query.", "to_k.": "key.", "to_v.": "value.", "to_out.0.": "proj_attn."}
@@ -99,10 +99,10 @@ def test_old_attention_names_and_position_ids(tiny, same, folder, saved):
         tensors = {k.replace(f"attentions.0.{new}", f"attentions.0.{name}"): x for k, x in tensors.items()}
     save_file(tensors, vae)
     save_file(load_file(text) | {"text_model.embeddings.position_ids": torch.arange(77)[None]}, text)
-    same(tiny(), read_folder(folder))
+    assert_same(tiny(), read_folder(folder))
 
 
-def test_the_prediction_can_be_overridden(folder, saved):
+def test_prediction_can_be_overridden(folder, saved):
     saved(folder, "sd2")
     assert read_folder(folder).prediction == "v"
     assert read_folder(folder, prediction="eps").prediction == "eps"
@@ -110,17 +110,17 @@ def test_the_prediction_can_be_overridden(folder, saved):
         read_folder(folder, prediction="noise")
 
 
-def test_saving_over_the_folder_it_came_from_keeps_the_card(tiny, same, folder):
+def test_card_is_kept_when_the_folder_is_written_again(tiny, assert_same, folder):
     write_folder(tiny(), folder)
     (folder / "README.md").write_text("my words")
     model = read_folder(folder)
     write_folder(model, folder)
     assert (folder / "README.md").read_text() == "my words"
-    same(model, tiny())
-    same(read_folder(folder), tiny())
+    assert_same(model, tiny())
+    assert_same(read_folder(folder), tiny())
 
 
-def test_a_folder_that_is_replaced_gets_the_card_of_its_new_model(tiny, folder):
+def test_replaced_folder_gets_the_card_of_its_new_model(tiny, folder):
     write_folder(tiny(), folder)
     (folder / "README.md").write_text("of another model")
     write_folder(tiny(), folder, torch.bfloat16)
@@ -131,38 +131,11 @@ def test_a_folder_that_is_replaced_gets_the_card_of_its_new_model(tiny, folder):
     assert "Stored as float16." in (folder / "README.md").read_text()
 
 
-def test_a_card_goes_with_its_model(tiny, folder, tmp_path):
+def test_card_is_copied_with_its_model(tiny, folder, tmp_path):
     write_folder(tiny(), folder)
     (folder / "README.md").write_text("my words")
     write_folder(read_folder(folder), tmp_path / "elsewhere")
     assert (tmp_path / "elsewhere" / "README.md").read_text() == "my words"
-
-
-def lose(folder, part, *names):
-    path = folder / part / "diffusion_pytorch_model.safetensors"
-    save_file({k: x for k, x in load_file(path).items() if k not in names}, path)
-
-
-def test_missing_and_unexpected_parameters_are_counted_and_named(tiny, folder, saved):
-    saved(folder)
-    total = len(tiny().unet.state_dict())
-    lose(folder, "unet", "conv_in.bias", "conv_out.bias")
-    with pytest.raises(WeightsError) as caught:
-        read_folder(folder)
-    path = folder / "unet" / "diffusion_pytorch_model.safetensors"
-    expected = f"does not fit as U-Net in the diffusers layout: {total - 2} of {total} parameters found; "
-    assert str(caught.value) == f"{path}: {expected}2 missing (first: conv_in.bias, conv_out.bias)"
-    save_file(load_file(path) | {"extra.weight": torch.zeros(1)}, path)
-    with pytest.raises(WeightsError, match=r"2 missing \(.*\); 1 unexpected \(first: extra.weight\)"):
-        read_folder(folder)
-
-
-def test_a_shape_that_does_not_fit(folder, saved):
-    saved(folder)
-    path = folder / "unet" / "diffusion_pytorch_model.safetensors"
-    save_file(load_file(path) | {"conv_in.bias": torch.zeros(3)}, path)
-    with pytest.raises(WeightsError, match=r"conv_in.bias has shape \(3,\), expected \(32,\)"):
-        read_folder(folder)
 
 
 @pytest.mark.parametrize(
@@ -199,7 +172,7 @@ def test_a_shape_that_does_not_fit(folder, saved):
         ("gradina.json", {"defaults": {"stepps": 3}}, "malformed"),
     ],
 )
-def test_configs_that_cannot_be_honoured(file, change, message, folder, saved):
+def test_unsupported_settings_are_refused(file, change, message, folder, saved):
     saved(folder)
     content = json.loads((folder / file).read_text())
     (folder / file).write_text(json.dumps(content | change))
@@ -208,7 +181,7 @@ def test_configs_that_cannot_be_honoured(file, change, message, folder, saved):
 
 
 @pytest.mark.parametrize("file", ["model_index.json", "unet/config.json", "scheduler/scheduler_config.json"])
-def test_files_that_are_damaged(file, folder, saved):
+def test_damaged_files_are_named(file, folder, saved):
     saved(folder)
     (folder / file).write_text("{")
     with pytest.raises(WeightsError, match=f"{file}: is no JSON"):
@@ -216,7 +189,7 @@ def test_files_that_are_damaged(file, folder, saved):
 
 
 @pytest.mark.parametrize("file", ["unet/config.json", "scheduler/scheduler_config.json"])
-def test_files_that_are_missing(file, folder, saved):
+def test_missing_files_are_named(file, folder, saved):
     saved(folder)
     (folder / file).unlink()
     with pytest.raises(WeightsError, match=f"{file}: there is no such file"):
@@ -226,7 +199,7 @@ def test_files_that_are_missing(file, folder, saved):
         read_folder(folder)
 
 
-def test_loading_warns_of_nothing(folder, saved):
+def test_loading_does_not_warn(folder, saved):
     saved(folder, "sd2")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -234,8 +207,8 @@ def test_loading_warns_of_nothing(folder, saved):
 
 
 @pytest.mark.parametrize("form", ["sd1", "sd2"])
-def test_a_folder_without_a_tokenizer_takes_that_of_clip(form, tiny, same, folder, saved, caplog):
+def test_folder_without_a_tokenizer_uses_that_of_clip(form, tiny, assert_same, folder, saved, caplog):
     saved(folder, form)
     shutil.rmtree(folder / "tokenizer")
-    same(tiny(form), read_folder(folder))
+    assert_same(tiny(form), read_folder(folder))
     assert f"{folder}: has no tokenizer; using CLIP's" in caplog.text

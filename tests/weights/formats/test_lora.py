@@ -6,8 +6,7 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,32 +20,19 @@ from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model_state_dict
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from gradina import Request, generate, load
-from gradina.adapters.lora import ATTENTION, LoRA, LoRAWeights, fresh
+from gradina.adapters.lora import ATTENTION, LoRA, LoRAWeights
 from gradina.apps.cli.main import main
 from gradina.errors import WeightsError
 from gradina.images.metadata import read_picture
-from gradina.pipeline import model as pipeline_model
+from gradina.pipeline import conditioning
 from gradina.pipeline.model import StableDiffusion
 from gradina.weights.formats.lora import read_lora, write_lora
 
 Tiny = Callable[..., StableDiffusion]
 ASKED = Request(prompt="a red boat", seed=7, steps=3, width=64, height=64, sampler="ddim", schedule="leading")
 ALL = (r".*attn\.(q|k|v|out)", r".*proj_(in|out)", r".*conv\d?", r".*time")
-
-
-def learnt(
-    network: nn.Module, seed: int, targets: tuple[str, ...] = ATTENTION, alpha: float = 2.0
-) -> dict[str, LoRAWeights]:
-    key = torch.Generator().manual_seed(seed)
-    made = fresh(network, 2, key, targets, alpha)
-    return {n: LoRAWeights(x.down, torch.randn(x.up.shape, generator=key) / 4, x.alpha) for n, x in made.items()}
-
-
-def lora_of(model: StableDiffusion, alpha: float = 2.0) -> LoRA:
-    return LoRA(unet=learnt(model.unet, 1, ALL, alpha), text=learnt(model.text, 2, ATTENTION, alpha))
 
 
 def ours(model: StableDiffusion, *loras: tuple[str, float]) -> np.ndarray[Any, Any]:
@@ -68,16 +54,6 @@ def drawn(pipe: Any) -> np.ndarray[Any, Any]:
     return np.asarray(image).astype(int)
 
 
-@contextmanager
-def refused_by_name(path: Path) -> Iterator[None]:
-    """What is inside may be refused, in an error that names the file."""
-    try:
-        yield
-    except WeightsError as error:
-        if str(path) not in str(error):
-            raise
-
-
 @pytest.fixture
 def folder(tiny_model: Tiny, tmp_path: Path) -> Path:
     tiny_model("sd1").save(tmp_path / "model")
@@ -86,9 +62,9 @@ def folder(tiny_model: Tiny, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("dialect", ["diffusers", "kohya"])
 @pytest.mark.parametrize("alpha", [2.0, 3.0])
-def test_written_and_read_it_is_the_same(tiny_model: Tiny, tmp_path: Path, dialect: Any, alpha: float) -> None:
+def test_round_trip(tiny_model: Tiny, tmp_path: Path, dialect: Any, alpha: float, random_lora: Any) -> None:
     model = tiny_model("sd1")
-    made = lora_of(model, alpha)
+    made = random_lora(model, alpha)
     write_lora(made, tmp_path / "a.safetensors", model.unet, model.text, dialect)
     read = read_lora(tmp_path / "a.safetensors", model.unet, model.text)
     for part in ("unet", "text"):
@@ -103,9 +79,9 @@ def test_written_and_read_it_is_the_same(tiny_model: Tiny, tmp_path: Path, diale
 
 
 @pytest.mark.parametrize("dialect", ["diffusers", "kohya"])
-def test_ours_draws_the_same_in_diffusers(folder: Path, tmp_path: Path, dialect: Any) -> None:
+def test_diffusers_draws_the_same_with_our_file(folder: Path, tmp_path: Path, dialect: Any, random_layers: Any) -> None:
     model, path = load(folder), tmp_path / "ours.safetensors"
-    made = LoRA(unet=learnt(model.unet, 1, ALL, 3.0), text=learnt(model.text, 2, ATTENTION, 3.0))
+    made = LoRA(unet=random_layers(model.unet, 1, ALL, 3.0), text=random_layers(model.text, 2, ATTENTION, 3.0))
     write_lora(made, path, model.unet, model.text, dialect)
     for scale in (1.0, 0.4):
         mine = ours(model, (str(path), scale))
@@ -113,7 +89,7 @@ def test_ours_draws_the_same_in_diffusers(folder: Path, tmp_path: Path, dialect:
         assert np.abs(mine - ours(model)).max() > 10
 
 
-def test_theirs_draws_the_same_here(folder: Path, tmp_path: Path) -> None:
+def test_file_of_diffusers_draws_the_same_here(folder: Path, tmp_path: Path) -> None:
     """Made by peft, with an alpha of its own, and saved by diffusers."""
     pipe = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
     torch.manual_seed(0)
@@ -137,102 +113,6 @@ def renamed(path: Path, target: Path, names: Callable[[str], str]) -> Path:
     return target
 
 
-UNET_SPELLINGS: dict[str, Callable[[str, str], str]] = {  # of a layer of the U-Net, and of down or up
-    "diffusers": lambda layer, half: f"unet.{layer}.lora_{AB[half]}.weight",
-    "named adapter": lambda layer, half: f"unet.{layer}.lora_{AB[half]}.default_0.weight",
-    "peft": lambda layer, half: f"base_model.model.{layer}.lora_{AB[half]}.weight",
-    "peft, named adapter": lambda layer, half: f"unet.base_model.model.{layer}.lora_{AB[half]}.default.weight",
-    "kohya": lambda layer, half: f"lora_unet_{layer.replace('.', '_')}.lora_{half}.weight",
-    "lycoris": lambda layer, half: f"lycoris_{layer.replace('.', '_')}.lora_{half}.weight",
-    "linear layers": lambda layer, half: f"unet.{layer}.lora_linear_layer.{half}.weight",
-    "2023": lambda layer, half: f"unet.{layer}.lora.{half}.weight",
-    "processors": lambda layer, half: f"{processor(layer)}.{half}.weight",
-    "processors, with the part": lambda layer, half: f"unet.{processor(layer)}.{half}.weight",
-    "processors, by peft": lambda layer, half: f"unet.{processor(layer)}.lora_{AB[half]}.weight",
-}
-TEXT_SPELLINGS: dict[str, Callable[[str, str], str]] = {
-    "diffusers": lambda layer, half: f"text_encoder.text_model.{layer}.lora_{AB[half]}.weight",
-    "without the model": lambda layer, half: f"text_encoder.{layer}.lora_{AB[half]}.default_0.weight",
-    "without the part": lambda layer, half: f"text_model.{layer}.lora_{AB[half]}.weight",
-    "peft": lambda layer, half: f"base_model.model.text_model.{layer}.lora_{AB[half]}.default.weight",
-    "kohya": lambda layer, half: f"lora_te_text_model_{layer.replace('.', '_')}.lora_{half}.weight",
-    "kohya, first of two": lambda layer, half: f"lora_te1_text_model_{layer.replace('.', '_')}.lora_{half}.weight",
-    "comfy": lambda layer, half: f"text_encoders.clip_l.transformer.text_model.{layer}.lora_{half}.weight",
-    "linear layers": lambda layer, half: f"text_encoder.text_model.{layer}.lora_linear_layer.{half}.weight",
-    "2023": lambda layer, half: f"text_encoder.text_model.{as_unet(layer)}_lora.{half}.weight",
-    "2023, without the model": lambda layer, half: f"text_encoder.{as_unet(layer)}_lora.lora_{AB[half]}.weight",
-}
-AB = {"down": "A", "up": "B"}
-
-
-def processor(layer: str) -> str:
-    stem, _, last = layer.removesuffix(".0").rpartition(".")
-    return f"{stem}.processor.{last}_lora"
-
-
-def as_unet(layer: str) -> str:
-    stem, _, last = layer.rpartition(".")
-    return f"{stem}.to_{last.removesuffix('_proj')}"
-
-
-@pytest.fixture(scope="session")
-def written(tiny_model: Tiny, tmp_path_factory: pytest.TempPathFactory) -> tuple[LoRA, dict[str, torch.Tensor]]:
-    """A LoRA of all attentions, and its tensors as we write them."""
-    model, path = tiny_model("sd1"), tmp_path_factory.mktemp("written") / "a.safetensors"
-    made = LoRA(unet=learnt(model.unet, 1), text=learnt(model.text, 2))
-    write_lora(made, path, model.unet, model.text)
-    return made, load_file(path)
-
-
-def respelt(name: str, unet: str, text: str) -> str:
-    part, _, rest = name.partition(".")
-    layer, _, end = rest.partition(".lora_")
-    half = "down" if end.startswith("A") else "up"
-    if part == "unet":
-        return UNET_SPELLINGS[unet](layer, half)
-    return TEXT_SPELLINGS[text](layer.removeprefix("text_model."), half)
-
-
-def assert_equal(one: LoRA, other: LoRA) -> None:
-    """To the bit."""
-    for part in ("unet", "text"):
-        left, right = getattr(one, part), getattr(other, part)
-        assert left.keys() == right.keys()
-        assert all(torch.equal(left[name].product(), right[name].product()) for name in left)
-
-
-@given(spelling=st.data())
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
-def test_every_spelling_is_understood_also_of_one_layer_alone(
-    tiny_model: Tiny, tmp_path: Path, written: tuple[LoRA, dict[str, torch.Tensor]], spelling: st.DataObject
-) -> None:
-    """Each layer in a spelling of its own: so every mixture of them, and each alone, is the same LoRA."""
-    model, (made, tensors) = tiny_model("sd1"), written
-    ways = {
-        name.partition(".lora_")[0]: (
-            spelling.draw(st.sampled_from(sorted(UNET_SPELLINGS))),
-            spelling.draw(st.sampled_from(sorted(TEXT_SPELLINGS))),
-        )
-        for name in tensors
-    }
-    save_file(
-        {respelt(name, *ways[name.partition(".lora_")[0]]): x for name, x in tensors.items()},
-        tmp_path / "b.safetensors",
-    )
-    assert_equal(read_lora(tmp_path / "b.safetensors", model.unet, model.text), made)
-
-
-@pytest.mark.parametrize("head", ["lora_unet_", "diffusion_model.", "model.diffusion_model."])
-def test_original_names_are_understood(tiny_model: Tiny, tmp_path: Path, head: str) -> None:
-    """As kohya's scripts and ComfyUI write them."""
-    model, path = tiny_model("sd1"), tmp_path / "a.safetensors"
-    thin = learnt(model.unet, 1)["mid.attn.blocks.0.self_attn.q"]
-    layer = "middle_block.1.transformer_blocks.0.attn1.to_q"
-    name = head + (layer.replace(".", "_") if head.endswith("_") else layer)
-    save_file({f"{name}.lora_down.weight": thin.down, f"{name}.lora_up.weight": thin.up}, path)
-    assert list(read_lora(path, model.unet, model.text).unet) == ["mid.attn.blocks.0.self_attn.q"]
-
-
 @pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
 def test_alpha_of_any_shape(tiny_model: Tiny, tmp_path: Path, shape: tuple[int, ...]) -> None:
     model, path = tiny_model("sd1"), tmp_path / "a.safetensors"
@@ -253,17 +133,18 @@ def test_alpha_of_any_shape(tiny_model: Tiny, tmp_path: Path, shape: tuple[int, 
 @pytest.mark.parametrize(
     "head", ["lora_te2_text_model_encoder_layers_0_self_attn_q_proj", "text_encoder_2.text_model.a"]
 )
-def test_what_is_for_a_second_text_tower_is_left_out_and_told(
+def test_second_text_tower_is_ignored_with_a_warning(
     tiny_model: Tiny,
     tmp_path: Path,
-    written: tuple[LoRA, dict[str, torch.Tensor]],
+    lora_file: tuple[LoRA, dict[str, torch.Tensor]],
     caplog: pytest.LogCaptureFixture,
     head: str,
+    assert_same_lora: Any,
 ) -> None:
-    model, path, (made, tensors) = tiny_model("sd1"), tmp_path / "a.safetensors", written
+    model, path, (made, tensors) = tiny_model("sd1"), tmp_path / "a.safetensors", lora_file
     more = {f"{head}.lora_down.weight": torch.ones(2, 1280), f"{head}.lora_up.weight": torch.ones(1280, 2)}
     save_file(tensors | more, path)
-    assert_equal(read_lora(path, model.unet, model.text), made)
+    assert_same_lora(read_lora(path, model.unet, model.text), made)
     (note,) = caplog.messages
     assert f"2 of its {len(tensors) + 2} tensors are for a second text tower" in note
     assert f"first: {head}.lora_down.weight" in note
@@ -276,40 +157,21 @@ def test_what_is_for_a_second_text_tower_is_left_out_and_told(
         read_lora(path, model.unet, model.text)
 
 
-@pytest.mark.parametrize(
-    ("name", "family"),
-    [
-        ("lora_unet_input_blocks_4_1_transformer_blocks_1_attn1_to_q.lora_down.weight", "Stable Diffusion XL"),
-        ("lora_unet_double_blocks_0_img_attn_proj.lora_down.weight", "Flux"),
-        ("transformer.single_transformer_blocks.0.attn.to_q.lora_A.weight", "Flux"),
-        ("transformer.transformer_blocks.0.attn.to_q.lora_A.weight", "Stable Diffusion 3"),
-        ("transformer.transformer_blocks.0.img_mlp.net.2.lora_A.weight", "Qwen-Image"),
-        ("diffusion_model.blocks.0.self_attn.q.lora_A.weight", "Wan"),
-        ("lora_unet_blocks_0_cross_attn_q.lora_down.weight", "Wan"),
-        ("diffusion_model.layers.0.attention.to_q.lora_A.weight", "Lumina or Z-Image"),
-    ],
-)
-def test_other_families_are_named(tiny_model: Tiny, tmp_path: Path, name: str, family: str) -> None:
-    model, path = tiny_model("sd1"), tmp_path / "a.safetensors"
-    save_file({name: torch.ones(2, 8)}, path)
-    with pytest.raises(WeightsError, match=f"a.safetensors: holds no LoRA for this model .*; it is for {family}, take"):
-        read_lora(path, model.unet, model.text)
-
-
-def test_bundled_words_are_left_out_and_told(
+def test_bundled_embeddings_are_ignored_with_a_warning(
     tiny_model: Tiny,
     tmp_path: Path,
-    written: tuple[LoRA, dict[str, torch.Tensor]],
+    lora_file: tuple[LoRA, dict[str, torch.Tensor]],
     caplog: pytest.LogCaptureFixture,
+    assert_same_lora: Any,
 ) -> None:
-    model, path, (made, tensors) = tiny_model("sd1"), tmp_path / "a.safetensors", written
+    model, path, (made, tensors) = tiny_model("sd1"), tmp_path / "a.safetensors", lora_file
     save_file(tensors | {f"bundle_emb.{x}": torch.ones(2, 32) for x in ("cat.string_to_param.*", "dog.clip_l")}, path)
-    assert_equal(read_lora(path, model.unet, model.text), made)
+    assert_same_lora(read_lora(path, model.unet, model.text), made)
     assert caplog.messages == [f"{path}: the embeddings that are bundled with it are ignored (cat, dog)"]
 
 
 @pytest.mark.parametrize("half", ["lora_down.weight", "lora_up.weight", "alpha"])
-def test_a_lora_that_adds_nothing_is_told(
+def test_warning_of_a_lora_without_effect(
     tiny_model: Tiny, tmp_path: Path, caplog: pytest.LogCaptureFixture, half: str
 ) -> None:
     model, path = tiny_model("sd1"), tmp_path / "a.safetensors"
@@ -321,7 +183,7 @@ def test_a_lora_that_adds_nothing_is_told(
     assert caplog.messages == [f"{path}: has no effect, as all 1 layers add 0 (their weights, or alpha, are 0)"]
 
 
-def test_whole_numbers_are_an_alpha_and_no_weights(tiny_model: Tiny, tmp_path: Path) -> None:
+def test_integer_alpha_is_read_and_integer_weights_are_refused(tiny_model: Tiny, tmp_path: Path) -> None:
     model, path = tiny_model("sd1"), tmp_path / "a.safetensors"
     down, up, alpha = torch.ones(2, 4, 3, 3), torch.ones(32, 2), torch.tensor(1)
     names = [f"lora_unet_conv_in.{half}" for half in ("lora_down.weight", "lora_up.weight", "alpha")]
@@ -334,10 +196,10 @@ def test_whole_numbers_are_an_alpha_and_no_weights(tiny_model: Tiny, tmp_path: P
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_no_nan_comes_in(
-    tiny_model: Tiny, tmp_path: Path, written: tuple[LoRA, dict[str, torch.Tensor]], value: float
+def test_nan_and_infinity_are_refused(
+    tiny_model: Tiny, tmp_path: Path, lora_file: tuple[LoRA, dict[str, torch.Tensor]], value: float
 ) -> None:
-    model, path, (_, tensors) = tiny_model("sd1"), tmp_path / "a.safetensors", written
+    model, path, (_, tensors) = tiny_model("sd1"), tmp_path / "a.safetensors", lora_file
     name = sorted(tensors)[3]
     broken = tensors[name].clone()
     broken.view(-1)[-1] = value
@@ -346,9 +208,9 @@ def test_no_nan_comes_in(
         read_lora(path, model.unet, model.text)
 
 
-def test_peft_says_alpha_beside_the_file(tiny_model: Tiny, tmp_path: Path) -> None:
+def test_alpha_is_read_from_the_peft_config_beside_a_file(tiny_model: Tiny, tmp_path: Path, random_layers: Any) -> None:
     model = tiny_model("sd1")
-    write_lora(LoRA(text=learnt(model.text, 1)), tmp_path / "a.safetensors", model.unet, model.text)
+    write_lora(LoRA(text=random_layers(model.text, 1)), tmp_path / "a.safetensors", model.unet, model.text)
     path = renamed(tmp_path / "a.safetensors", tmp_path / "adapter_model.safetensors", lambda n: n.partition(".")[2])
     (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_alpha": 16, "r": 2, "use_rslora": False}))
     assert {x.alpha for x in read_lora(path, model.unet, model.text).text.values()} == {16.0}
@@ -365,9 +227,9 @@ def one_by_one(thin: LoRAWeights) -> tuple[torch.Tensor, torch.Tensor]:
     return thin.down.flatten(1), thin.up.flatten(1)
 
 
-def test_a_matrix_for_a_convolution_of_one_pixel(tiny_model: Tiny, tmp_path: Path) -> None:
+def test_matrix_for_a_1x1_convolution(tiny_model: Tiny, tmp_path: Path, random_layers: Any) -> None:
     model = tiny_model("sd1")
-    (made,) = learnt(model.unet, 1, (r"mid\.attn\.proj_in",)).values()
+    (made,) = random_layers(model.unet, 1, (r"mid\.attn\.proj_in",)).values()
     down, up = one_by_one(made)
     head, path = "unet.mid_block.attentions.0.proj_in", tmp_path / "a.safetensors"
     save_file({f"{head}.lora_A.weight": down, f"{head}.lora_B.weight": up}, path)
@@ -407,7 +269,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("tensors", "words"), WRONG)
-def test_what_cannot_be_read_is_named(tiny_model: Tiny, tmp_path: Path, tensors: Any, words: str) -> None:
+def test_other_tensors_are_refused(tiny_model: Tiny, tmp_path: Path, tensors: Any, words: str) -> None:
     model, path = tiny_model("sd1"), tmp_path / "a.safetensors"
     save_file({name: torch.zeros(shape) for name, shape in tensors.items()}, path)
     with pytest.raises(WeightsError, match=words):
@@ -427,8 +289,8 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, tor
     ),
 )
 @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
-def test_whatever_a_file_holds_it_is_a_lora_or_refused_by_name(
-    tiny_model: Tiny, tmp_path: Path, layer: str, halves: dict[str, Any]
+def test_any_tensors_are_read_or_refused_by_name(
+    tiny_model: Tiny, tmp_path: Path, layer: str, halves: dict[str, Any], refused_by_name: Any
 ) -> None:
     model, path = tiny_model("sd1"), tmp_path / "a.safetensors"
     tensors = {f"unet.{layer}.{half}": torch.ones(shape) * value for half, (shape, _, value) in halves.items()}
@@ -440,7 +302,7 @@ def test_whatever_a_file_holds_it_is_a_lora_or_refused_by_name(
         assert all(torch.isfinite(x.product()).all() for x in read.unet.values())
 
 
-def test_one_for_another_family_is_refused_before_anything_is_drawn(tiny_model: Tiny, tmp_path: Path) -> None:
+def test_lora_of_another_family_is_refused_before_drawing(tiny_model: Tiny, tmp_path: Path) -> None:
     model, path = tiny_model("sd1"), tmp_path / "a.safetensors"
     head = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
     save_file({f"{head}.lora_A.weight": torch.zeros(2, 99), f"{head}.lora_B.weight": torch.zeros(64, 2)}, path)
@@ -450,17 +312,15 @@ def test_one_for_another_family_is_refused_before_anything_is_drawn(tiny_model: 
         generate(model, replace(ASKED, loras=((str(path), 1.0),)))
 
 
-def test_a_stack_is_read_once_and_the_model_stays_as_it_is(
-    tiny_model: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_stack_is_read_once_and_leaves_the_model_unchanged(
+    tiny_model: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, random_layers: Any, random_lora: Any
 ) -> None:
     model, path, other = tiny_model("sd1"), tmp_path / "a.safetensors", tmp_path / "b.safetensors"
     before = ours(model)
-    write_lora(lora_of(model), path, model.unet, model.text)
-    write_lora(LoRA(text=learnt(model.text, 7)), other, model.unet, model.text, "kohya")
+    write_lora(random_lora(model), path, model.unet, model.text)
+    write_lora(LoRA(text=random_layers(model.text, 7)), other, model.unet, model.text, "kohya")
     read: list[object] = []
-    monkeypatch.setattr(
-        pipeline_model, "read_lora", lambda path, *parts: (read.append(path), read_lora(path, *parts))[1]
-    )
+    monkeypatch.setattr(conditioning, "read_lora", lambda path, *parts: (read.append(path), read_lora(path, *parts))[1])
     stack = ((str(path), 0.5), (str(other), 2.0))
     one, again = ours(model, *stack), ours(model, *stack)
     assert read == [str(path), str(other)]
@@ -468,17 +328,17 @@ def test_a_stack_is_read_once_and_the_model_stays_as_it_is(
     assert np.abs(one - ours(model, stack[0])).max() > 3
     assert np.abs(ours(model, (str(path), 0.0)) - before).max() == 0
     assert np.array_equal(ours(model), before)
-    write_lora(lora_of(model, 6.0), path, model.unet, model.text)
+    write_lora(random_lora(model, 6.0), path, model.unet, model.text)
     os.utime(path, ns=(1, 1))
     assert np.abs(ours(model, *stack) - one).max() > 3, "another file of that name"
 
 
 def test_from_the_command_line(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], random_lora: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)
     model = load(folder)
-    write_lora(lora_of(model), "boat.safetensors", model.unet, model.text)
+    write_lora(random_lora(model), "boat.safetensors", model.unet, model.text)
     asked = ["a red boat", "-m", "model", "--seed", "7", "--steps", "3"]
     assert main([*asked, "--lora", "boat.safetensors:0.5", "--lora", "boat.safetensors:0.25", "-o", "a.png"]) == 0
     record = read_picture("a.png")

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,18 +38,8 @@ def grey(one: Any, other: Any) -> int:
     return int(np.abs(np.asarray(one).astype(int) - np.asarray(other).astype(int)).max())
 
 
-@contextmanager
-def refused_by_name(path: Path) -> Iterator[None]:
-    """What is inside may be refused, in an error that names the file."""
-    try:
-        yield
-    except WeightsError as error:
-        if str(path) not in str(error):
-            raise
-
-
 @pytest.mark.parametrize(("count", "word"), [(1, "<teddy>"), (3, "<teddy>"), (3, "<Teddy>"), (2, "MyTeddy")])
-def test_ours_draws_the_same_in_diffusers(tiny_model: Tiny, tmp_path: Path, count: int, word: str) -> None:
+def test_diffusers_draws_the_same_with_our_file(tiny_model: Tiny, tmp_path: Path, count: int, word: str) -> None:
     """With capitals, too: the file has the word in small letters, by which diffusers finds all its tokens."""
     tiny_model("sd1").save(tmp_path / "model")
     path, prompt = tmp_path / "teddy.safetensors", f"a {word} boat"
@@ -67,7 +56,7 @@ def test_ours_draws_the_same_in_diffusers(tiny_model: Tiny, tmp_path: Path, coun
     assert grey(mine.image, theirs) <= 1
 
 
-def test_the_forms_of_others_are_read(tmp_path: Path) -> None:
+def test_other_forms_of_files_are_read(tmp_path: Path) -> None:
     for count, tensors in (
         (1, {"<teddy>": vectors(1)[0]}),
         (2, {"<teddy>": vectors(2).half()}),
@@ -100,7 +89,7 @@ def test_pickles_are_converted(tmp_path: Path, kind: str, capsys: pytest.Capture
     assert "an embedding is one file; end the name in .safetensors" in capsys.readouterr().err
 
 
-def test_a_pickle_without_a_name_is_called_as_its_file(tmp_path: Path) -> None:
+def test_pickle_without_a_name_has_that_of_its_file(tmp_path: Path) -> None:
     torch.save({"string_to_param": {"*": vectors(1)}, "name": None}, tmp_path / "bear.pt")
     main(["convert", str(tmp_path / "bear.pt"), str(tmp_path / "x.safetensors")])
     assert read_embedding(tmp_path / "x.safetensors").token == "bear"
@@ -121,14 +110,14 @@ def test_a_pickle_without_a_name_is_called_as_its_file(tmp_path: Path) -> None:
         ({}, r"it holds 0 tensors \(none\)"),
     ],
 )
-def test_what_holds_no_word_is_named(tmp_path: Path, tensors: Any, words: str) -> None:
+def test_other_tensors_are_refused(tmp_path: Path, tensors: Any, words: str) -> None:
     save_file(tensors, tmp_path / "x.safetensors")
     with pytest.raises(WeightsError, match=words):
         read_embedding(tmp_path / "x.safetensors")
 
 
 @pytest.mark.parametrize("name", ["two.bin", "two.safetensors"])
-def test_several_words_are_not_converted(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_several_embeddings_are_not_converted(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     words = {"<a>": vectors(1)[0], "<b>": vectors(1)[0]}
     (torch.save if name.endswith(".bin") else save_file)(words, tmp_path / name)
     assert main(["convert", str(tmp_path / name), str(tmp_path / "x.safetensors")]) == 2
@@ -145,8 +134,8 @@ def test_several_words_are_not_converted(tmp_path: Path, name: str, capsys: pyte
     value=st.floats(),
 )
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
-def test_whatever_a_file_holds_it_is_a_word_or_refused_by_name(
-    tmp_path: Path, names: list[str], shape: list[int], dtype: torch.dtype, value: float
+def test_any_tensors_are_read_or_refused_by_name(
+    tmp_path: Path, names: list[str], shape: list[int], dtype: torch.dtype, value: float, refused_by_name: Any
 ) -> None:
     path = tmp_path / "x.safetensors"
     with warnings.catch_warnings():
@@ -159,7 +148,7 @@ def test_whatever_a_file_holds_it_is_a_word_or_refused_by_name(
         assert torch.isfinite(read.vectors).all()
 
 
-def test_steps_know_the_word_too(tiny_model: Tiny, tmp_path: Path) -> None:
+def test_steps_reads_embeddings_too(tiny_model: Tiny, tmp_path: Path) -> None:
     model, path = tiny_model("sd1"), tmp_path / "teddy.safetensors"
     write_embedding(Concept("<teddy>", vectors(1)), path)
     asked = replace(ASKED, concepts=(str(path),))
@@ -183,7 +172,7 @@ def test_from_the_command_line(
     assert "teddy.safetensors: teaches the word <teddy>, as teddy.safetensors does" in capsys.readouterr().err
 
 
-def test_a_file_is_called_by_the_word_that_is_given(
+def test_token_can_be_given_with_the_file(
     tiny_model: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Also from a grid, and when it is drawn again; a file whose own name has = stays a file."""
@@ -231,7 +220,7 @@ def test_a_file_is_called_by_the_word_that_is_given(
         ("w", "*", "w", False),
     ],
 )
-def test_the_word_of_a_file_is_told_if_it_is_not_its_name(
+def test_warning_of_a_token_that_is_not_the_file_name(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, stem: str, name: str, word: str, told: bool
 ) -> None:
     save_file({name: vectors(1)}, tmp_path / f"{stem}.safetensors")
@@ -248,7 +237,7 @@ def test_the_word_of_a_file_is_told_if_it_is_not_its_name(
         ("a < teddy > boat", "", True),
     ],
 )
-def test_a_word_that_no_prompt_holds_is_told(
+def test_warning_of_a_token_that_no_prompt_contains(
     tiny_model: Tiny, tmp_path: Path, caplog: pytest.LogCaptureFixture, prompt: Any, negative: str, told: bool
 ) -> None:
     model, path = tiny_model("sd1"), tmp_path / "<teddy>.safetensors"
@@ -259,7 +248,7 @@ def test_a_word_that_no_prompt_holds_is_told(
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_no_nan_comes_in(tmp_path: Path, value: float) -> None:
+def test_nan_and_infinity_are_refused(tmp_path: Path, value: float) -> None:
     save_file({"<teddy>": torch.tensor([1.0, value])}, tmp_path / "x.safetensors")
     with pytest.raises(WeightsError, match=r"x.safetensors: <teddy> holds NaN or infinite values"):
         read_embedding(tmp_path / "x.safetensors")

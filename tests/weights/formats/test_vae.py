@@ -71,21 +71,21 @@ def test_every_form_is_read(form, parts, source):
     assert (changed.hash, parts.about) == (parts.hash, {"name": "tiny"})
 
 
-def test_what_a_file_does_not_say_is_as_in_the_model(parts, source):
+def test_scale_and_groups_default_to_those_of_the_model(parts, source):
     own = replace(parts, vae=other(scale=0.9, groups=16))
     alone = published("original", parts, other(scale=0.9, groups=16), source)
     assert with_vae(own, alone).vae.config == own.vae.config
     assert with_vae(parts, alone).vae.config == parts.vae.config
 
 
-def test_what_a_config_says_is_taken_with_a_note(parts, source, caplog):
+def test_other_scale_is_read_with_a_warning(parts, source, caplog):
     folder = published("folder", parts, other(scale=0.5), source)
     with caplog.at_level(logging.WARNING):
         assert with_vae(parts, folder).vae.config.scale == 0.5
     assert "scales latents by 0.5, the model's own autoencoder by 0.18215" in caplog.text
 
 
-def test_what_diffusers_writes(parts, tmp_path):
+def test_file_written_by_diffusers_decodes_the_same(parts, tmp_path):
     theirs = diffusers.AutoencoderKL(
         block_out_channels=(32, 64), layers_per_block=1, latent_channels=4,
         down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
@@ -104,7 +104,7 @@ def test_what_diffusers_writes(parts, tmp_path):
         ({"channels": 1}, "2 times smaller than pictures of 1"),
     ],
 )
-def test_one_for_other_latents(more, message, parts, source):
+def test_other_latents_are_refused(more, message, parts, source):
     vae = other(**more)
     with_one = {f"first_stage_model.{n}": x for n, x in original(vae).items()}
     save_file(with_one, source)
@@ -120,7 +120,7 @@ def original(vae: AutoencoderKL) -> dict[str, torch.Tensor]:
     return write(vae.state_dict(), sources(vae.state_dict(), VAE, "original", vae_indices(vae.config)))
 
 
-def test_what_is_no_autoencoder_is_named(parts, source, tmp_path):
+def test_other_files_are_named(parts, source, tmp_path):
     for name, message in (
         ("lora_unet_conv_in.lora_down.weight", "is a LoRA adapter; expected an autoencoder"),
         ("decoder.layers.0.weight", r"is a tiny autoencoder \(TAESD\); expected an autoencoder"),
@@ -149,7 +149,7 @@ def test_what_is_no_autoencoder_is_named(parts, source, tmp_path):
         with_vae(parts, source)
 
 
-def test_a_tiny_decoder_is_named(parts, tmp_path):
+def test_tiny_decoder_is_refused(parts, tmp_path):
     save_file({"decoder.layers.0.weight": torch.zeros(2)}, tmp_path / "diffusion_pytorch_model.safetensors")
     (tmp_path / "config.json").write_text('{"_class_name": "AutoencoderTiny"}')
     with pytest.raises(WeightsError, match="is the config of AutoencoderTiny; expected AutoencoderKL"):
@@ -158,7 +158,7 @@ def test_a_tiny_decoder_is_named(parts, tmp_path):
 
 @pytest.mark.parametrize("suffix", [".pt", ".ckpt", ".bin"])
 @pytest.mark.parametrize("prefix", ["", "first_stage_model."])
-def test_a_pickle_is_refused_and_converted(suffix, prefix, parts, tmp_path, source):
+def test_pickle_is_refused_and_converted(suffix, prefix, parts, tmp_path, source):
     vae = other()
     pickle = tmp_path / f"their vae{suffix}"
     torch.save({"state_dict": {prefix + n: x for n, x in original(vae).items()}, "epoch": 3}, pickle)
@@ -177,7 +177,7 @@ def test_a_pickle_is_refused_and_converted(suffix, prefix, parts, tmp_path, sour
     assert "scaling_factor" not in json.loads((folder / "config.json").read_text())  # it was not said
 
 
-def test_a_folder_of_pickles_is_refused_and_converted(parts, tmp_path, source):
+def test_folder_of_pickles_is_refused_and_converted(parts, tmp_path, source):
     vae = other(scale=0.7)
     folder = published("folder", parts, vae, source)
     file = folder / "diffusion_pytorch_model.safetensors"
@@ -192,7 +192,7 @@ def test_a_folder_of_pickles_is_refused_and_converted(parts, tmp_path, source):
     assert torch.equal(again.quant.weight, vae.quant.weight)
 
 
-def test_a_model_is_opened_with_it(tmp_path, saved, parts, source):
+def test_model_is_opened_with_another_autoencoder(tmp_path, saved, parts, source):
     saved(tmp_path / "model.safetensors")
     vae = published("original", parts, other(), source)
     opened = open_source(tmp_path / "model.safetensors", vae=vae)
@@ -202,7 +202,7 @@ def test_a_model_is_opened_with_it(tmp_path, saved, parts, source):
 
 @pytest.mark.parametrize("suffix", [".safetensors", ""], ids=["file", "folder"])
 @pytest.mark.parametrize("form", FORMS)
-def test_a_model_without_one_is_opened_with_it(form, suffix, tmp_path, saved, parts, source):
+def test_model_without_an_autoencoder_is_opened_with_another(form, suffix, tmp_path, saved, parts, source):
     model, vae = saved(tmp_path / f"bare{suffix}"), other()
     if suffix:
         tensors = {n: x for n, x in load_file(model).items() if not n.startswith("first_stage_model.")}

@@ -1,70 +1,137 @@
-"""The verbs that make a model one's own: each says what it will take, learns, and can be stopped and gone on with."""
+"""The verbs that fine-tune a model; each says what it will take, and can be stopped and resumed.
+
+The options of a verb are the fields of FinetuneConfig that its method uses, of Run, and its own parameters.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Generator, Iterator, Sequence
-from dataclasses import asdict, replace
+import inspect
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import Field, asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import NoneType
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
 from gradina.apps.cli import options as o
 from gradina.apps.cli.generate import say
-from gradina.apps.cli.train import asked_to_stop, preparations_said, said, told
+from gradina.apps.cli.train import preparations_shown, watched
 from gradina.errors import RecipeError
 from gradina.files import cache_folder, check_writable_folder
 from gradina.request import Request
+from gradina.training.finetune.config import FinetuneConfig, config_for
+from gradina.training.settings import NoiseLaw, Option
 
 if TYPE_CHECKING:
     from gradina.pipeline.model import StableDiffusion
-    from gradina.training.data.buckets import Crop
     from gradina.training.data.captioned_image import CaptionedImage
     from gradina.training.data.latents import LatentDataset
-    from gradina.training.finetune.methods import Learning
-    from gradina.training.finetune.trainable import Owning
-    from gradina.training.pretrain.run import Progress
+    from gradina.training.finetune.methods import Method
 
 ETAS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+HELP_ORDER = [
+    "prior", "vectors", "model", "out", "states_steps", "steps", "batch", "accumulate", "lr", "warmup", "rank", "full",
+    "text_rate", "caption_dropout", "min_snr", "noise_offset", "shift", "interval", "ema", "checkpointing", "size",
+    "flip", "random_crop", "enlarge", "validation", "prompt", "sample_every", "seed", "dtype", "dry_run", "threads",
+    "quiet",
+]  # fmt: skip
 
 
-def finetune(
-    folder: o.OwnFolder,
-    model: o.Model = None,
-    out: o.OwnOut = "runs/finetune",
-    steps: o.OwnSteps = None,
-    batch: o.Batch = None,
-    accumulate: o.Accumulate = None,
-    lr: o.Lr = None,
-    warmup: o.Warmup = None,
-    rank: o.Rank = 8,
-    full: o.Full = False,
-    text_rate: o.TextRate = None,
-    caption_dropout: o.Dropout = None,
-    min_snr: o.MinSNR = None,
-    noise_offset: o.NoiseOffset = None,
-    ema: o.Ema = None,
-    checkpointing: o.Checkpointing = False,
-    size: o.Side = None,
-    flip: o.Flip = False,
-    random_crop: o.RandomCrop = False,
-    enlarge: o.Enlarge = False,
-    validation: o.Unseen = None,
-    prompt: o.Sampled = None,
-    sample_every: o.SampleEvery = 250,
-    seed: o.OwnSeed = 0,
-    dtype: o.Dtype = None,
-    dry_run: o.DryRun = False,
-    threads: o.Threads = None,
-    quiet: o.Quiet = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Where and how a verb runs, whatever its method."""
+
+    model: o.Model = None
+    out: o.OwnOut
+    size: o.Side = None
+    flip: o.Flip = False
+    random_crop: o.RandomCrop = False
+    enlarge: o.Enlarge = False
+    prompt: o.Sampled = None
+    sample_every: o.SampleEvery
+    dtype: o.Dtype = None
+    dry_run: o.DryRun = False
+    threads: o.Threads = None
+    quiet: o.Quiet = False
+
+
+def verb(method: str, without: str, **defaults: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Makes a verb of a function of a configuration, a Run and its own parameters; some options it goes `without`.
+
+    `defaults` are those of Run that the verb decides.
+    """
+    run_hints = get_type_hints(Run, include_extras=True)
+    config = _config_parameters()
+    run = {f.name: _keyword(f.name, run_hints[f.name], defaults.get(f.name, f.default)) for f in fields(Run)}
+    for name in without.split():
+        (config if name in config else run).pop(name)
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        def command(**given: Any) -> None:
+            chosen = {name: given.pop(name) for name in config}
+            if chosen.pop("full", False):
+                chosen["rank"] = None
+            chosen["interval"] = _interval(chosen["interval"])
+            options = Run(**{name: given.pop(name) for name in run})
+            function(config_for(method, **chosen), options, **given)
+
+        own = list(inspect.signature(function, eval_str=True).parameters.values())[2:]
+        parameters = [*(p.replace(kind=p.KEYWORD_ONLY) for p in own), *config.values(), *run.values()]
+        parameters.sort(key=lambda p: HELP_ORDER.index(p.name) if p.name in HELP_ORDER else -1)
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        command.__name__, command.__doc__ = function.__name__, function.__doc__
+        return command
+
+    return decorate
+
+
+def _config_parameters() -> dict[str, inspect.Parameter]:
+    """The options of FinetuneConfig's fields, and --full for a rank of None."""
+    hints, found = get_type_hints(FinetuneConfig, include_extras=True), {"full": _keyword("full", o.Full, False)}
+    for field in fields(FinetuneConfig):
+        for option in getattr(hints[field.name], "__metadata__", ()):
+            if isinstance(option, Option):
+                found[field.name] = _keyword(field.name, *_option(field, hints[field.name].__origin__, option))
+    return found
+
+
+def _option(field: Field[Any], kind: Any, option: Option) -> tuple[Any, Any]:
+    """A field's annotation for Typer, and its default there: None, unless the field's own is shown."""
+    if NoneType in get_args(kind):
+        kind = get_args(kind)[0]
+    flags = (f"--{field.name.replace('_', '-')}", *option.short)
+    if kind is bool:
+        return Annotated[bool, typer.Option(*flags, help=option.help, show_default=option.default)], False
+    kind = str if get_origin(kind) is tuple else kind
+    info = o.opt(option.metavar, option.default, option.help, *flags, least=option.least)
+    return (Annotated[kind, info], field.default) if option.default is True else (Annotated[kind | None, info], None)
+
+
+def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _interval(text: str | None) -> tuple[float, float] | None:
+    """LOW:HIGH as numbers."""
+    if text is None:
+        return None
+    try:
+        low, high = map(float, text.split(":"))
+    except ValueError:
+        raise RecipeError(f"interval: got {text!r}, expected LOW:HIGH") from None
+    return low, high
+
+
+@verb("finetune", without="prior vectors", out="runs/finetune", sample_every=250)
+def finetune(config: FinetuneConfig, run: Run, folder: o.OwnFolder, validation: o.Unseen = None) -> None:
     """Teach a model pictures with captions."""
-    given = locals()
     from gradina.training.data.image_folder import caption_summary, read_image_folder
     from gradina.training.finetune import methods
 
-    pictures = read_image_folder(folder, out=out)
+    pictures = read_image_folder(folder, out=run.out)
     say(caption_summary(pictures))
     unseen = read_image_folder(validation) if validation else []
     if unseen:
@@ -73,124 +140,65 @@ def finetune(
         both = sum((one.file.resolve(), one.member) in known for one in unseen)
         if both:
             say(f"validation: {both} of {len(unseen)} pictures are learnt from, too, and say little; give others")
-    with Shop("finetune", given) as shop:
-        data = shop.data(pictures)
-        learning = methods.finetuning(shop.model, data, shop.how)
-        prompts = prompt or list(dict.fromkeys(one.caption for one in pictures))[:4]
-        shop.learn(learning, data, pictures, prompts, shop.data(unseen) if unseen else None)
+    with FinetuneCommand("finetune", config, run) as command:
+        data = command.data(pictures)
+        method = methods.finetuning(command.model, data, command.config)
+        prompts = run.prompt or list(dict.fromkeys(one.caption for one in pictures))[:4]
+        command.train(method, data, pictures, prompts, command.data(unseen) if unseen else None)
 
 
+@verb("dreambooth", without="caption_dropout vectors", out="runs/dreambooth", sample_every=100)
 def dreambooth(
+    config: FinetuneConfig,
+    run: Run,
     folder: o.OwnFolder,
     instance: o.Instance = "a sks thing",
     class_: o.Class = None,
     class_pictures: o.ClassPictures = 100,
-    prior: o.Prior = None,
-    model: o.Model = None,
-    out: o.OwnOut = "runs/dreambooth",
-    steps: o.OwnSteps = None,
-    batch: o.Batch = None,
-    accumulate: o.Accumulate = None,
-    lr: o.Lr = None,
-    warmup: o.Warmup = None,
-    rank: o.Rank = 8,
-    full: o.Full = False,
-    text_rate: o.TextRate = None,
-    min_snr: o.MinSNR = None,
-    noise_offset: o.NoiseOffset = None,
-    ema: o.Ema = None,
-    checkpointing: o.Checkpointing = False,
-    size: o.Side = None,
-    flip: o.Flip = False,
-    random_crop: o.RandomCrop = False,
-    enlarge: o.Enlarge = False,
-    prompt: o.Sampled = None,
-    sample_every: o.SampleEvery = 100,
-    seed: o.OwnSeed = 0,
-    dtype: o.Dtype = None,
-    dry_run: o.DryRun = False,
-    threads: o.Threads = None,
-    quiet: o.Quiet = False,
 ) -> None:
     """Teach a model a thing of one's own, under a rare word (DreamBooth)."""
-    given = locals()
     from gradina.training.data.captioned_image import CaptionedImage
     from gradina.training.data.image_folder import read_image_folder
     from gradina.training.finetune import methods
 
-    pictures, others = read_image_folder(folder, instance, out), []
-    with Shop("dreambooth", given) as shop:
-        if class_ and not dry_run:
-            drawn = methods.class_pictures(shop.model, class_, class_pictures, Path(out) / "class")
-            others = [CaptionedImage(path, class_) for path in drawn]
-        data = shop.data(pictures)
-        shown = shop.data(others) if others else data if class_ else None  # a dry run draws none
-        learning = methods.dreambooth(shop.model, data, shown, shop.how)
-        prompts = prompt or [instance, *([class_] if class_ else [])]
-        shop.learn(learning, data, [*pictures, *others], prompts)
+    pictures, of_class = read_image_folder(folder, instance, run.out), list[CaptionedImage]()
+    with FinetuneCommand("dreambooth", config, run) as command:
+        if class_ and not run.dry_run:
+            paths = methods.class_pictures(command.model, class_, class_pictures, Path(run.out) / "class")
+            of_class = [CaptionedImage(path, class_) for path in paths]
+        data = command.data(pictures)
+        class_data = command.data(of_class) if of_class else data if class_ else None  # a dry run draws none
+        method = methods.dreambooth(command.model, data, class_data, command.config)
+        prompts = run.prompt or [instance, *([class_] if class_ else [])]
+        command.train(method, data, [*pictures, *of_class], prompts)
 
 
+@verb("textual_inversion", without="prior rank full text_rate caption_dropout", out="runs/invert", sample_every=250)
 def invert(
-    folder: o.OwnFolder,
-    word: o.Word = "<mine>",
-    init_word: o.InitWord = "thing",
-    vectors: o.Vectors = 1,
-    model: o.Model = None,
-    out: o.OwnOut = "runs/invert",
-    steps: o.OwnSteps = None,
-    batch: o.Batch = None,
-    accumulate: o.Accumulate = None,
-    lr: o.Lr = None,
-    warmup: o.Warmup = None,
-    ema: o.Ema = None,
-    checkpointing: o.Checkpointing = False,
-    size: o.Side = None,
-    flip: o.Flip = False,
-    random_crop: o.RandomCrop = False,
-    enlarge: o.Enlarge = False,
-    prompt: o.Sampled = None,
-    sample_every: o.SampleEvery = 250,
-    seed: o.OwnSeed = 0,
-    dtype: o.Dtype = None,
-    dry_run: o.DryRun = False,
-    threads: o.Threads = None,
-    quiet: o.Quiet = False,
+    config: FinetuneConfig, run: Run, folder: o.OwnFolder, word: o.Word = "<mine>", init_word: o.InitWord = "thing"
 ) -> None:
     """Teach a model a new word, and nothing else (textual inversion)."""
-    given = locals()
     from gradina.training.data.image_folder import read_image_folder
     from gradina.training.finetune import methods
 
-    pictures = read_image_folder(folder, word, out)
-    with Shop("inversion", given) as shop:
-        data = shop.data(pictures)
-        learning = methods.inversion(shop.model, data, word, init_word, shop.how)
-        shop.learn(learning, data, pictures, prompt or [word, f"{word} riding a horse", f"{word} on a pink background"])
+    pictures = read_image_folder(folder, word, run.out)
+    with FinetuneCommand("textual_inversion", config, run) as command:
+        data = command.data(pictures)
+        method = methods.textual_inversion(command.model, data, word, init_word, command.config)
+        prompts = run.prompt or [word, f"{word} riding a horse", f"{word} on a pink background"]
+        command.train(method, data, pictures, prompts, words=(word, init_word))
 
 
+@verb(
+    "imagic_finetune",
+    without="prior vectors accumulate warmup text_rate caption_dropout ema flip random_crop prompt",
+    out="runs/imagic",
+    sample_every=500,
+)
 def imagic(
-    picture: o.Picture,
-    prompt: o.Becomes,
-    model: o.Model = None,
-    out: o.OwnOut = "runs/imagic",
-    states_steps: o.StatesSteps = None,
-    steps: o.OwnSteps = None,
-    batch: o.Batch = None,
-    lr: o.Lr = None,
-    rank: o.Rank = 8,
-    full: o.Full = False,
-    checkpointing: o.Checkpointing = False,
-    size: o.Side = None,
-    enlarge: o.Enlarge = False,
-    sample_every: o.SampleEvery = 500,
-    seed: o.OwnSeed = 0,
-    dtype: o.Dtype = None,
-    dry_run: o.DryRun = False,
-    threads: o.Threads = None,
-    quiet: o.Quiet = False,
+    config: FinetuneConfig, run: Run, picture: o.Picture, prompt: o.Becomes, states_steps: o.StatesSteps = None
 ) -> None:
     """Change what a picture shows, by words (Imagic); afterwards `--edit` draws it at any strength."""
-    given = locals()
     from gradina.training.data.captioned_image import CaptionedImage
     from gradina.training.finetune import methods
     from gradina.weights.formats.imagic import read_states
@@ -198,21 +206,26 @@ def imagic(
     pictures = [CaptionedImage(Path(picture), prompt)]
     if not Path(picture).is_file():
         raise RecipeError(f"{picture}: there is no such picture")
-    first = {**given, "out": str(Path(out) / "1-text"), "lr": None, "steps": states_steps, "full": False}
-    with Shop("nearer", first) as shop:
-        data = shop.data(pictures)
-        near = shop.learn(methods.nearer(shop.model, data, prompt, shop.how), data, pictures, [prompt], quietly=True)
-    if near is None:
+    out, shared = Path(run.out), {f.name: getattr(config, f.name) for f in fields(NoiseLaw)}
+    shared |= {"batch": config.batch, "checkpointing": config.checkpointing, "seed": config.seed}
+    first = config_for("imagic_embedding", steps=states_steps, rank=config.rank or FinetuneConfig.rank, **shared)
+    with FinetuneCommand("imagic_embedding", first, replace(run, out=str(out / "1-text"))) as command:
+        data = command.data(pictures)
+        method = methods.imagic_embedding(command.model, data, prompt, command.config)
+        embedding = command.train(method, data, pictures, [prompt], quietly=True)
+    if embedding is None:
         return
-    with Shop("onto", {**given, "out": str(Path(out) / "2-picture")}, shop.model if not full else None) as shop:
-        states = read_states(near, shop.model.text.config.width)
-        data = shop.data(pictures)
-        edit = shop.learn(methods.onto(shop.model, data, states, shop.how), data, pictures, [prompt])
+    loaded = command.model if config.rank is not None else None
+    with FinetuneCommand("imagic_finetune", config, replace(run, out=str(out / "2-picture")), loaded) as command:
+        states = read_states(embedding, command.model.text.config.width)
+        data = command.data(pictures)
+        method = methods.imagic_finetune(command.model, data, states, command.config)
+        edit = command.train(method, data, pictures, [prompt])
         if edit is not None:
-            base = Path(edit).parent / "model"
-            high, wide = (shop.model.vae.config.factor * n for n in data.largest[1:])
-            request = Request(prompt=prompt, seed=seed, width=wide, height=high)
-            typer.echo(_over_etas(base if base.is_dir() else model, request, edit, Path(out)))
+            base = edit.parent / "model"
+            height, width = (command.model.vae.config.factor * n for n in data.largest[1:])
+            request = Request(prompt=prompt, seed=config.seed, width=width, height=height)
+            typer.echo(_over_etas(base if base.is_dir() else run.model, request, edit, out))
 
 
 def _over_etas(model: Path | str | None, request: Request, edit: Path, out: Path) -> Path:
@@ -222,114 +235,76 @@ def _over_etas(model: Path | str | None, request: Request, edit: Path, out: Path
     from gradina.pipeline.generate import generate
     from gradina.pipeline.load import load
 
-    opened = load(model)
-    asked = (replace(request, edit=(str(edit), eta)) for eta in ETAS)
-    images = [picture.image for one in asked for picture in generate(opened, one)]
+    loaded = load(model)
+    requests = (replace(request, edit=(str(edit), eta)) for eta in ETAS)
+    images = [picture.image for one in requests for picture in generate(loaded, one)]
     with atomic_write(out / "strip.png") as file:
         grid.strip(images, [f"{eta:g}" for eta in ETAS]).save(file, "PNG")
     return out / "strip.png"
 
 
-class Shop:
-    """What the verbs share: the model ready to learn, settings, data, and the run with its progress."""
+class FinetuneCommand(ExitStack):
+    """What the verbs share: the loaded model, the data, and the run with its progress."""
 
-    def __init__(self, method: str, given: dict[str, Any], model: StableDiffusion | None = None) -> None:
+    def __init__(self, method: str, config: FinetuneConfig, run: Run, model: StableDiffusion | None = None) -> None:
+        import torch
+
         from gradina.pipeline.load import load
         from gradina.runtime.device import pick_device, pick_dtype, use_threads
-        from gradina.training.finetune import methods
-        from gradina.training.finetune.trainable import Owning
+        from gradina.training.data.buckets import Crop
 
-        use_threads(given["threads"])
-        self.method, self.given, self.out = method, given, Path(given["out"])
-        for place in () if given["dry_run"] else (self.out, cache_folder()):
-            check_writable_folder(place)
-        numbers = str(pick_dtype(given["dtype"], pick_device("cpu"))).removeprefix("torch.")
-        if numbers == "float16":
+        super().__init__()
+        use_threads(run.threads)
+        self.method, self.run, self.out = method, run, Path(run.out)
+        for folder in () if run.dry_run else (self.out, cache_folder()):
+            check_writable_folder(folder)
+        chosen = pick_dtype(run.dtype, pick_device("cpu"))
+        if chosen == torch.float16:
             raise RecipeError("dtype: fp16 does not learn; take bf16 or fp32")
-        full = bool(given.get("full"))
-        names = set(Owning.__dataclass_fields__)
-        told = {name: value for name, value in given.items() if name in names}
-        self.how: Owning = methods.settings(
-            method, **{**told, "rank": None if full else given.get("rank", 8), "precision": numbers}
-        )
-        self.crop = _crop(given)
-        kept = "fp32" if full or numbers == "float32" else "bf16"
-        self.model = model or load(given["model"], device="cpu", dtype=kept, plain=True)
-        self._preparing = preparations_said(given["quiet"])
-
-    def __enter__(self) -> Shop:
-        self._preparing.__enter__()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._preparing.__exit__(None, None, None)
+        self.config = replace(config, precision="bfloat16" if chosen == torch.bfloat16 else "float32")
+        self.crop = Crop(chance=run.random_crop, flip=run.flip, enlarge=run.enlarge)
+        dtype = "fp32" if config.rank is None or chosen == torch.float32 else "bf16"
+        self.model = model or load(run.model, device="cpu", dtype=dtype, plain=True)
+        self.enter_context(preparations_shown(run.quiet))
 
     def data(self, pictures: Sequence[CaptionedImage]) -> LatentDataset:
-        """Their latents."""
+        """The latents of pictures."""
         from gradina.training.data.latents import encode_pictures
 
-        defaults, side = self.model.defaults, self.given["size"]
+        defaults, side = self.model.defaults, self.run.size
         return encode_pictures(self.model, pictures, self.crop, side**2 if side else defaults.width * defaults.height)
 
-    def learn(
+    def train(
         self,
-        learning: Learning,
+        method: Method,
         data: LatentDataset,
         pictures: Sequence[CaptionedImage],
         prompts: Sequence[str],
-        unseen: LatentDataset | None = None,
+        validation: LatentDataset | None = None,
+        words: tuple[str | None, str | None] = (None, None),
         quietly: bool = False,
     ) -> Path | None:
-        """Says what it takes, and learns; what is kept, or None after a dry run."""
-        from gradina.training.finetune.memory_estimate import cost, free_memory, refuse_too_much
-        from gradina.training.finetune.run import mark_of, own
+        """Prints the cost, and trains; returns the result's path, or None after a dry run."""
+        from gradina.training.finetune.memory_estimate import check_memory, estimate, free_memory
+        from gradina.training.finetune.run import finetune, fingerprint_of
 
-        self.model = learning.live.model
-        needed = cost(learning, self.how, data.largest)
-        typer.echo(f"{needed}; {self.how.steps} steps of {self.how.batch * self.how.accumulate} pictures", err=True)
-        refuse_too_much(needed, self.how, free_memory())
-        if self.given["dry_run"]:
+        self.model, config = method.state.model, self.config
+        cost = estimate(method, config, data.largest)
+        typer.echo(f"{cost}; {config.steps} steps of {config.batch * config.accumulate} pictures", err=True)
+        check_memory(cost, config, free_memory())
+        if self.run.dry_run:
             return None
-        special = [self.given.get(name) for name in ("word", "init_word")]
-        mark = mark_of(
-            self.method, self.model, self.how, _seen(pictures), asdict(self.crop), self.given["size"], special
-        )
-        running = own(learning, self.how, self.out, mark, prompts, self.given["sample_every"], unseen=unseen)
-        kept = _watched(running, self.out, self.given["quiet"])
+        inputs, every = (_hashed(pictures), asdict(self.crop), self.run.size, list(words)), self.run.sample_every
+        fingerprint = fingerprint_of(self.method, self.model, config, *inputs)
+        running = finetune(method, config, self.out, fingerprint, prompts, every, validation=validation)
+        result = watched(running, self.out, self.run.quiet, say)
         if not quietly:
-            typer.echo(kept)
-        return kept
+            typer.echo(result)
+        return result
 
 
-def _seen(pictures: Sequence[CaptionedImage]) -> list[tuple[object, ...]]:
-    """What decides what is learnt from pictures: their bytes, captions, and how often each is drawn, if not once."""
+def _hashed(pictures: Sequence[CaptionedImage]) -> list[tuple[object, ...]]:
+    """What decides what is learned from pictures: a hash, the caption, and the number of repeats, if above one."""
     hashes = [hashlib.sha256(one.data()).hexdigest() for one in pictures]
-    often = [(one.repeats,) if one.repeats > 1 else () for one in pictures]
-    return [(seen, one.caption, *n) for seen, one, n in zip(hashes, pictures, often, strict=True)]
-
-
-def _crop(given: dict[str, Any]) -> Crop:
-    from gradina.training.data.buckets import Crop
-
-    names = (("chance", "random_crop"), ("flip", "flip"), ("enlarge", "enlarge"))
-    return Crop(**{ours: bool(given.get(typed)) for ours, typed in names})
-
-
-def _watched(running: Generator[Progress, None, Path], folder: Path, quiet: bool) -> Path:
-    """Takes the steps, shows how far it is, and stops between two of them when it is asked to."""
-    kept: list[Path] = []
-
-    def steps() -> Iterator[Progress]:
-        kept.append((yield from running))
-
-    with asked_to_stop() as stopped:
-        for line in told(steps()):
-            if not quiet:
-                said(line)
-            if stopped:
-                running.close()
-                said("")
-                say(f"the same command goes on from here ({folder})")
-                raise typer.Exit(130)
-    said("")
-    return kept[0]
+    repeats = [(one.repeats,) if one.repeats > 1 else () for one in pictures]
+    return [(digest, one.caption, *n) for digest, one, n in zip(hashes, pictures, repeats, strict=True)]

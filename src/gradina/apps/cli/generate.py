@@ -19,13 +19,13 @@ from gradina.apps.cli.grids import Axis, axis, cell_label, cells, check_grid, pa
 from gradina.errors import RequestError, WeightsError
 from gradina.files import check_writable, check_writable_folder, unused_path, with_ending
 from gradina.images.picture import Picture
-from gradina.request import Defaults, Request, choice
+from gradina.request import Defaults, Request
+from gradina.request_checks import choice
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from gradina.pipeline.model import StableDiffusion
-    from gradina.pipeline.plan import Plan
 
 log = logging.getLogger(__name__)
 
@@ -201,33 +201,32 @@ def open_model(
 def draw(
     model: StableDiffusion, request: Request, output: str | None, film: str | None, strip: str | None, quiet: bool
 ) -> None:
-    """Draws a request to files, and says where they are."""
+    """Draws a request to files, and prints their paths."""
     from gradina.images import grid
-    from gradina.pipeline.generate import develop, walk
-    from gradina.pipeline.plan import plans, resolved
+    from gradina.pipeline.generate import events
+    from gradina.pipeline.plan import Plan
 
-    request = resolved(model, request)
-    count = len(request.prompts)
-    moments: list[Image.Image] = []
+    count, drawn, of = len(request.prompts), 0, 0
+    frames: list[Image.Image] = []  # of the first picture
     with progress(quiet) as advance:
-        for n, plan in enumerate(plans(model, request)):
-            watched = n == 0 and bool(film or strip)
-            moments += [moment(model, plan)] if watched else []
-            step = None
-            last = len(plan.sigmas) - 1
-            for step in walk(model, plan):
-                advance(f"{count} pictures" if count > 1 else "drawing", step.i + 1, last)
-                moments += [moment(model, plan, step)] if watched and step.i + 1 < last else []
-            for i, picture in enumerate(develop(model, plan, step)):
-                moments += [picture.image] if watched and i == 0 else []
-                path = path_for(picture, output, alone=count == 1)
-                picture.save(path)
+        for event in events(model, request):
+            first = drawn == 0 and bool(film or strip)
+            if isinstance(event, Picture):
+                frames += [event.image] if first else []
+                path = path_for(event, output, alone=count == 1)
+                event.save(path)
                 typer.echo(path)
+                drawn += 1
+                continue
+            done, of = (0, len(event.sigmas) - 1) if isinstance(event, Plan) else (event.i + 1, of)
+            advance(f"{count} pictures" if count > 1 else "drawing", done, of)
+            if first and (done < of or not done):  # the last step is shown as the picture
+                frames += model.preview(event.latents[:1])
     if film:
-        grid.film(moments, film)
+        grid.film(frames, film)
         typer.echo(film)
     if strip:
-        save_sheet(strip_of(moments), strip)
+        save_sheet(strip_of(frames), strip)
 
 
 def with_preset(model: StableDiffusion, request: Request, name: str) -> Request:
@@ -239,25 +238,19 @@ def with_preset(model: StableDiffusion, request: Request, name: str) -> Request:
     return replace(request, **{key: value for key, value in settings if getattr(request, key) == getattr(untold, key)})
 
 
-def moment(model: StableDiffusion, plan: Plan, step: Any = None) -> Image.Image:
-    """What the first picture of a batch looks like after a step, or at the start."""
-    x, sigma = (plan.x, float(plan.sigmas[0])) if step is None else (step.x, step.sigma)
-    return model.preview(x[:1] / (1 + sigma**2) ** 0.5)[0]
-
-
-def strip_of(moments: list[Image.Image], shown: int = 8) -> Image.Image:
-    """Evenly chosen moments side by side, from the noise to the picture."""
+def strip_of(frames: list[Image.Image], shown: int = 8) -> Image.Image:
+    """Evenly spaced frames side by side, from the noise to the picture."""
     from gradina.images import grid
 
-    last = len(moments) - 1
+    last = len(frames) - 1
     chosen = sorted({round(i * last / (shown - 1)) for i in range(shown)})
-    return grid.strip([moments[i] for i in chosen], ["noise" if i == 0 else f"step {i}" for i in chosen])
+    return grid.strip([frames[i] for i in chosen], ["noise" if i == 0 else f"step {i}" for i in chosen])
 
 
 def draw_grid(model: StableDiffusion, request: Request, axes: list[Axis], output: str | None, quiet: bool) -> None:
     """Draws a request for all values of one or two fields as one labelled picture."""
     from gradina.images import grid
-    from gradina.pipeline.generate import generate as pictures_of
+    from gradina.pipeline.generate import generate as draw_pictures
 
     request = replace(request, seed=request.resolved(Defaults()).seed)
     changes = list(cells(axes))
@@ -265,7 +258,7 @@ def draw_grid(model: StableDiffusion, request: Request, axes: list[Axis], output
     with progress(quiet) as advance:
         for i, cell in enumerate(changes):
             advance("grid", i, len(changes))
-            images += [picture.image for picture in pictures_of(model, replace(request, **cell))]
+            images += [picture.image for picture in draw_pictures(model, replace(request, **cell))]
     label = [[cell_label(name, value) for value in values] for name, values in axes]
     drawn = grid.grid(
         images,

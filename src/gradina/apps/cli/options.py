@@ -145,21 +145,7 @@ Out = Annotated[str | None, opt("FOLDER", "runs/NAME", "Where the run is kept; t
 # Making a model one's own
 OwnFolder = Annotated[str, arg("FOLDER", "Pictures, with captions where the method reads any; or a .tar shard.")]
 OwnOut = Annotated[str, opt("FOLDER", True, "Where it is done; the same command goes on with it.", "--out", "-o")]
-OwnSteps = Annotated[int | None, opt("N", "as the method's authors", "Steps to learn for.", "--steps", "-s", least=1)]
-Batch = Annotated[int | None, opt("N", "1", "Pictures at once.", least=1)]
-Accumulate = Annotated[int | None, opt("N", "as the method's authors", "Batches for one step.", least=1)]
-Lr = Annotated[float | None, opt("X", "as the method's authors", "Learning rate.")]
-Warmup = Annotated[int | None, opt("N", "0", "Steps in which the learning rate rises.", least=0)]
-Rank = Annotated[int, opt("N", True, "Rank of the LoRA that learns.", least=1)]
 Full = Annotated[bool, typer.Option("--full", help="All weights learn, instead of a LoRA.", show_default="a LoRA")]
-TextRate = Annotated[float | None, opt("X", "0", "Share of the rate at which the text tower learns, too.")]
-Dropout = Annotated[float | None, opt("X", "0.1", "Share of captions that are left out, for guidance.")]
-MinSNR = Annotated[float | None, opt("X", "off", "Weigh errors by min-SNR with this gamma; 5 is usual.", "--min-snr")]
-NoiseOffset = Annotated[float | None, opt("X", "0", "Noise alike in all places, so that dark and light are learnt.")]
-Ema = Annotated[float | None, opt("X", "as the method's authors", "Decay of the weights' average; 0: none.")]
-Checkpointing = Annotated[
-    bool, typer.Option("--checkpointing", help="Compute more than once what takes memory.", show_default="off")
-]
 Side = Annotated[int | None, opt("PIXELS", OWN, "Side of a square picture of as many pixels.", "--size", least=16)]
 Flip = Annotated[bool, typer.Option("--flip", help="Learn from mirror images, too.", show_default="off")]
 RandomCrop = Annotated[
@@ -172,14 +158,11 @@ Sampled = Annotated[
 ]
 SampleEvery = Annotated[int, opt("N", True, "Steps between samples.", least=1)]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what it would take, and stop.", show_default="off")]
-OwnSeed = Annotated[int, opt("N", True, "Decides everything that is left to chance.", "--seed")]
 Word = Annotated[str, opt("WORD", True, "The new word.")]
 InitWord = Annotated[str, opt("WORD", True, "What the new word begins as: a word for the kind of thing.")]
-Vectors = Annotated[int, opt("N", True, "Tokens of the new word.", least=1)]
 Instance = Annotated[str, opt("PROMPT", True, "What the pictures show, with a rare word: a sks dog.", "--instance")]
 Class = Annotated[str | None, opt("PROMPT", "none", "Their class, a dog, which is to stay what it is.", "--class")]
 ClassPictures = Annotated[int, opt("N", True, "Pictures of the class, which the model draws itself.", least=1)]
-Prior = Annotated[float | None, opt("X", "1", "Weight of the pictures of the class.")]
 Becomes = Annotated[str, arg("PROMPT", "What it is to become.")]
 StatesSteps = Annotated[int | None, opt("N", "as the paper", "Steps of the first stage, for the text.", least=1)]
 

@@ -19,7 +19,7 @@ from gradina.files import cache_folder
 from gradina.images.open import MAX_SOURCE_PIXELS, is_animated, open_picture
 from gradina.models.vae import AutoencoderKL
 from gradina.pipeline.model import StableDiffusion, to_pixels
-from gradina.training.checkpoint import once
+from gradina.training.checkpoint import cached_tensors
 from gradina.training.data.buckets import Crop, Size, bucket_sizes, crops, nearest_bucket, resize_to_cover
 from gradina.training.data.captioned_image import CaptionedImage, Note, collected_notes, first_few
 from gradina.training.data.dataset import generator
@@ -82,7 +82,7 @@ def encode_pictures(
         row_keys = [key for key, (_, bucket) in zip(keys, fitted.values(), strict=True) if bucket == size]
         name = hashlib.sha256(repr((encoder, size, crop, seed, row_keys)).encode()).hexdigest()[:24]
         path = cache_folder() / "latents" / f"{name}.safetensors"
-        posterior = once(path, name, partial(_encode, model.vae, rows, size, crop, seed))
+        posterior = cached_tensors(path, name, partial(_encode, model.vae, rows, size, crop, seed))
         means.append(posterior["mean"] * model.vae.config.scale)
         stds.append(posterior["std"] * model.vae.config.scale)
         captions.append(tuple(picture.caption for picture, _ in rows))

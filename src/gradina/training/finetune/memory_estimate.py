@@ -1,4 +1,4 @@
-"""What a method will need, before it starts: parameters, and memory, counted on networks without numbers."""
+"""Estimates what a method needs before it starts: trainable parameters, and memory, on fake tensors."""
 
 from __future__ import annotations
 
@@ -12,87 +12,88 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from gradina.errors import RecipeError
-from gradina.training.finetune.methods import Learning
-from gradina.training.finetune.trainable import Live, Owning, Recomputed
+from gradina.training.finetune.config import FinetuneConfig
+from gradina.training.finetune.methods import Method
+from gradina.training.finetune.trainable import FinetuneState, Recomputed
+from gradina.training.loop import autocast, device_of
 
-ALWAYS = 420_000_000  # bytes: Python, PyTorch and what they keep
+BASE_MEMORY = 420_000_000  # bytes: Python, PyTorch and their caches
 
 
 @dataclass(frozen=True)
 class Cost:
-    """How many parameters learn, of how many; and bytes at most."""
+    """Trainable parameters, all parameters, and the memory at most, in bytes."""
 
-    learning: int
-    all: int
+    trainable: int
+    total: int
     memory: int
 
     def __str__(self) -> str:
-        share = 100 * self.learning / self.all
-        return f"trains {self.learning:,} parameters, {share:.2g} % of the model's; about {self.memory / 1e9:.1f} GB"
+        share = 100 * self.trainable / self.total
+        return f"trains {self.trainable:,} parameters, {share:.2g} % of the model's; about {self.memory / 1e9:.1f} GB"
 
 
-def cost(learning: Learning, how: Owning, shape: tuple[int, ...]) -> Cost:
-    """What a method needs for latents of a shape (c, h, w): weights, gradients, AdamW's moments, the average, and what
-    is saved for the backward."""
-    model, own = learning.live.model, list(learning.learner.parameters())
+def estimate(method: Method, config: FinetuneConfig, shape: tuple[int, ...]) -> Cost:
+    """The cost of a method for latents of a shape (c, h, w): weights, gradients, moments, average, activations."""
+    model, trainable = method.state.model, list(method.trainable.parameters())
     parts = [model.text, model.vae, model.unet]
-    held = [*own, *(p for part in parts for p in part.parameters())]
-    there = {p.untyped_storage().data_ptr(): p.nbytes for p in held}
-    more = 4 if how.ema else 3  # numbers for each that learns: gradient, two moments, average
-    numbers, everything = sum(p.numel() for p in own), sum(p.numel() for part in parts for p in part.parameters())
-    kept = learning.passes * kept_for_the_way_back(learning.live, shape, how)
-    return Cost(numbers, everything, ALWAYS + sum(there.values()) + 4 * more * numbers + kept)
+    held = [*trainable, *(p for part in parts for p in part.parameters())]
+    weights = {p.untyped_storage().data_ptr(): p.nbytes for p in held}
+    copies = 4 if config.ema else 3  # fp32 values for each trainable one: gradient, two moments, average
+    count, total = sum(p.numel() for p in trainable), sum(p.numel() for part in parts for p in part.parameters())
+    activations = method.passes * activation_memory(method.state, shape, config)
+    return Cost(count, total, BASE_MEMORY + sum(weights.values()) + 4 * copies * count + activations)
 
 
-def kept_for_the_way_back(live: Live, shape: tuple[int, ...], how: Owning) -> int:
-    """Bytes that a forward pass for latents of a shape (c, h, w) keeps; no numbers are computed, nothing is taken.
+def activation_memory(state: FinetuneState, shape: tuple[int, ...], config: FinetuneConfig) -> int:
+    """Bytes that a forward pass for latents of a shape (c, h, w) saves for the backward; nothing is computed.
 
-    Of layers that are recomputed only what goes in is kept, and, at one time, what the largest of them keeps inside.
+    Recomputed layers save their input, and the largest of them, at one time, its activations.
     """
+    inputs: list[int] = []
     inside: list[int] = []
 
-    def going_in(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def weigh(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
         assert isinstance(layer, Recomputed)
-        with weighed() as kept:
-            layer.layer(*inputs)
-        inside.append(sum(x.numel() * x.element_size() for x in inputs[:1]))
-        largest.append(sum(kept.values()))
+        with saved_memory() as saved:
+            layer.layer(*args)
+        inputs.append(args[0].numel() * args[0].element_size())
+        inside.append(sum(saved.values()))
 
-    largest: list[int] = []
-    layers = [layer for layer in live.unet.modules() if isinstance(layer, Recomputed)]
-    hooks = [layer.register_forward_pre_hook(going_in) for layer in layers]
-    ids = live.tokenizer([""] * how.batch * live.chunks)
+    layers = [layer for layer in state.unet.modules() if isinstance(layer, Recomputed)]
+    hooks = [layer.register_forward_pre_hook(weigh) for layer in layers]
+    ids, device = state.tokenizer([""] * config.batch * state.chunks), device_of(state.unet)
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True), how.autocast(), weighed() as kept:
-            learns = any(p.requires_grad for p in live.text.parameters())
-            with torch.set_grad_enabled(learns):
-                states = live.text(ids)
-            cond = states.reshape(how.batch, -1, states.shape[-1])
-            live.unet(torch.empty(how.batch, *shape), torch.zeros(how.batch), cond)
+        with FakeTensorMode(allow_non_fake_inputs=True), autocast(state.unet, config), saved_memory() as saved:
+            with torch.set_grad_enabled(state.trains_text):
+                states = state.text(ids.to(device))
+            cond = states.reshape(config.batch, -1, states.shape[-1])
+            x, t = (torch.zeros(config.batch, *size, device=device) for size in (shape, ()))
+            state.unet(x, t, cond)
     finally:
         for hook in hooks:
             hook.remove()
-    return sum(kept.values()) + sum(inside) + max(largest, default=0)
+    return sum(saved.values()) + sum(inputs) + max(inside, default=0)
 
 
 @contextmanager
-def weighed() -> Iterator[dict[int, int]]:
-    """Bytes of all that is saved for the backward meanwhile, by where it lies; parameters are there anyway."""
-    kept: dict[int, int] = {}
-    held: list[Tensor] = []  # so that nothing else comes to lie in its place
+def saved_memory() -> Iterator[dict[int, int]]:
+    """Bytes of all tensors that are saved for the backward meanwhile, by storage; parameters do not count."""
+    sizes: dict[int, int] = {}
+    held: list[Tensor] = []  # so that no other storage gets the same address
 
     def pack(x: Tensor) -> Tensor:
         if not isinstance(x, nn.Parameter):
             held.append(x)
-            kept[x.untyped_storage()._cdata] = x.untyped_storage().nbytes()
+            sizes[x.untyped_storage()._cdata] = x.untyped_storage().nbytes()
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-        yield kept
+        yield sizes
 
 
 def free_memory() -> int | None:
-    """Bytes that this process has or could have; None where the system does not say."""
+    """Bytes that this process has or could have; None where the system does not report it."""
     try:
         free = _kilobytes("/proc/meminfo", "MemAvailable") + _kilobytes("/proc/self/status", "VmRSS")
     except (OSError, StopIteration, ValueError):
@@ -105,19 +106,19 @@ def _kilobytes(file: str, name: str) -> int:
     return int(next(line for line in lines if line.startswith(name)).split()[1])
 
 
-def refuse_too_much(needed: Cost, how: Owning, there: int | None) -> None:
-    """Raises RecipeError where the memory does not suffice, naming the settings that take less."""
-    if there is None or needed.memory <= there:
+def check_memory(needed: Cost, config: FinetuneConfig, free: int | None) -> None:
+    """Raises RecipeError where the free memory does not suffice, naming the settings that take less."""
+    if free is None or needed.memory <= free:
         return
-    ways = [
-        "a LoRA instead of all weights (--rank 8)" if how.rank is None else "",
-        "no average (--ema 0)" if how.ema and how.rank is None else "",
-        "--batch 1 with --accumulate" if how.batch > 1 else "",
-        "--checkpointing" if not how.checkpointing else "",
-        "--dtype bf16" if how.precision == "float32" else "",
+    savings = [
+        "a LoRA instead of all weights (--rank 8)" if config.rank is None else "",
+        "no average (--ema 0)" if config.ema and config.rank is None else "",
+        "--batch 1 with --accumulate" if config.batch > 1 else "",
+        "--checkpointing" if not config.checkpointing else "",
+        "--dtype bf16" if config.precision == "float32" else "",
         "smaller pictures (--size)",
     ]
     raise RecipeError(
-        f"it needs about {needed.memory / 1e9:.1f} GB of memory, and {there / 1e9:.1f} GB are free; "
-        f"what takes less: {', '.join(filter(None, ways))}"
+        f"it needs about {needed.memory / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free; "
+        f"what takes less: {', '.join(filter(None, savings))}"
     )

@@ -1,4 +1,4 @@
-"""A stand-in for the U-Net, from which a text tower learns what its words look like, before any noise is told."""
+"""Pretrains a text tower, before any denoising, by predicting the mean latents of each caption's pictures."""
 
 from __future__ import annotations
 
@@ -8,30 +8,32 @@ from torch import Tensor, nn
 from gradina.models.clip import TextTower
 from gradina.models.unet import TransformerBlock
 
-SIDES = (4, 3, 2, 1)  # of the grid of places that ask; the largest that fits
+SIDES = (4, 3, 2, 1)  # of the grid of queries; the largest that divides the latents
 
 
-class Reader(nn.Module):
-    """Token ids (b, n) -> the latents (b, c, h, w) that pictures with such captions have on average.
+class LatentPredictor(nn.Module):
+    """Token ids (b, n) -> the mean latents (b, c, h, w) of pictures with such captions.
 
-    At the highest noise level a U-Net can say no more than that. Here a few places ask the text states, as its places
-    do, and each says its part of the latents: words learn from it many times as quickly as from a U-Net.
+    At the highest noise level a U-Net can predict no more than that. Here a few queries attend to the text states, as
+    the positions of a U-Net do, and each predicts a patch of the latents: the text tower is trained many times as
+    quickly as through a U-Net.
     """
 
     def __init__(self, text: TextTower, shape: tuple[int, int, int], width: int, layers: int, heads: int) -> None:
         super().__init__()
-        self.text, (channels, high, wide) = text, shape
-        self.side = next(side for side in SIDES if high % side == wide % side == 0)
-        self.part = channels, high // self.side, wide // self.side
-        self.places = nn.Parameter(0.02 * torch.randn(self.side**2, width))
+        self.text, (channels, height, latent_width) = text, shape
+        self.side = next(side for side in SIDES if height % side == latent_width % side == 0)
+        self.patch = channels, height // self.side, latent_width // self.side
+        self.places = nn.Parameter(0.02 * torch.randn(self.side**2, width))  # the queries
         self.blocks = nn.ModuleList(TransformerBlock(width, heads, text.config.width) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
-        self.out = nn.Linear(width, channels * (high // self.side) * (wide // self.side))
+        self.out = nn.Linear(width, channels * self.patch[1] * self.patch[2])
 
     def forward(self, ids: Tensor) -> Tensor:
         states = self.text(ids[:, : int(self.text.ends(ids).max()) + 1])
         x = self.places.expand(len(ids), -1, -1)
         for block in self.blocks:
             x = block(x, states)
-        parts = self.out(self.norm(x)).view(len(ids), self.side, self.side, *self.part)
-        return parts.permute(0, 3, 1, 4, 2, 5).reshape(len(ids), self.part[0], *(self.side * n for n in self.part[1:]))
+        channels, height, width = self.patch
+        patches = self.out(self.norm(x)).view(len(ids), self.side, self.side, channels, height, width)
+        return patches.permute(0, 3, 1, 4, 2, 5).reshape(len(ids), channels, self.side * height, self.side * width)

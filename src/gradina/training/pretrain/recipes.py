@@ -1,26 +1,29 @@
-"""A recipe is data: a TOML file that says where pictures come from, what the networks are and how each stage learns."""
+"""A recipe is a TOML file: where pictures come from, the shapes of the networks, and how each stage is trained."""
 
 from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, replace
+from dataclasses import MISSING, Field, asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import torch
 
 from gradina.diffusion.betas import BetaLaw
 from gradina.errors import RecipeError, RequestError, WeightsError
-from gradina.models.clip import CLIP, ConvConfig, TextConfig, VisionConfig
+from gradina.models.clip import CLIP, TextConfig
+from gradina.models.clip_vision import ConvConfig, VisionConfig
 from gradina.models.unet import UNet, UNetConfig
 from gradina.models.vae import AutoencoderKL, VAEConfig
 from gradina.request import Defaults, Request
 from gradina.texts import read_text
-from gradina.training.loop import Settings
+from gradina.training.settings import MORE_THAN_0, SHARE, Checked, NoiseLaw, Settings
 
 T = TypeVar("T")
+ADDED_LATER = {"noise_offset": 0.0}  # fields that count in fingerprints only if set, so that older runs resume
+KEYS = {"jitter": "places", "default_style": "home", "classes": "things"}  # of fields with other names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,10 +60,10 @@ class VocabularyRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class VAEPhase(Settings):
-    """How the autoencoder learns for a while; the next phase goes on from the averaged weights."""
+    """A phase of training the autoencoder; the next one continues from the averaged weights."""
 
-    resized: float = 0.0  # share of batches whose latents are made smaller, to give a smaller picture
-    only: Literal["decoder"] | None = None  # the half that learns: then latents stay what they are; None: both
+    resized: Annotated[float, SHARE] = 0.0  # share of batches whose latents are resized to decode a smaller picture
+    only: Literal["decoder"] | None = None  # the trained half; None: both. Latents do not change with the decoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +73,7 @@ class VAERecipe:
     network: VAEConfig
     training: tuple[VAEPhase, ...]
     kl_weight: float = 1e-6
-    crop: int | None = None  # pixels: learn from random squares of pictures, which is quicker
+    crop: int | None = None  # pixels: side of random crops, which are quicker than whole pictures
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,14 +83,14 @@ class CLIPRecipe:
     text: TextConfig
     vision: VisionConfig
     training: Settings
-    turned: float = 0.0  # degrees: pictures are turned, stretched and tinted a little, each time otherwise
-    kept: float = 1.0  # share of a picture's patches that are looked at, each time others: half is twice as quick
-    naming: bool = False  # whether each picture has also to find its name among all that there are
+    turned: float = 0.0  # degrees: augmentation by random rotation, stretching and tint
+    kept: float = 1.0  # random share of a picture's patches that the tower sees: half is twice as quick
+    naming: bool = False  # adds the classification of each picture's name among all names
 
 
 @dataclass(frozen=True, kw_only=True)
 class WordsRecipe:
-    """The text tower learns what its words look like, from a small stand-in for the U-Net."""
+    """The text tower is pretrained by latent prediction, with a small decoder in place of the U-Net."""
 
     training: Settings
     width: int = 256
@@ -97,42 +100,42 @@ class WordsRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class VisionRecipe:
-    """A last stage: an image tower to go with the model learns, while words are what the U-Net reads."""
+    """A last stage: an image tower is trained against the U-Net's text tower."""
 
     training: Settings
-    network: VisionConfig | ConvConfig | None = None  # of a tower that begins anew; None: the pair's learns on
+    network: VisionConfig | ConvConfig | None = None  # of a new tower; None: the pair's is trained on
     packages: tuple[str, ...] = ()  # further ones, on npm
     folders: tuple[str, ...] = ()  # further ones, here
     styles: tuple[str, ...] = ()  # their names
-    turned: float = 0.0  # degrees, as for the pair; what is shown alone
-    kept: float = 1.0  # share of places, as for the pair
+    turned: float = 0.0  # degrees, as for the pair; of the icons, not of their grounds
+    kept: float = 1.0  # share of patches, as for the pair
 
 
 @dataclass(frozen=True, kw_only=True)
-class UNetPhase(Settings):
-    """How the U-Net learns for a while; the next phase goes on from the averaged weights."""
+class UNetPhase(Settings, NoiseLaw):
+    """A phase of training the U-Net; the next one continues from the averaged weights."""
 
     pixels: int | None = None  # side of the pictures; None: as they are
-    text_rate: float = 0.0  # share of the learning rate at which the text tower learns, too
-    smallest: float | None = None  # of composed pictures: side of a thing alone; None: as in the data
-    places: float | None = None  # and how far from the middle, as a share of the side
-    home: str | None = None  # of composed pictures: the style that is meant where none is named; None: any
-    shift: float | None = None  # noise levels are so many times as high: there words decide; None: as they are
-    things: int | None = None  # of composed pictures: those that show the first so many of the things; None: all
+    text_rate: Annotated[float, SHARE] = 0.0  # factor of the learning rate for the text tower; 0: it is frozen
+    # of synthetic pictures; None: as in the data
+    smallest: float | None = None  # side of a single icon, as a share of the picture's
+    jitter: float | None = None  # largest distance from the centre, as a share of the side
+    default_style: str | None = None  # meant by captions that name no style; None: any
+    classes: int | None = None  # only pictures of the first so many classes; None: all
 
 
 @dataclass(frozen=True, kw_only=True)
-class UNetRecipe:
+class UNetRecipe(Checked):
     """The third stage, in one phase or in several."""
 
     network: UNetConfig
     training: tuple[UNetPhase, ...]
     prediction: Literal["eps", "v", "x0"] = "eps"
-    caption_dropout: float = 0.1
+    caption_dropout: Annotated[float, SHARE] = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class Recipe(Checked):
     """Everything to make a model again."""
 
     name: str
@@ -148,23 +151,33 @@ class Recipe:
     vision: VisionRecipe | None = None  # after it
     schedule: BetaLaw = BetaLaw()  # noqa: RUF009 (frozen)
     defaults: Defaults
-    prompts: tuple[str, ...] = ()  # of the sample grids
-    sample_every: int = 1000  # steps between sample grids
-    snapshots: bool = False  # whether averaged weights are kept beside every sample grid
+    prompts: tuple[str, ...] = ()  # of the sample sheets
+    sample_every: Annotated[int, MORE_THAN_0] = 1000  # steps between sample sheets
+    snapshots: bool = False  # whether averaged weights are kept with every sample sheet
     checkpoint_every: float = 60.0  # seconds between checkpoints
 
     @property
     def drawn(self) -> Recipe:
-        """The same with no more things than its U-Net draws in the end."""
-        icons, things = self.data.icons, self.unet.training[-1].things
-        if icons is None or things is None:
+        """The recipe with only the classes that its U-Net draws in the end."""
+        icons, classes = self.data.icons, self.unet.training[-1].classes
+        if icons is None or classes is None:
             return self
-        return replace(self, data=replace(self.data, icons=replace(icons, count=things)))
+        return replace(self, data=replace(self.data, icons=replace(icons, count=classes)))
+
+    @property
+    def with_vision_data(self) -> Recipe:
+        """The recipe with the further packages of the last stage."""
+        data, vision = self.data, self.vision
+        if vision is None:
+            return self
+        icons = data.icons and replace(data.icons, more_styles=data.icons.more_styles + vision.styles)
+        packages, folders = data.packages + vision.packages, data.folders + vision.folders
+        return replace(self, data=replace(data, packages=packages, folders=folders, icons=icons))
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A stage as a recipe plans it: a part learns, perhaps in several phases."""
+    """A stage of a recipe: a part, or a phase of it, and its settings."""
 
     part: Literal["vae", "clip", "words", "unet", "vision"]
     settings: Settings
@@ -172,7 +185,7 @@ class Planned:
 
     @property
     def name(self) -> str:
-        """That of its folder: after "unet" comes "unet-2"."""
+        """The name of its folder: "unet", then "unet-2"."""
         return f"{self.part}-{self.phase + 1}" if self.phase else self.part
 
 
@@ -205,57 +218,47 @@ def read_recipe(path: str | Path) -> Recipe:
 
 
 def check(recipe: Recipe) -> None:
-    """Refuses what could not be trained, before anything is: numbers out of range, networks that cannot be built."""
+    """Refuses what cannot be trained, before anything is: sections that contradict each other, impossible networks."""
+
+    def expect(holds: object, message: str) -> None:
+        if not holds:
+            raise RecipeError(message)
+
     Request(**asdict(recipe.defaults))
-    recipe.schedule.betas()
-    if recipe.defaults.steps > recipe.schedule.num_train_timesteps:
-        raise RecipeError(f"defaults.steps: got {recipe.defaults.steps}, more than the schedule has")
-    if recipe.sample_every < 1:
-        raise RecipeError(f"sample_every: got {recipe.sample_every}, expected more than 0")
-    if not 0 <= recipe.unet.caption_dropout <= 1:
-        raise RecipeError(f"unet.caption_dropout: got {recipe.unet.caption_dropout}, expected 0 to 1")
-    if recipe.vocabulary.size < 514 or recipe.vocabulary.length < 3:
-        raise RecipeError("vocabulary: expected a size of 514 tokens or more, and a length of 3 or more")
+    levels = len(recipe.schedule.betas())
+    expect(recipe.defaults.steps <= levels, f"defaults.steps: got {recipe.defaults.steps}, more than the schedule has")
+    vocabulary, icons, words = recipe.vocabulary, recipe.data.icons, recipe.words
+    large = vocabulary.size >= 514 and vocabulary.length >= 3
+    expect(large, "vocabulary: expected a size of 514 tokens or more, and a length of 3 or more")
     for part, phases in (("vae", recipe.vae.training), ("unet", recipe.unet.training)):
-        if not phases:
-            raise RecipeError(f"{part}.training: got no phase, expected at least one")
-    for learning in recipe.vae.training:
-        if not 0 <= learning.resized <= 1:
-            raise RecipeError(f"vae.training.resized: got {learning.resized}, expected 0 to 1")
-    if recipe.vae.training[0].only:
-        raise RecipeError("vae.training.only: in the first phase both halves have to learn")
-    unet, step = recipe.unet.network, recipe.vae.network.factor
+        expect(phases, f"{part}.training: got no phase, expected at least one")
+    expect(not recipe.vae.training[0].only, "vae.training.only: in the first phase both halves have to learn")
+    unet, factor, most = recipe.unet.network, recipe.vae.network.factor, icons.count if icons else 0
     for phase in recipe.unet.training:
-        if not 0 <= phase.text_rate <= 1:
-            raise RecipeError(f"unet.training.text_rate: got {phase.text_rate}, expected 0 to 1")
-        if (phase.smallest, phase.places) != (None, None) and recipe.data.icons is None:
-            raise RecipeError("unet.training.smallest, places: are for pictures that are composed of icons")
-        if phase.home is not None and phase.home not in (recipe.data.icons.styles if recipe.data.icons else ()):
-            raise RecipeError(f"unet.training.home: got {phase.home!r}, expected one of the styles of data.icons")
-        most = recipe.data.icons.count if recipe.data.icons else 0
-        if phase.things is not None and not 1 <= phase.things <= most:
-            raise RecipeError(f"unet.training.things: got {phase.things}, expected 1 to {most}, those of data.icons")
-        if phase.shift is not None and not phase.shift > 0:
-            raise RecipeError(f"unet.training.shift: got {phase.shift}, expected more than 0")
-        if phase.pixels is not None and (phase.pixels < step or phase.pixels % step):
-            raise RecipeError(f"unet.training.pixels: got {phase.pixels}, expected a multiple of {step}")
-    words = recipe.words
-    if words and not (words.layers > 0 < words.heads <= words.width and words.width % words.heads == 0):
-        raise RecipeError(
-            f"words.width: got {words.width}, expected a multiple of heads, {words.heads}; layers above 0"
-        )
-    own = recipe.vision and recipe.vision.network
-    if own and own.projection != recipe.clip.text.projection:
-        expected = recipe.clip.text.projection
-        raise RecipeError(f"vision.network.projection: got {own.projection}, expected {expected}, as the text's")
-    if not len(unet.widths) == len(unet.attention) == len(unet.heads) > 0:
-        raise RecipeError("unet.network: expected as many widths as entries of attention and heads, at least one")
-    if any(width % heads for width, heads in zip(unet.widths, unet.heads, strict=True)):
-        raise RecipeError(f"unet.network.heads: got {list(unet.heads)}, expected divisors of {list(unet.widths)}")
+        at, style, classes, pixels = "unet.training", phase.default_style, phase.classes, phase.pixels
+        unplaced = (phase.smallest, phase.jitter) == (None, None)
+        expect(icons or unplaced, f"{at}.smallest, places: are for pictures that are composed of icons")
+        known = style in (None, *(icons.styles if icons else ()))
+        expect(known, f"{at}.home: got {style!r}, expected one of the styles of data.icons")
+        some = classes is None or 1 <= classes <= most
+        expect(some, f"{at}.things: got {classes}, expected 1 to {most}, those of data.icons")
+        whole = pixels is None or (pixels >= factor and pixels % factor == 0)
+        expect(whole, f"{at}.pixels: got {pixels}, expected a multiple of {factor}")
+    if words:
+        fits = words.layers > 0 < words.heads <= words.width and words.width % words.heads == 0
+        expect(fits, f"words.width: got {words.width}, expected a multiple of heads, {words.heads}; layers above 0")
+    tower, projection = recipe.vision and recipe.vision.network, recipe.clip.text.projection
+    if tower:
+        got = f"vision.network.projection: got {tower.projection}"
+        expect(tower.projection == projection, f"{got}, expected {projection}, as the text's")
+    shape = "unet.network: expected as many widths as entries of attention and heads, at least one"
+    expect(len(unet.widths) == len(unet.attention) == len(unet.heads) > 0, shape)
+    divide = all(width % heads == 0 for width, heads in zip(unet.widths, unet.heads, strict=True))
+    expect(divide, f"unet.network.heads: got {list(unet.heads)}, expected divisors of {list(unet.widths)}")
     for name, make in (
         ("vae.network", lambda: AutoencoderKL(recipe.vae.network)),
         ("clip", lambda: CLIP(recipe.clip.text, recipe.clip.vision)),
-        ("vision", lambda: CLIP(recipe.clip.text, own or recipe.clip.vision)),
+        ("vision", lambda: CLIP(recipe.clip.text, tower or recipe.clip.vision)),
         ("unet.network", lambda: UNet(unet)),
     ):
         try:
@@ -265,24 +268,34 @@ def check(recipe: Recipe) -> None:
             raise RecipeError(f"{name}: cannot be built ({error})") from error
 
 
+def as_table(recipe: Recipe) -> dict[str, Any]:
+    """A recipe as nested tables, for fingerprints: without None, and without the defaults of what was added later."""
+
+    def table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        return {KEYS.get(k, k): v for k, v in pairs if v is not None and ADDED_LATER.get(k, ...) != v}
+
+    return asdict(recipe, dict_factory=table)
+
+
+def _fields(kind: Any) -> dict[str, Field[Any]]:
+    """The fields of a dataclass by their TOML keys."""
+    return {KEYS.get(f.name, f.name): f for f in fields(kind)}
+
+
 def _build(kind: type[T], table: Mapping[str, Any], where: str) -> T:
     """An instance of a dataclass from a TOML table, strictly."""
-    hints, known = get_type_hints(kind), {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
+    hints, known = get_type_hints(kind), _fields(kind)
     unknown = [k for k in table if k not in known]
     if unknown:
         raise RecipeError(f"there is no {where}{unknown[0]} (known here: {', '.join(known)})")
     missing = [n for n, f in known.items() if n not in table and f.default is MISSING and f.default_factory is MISSING]
     if missing:
         raise RecipeError(f"{where}{missing[0]} is missing")
-    values = {name: _value(hints[name], value, where + name) for name, value in table.items()}
+    values = {known[key].name: _value(hints[known[key].name], value, where + key) for key, value in table.items()}
     try:
         return kind(**values)
     except ValueError as error:
         raise RecipeError(f"{where}{error}") from None
-
-
-def _names(kind: Any) -> set[str]:
-    return {field.name for field in fields(kind)}
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:
@@ -294,7 +307,7 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     choices = get_args(hint)
     if get_origin(hint) in (Union, UnionType):
         kinds = [c for c in choices if c is not type(None)]
-        fits = [c for c in kinds if isinstance(value, dict) and is_dataclass(c) and value.keys() <= _names(c)]
+        fits = [c for c in kinds if isinstance(value, dict) and is_dataclass(c) and value.keys() <= _fields(c).keys()]
         return _value((fits or kinds)[0], value, where)
     if get_origin(hint) is tuple and isinstance(value, dict) and is_dataclass(choices[0]):  # a list of one
         return (_value(choices[0], value, where),)

@@ -1,4 +1,4 @@
-"""The stages of training from nothing, as rows: which part learns, what it minimises, and how to look at it."""
+"""The stages of training from nothing: the network, its loss, and a sample sheet of each."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from PIL import Image
@@ -19,53 +20,59 @@ from gradina.models.vae import AutoencoderKL
 from gradina.training.data.dataset import Dataset, augment, generator
 from gradina.training.data.sources import load_dataset
 from gradina.training.data.synthetic import IconScenes
-from gradina.training.loop import Loss, Settings
-from gradina.training.losses import autoencoding, contrastive, denoising, imagining, naming
-from gradina.training.pretrain.experiment import Painter, Workshop
-from gradina.training.pretrain.latent_predictor import Reader
+from gradina.training.loop import Loss, Settings, device_of
+from gradina.training.losses import autoencoding, contrastive, denoising_loss, latent_prediction, name_classification
+from gradina.training.pretrain.experiment import Experiment
+from gradina.training.pretrain.latent_predictor import LatentPredictor
+from gradina.training.pretrain.networks import TextToLatent
 from gradina.training.pretrain.recipes import UNetPhase, VAEPhase
-from gradina.training.pretrain.samples import drawn, found_by_captions, imagined, through_latents
+from gradina.training.pretrain.samples import generated, predicted, reconstructed, retrieved
+
+Augmented = Callable[[Tensor, torch.Generator], Tensor]  # (rows, key) -> pictures
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One part of the model, how it learns, and a picture of how far it is, drawn with the averaged weights."""
+    """A network in training: its settings, its loss, and what shows its progress."""
 
     network: nn.Module
     settings: Settings
     loss: Loss
-    look: Callable[[nn.Module], Image.Image]
-    rates: Mapping[str, float] | None = None  # shares of the learning rate, of parts that have their own
-    check: Callable[[], float] | None = None  # the loss on what is not learnt from
+    sample: Callable[[Any], Image.Image]  # of the averaged weights
+    rates: Mapping[str, float] | None = None  # factors of the learning rate, by child of the network
+    validation: Callable[[], float] | None = None
 
 
-def stage(shop: Workshop, name: str) -> Stage:
+def stage(experiment: Experiment, name: str) -> Stage:
     """The stage of that name; those before it have to be finished."""
-    return STAGES[shop.stages[name].part](shop, name)
+    return STAGES[experiment.folder.stages[name].part](experiment, name)
 
 
-def vae_stage(shop: Workshop, name: str) -> Stage:
-    """Pictures through the latents and back."""
-    recipe, phase, before = shop.recipe.vae, shop.stages[name].settings, shop.before(name)
+def vae_stage(experiment: Experiment, name: str) -> Stage:
+    """The autoencoder reconstructs pictures."""
+    recipe, folder = experiment.recipe.vae, experiment.folder
+    phase, previous = folder.stages[name].settings, folder.previous(name)
     assert isinstance(phase, VAEPhase)
     factor, channels = recipe.network.factor, recipe.network.latent_channels
 
-    def loss(vae: nn.Module, k: int) -> Tensor:
-        assert isinstance(vae, AutoencoderKL)
-        key = generator(shop.recipe.seed, name, k)
-        pixels = cropped(shop.data.pixels(shop.rows(key, phase.batch)), recipe.crop, key)
-        whole = pixels.shape[2] // factor
-        noise = torch.randn(len(pixels), channels, whole, pixels.shape[3] // factor, generator=key)
+    def loss(vae: AutoencoderKL, k: int) -> Tensor:
+        key = generator(experiment.recipe.seed, name, k)
+        rows = torch.randint(len(experiment.data), (phase.batch,), generator=key)
+        pixels = cropped(experiment.data.pixels(rows), recipe.crop, key)
+        height, width = (n // factor for n in pixels.shape[2:])
+        noise = torch.randn(len(pixels), channels, height, width, generator=key)
         side = None
         if phase.resized and torch.rand(1, generator=key) < phase.resized:
-            side = int(torch.randint(max(1, whole // 3), whole, (1,), generator=key))
-        return autoencoding(vae, pixels, noise, recipe.kl_weight, side)
+            side = int(torch.randint(max(1, height // 3), height, (1,), generator=key))
+        device = device_of(vae)
+        return autoencoding(vae, pixels.to(device), noise.to(device), recipe.kl_weight, side)
 
-    vae = shop.learnt(shop.new_vae, before).requires_grad_() if before else shop.build(shop.new_vae, "vae")
+    make = experiment.new_vae
+    vae = experiment.finished(make, previous).requires_grad_() if previous else experiment.untrained(make, "vae")
     if phase.only == "decoder":
         vae.encoder.requires_grad_(False)
         vae.quant.requires_grad_(False)
-    return Stage(vae, phase, loss, partial(through_latents, shop))
+    return Stage(vae, phase, loss, partial(reconstructed, experiment))
 
 
 def cropped(pixels: Tensor, side: int | None, key: torch.Generator) -> Tensor:
@@ -76,121 +83,120 @@ def cropped(pixels: Tensor, side: int | None, key: torch.Generator) -> Tensor:
     return torch.stack([p[:, y : y + side, x : x + side] for p, y, x in zip(pixels, tops, lefts, strict=True)])
 
 
-def clip_stage(shop: Workshop, name: str) -> Stage:
-    """Captions and pictures find each other."""
-    recipe, data = shop.recipe.clip, load_dataset(shop.recipe, "pairs")
+def clip_stage(experiment: Experiment, name: str) -> Stage:
+    """The contrastive pair matches captions and pictures."""
+    recipe, data = experiment.recipe.clip, load_dataset(experiment.recipe, "pairs")
 
-    def seen(rows: Tensor, key: torch.Generator) -> Tensor:
+    def augmented(rows: Tensor, key: torch.Generator) -> Tensor:
         return augment(data.pixels(rows), recipe.turned, key)
 
-    network, look = shop.build(shop.new_clip, "clip"), partial(found_by_captions, shop)
-    return Stage(network, shop.stages[name].settings, told_apart(shop, name, data, seen, recipe.kept), look)
+    network = experiment.untrained(experiment.networks.clip, "clip")
+    loss = contrastive_loss(experiment, name, data, augmented, recipe.kept)
+    return Stage(network, experiment.folder.stages[name].settings, loss, partial(retrieved, experiment))
 
 
-def vision_stage(shop: Workshop, name: str) -> Stage:
-    """A pair that goes with the model: its image tower learns on, or a new one begins.
+def vision_stage(experiment: Experiment, name: str) -> Stage:
+    """The pair that is shipped with the model: its image tower is trained on, or a new one is.
 
-    Its words are those that the U-Net reads, and stay as they are; how they are compared with pictures follows.
-    Source: Zhai et al., "LiT: Zero-Shot Transfer with Locked-image text Tuning" (2111.07991), the other way round.
+    The text tower is the U-Net's, frozen except for its projection. Source: Zhai et al., "LiT: Zero-Shot Transfer with
+    Locked-image text Tuning" (2111.07991), with the roles of the towers exchanged.
     """
-    recipe = shop.recipe.vision
+    recipe = experiment.recipe.vision
     assert recipe is not None
-    data, network = load_dataset(shop.wider, "pairs"), shop.build(shop.new_pair, "vision")
-    network.text.load_state_dict(shop.painter.text.state_dict())
-    network.logit_scale.data.copy_(shop.clip.logit_scale)
+    data = load_dataset(experiment.recipe.with_vision_data, "pairs")
+    network = experiment.untrained(experiment.networks.final_clip, "vision")
+    network.text.load_state_dict(experiment.text_to_latent.text.state_dict())
+    network.logit_scale.data.copy_(experiment.clip.logit_scale)
     if recipe.network is None:
-        network.vision.load_state_dict(shop.clip.vision.state_dict())
+        network.vision.load_state_dict(experiment.clip.vision.state_dict())
     network.text.requires_grad_(False).get_parameter("projection.weight").requires_grad_()
 
-    def seen(rows: Tensor, key: torch.Generator) -> Tensor:
+    def augmented(rows: Tensor, key: torch.Generator) -> Tensor:
         return data.augmented(rows, recipe.turned, key)
 
-    loss, look = told_apart(shop, name, data, seen, recipe.kept), partial(found_by_captions, shop)
-    return Stage(network, recipe.training, loss, look)
+    loss = contrastive_loss(experiment, name, data, augmented, recipe.kept)
+    return Stage(network, recipe.training, loss, partial(retrieved, experiment))
 
 
-def told_apart(
-    shop: Workshop, name: str, data: Dataset, seen: Callable[[Tensor, torch.Generator], Tensor], kept: float
-) -> Loss:
-    """The contrastive loss on batch k, of pictures as they are `seen`, a share of their patches `kept`."""
-    recipe, batch = shop.recipe.clip, shop.stages[name].settings.batch
-    names = shop.tokenizer(data.phrases()[0])
+def contrastive_loss(experiment: Experiment, name: str, data: Dataset, augmented: Augmented, kept: float) -> Loss:
+    """The contrastive loss on batch k of augmented pictures, of whose patches a share is `kept`."""
+    recipe, batch = experiment.recipe.clip, experiment.folder.stages[name].settings.batch
+    names = experiment.tokenizer(data.phrases()[0])
 
-    def loss(clip: nn.Module, k: int) -> Tensor:
-        assert isinstance(clip, CLIP)
-        key = generator(shop.recipe.seed, name, k)
+    def loss(clip: CLIP, k: int) -> Tensor:
+        key, device = generator(experiment.recipe.seed, name, k), device_of(clip)
         rows = data.contrastive_rows(batch, key)
         captions, true = data.captions(rows, key)
-        pixels, some = seen(rows, key), None
+        pixels, patches = augmented(rows, key), None
         if kept < 1:
-            places = clip.vision.config.places
-            some = torch.rand(batch, places, generator=key).argsort(1)[:, : round(kept * places)]
-        texts, pictures = clip.texts(shop.tokenizer(captions)), clip.pictures(pixels, some)
-        scale = clip.logit_scale.exp()
-        apart = contrastive(scale * texts @ pictures.T, true)
-        return apart + naming(scale * pictures @ clip.texts(names).T, data.class_ids(rows)) if recipe.naming else apart
+            count = clip.vision.config.positions
+            patches = torch.rand(batch, count, generator=key).argsort(1)[:, : round(kept * count)].to(device)
+        texts = clip.texts(experiment.tokenizer(captions).to(device))
+        pictures, scale = clip.pictures(pixels.to(device), patches), clip.logit_scale.exp()
+        error = contrastive(scale * texts @ pictures.T, true.to(device))
+        if not recipe.naming:
+            return error
+        similarities = scale * pictures @ clip.texts(names.to(device)).T
+        return error + name_classification(similarities, data.class_ids(rows).to(device))
 
     return loss
 
 
-def words_stage(shop: Workshop, name: str) -> Stage:
-    """The text tower of the pair learns what its words look like, before a U-Net reads them."""
-    phase = shop.stages[name].settings
-    reader, (mean, _) = shop.build(shop.new_reader, "words"), shop.latents()
-    reader.text.load_state_dict(shop.clip.text.state_dict())
+def words_stage(experiment: Experiment, name: str) -> Stage:
+    """The text tower is pretrained by latent prediction, before a U-Net is conditioned on it."""
+    settings = experiment.folder.stages[name].settings
+    predictor, (mean, _) = experiment.untrained(experiment.latent_predictor, "words"), experiment.latents()
+    predictor.text.load_state_dict(experiment.clip.text.state_dict())
 
-    def loss(reader: nn.Module, k: int) -> Tensor:
-        assert isinstance(reader, Reader)
-        key = generator(shop.recipe.seed, name, k)
-        rows = shop.rows(key, phase.batch)
-        return imagining(reader, shop.tokenizer(worded(shop, shop.data, rows, key)), mean[rows])
+    def loss(predictor: LatentPredictor, k: int) -> Tensor:
+        key, device = generator(experiment.recipe.seed, name, k), device_of(predictor)
+        rows = torch.randint(len(experiment.data), (settings.batch,), generator=key)
+        ids = experiment.tokenizer(captions_with_dropout(experiment, experiment.data, rows, key))
+        return latent_prediction(predictor, ids.to(device), mean[rows].to(device))
 
-    return Stage(reader, phase, loss, partial(imagined, shop))
+    return Stage(predictor, settings, loss, partial(predicted, experiment))
 
 
-def worded(shop: Workshop, data: Dataset, rows: Tensor, key: torch.Generator) -> list[str]:
-    """A caption for each picture, or, now and then, none: guidance needs to know what pictures are without words."""
+def captions_with_dropout(experiment: Experiment, data: Dataset, rows: Tensor, key: torch.Generator) -> list[str]:
+    """A caption for each picture, or "" for a share of them, which guidance needs."""
     texts, _ = data.captions(rows, key)
-    dropped = (torch.rand(len(rows), generator=key) < shop.recipe.unet.caption_dropout).tolist()
+    dropped = (torch.rand(len(rows), generator=key) < experiment.recipe.unet.caption_dropout).tolist()
     return ["" if drop else text for text, drop in zip(texts, dropped, strict=True)]
 
 
-def unet_stage(shop: Workshop, name: str) -> Stage:
-    """Noise is told from latents, with the caption as a hint; a later phase goes on from the one before.
-
-    The text tower is that of the stages before; a phase may let it learn, too.
-    """
-    recipe, phase, before = shop.recipe.unet, shop.stages[name].settings, shop.before(name)
+def unet_stage(experiment: Experiment, name: str) -> Stage:
+    """The U-Net denoises latents, conditioned on captions; a phase may train the text tower along with it."""
+    recipe, folder = experiment.recipe.unet, experiment.folder
+    phase, previous = folder.stages[name].settings, folder.previous(name)
     assert isinstance(phase, UNetPhase)
-    if before:
-        painter = shop.learnt(shop.new_painter, before)
+    if previous:
+        networks = experiment.finished(experiment.networks.text_to_latent, previous)
     else:
-        painter = Painter(copy.deepcopy(shop.text), shop.build(shop.new_unet, "unet"))
-    painter.unet.requires_grad_()
-    painter.text.requires_grad_(phase.text_rate > 0)
-    placed = {"smallest": phase.smallest, "places": phase.places}
-    mean, std = shop.latents(phase.pixels, {name: value for name, value in placed.items() if value is not None})
-    data, shown = shop.data, torch.arange(len(shop.data))
+        unet = experiment.untrained(experiment.networks.unet, "unet")
+        networks = TextToLatent(copy.deepcopy(experiment.text), unet)
+    networks.unet.requires_grad_()
+    networks.text.requires_grad_(phase.text_rate > 0)
+    placed = {"smallest": phase.smallest, "jitter": phase.jitter}
+    mean, std = experiment.latents(phase.pixels, {key: value for key, value in placed.items() if value is not None})
+    data, rows_of_classes = experiment.data, torch.arange(len(experiment.data))
     if isinstance(data, IconScenes):
-        data = replace(data, home=phase.home)
-        shown = data.rows_of_first(phase.things) if phase.things else shown
-    schedule, prediction = shop.schedule, prediction_named(recipe.prediction)
+        data = replace(data, default_style=phase.default_style)
+        rows_of_classes = data.rows_of_first(phase.classes) if phase.classes else rows_of_classes
+    schedule, prediction = experiment.schedule, prediction_named(recipe.prediction)
 
-    def loss(painter: nn.Module, k: int) -> Tensor:
-        assert isinstance(painter, Painter)
-        key = generator(shop.recipe.seed, name, k)
-        rows = shown[torch.randint(len(shown), (phase.batch,), generator=key)]
-        cond = painter.text(shop.tokenizer(worded(shop, data, rows, key)))
+    def loss(networks: TextToLatent, k: int) -> Tensor:
+        key, device = generator(experiment.recipe.seed, name, k), device_of(networks)
+        rows = rows_of_classes[torch.randint(len(rows_of_classes), (phase.batch,), generator=key)]
+        ids = experiment.tokenizer(captions_with_dropout(experiment, data, rows, key))
         latents = mean[rows] + std[rows] * torch.randn(len(rows), *mean.shape[1:], generator=key)
-        noise = torch.randn(latents.shape, generator=key)
-        sigma = schedule.drawn(len(rows), key, phase.shift or 1.0)
-        return denoising(Denoiser(on_states(painter.unet), schedule, prediction), latents, noise, sigma, Cond(cond))
+        denoiser, cond = Denoiser(on_states(networks.unet), schedule, prediction), Cond(networks.text(ids.to(device)))
+        return denoising_loss(denoiser, latents.to(device), cond, key, phase)
 
-    look = partial(drawn, shop, side=phase.pixels)
-    return Stage(painter, phase, loss, look, {"text": phase.text_rate})
+    sample = partial(generated, experiment, side=phase.pixels)
+    return Stage(networks, phase, loss, sample, {"text": phase.text_rate})
 
 
-STAGES: dict[str, Callable[[Workshop, str], Stage]] = {
+STAGES: dict[str, Callable[[Experiment, str], Stage]] = {
     "vae": vae_stage,
     "clip": clip_stage,
     "words": words_stage,

@@ -6,15 +6,14 @@ import re
 from collections.abc import Mapping
 from typing import Any, cast
 
-from gradina.diffusion.prediction import prediction_named
-from gradina.diffusion.schedule import Schedule
 from gradina.errors import WeightsError
-from gradina.models.clip import ACTIVATIONS, Activation, ConvConfig, TextConfig, VisionConfig
+from gradina.models.clip import TextConfig
+from gradina.models.clip_vision import ConvConfig, VisionConfig
 from gradina.models.unet import UNetConfig
 from gradina.models.vae import VAEConfig
+from gradina.nn.transformer import ACTIVATIONS, Activation
 from gradina.request import Defaults, Request
-from gradina.weights.formats.scheduler_config import schedule_from_config
-from gradina.weights.json_config import Json, check_fixed, check_int, check_number, shortened, validated
+from gradina.weights.json_config import Json, check_fixed, shortened, validated
 
 # Settings that our networks have built in; a file may leave them out, and must not give them another value.
 UNET_FIXED: Json = {
@@ -202,25 +201,6 @@ def vision_to_json(c: VisionConfig | ConvConfig) -> dict[str, Any]:
 def eos_id(vocabulary: int) -> int:
     """The id of the end-of-text token in a vocabulary of that size: CLIP's, also with added tokens; else the last."""
     return 49407 if vocabulary >= 49408 else vocabulary - 1
-
-
-def schedule_from_json(json: Json) -> tuple[Schedule, str | None]:
-    """The schedule of scheduler/scheduler_config.json as diffusers' pipelines correct it, and eps, v, x0 or None.
-
-    Those pipelines take 1 for every other `steps_offset`, which files of before diffusers 0.4 lack, and never clip.
-    """
-    given = {name: value for name, value in json.items() if value is not None}
-    if str(kind := given.get("_class_name", "")).startswith(("FlowMatch", "EDM")):
-        raise WeightsError(f"scheduler config: is a {str(kind)[:80]}, whose U-Nets are not supported")
-    check_int("num_train_timesteps", given.get("num_train_timesteps", 1000), 2, 100_000)
-    for name in ("beta_start", "beta_end"):
-        check_number(name, given.get(name, 0.01), 0, 1)
-    if "trained_betas" in given:
-        check_int("the length of trained_betas", len(given["trained_betas"]), 2, 100_000)
-        for beta in given["trained_betas"]:
-            check_number("trained_betas", beta, 0, 1)
-    prediction = given.get("prediction_type")
-    return schedule_from_config({**given, "steps_offset": 1}), prediction and prediction_named(prediction).name
 
 
 def defaults_from_json(json: Json) -> Defaults:

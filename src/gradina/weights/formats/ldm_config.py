@@ -24,6 +24,7 @@ from gradina.request import Defaults
 from gradina.weights import detect
 from gradina.weights.detect import TextEncoderFormat
 from gradina.weights.formats import diffusers_configs
+from gradina.weights.formats.scheduler_config import schedule_and_prediction
 from gradina.weights.json_config import Config, config_errors, shortened, validated
 from gradina.weights.safetensors import Weights
 
@@ -182,7 +183,7 @@ def read_metadata(weights: Weights) -> Metadata:
                 raise WeightsError(f"{name} in its metadata is {shortened(value)}, expected an object")
         schedule, prediction = None, None
         if "scheduler" in content:
-            schedule, prediction = diffusers_configs.schedule_from_json(content["scheduler"])
+            schedule, prediction = schedule_and_prediction(content["scheduler"])
         defaults = diffusers_configs.defaults_from_json(content) if "defaults" in content else None
         return Metadata(**objects, schedule=schedule, prediction=prediction, defaults=defaults)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,9 +9,11 @@ import torch
 from gradina.diffusion.betas import BetaLaw, zero_terminal_snr
 from gradina.diffusion.prediction import prediction_named
 from gradina.diffusion.schedule import Schedule
+from gradina.errors import WeightsError
+from gradina.weights.json_config import Json, check_int, check_number
 
 
-def schedule_from_config(config: Mapping[str, Any]) -> Schedule:
+def schedule_from_config(config: Json) -> Schedule:
     """The schedule that a scheduler_config.json describes; missing entries have diffusers' defaults.
 
     Raises WeightsError for an unknown beta schedule.
@@ -30,6 +31,25 @@ def schedule_from_config(config: Mapping[str, Any]) -> Schedule:
     law = BetaLaw(**{f: config[f] for f in BetaLaw.__dataclass_fields__ if f in config} | {
         k: v for k, v in as_diffusers.items() if k not in config})  # fmt: skip
     return Schedule.from_betas(law.betas(), law=law, **known)
+
+
+def schedule_and_prediction(json: Json) -> tuple[Schedule, str | None]:
+    """The schedule of a scheduler_config.json as diffusers' pipelines correct it, and eps, v, x0 or None.
+
+    Those pipelines take 1 for every other `steps_offset`, which files of before diffusers 0.4 lack, and never clip.
+    """
+    given = {name: value for name, value in json.items() if value is not None}
+    if str(kind := given.get("_class_name", "")).startswith(("FlowMatch", "EDM")):
+        raise WeightsError(f"scheduler config: is a {str(kind)[:80]}, whose U-Nets are not supported")
+    check_int("num_train_timesteps", given.get("num_train_timesteps", 1000), 2, 100_000)
+    for name in ("beta_start", "beta_end"):
+        check_number(name, given.get(name, 0.01), 0, 1)
+    if "trained_betas" in given:
+        check_int("the length of trained_betas", len(given["trained_betas"]), 2, 100_000)
+        for beta in given["trained_betas"]:
+            check_number("trained_betas", beta, 0, 1)
+    prediction = given.get("prediction_type")
+    return schedule_from_config({**given, "steps_offset": 1}), prediction and prediction_named(prediction).name
 
 
 def schedule_to_config(schedule: Schedule, prediction: str) -> dict[str, Any]:

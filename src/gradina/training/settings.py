@@ -1,0 +1,91 @@
+"""Settings of training as frozen, checked data; without torch, so that the command line can read them at once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, NamedTuple, get_type_hints
+
+from gradina.errors import RecipeError
+
+
+class Range(NamedTuple):
+    """The values that a field may have besides None, as metadata of its type."""
+
+    holds: Callable[[Any], bool]
+    expected: str
+
+
+class Option(NamedTuple):
+    """How a field is offered on the command line, as metadata of its type; True as `default` shows the field's own."""
+
+    metavar: str  # "": a flag
+    default: str | bool
+    help: str
+    least: int | None = None
+    short: tuple[str, ...] = ()  # further flags
+
+
+POSITIVE = Range(lambda x: 0 < x < math.inf, "a number above 0")
+NOT_NEGATIVE = Range(lambda x: 0 <= x < math.inf, "0, or a number above it")
+MORE_THAN_0 = Range(lambda x: x > 0, "more than 0")
+SHARE = Range(lambda x: 0 <= x <= 1, "0 to 1")
+BETAS = Range(lambda x: len(x) == 2 and all(0 <= beta < 1 for beta in x), "two numbers from 0 to below 1")
+INTERVAL = Range(lambda x: len(x) == 2 and 0 <= x[0] <= x[1], "the lowest and the highest sigma")
+PUBLISHED = "as the method's authors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    """Data whose fields are checked against the ranges in their types. Raises RecipeError."""
+
+    def __post_init__(self) -> None:
+        for name, hint in get_type_hints(type(self), include_extras=True).items():
+            for rule in getattr(hint, "__metadata__", ()):
+                value = getattr(self, name)
+                if isinstance(rule, Range) and value is not None and not rule.holds(value):
+                    raise RecipeError(f"{name}: got {value}, expected {rule.expected}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(Checked):
+    """How a network is trained: steps, batches, AdamW, learning rate."""
+
+    steps: Annotated[int, POSITIVE, Option("N", PUBLISHED, "Steps to learn for.", least=1, short=("-s",))]
+    batch: Annotated[int, POSITIVE, Option("N", "1", "Pictures at once.", least=1)]
+    lr: Annotated[float, POSITIVE, Option("X", PUBLISHED, "Learning rate.")]
+    warmup: Annotated[int, Option("N", "0", "Steps in which the learning rate rises.", least=0)] = 100
+    decay: Annotated[float, SHARE] = 0.5  # share of the steps, at the end, in which lr falls to 0 along a cosine
+    weight_decay: float = 0.01
+    betas: Annotated[tuple[float, float], BETAS] = (0.9, 0.99)
+    clip: Annotated[float, POSITIVE] = 1.0  # largest norm of the gradient
+    ema: Annotated[float, SHARE, Option("X", PUBLISHED, "Decay of the weights' average; 0: none.")] = 0.999
+    accumulate: Annotated[int, POSITIVE, Option("N", PUBLISHED, "Batches for one step.", least=1)] = 1
+    precision: Literal["float32", "bfloat16"] = "float32"  # bfloat16: autocast
+
+    def lr_at(self, step: int) -> float:
+        """The learning rate of a step (counted from 0): warm-up, constant, cosine to 0."""
+        tail = max(1, round(self.decay * self.steps))
+        into = max(0, step - (self.steps - tail)) / tail
+        fall = 0.5 * (1 + math.cos(math.pi * into)) if self.decay else 1.0
+        return self.lr * min(1.0, (step + 1) / max(1, self.warmup)) * fall
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoiseLaw(Checked):
+    """How diffusion training draws noise and its levels, and how it weighs their errors.
+
+    Levels are those of timesteps drawn uniformly from the schedule's that lie in `interval`, times `shift`.
+    """
+
+    min_snr: Annotated[
+        float | None, POSITIVE, Option("X", "off", "Weigh errors by min-SNR with this gamma; 5 is usual.")
+    ] = None
+    noise_offset: Annotated[
+        float, NOT_NEGATIVE, Option("X", "0", "Noise alike in all places, so that dark and light are learnt.")
+    ] = 0.0
+    shift: Annotated[float | None, MORE_THAN_0, Option("X", "1", "Multiply the noise levels (sigma) by this.")] = None
+    interval: Annotated[
+        tuple[float, float] | None, INTERVAL, Option("LOW:HIGH", "all", "Noise levels (sigma) to learn from.")
+    ] = None

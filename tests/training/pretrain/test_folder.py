@@ -1,0 +1,74 @@
+"""The folder of a run: which stages are finished, and what their fingerprints depend on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from gradina.training.pretrain.folder import RunFolder
+from gradina.training.pretrain.recipes import Recipe, read_recipe
+from gradina.training.pretrain.run import run
+
+PHASES = """
+[[unet.training]]
+pixels = 16
+steps = 4
+batch = 4
+lr = 1e-3
+
+[[unet.training]]
+steps = 4
+batch = 4
+lr = 1e-3
+"""
+
+
+def in_phases(recipe_file: Path) -> None:
+    """The U-Net learns at half the size first."""
+    head, _, rest = recipe_file.read_text().partition("[unet.training]")
+    recipe_file.write_text(head + PHASES + "\n[defaults]" + rest.partition("[defaults]")[2])
+
+
+def test_an_appended_phase_is_trained_alone(recipe_file: Path, tmp_path: Path) -> None:
+    """What was learnt before a phase was thought of still counts."""
+    in_phases(recipe_file)
+    list(run(read_recipe(recipe_file), tmp_path / "run"))
+    recipe_file.write_text(recipe_file.read_text().replace("[defaults]", PHASES.partition("\n\n")[2] + "\n[defaults]"))
+    assert {p.stage for p in run(read_recipe(recipe_file), tmp_path / "run")} == {"unet-3"}
+
+
+def test_a_finished_phase_counts_for_those_before_it(recipe_file: Path, tmp_path: Path) -> None:
+    in_phases(recipe_file)
+    list(run(read_recipe(recipe_file), tmp_path / "run"))
+    (tmp_path / "run" / "unet" / "weights.safetensors").unlink()
+    assert list(run(read_recipe(recipe_file), tmp_path / "run")) == []
+
+
+def with_phase(recipe: Recipe, **fields: object) -> Recipe:
+    """The recipe with another phase of the U-Net."""
+    phase = replace(recipe.unet.training[0], **fields)  # type: ignore[arg-type]
+    return replace(recipe, unet=replace(recipe.unet, training=(phase,)))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"shift": 2.0}, {"noise_offset": 0.1}, {"min_snr": 5.0}, {"interval": (0.1, 5.0)}, {"lr": 1e-4}, {"classes": 3}],
+)
+def test_a_fingerprint_depends_on_each_setting_of_a_phase(
+    recipe_file: Path, tmp_path: Path, fields: dict[str, object]
+) -> None:
+    recipe = read_recipe(recipe_file)
+    one, other = (RunFolder(each, tmp_path) for each in (recipe, with_phase(recipe, **fields)))
+    assert one.fingerprint("unet") != other.fingerprint("unet")
+    assert one.fingerprint("clip") == other.fingerprint("clip")
+
+
+def test_fingerprints_are_those_of_older_runs(recipe_file: Path, tmp_path: Path) -> None:
+    """Fields were renamed, and options of the noise law added, since."""
+    recipe = read_recipe(recipe_file)
+    recipe = with_phase(replace(recipe, data=replace(recipe.data, folders=("mnist",))), classes=3, jitter=0.1)
+    recipe = with_phase(recipe, default_style="noto", shift=2.0)
+    assert RunFolder(recipe, tmp_path).fingerprint("unet") == "299ed7a471c45c45"
+    assert RunFolder(recipe, tmp_path).fingerprint("vae") == "527fd4c6ede60723"
