@@ -1,4 +1,4 @@
-"""The verbs that make a model one's own, as a person types them; what they keep draws, and mistakes get one line."""
+"""The verbs that fine-tune, as a person types them: their results draw, and mistakes get one line."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
-from gradina.apps.cli import finetune
+from gradina.apps.cli import finetune, train
 from gradina.apps.cli.main import main
 from gradina.pipeline.model import StableDiffusion
 from gradina.training.data.captioned_image import CaptionedImage
 from gradina.training.finetune import memory_estimate
+from gradina.training.finetune.config import FinetuneConfig
 
 Said = pytest.CaptureFixture[str]
 
@@ -72,7 +73,7 @@ def test_finetune(room: Path, capsys: Said) -> None:
     assert "run: holds what was made with other pictures or settings" in capsys.readouterr().err
 
 
-def test_where_captions_come_from_is_told_before_a_model_is_read(room: Path, capsys: Said) -> None:
+def test_the_source_of_captions_is_printed_before_a_model_is_loaded(room: Path, capsys: Said) -> None:
     asked = ["finetune", "boats", "-m", "none", "--validation", "boats"]
     assert main(asked) == 2
     told = 'captions: from names of files (2 of 2); a blue boat.png: "a blue boat"'
@@ -84,16 +85,16 @@ def test_where_captions_come_from_is_told_before_a_model_is_read(room: Path, cap
         Path(f"boats/a {colour} boat.png").rename(f"boats/3_ship/a {colour} boat.png")
     assert main(asked) == 2
     repeats, told = capsys.readouterr().err.splitlines()[:2]
-    assert repeats.endswith("by kohya's scripts (3_ship: 2 pictures x 3)")
+    assert repeats.endswith("as in kohya's scripts (3_ship: 2 pictures x 3)")
     assert told == 'gradina: note: captions: from names of folders (2 of 2); a blue boat.png: "ship"'
 
 
-def test_what_is_learnt_from_is_captions_pictures_and_how_often(tmp_path: Path) -> None:
-    """As it was before there were repeats, where there are none: a run that began then goes on."""
+def test_pictures_captions_and_repeats_decide_the_fingerprint(tmp_path: Path) -> None:
+    """Without repeats it is as before there were any, so that older runs resume."""
     (tmp_path / "a.png").write_bytes(b"")
     one = CaptionedImage(tmp_path / "a.png", "a boat")
     empty = hashlib.sha256(b"").hexdigest()
-    assert finetune._seen([one, replace(one, repeats=3)]) == [(empty, "a boat"), (empty, "a boat", 3)]
+    assert finetune._hashed([one, replace(one, repeats=3)]) == [(empty, "a boat"), (empty, "a boat", 3)]
 
 
 def test_finetune_all_weights(room: Path, capsys: Said) -> None:
@@ -133,6 +134,26 @@ def test_imagic(room: Path, capsys: Said, full: bool) -> None:
     assert grey(one, "again.png") == 0
 
 
+@pytest.mark.parametrize("verb", ["finetune", "dreambooth", "invert", "imagic"])
+@pytest.mark.parametrize("option", ["--shift=3", "--interval=0.5:5", "--noise-offset=0.2", "--min-snr=1"])
+def test_every_verb_takes_each_option_of_the_noise_law(room: Path, verb: str, option: str) -> None:
+    asked = [verb, *(["boats/a red boat.png", "a boat"] if verb == "imagic" else ["boats"]), *COMMON, "--dry-run"]
+    configs: list[FinetuneConfig] = []
+    record = finetune.FinetuneCommand.__init__
+
+    def recording(command: finetune.FinetuneCommand, method: str, config: FinetuneConfig, *others: Any) -> None:
+        configs.append(config)
+        record(command, method, config, *others)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(finetune.FinetuneCommand, "__init__", recording)
+        assert main([*asked, option]) == 0
+    name, _, text = option.removeprefix("--").partition("=")
+    expected = (0.5, 5.0) if name == "interval" else float(text)
+    assert [getattr(config, name.replace("-", "_")) for config in configs] == [expected] * len(configs)
+    assert configs
+
+
 def test_a_dry_run_leaves_nothing(room: Path, capsys: Said) -> None:
     for verb in (["finetune", "boats"], ["invert", "boats"], ["dreambooth", "boats", "--class", "a boat"]):
         assert main([*verb, *COMMON, "--dry-run", "--out", "run"]) == 0
@@ -143,7 +164,7 @@ def test_a_dry_run_leaves_nothing(room: Path, capsys: Said) -> None:
     assert not Path("run").exists()
 
 
-def test_what_cannot_fit_is_refused_and_what_would_is_named(
+def test_what_does_not_fit_into_memory_is_refused_with_settings_that_need_less(
     room: Path, capsys: Said, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory_estimate, "free_memory", lambda: 10_000_000)
@@ -165,6 +186,16 @@ WRONG = [
     (["finetune", "boats", "--min-snr", "-1"], "min_snr: got -1.0, expected a number above 0"),
     (["finetune", "boats", "--noise-offset", "nan"], "noise_offset: got nan, expected 0, or a number above it"),
     (["finetune", "boats", "--caption-dropout", "2"], "caption_dropout: got 2.0, expected 0 to 1"),
+    (["finetune", "boats", "--shift", "0"], "shift: got 0.0, expected more than 0"),
+    (["invert", "boats", "--interval", "3"], "interval: got '3', expected LOW:HIGH"),
+    (
+        ["dreambooth", "boats", "--interval", "3:2"],
+        "interval: got (3.0, 2.0), expected the lowest and the highest sigma",
+    ),
+    (
+        ["imagic", "boats/a red boat.png", "a boat", "--interval", "20:30"],
+        "interval: got 20 to 30, which holds no noise",
+    ),
     (["dreambooth", "boats", "--instance", ""], "--instance: got an empty text, expected PROMPT"),
     (["imagic", "nothing.png", "a boat"], "nothing.png: there is no such picture"),
     (["invert", "boats", "--word", "two words"], "'two words': expected a word without spaces"),
@@ -183,27 +214,27 @@ def test_mistakes_get_one_line(room: Path, capsys: Said, arguments: list[str], w
     assert said[-1].startswith("gradina: ")
 
 
-def test_asked_to_stop_it_keeps_its_state_and_goes_on(
+def test_an_interrupted_run_keeps_its_state_and_resumes(
     room: Path, capsys: Said, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = ["finetune", "boats", *COMMON, "--out", "run"]
-    real = finetune.told
+    real = train.progress_lines
 
     def stopping(running: object) -> object:
         for line in real(running):  # type: ignore[arg-type]
             os.kill(os.getpid(), signal.SIGINT)
             yield line
 
-    monkeypatch.setattr(finetune, "told", stopping)
+    monkeypatch.setattr(train, "progress_lines", stopping)
     assert main(asked) == 130
     assert "the same command goes on from here (run)" in capsys.readouterr().err
     assert Path("run/state.safetensors").is_file()
-    monkeypatch.setattr(finetune, "told", real)
+    monkeypatch.setattr(train, "progress_lines", real)
     assert main(asked) == 0
     assert Path("run/lora.safetensors").is_file()
 
 
-def test_what_would_steer_a_terminal_is_written_out(room: Path, capsys: Said) -> None:
+def test_control_characters_are_escaped(room: Path, capsys: Said) -> None:
     Path("boats/a red boat.txt").write_text("a \x1b[31m red\x9b boat\n")
     assert main(["finetune", "boats", *COMMON, "--dry-run"]) == 2
     assert main(["finetune", "boats/\x1bc", *COMMON, "--dry-run"]) == 2
@@ -212,7 +243,7 @@ def test_what_would_steer_a_terminal_is_written_out(room: Path, capsys: Said) ->
     assert not {"\x1b", "\x9b"} & set(said)
 
 
-def test_pictures_that_are_learnt_from_and_validate_are_told(room: Path, capsys: Said) -> None:
+def test_validation_pictures_that_are_trained_on_are_reported(room: Path, capsys: Said) -> None:
     both = len(list(Path("boats").glob("*.png")))
     assert main(["finetune", "boats", *COMMON, "--dry-run", "--validation", "../" + room.name + "/boats"]) == 0
     assert f"note: validation: {both} of {both} pictures are learnt from, too" in capsys.readouterr().err

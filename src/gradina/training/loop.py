@@ -10,7 +10,8 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from gradina.runtime.memory import flush_denormals
 from gradina.runtime.prepack import channels_last
 from gradina.training.settings import Settings
 
-__all__ = ["Loss", "Settings", "State", "TrainStep", "autocast", "average", "train"]
+__all__ = ["Loss", "Settings", "State", "TrainStep", "autocast", "average", "device_of", "train"]
 
 
 @dataclass(frozen=True)
@@ -33,10 +34,14 @@ class TrainStep:
     seconds: float
 
 
+def device_of(network: nn.Module) -> torch.device:
+    """The device of its parameters, to which batches are moved."""
+    return next(network.parameters()).device
+
+
 def autocast(network: nn.Module, settings: Settings) -> torch.autocast:
     """Mixed precision where the settings ask for it, on the device of the network's parameters."""
-    device = next(network.parameters()).device
-    return torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16")
+    return torch.autocast(device_of(network).type, torch.bfloat16, enabled=settings.precision == "bfloat16")
 
 
 @dataclass
@@ -46,7 +51,7 @@ class State:
     network: nn.Module
     optimizer: torch.optim.Optimizer
     ema: nn.Module
-    step: int = field(default=0)
+    step: int = 0
 
     @classmethod
     def begin(cls, network: nn.Module, settings: Settings, rates: Mapping[str, float] | None = None) -> State:
@@ -67,7 +72,7 @@ class State:
         return cls(network, optimizer, ema)
 
 
-Loss = Callable[[nn.Module, int], Tensor]  # (network, key of the batch) -> (b,)
+Loss = Callable[[Any, int], Tensor]  # (the network in training, number of the batch) -> (b,)
 
 
 def train(state: State, loss: Loss, settings: Settings) -> Iterator[TrainStep]:

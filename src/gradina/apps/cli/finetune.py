@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import Field, asdict, dataclass, fields, replace
 from pathlib import Path
 from types import NoneType
@@ -17,7 +18,7 @@ import typer
 
 from gradina.apps.cli import options as o
 from gradina.apps.cli.generate import say
-from gradina.apps.cli.train import asked_to_stop, preparations_said, said, told
+from gradina.apps.cli.train import preparations_shown, watched
 from gradina.errors import RecipeError
 from gradina.files import cache_folder, check_writable_folder
 from gradina.request import Request
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from gradina.training.data.captioned_image import CaptionedImage
     from gradina.training.data.latents import LatentDataset
     from gradina.training.finetune.methods import Method
-    from gradina.training.pretrain.run import Progress
 
 ETAS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 HELP_ORDER = [
@@ -175,11 +175,7 @@ def dreambooth(
 
 @verb("textual_inversion", without="prior rank full text_rate caption_dropout", out="runs/invert", sample_every=250)
 def invert(
-    config: FinetuneConfig,
-    run: Run,
-    folder: o.OwnFolder,
-    word: o.Word = "<mine>",
-    init_word: o.InitWord = "thing",
+    config: FinetuneConfig, run: Run, folder: o.OwnFolder, word: o.Word = "<mine>", init_word: o.InitWord = "thing"
 ) -> None:
     """Teach a model a new word, and nothing else (textual inversion)."""
     from gradina.training.data.image_folder import read_image_folder
@@ -247,7 +243,7 @@ def _over_etas(model: Path | str | None, request: Request, edit: Path, out: Path
     return out / "strip.png"
 
 
-class FinetuneCommand:
+class FinetuneCommand(ExitStack):
     """What the verbs share: the loaded model, the data, and the run with its progress."""
 
     def __init__(self, method: str, config: FinetuneConfig, run: Run, model: StableDiffusion | None = None) -> None:
@@ -257,6 +253,7 @@ class FinetuneCommand:
         from gradina.runtime.device import pick_device, pick_dtype, use_threads
         from gradina.training.data.buckets import Crop
 
+        super().__init__()
         use_threads(run.threads)
         self.method, self.run, self.out = method, run, Path(run.out)
         for folder in () if run.dry_run else (self.out, cache_folder()):
@@ -268,14 +265,7 @@ class FinetuneCommand:
         self.crop = Crop(chance=run.random_crop, flip=run.flip, enlarge=run.enlarge)
         dtype = "fp32" if config.rank is None or chosen == torch.float32 else "bf16"
         self.model = model or load(run.model, device="cpu", dtype=dtype, plain=True)
-        self._preparing = preparations_said(run.quiet)
-
-    def __enter__(self) -> FinetuneCommand:
-        self._preparing.__enter__()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._preparing.__exit__(None, None, None)
+        self.enter_context(preparations_shown(run.quiet))
 
     def data(self, pictures: Sequence[CaptionedImage]) -> LatentDataset:
         """The latents of pictures."""
@@ -304,12 +294,10 @@ class FinetuneCommand:
         check_memory(cost, config, free_memory())
         if self.run.dry_run:
             return None
-        inputs = (_hashed(pictures), asdict(self.crop), self.run.size, list(words))
+        inputs, every = (_hashed(pictures), asdict(self.crop), self.run.size, list(words)), self.run.sample_every
         fingerprint = fingerprint_of(self.method, self.model, config, *inputs)
-        running = finetune(
-            method, config, self.out, fingerprint, prompts, self.run.sample_every, validation=validation
-        )  # fmt: skip
-        result = _watched(running, self.out, self.run.quiet)
+        running = finetune(method, config, self.out, fingerprint, prompts, every, validation=validation)
+        result = watched(running, self.out, self.run.quiet, say)
         if not quietly:
             typer.echo(result)
         return result
@@ -320,23 +308,3 @@ def _hashed(pictures: Sequence[CaptionedImage]) -> list[tuple[object, ...]]:
     hashes = [hashlib.sha256(one.data()).hexdigest() for one in pictures]
     repeats = [(one.repeats,) if one.repeats > 1 else () for one in pictures]
     return [(digest, one.caption, *n) for digest, one, n in zip(hashes, pictures, repeats, strict=True)]
-
-
-def _watched(running: Generator[Progress, None, Path], folder: Path, quiet: bool) -> Path:
-    """Takes the steps, shows the progress, and stops between two steps when asked to."""
-    results: list[Path] = []
-
-    def steps() -> Iterator[Progress]:
-        results.append((yield from running))
-
-    with asked_to_stop() as stopped:
-        for line in told(steps()):
-            if not quiet:
-                said(line)
-            if stopped:
-                running.close()
-                said("")
-                say(f"the same command goes on from here ({folder})")
-                raise typer.Exit(130)
-    said("")
-    return results[0]

@@ -1,4 +1,4 @@
-"""The verb that trains."""
+"""The verb that trains, and the progress that it shares with fine-tuning."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import typer
 
@@ -21,7 +21,8 @@ from gradina.files import check_writable_folder
 if TYPE_CHECKING:
     from gradina.training.pretrain.run import Progress
 
-SAY_EVERY = 30.0  # seconds, where nobody watches a bar
+Result = TypeVar("Result")
+SHOW_EVERY = 30.0  # seconds, where there is no terminal
 
 
 def train(recipe: o.Recipe, out: o.Out = None, threads: o.Threads = None, quiet: o.Quiet = False) -> None:
@@ -34,23 +35,35 @@ def train(recipe: o.Recipe, out: o.Out = None, threads: o.Threads = None, quiet:
     folder = Path(out or f"runs/{read.name}")
     check_writable_folder(folder)
     use_threads(threads)
-    with asked_to_stop() as stopped, preparations_said(quiet):
-        running = run(read, folder)
-        for line in told(running):
-            if not quiet:
-                said(line)
-            if stopped:
-                running.close()  # keeps the state after the last whole step
-                said("")
-                typer.echo(f"the same command goes on from here ({folder})")
-                raise typer.Exit(130)
-    if not quiet:
-        said("")
+    with preparations_shown(quiet):
+        watched(run(read, folder), folder, quiet, typer.echo)
     typer.echo(folder / "model")
 
 
-def told(running: Iterator[Progress]) -> Iterator[str]:
-    """One line for each step: stage, step, loss, speed and the time that the stage still needs."""
+def watched(
+    running: Generator[Progress, None, Result], folder: Path, quiet: bool, note: Callable[[str], None]
+) -> Result:
+    """Takes the steps of a run, shows its progress, and stops between two steps when asked to; returns its result."""
+    results: list[Result] = []
+
+    def steps() -> Iterator[Progress]:
+        results.append((yield from running))
+
+    with stop_requested() as stopped:
+        for line in progress_lines(steps()):
+            if not quiet:
+                show(line)
+            if stopped:
+                running.close()  # keeps the state after the last whole step
+                show("")
+                note(f"the same command goes on from here ({folder})")
+                raise typer.Exit(130)
+    show("")
+    return results[0]
+
+
+def progress_lines(running: Iterator[Progress]) -> Iterator[str]:
+    """One line for each step: stage, step, loss, speed and the remaining time of the stage."""
     recent: deque[float] = deque(maxlen=200)
     stage = ""
     for now in running:
@@ -64,28 +77,28 @@ def told(running: Iterator[Progress]) -> Iterator[str]:
 
 
 @contextmanager
-def asked_to_stop() -> Iterator[list[int]]:
-    """A list that is not empty once Ctrl-C was pressed or the process was asked to end; a second time ends it."""
-    asked: list[int] = []
+def stop_requested() -> Iterator[list[int]]:
+    """A list that is not empty after SIGINT or SIGTERM; a second signal ends the process."""
+    received: list[int] = []
 
     def handle(number: int, frame: object) -> None:
-        if asked:
+        if received:
             raise KeyboardInterrupt
-        asked.append(number)
+        received.append(number)
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield asked
+        yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
 @contextmanager
-def preparations_said(quiet: bool) -> Iterator[None]:
-    """What takes its time before a stage's first step is said when it begins."""
+def preparations_shown(quiet: bool) -> Iterator[None]:
+    """Shows what is logged before the first step of a stage, which may take long."""
     log, handler = logging.getLogger("gradina.training"), logging.Handler()
-    handler.emit = lambda record: said(record.getMessage(), always=True)  # type: ignore[method-assign]
+    handler.emit = lambda record: show(record.getMessage(), always=True)  # type: ignore[method-assign]
     handler.addFilter(lambda record: record.levelno < logging.WARNING)  # those are notes, which all verbs print
     before = log.level
     if not quiet:
@@ -98,13 +111,14 @@ def preparations_said(quiet: bool) -> Iterator[None]:
         log.setLevel(before)
 
 
-_said = 0.0
+_shown = 0.0
 
 
-def said(line: str, always: bool = False) -> None:
-    global _said
+def show(line: str, always: bool = False) -> None:
+    """Writes a line over the last one on a terminal; elsewhere now and then, or `always`."""
+    global _shown
     if sys.stderr.isatty():
         print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
-    elif line and (always or time.monotonic() - _said > SAY_EVERY):
-        _said = time.monotonic()
+    elif line and (always or time.monotonic() - _shown > SHOW_EVERY):
+        _shown = time.monotonic()
         print(line, file=sys.stderr, flush=True)

@@ -15,7 +15,7 @@ from gradina.errors import RecipeError
 from gradina.training.finetune.config import FinetuneConfig
 from gradina.training.finetune.methods import Method
 from gradina.training.finetune.trainable import FinetuneState, Recomputed
-from gradina.training.loop import autocast
+from gradina.training.loop import autocast, device_of
 
 BASE_MEMORY = 420_000_000  # bytes: Python, PyTorch and their caches
 
@@ -62,7 +62,7 @@ def activation_memory(state: FinetuneState, shape: tuple[int, ...], config: Fine
 
     layers = [layer for layer in state.unet.modules() if isinstance(layer, Recomputed)]
     hooks = [layer.register_forward_pre_hook(weigh) for layer in layers]
-    ids, device = state.tokenizer([""] * config.batch * state.chunks), next(state.unet.parameters()).device
+    ids, device = state.tokenizer([""] * config.batch * state.chunks), device_of(state.unet)
     try:
         with FakeTensorMode(allow_non_fake_inputs=True), autocast(state.unet, config), saved_memory() as saved:
             with torch.set_grad_enabled(state.trains_text):

@@ -8,10 +8,10 @@ from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import torch
 from PIL import Image
-from torch import nn
 
 from gradina.errors import Diverged, RecipeError
 from gradina.files import atomic_write
@@ -72,8 +72,7 @@ def finetune(
             raise Diverged(f"{error}; what was learnt until then is kept: {result}") from error
         finally:
             running.close()
-        assert isinstance(state.ema, Trainable)
-        result = method.write(state.ema, folder)
+        result = method.write(cast(Trainable, state.ema), folder)
         with atomic_write(folder / DONE) as file:
             file.write(json.dumps({"mark": fingerprint, "kept": result.name}).encode())
         samples.save_all()
@@ -114,9 +113,8 @@ class Samples:
     folder: Path
     new: list[Image.Image] = field(default_factory=list)  # the first picture of each prompt, not saved yet
 
-    def draw(self, trainable: nn.Module) -> Image.Image:
+    def draw(self, trainable: Trainable) -> Image.Image:
         """A sheet of the prompts, a few seeds each, at the model's defaults."""
-        assert isinstance(trainable, Trainable)
         request = Request(prompt=self.prompts, images=SEEDS, seed=0)
         images = [picture.image for picture in generate(self.method.model(trainable), request)]
         self.new = images[::SEEDS]

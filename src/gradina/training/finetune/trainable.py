@@ -34,6 +34,7 @@ from gradina.training.checkpoint import cached_tensors
 from gradina.training.data.captioned_image import shortened
 from gradina.training.data.dataset import generator
 from gradina.training.finetune.config import FinetuneConfig
+from gradina.training.loop import device_of
 from gradina.training.losses import denoising_loss, noise_levels
 from gradina.weights.formats.lora import write_lora
 from gradina.weights.safetensors import digest
@@ -114,7 +115,7 @@ class FinetuneState:
 
     def loss(self, latents: Tensor, cond: Cond, key: torch.Generator) -> Tensor:
         """The denoising loss (b,) on latents (b, c, h, w), moved to the device of the U-Net."""
-        device = next(self.unet.parameters()).device
+        device = device_of(self.unet)
         return denoising_loss(self.denoiser, latents.to(device), cond.to(device), key, self.config)
 
     def cond(self, texts: Sequence[str]) -> Cond:
@@ -171,8 +172,7 @@ class FinetuneState:
         return {"states": torch.cat([self._encode(batch) for batch in batches])}
 
     def _encode(self, texts: Sequence[str]) -> Tensor:
-        device = next(self.text.parameters()).device
-        states: Tensor = self.text(self.tokenizer.chunks(texts).flatten(0, 1).to(device))
+        states: Tensor = self.text(self.tokenizer.chunks(texts).flatten(0, 1).to(device_of(self.text)))
         return states.reshape(len(texts), -1, states.shape[-1])
 
 
@@ -225,7 +225,7 @@ def prepared(model: StableDiffusion, config: FinetuneConfig) -> tuple[FinetuneSt
             parts[part] = {name: nn.Parameter(p.detach().float().clone()) for name, p in network.named_parameters()}
             networks[part] = replaced(network, parts[part])
         else:
-            device = next(network.parameters()).device
+            device = device_of(network)
             layers = fresh(network, config.rank, generator(config.seed, part), config.targets, config.alpha)
             layers = {n: replace(x, down=x.down.to(device), up=x.up.to(device)) for n, x in layers.items()}
             adapted = cast(Mapping[str, Adapted], adapt(network, layers).layers)

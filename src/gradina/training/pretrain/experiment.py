@@ -22,12 +22,12 @@ from gradina.training.checkpoint import cached_tensors, load_average
 from gradina.training.data.dataset import Dataset, generator
 from gradina.training.data.sources import load_dataset
 from gradina.training.data.synthetic import IconScenes
-from gradina.training.loop import Settings, autocast
+from gradina.training.loop import Settings, autocast, device_of
 from gradina.training.losses import resized
 from gradina.training.pretrain.folder import RunFolder
 from gradina.training.pretrain.latent_predictor import LatentPredictor
 from gradina.training.pretrain.networks import Network, Networks, TextToLatent, seeded
-from gradina.training.pretrain.recipes import Recipe
+from gradina.training.pretrain.recipes import KEYS, Recipe
 from gradina.weights.formats.clip import ContrastivePair
 
 log = logging.getLogger(__name__)
@@ -140,7 +140,9 @@ class Experiment:
         self, vae: AutoencoderKL, side: int | None = None, placed: Mapping[str, Any] | None = None
     ) -> tuple[Tensor, Tensor]:
         """The same, not scaled; kept in a file."""
-        suffixes = [str(side)] * (side is not None) + [f"{name}-{value:g}" for name, value in (placed or {}).items()]
+        suffixes = [str(side)] * (side is not None) + [
+            f"{KEYS.get(name, name)}-{x:g}" for name, x in (placed or {}).items()
+        ]
         path = self.path / f"{'-'.join(['latents', *suffixes])}.safetensors"
         data = self.data
         if placed:
@@ -169,10 +171,10 @@ class Experiment:
 def encoded(vae: AutoencoderKL, data: Dataset, side: int | None, settings: Settings) -> dict[str, Tensor]:
     """Mean and standard deviation of the posterior of every picture, in the precision of the settings."""
     log.info("encodes %d pictures", len(data))
-    device, parts = next(vae.parameters()).device, []
+    parts = []
     with autocast(vae, settings):
         for rows in torch.split(torch.arange(len(data)), ENCODE_BATCH):
             pixels = data.pixels(rows) if side is None else resized(data.pixels(rows), side)
-            parts.append(vae.posterior(pixels.to(device)))
+            parts.append(vae.posterior(pixels.to(device_of(vae))))
     std = torch.cat([torch.exp(0.5 * p.logvar.float()) for p in parts])
     return {"mean": torch.cat([p.mean.float() for p in parts]), "std": std}

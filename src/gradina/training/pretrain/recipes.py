@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, Field, asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import torch
 
@@ -23,12 +23,7 @@ from gradina.training.settings import MORE_THAN_0, SHARE, Checked, NoiseLaw, Set
 
 T = TypeVar("T")
 ADDED_LATER = {"noise_offset": 0.0}  # fields that count in fingerprints only if set, so that older runs resume
-
-
-class Key(NamedTuple):
-    """The TOML key of a field that has another name, as metadata of its type."""
-
-    name: str
+KEYS = {"jitter": "places", "default_style": "home", "classes": "things"}  # of fields with other names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,9 +119,9 @@ class UNetPhase(Settings, NoiseLaw):
     text_rate: Annotated[float, SHARE] = 0.0  # factor of the learning rate for the text tower; 0: it is frozen
     # of synthetic pictures; None: as in the data
     smallest: float | None = None  # side of a single icon, as a share of the picture's
-    jitter: Annotated[float | None, Key("places")] = None  # largest distance from the centre, as a share of the side
-    default_style: Annotated[str | None, Key("home")] = None  # meant by captions that name no style; None: any
-    classes: Annotated[int | None, Key("things")] = None  # only pictures of the first so many classes; None: all
+    jitter: float | None = None  # largest distance from the centre, as a share of the side
+    default_style: str | None = None  # meant by captions that name no style; None: any
+    classes: int | None = None  # only pictures of the first so many classes; None: all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,23 +235,22 @@ def check(recipe: Recipe) -> None:
     expect(not recipe.vae.training[0].only, "vae.training.only: in the first phase both halves have to learn")
     unet, factor, most = recipe.unet.network, recipe.vae.network.factor, icons.count if icons else 0
     for phase in recipe.unet.training:
-        style, classes, pixels = phase.default_style, phase.classes, phase.pixels
+        at, style, classes, pixels = "unet.training", phase.default_style, phase.classes, phase.pixels
         unplaced = (phase.smallest, phase.jitter) == (None, None)
-        expect(icons or unplaced, "unet.training.smallest, places: are for pictures that are composed of icons")
-        known = style is None or style in (icons.styles if icons else ())
-        expect(known, f"unet.training.home: got {style!r}, expected one of the styles of data.icons")
+        expect(icons or unplaced, f"{at}.smallest, places: are for pictures that are composed of icons")
+        known = style in (None, *(icons.styles if icons else ()))
+        expect(known, f"{at}.home: got {style!r}, expected one of the styles of data.icons")
         some = classes is None or 1 <= classes <= most
-        expect(some, f"unet.training.things: got {classes}, expected 1 to {most}, those of data.icons")
+        expect(some, f"{at}.things: got {classes}, expected 1 to {most}, those of data.icons")
         whole = pixels is None or (pixels >= factor and pixels % factor == 0)
-        expect(whole, f"unet.training.pixels: got {pixels}, expected a multiple of {factor}")
+        expect(whole, f"{at}.pixels: got {pixels}, expected a multiple of {factor}")
     if words:
         fits = words.layers > 0 < words.heads <= words.width and words.width % words.heads == 0
-        what = f"expected a multiple of heads, {words.heads}; layers above 0"
-        expect(fits, f"words.width: got {words.width}, {what}")
+        expect(fits, f"words.width: got {words.width}, expected a multiple of heads, {words.heads}; layers above 0")
     tower, projection = recipe.vision and recipe.vision.network, recipe.clip.text.projection
     if tower:
-        alike = tower.projection == projection
-        expect(alike, f"vision.network.projection: got {tower.projection}, expected {projection}, as the text's")
+        got = f"vision.network.projection: got {tower.projection}"
+        expect(tower.projection == projection, f"{got}, expected {projection}, as the text's")
     shape = "unet.network: expected as many widths as entries of attention and heads, at least one"
     expect(len(unet.widths) == len(unet.attention) == len(unet.heads) > 0, shape)
     divide = all(width % heads == 0 for width, heads in zip(unet.widths, unet.heads, strict=True))
@@ -274,21 +268,18 @@ def check(recipe: Recipe) -> None:
             raise RecipeError(f"{name}: cannot be built ({error})") from error
 
 
-def as_table(config: Any) -> Any:
-    """A dataclass as the table it was read from, for fingerprints: without None and without what was added later."""
-    if isinstance(config, tuple):
-        return [as_table(x) for x in config]
-    if not is_dataclass(config):
-        return config
-    values = ((key, f.name, getattr(config, f.name)) for key, f in _fields(type(config)).items())
-    return {key: as_table(x) for key, name, x in values if x is not None and ADDED_LATER.get(name, ...) != x}
+def as_table(recipe: Recipe) -> dict[str, Any]:
+    """A recipe as nested tables, for fingerprints: without None, and without the defaults of what was added later."""
+
+    def table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        return {KEYS.get(k, k): v for k, v in pairs if v is not None and ADDED_LATER.get(k, ...) != v}
+
+    return asdict(recipe, dict_factory=table)
 
 
 def _fields(kind: Any) -> dict[str, Field[Any]]:
     """The fields of a dataclass by their TOML keys."""
-    hints = get_type_hints(kind, include_extras=True)
-    keys = {name: [m.name for m in getattr(h, "__metadata__", ()) if isinstance(m, Key)] for name, h in hints.items()}
-    return {(keys[f.name] or [f.name])[0]: f for f in fields(kind)}
+    return {KEYS.get(f.name, f.name): f for f in fields(kind)}
 
 
 def _build(kind: type[T], table: Mapping[str, Any], where: str) -> T:

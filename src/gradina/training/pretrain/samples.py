@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from gradina.images import grid
 from gradina.models.clip import CLIP
@@ -23,18 +23,16 @@ SEEDS = 4
 
 
 @torch.no_grad()
-def reconstructed(experiment: Experiment, vae: nn.Module) -> Image.Image:
+def reconstructed(experiment: Experiment, vae: AutoencoderKL) -> Image.Image:
     """Pictures above their reconstructions."""
-    assert isinstance(vae, AutoencoderKL)
     pixels = some_pixels(experiment, COLUMNS).to(vae.quant.weight.device)
     back = vae.decode(vae.encode(pixels))
     return grid.grid([to_image(p) for p in (*pixels, *back)], columns=COLUMNS, row_labels=("picture", "and back"))
 
 
 @torch.no_grad()
-def retrieved(experiment: Experiment, clip: nn.Module) -> Image.Image:
+def retrieved(experiment: Experiment, clip: CLIP) -> Image.Image:
     """For each prompt, the most similar of many pictures."""
-    assert isinstance(clip, CLIP)
     captions, device = prompts(experiment), clip.logit_scale.device
     pixels = some_pixels(experiment, SEARCHED).to(device)
     nearest = clip(experiment.tokenizer(captions).to(device), pixels).topk(COLUMNS, dim=1).indices
@@ -42,20 +40,17 @@ def retrieved(experiment: Experiment, clip: nn.Module) -> Image.Image:
 
 
 @torch.no_grad()
-def predicted(experiment: Experiment, predictor: nn.Module) -> Image.Image:
+def predicted(experiment: Experiment, predictor: LatentPredictor) -> Image.Image:
     """The decoded latents that are predicted for the prompts: the mean of their pictures."""
-    assert isinstance(predictor, LatentPredictor)
     ids = experiment.tokenizer(prompts(experiment)).to(predictor.places.device)
     pixels = experiment.vae.decode(predictor(ids))
     return grid.grid([to_image(p) for p in pixels], columns=4, labels=prompts(experiment))
 
 
-def generated(experiment: Experiment, networks: nn.Module, side: int | None = None) -> Image.Image:
+def generated(experiment: Experiment, networks: TextToLatent, side: int | None = None) -> Image.Image:
     """The prompts, a few seeds each, at the model's defaults, or `side` pixels wide and high."""
-    assert isinstance(networks, TextToLatent)
-    request = Request(
-        prompt=prompts(experiment), images=SEEDS, seed=experiment.recipe.seed, width=side, height=side
-    )  # fmt: skip
+    seed = experiment.recipe.seed
+    request = Request(prompt=prompts(experiment), images=SEEDS, seed=seed, width=side, height=side)
     pictures = [picture.image for picture in generate(experiment.model(networks), request)]
     return grid.grid(pictures, columns=SEEDS, row_labels=prompts(experiment))
 

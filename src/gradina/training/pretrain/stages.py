@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from PIL import Image
@@ -19,13 +20,15 @@ from gradina.models.vae import AutoencoderKL
 from gradina.training.data.dataset import Dataset, augment, generator
 from gradina.training.data.sources import load_dataset
 from gradina.training.data.synthetic import IconScenes
-from gradina.training.loop import Loss, Settings
+from gradina.training.loop import Loss, Settings, device_of
 from gradina.training.losses import autoencoding, contrastive, denoising_loss, latent_prediction, name_classification
 from gradina.training.pretrain.experiment import Experiment
 from gradina.training.pretrain.latent_predictor import LatentPredictor
 from gradina.training.pretrain.networks import TextToLatent
 from gradina.training.pretrain.recipes import UNetPhase, VAEPhase
 from gradina.training.pretrain.samples import generated, predicted, reconstructed, retrieved
+
+Augmented = Callable[[Tensor, torch.Generator], Tensor]  # (rows, key) -> pictures
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Stage:
     network: nn.Module
     settings: Settings
     loss: Loss
-    sample: Callable[[nn.Module], Image.Image]  # of the averaged weights
+    sample: Callable[[Any], Image.Image]  # of the averaged weights
     rates: Mapping[str, float] | None = None  # factors of the learning rate, by child of the network
     validation: Callable[[], float] | None = None
 
@@ -45,11 +48,6 @@ def stage(experiment: Experiment, name: str) -> Stage:
     return STAGES[experiment.folder.stages[name].part](experiment, name)
 
 
-def device_of(network: nn.Module) -> torch.device:
-    """The device of its parameters, to which batches are moved."""
-    return next(network.parameters()).device
-
-
 def vae_stage(experiment: Experiment, name: str) -> Stage:
     """The autoencoder reconstructs pictures."""
     recipe, folder = experiment.recipe.vae, experiment.folder
@@ -57,8 +55,7 @@ def vae_stage(experiment: Experiment, name: str) -> Stage:
     assert isinstance(phase, VAEPhase)
     factor, channels = recipe.network.factor, recipe.network.latent_channels
 
-    def loss(vae: nn.Module, k: int) -> Tensor:
-        assert isinstance(vae, AutoencoderKL)
+    def loss(vae: AutoencoderKL, k: int) -> Tensor:
         key = generator(experiment.recipe.seed, name, k)
         rows = torch.randint(len(experiment.data), (phase.batch,), generator=key)
         pixels = cropped(experiment.data.pixels(rows), recipe.crop, key)
@@ -70,10 +67,8 @@ def vae_stage(experiment: Experiment, name: str) -> Stage:
         device = device_of(vae)
         return autoencoding(vae, pixels.to(device), noise.to(device), recipe.kl_weight, side)
 
-    if previous:
-        vae = experiment.finished(experiment.new_vae, previous).requires_grad_()
-    else:
-        vae = experiment.untrained(experiment.new_vae, "vae")
+    make = experiment.new_vae
+    vae = experiment.finished(make, previous).requires_grad_() if previous else experiment.untrained(make, "vae")
     if phase.only == "decoder":
         vae.encoder.requires_grad_(False)
         vae.quant.requires_grad_(False)
@@ -123,19 +118,12 @@ def vision_stage(experiment: Experiment, name: str) -> Stage:
     return Stage(network, recipe.training, loss, partial(retrieved, experiment))
 
 
-def contrastive_loss(
-    experiment: Experiment,
-    name: str,
-    data: Dataset,
-    augmented: Callable[[Tensor, torch.Generator], Tensor],
-    kept: float,
-) -> Loss:
+def contrastive_loss(experiment: Experiment, name: str, data: Dataset, augmented: Augmented, kept: float) -> Loss:
     """The contrastive loss on batch k of augmented pictures, of whose patches a share is `kept`."""
     recipe, batch = experiment.recipe.clip, experiment.folder.stages[name].settings.batch
     names = experiment.tokenizer(data.phrases()[0])
 
-    def loss(clip: nn.Module, k: int) -> Tensor:
-        assert isinstance(clip, CLIP)
+    def loss(clip: CLIP, k: int) -> Tensor:
         key, device = generator(experiment.recipe.seed, name, k), device_of(clip)
         rows = data.contrastive_rows(batch, key)
         captions, true = data.captions(rows, key)
@@ -160,8 +148,7 @@ def words_stage(experiment: Experiment, name: str) -> Stage:
     predictor, (mean, _) = experiment.untrained(experiment.latent_predictor, "words"), experiment.latents()
     predictor.text.load_state_dict(experiment.clip.text.state_dict())
 
-    def loss(predictor: nn.Module, k: int) -> Tensor:
-        assert isinstance(predictor, LatentPredictor)
+    def loss(predictor: LatentPredictor, k: int) -> Tensor:
         key, device = generator(experiment.recipe.seed, name, k), device_of(predictor)
         rows = torch.randint(len(experiment.data), (settings.batch,), generator=key)
         ids = experiment.tokenizer(captions_with_dropout(experiment, experiment.data, rows, key))
@@ -189,16 +176,15 @@ def unet_stage(experiment: Experiment, name: str) -> Stage:
         networks = TextToLatent(copy.deepcopy(experiment.text), unet)
     networks.unet.requires_grad_()
     networks.text.requires_grad_(phase.text_rate > 0)
-    placed = {"smallest": phase.smallest, "places": phase.jitter}
+    placed = {"smallest": phase.smallest, "jitter": phase.jitter}
     mean, std = experiment.latents(phase.pixels, {key: value for key, value in placed.items() if value is not None})
     data, rows_of_classes = experiment.data, torch.arange(len(experiment.data))
     if isinstance(data, IconScenes):
-        data = replace(data, home=phase.default_style)
+        data = replace(data, default_style=phase.default_style)
         rows_of_classes = data.rows_of_first(phase.classes) if phase.classes else rows_of_classes
     schedule, prediction = experiment.schedule, prediction_named(recipe.prediction)
 
-    def loss(networks: nn.Module, k: int) -> Tensor:
-        assert isinstance(networks, TextToLatent)
+    def loss(networks: TextToLatent, k: int) -> Tensor:
         key, device = generator(experiment.recipe.seed, name, k), device_of(networks)
         rows = rows_of_classes[torch.randint(len(rows_of_classes), (phase.batch,), generator=key)]
         ids = experiment.tokenizer(captions_with_dropout(experiment, data, rows, key))
