@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from gradina.errors import GradinaError, RequestError
-from gradina.request import MAX_SEED, SAMPLER_NAMES, SCHEDULE_NAMES, Defaults, Request, choice
+from gradina.request import SAMPLER_NAMES, SCHEDULE_NAMES, Defaults, Request
+from gradina.request_checks import MAX_SEED, choice
 
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"prompt": 5}, "prompt: got 5, expected a text or a list of at least one text"),

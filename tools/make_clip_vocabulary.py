@@ -12,7 +12,7 @@ import argparse
 import gzip
 from pathlib import Path
 
-from gradina.models.tokenizer import ASSET, vocabulary_of
+from gradina.models.bpe import ASSET, vocabulary_of
 
 MERGES = 49408 - 512 - 2
 

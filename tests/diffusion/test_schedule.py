@@ -8,7 +8,6 @@ from typing import Any
 import diffusers
 import numpy as np
 import pytest
-import scipy.stats
 import torch
 from diffusers.schedulers.scheduling_utils import AysSchedules
 
@@ -16,7 +15,6 @@ from gradina.diffusion.betas import cosine_betas, linear_betas, scaled_linear_be
 from gradina.diffusion.schedule import (
     SCHEDULES,
     Schedule,
-    _beta_quantile,
     img2img_sigmas,
     sampling_sigmas,
     sd_schedule,
@@ -142,12 +140,6 @@ def test_sgm_uniform_is_linspace_without_its_end() -> None:
     assert schedule.t_of(sampling_sigmas(schedule, "sgm_uniform", 9)[:-1]).tolist() == pytest.approx(
         list(range(999, 0, -111))
     )
-
-
-def test_the_beta_quantile() -> None:
-    p = torch.cat([torch.linspace(0, 1, 201, dtype=torch.float64), torch.tensor([1e-9, 1e-4, 1 - 1e-6]).double()])
-    expected = scipy.stats.beta.ppf(p.numpy(), 0.6, 0.6)
-    np.testing.assert_allclose(_beta_quantile(p), expected, rtol=1e-12, atol=1e-15)
 
 
 @pytest.mark.parametrize("final", ["zero", "replace", "lowest"])

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from transformers import CLIPTokenizer
 
 from gradina.errors import WeightsError
+from gradina.models.bpe import BOS, EOS
 from gradina.models.tokenizer import Tokenizer
-from gradina.models.tokenizer_files import BOS, EOS
 
 CAT = [49406, 320, 1125, 539, 320, 2368, 49407]
 

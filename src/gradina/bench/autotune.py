@@ -23,7 +23,8 @@ from gradina.files import atomic_write, cache_folder
 from gradina.pipeline.generate import generate, steps
 from gradina.pipeline.model import StableDiffusion, to_pixels
 from gradina.pipeline.resolve import resolve
-from gradina.request import Request, choice
+from gradina.request import Request
+from gradina.request_checks import choice
 from gradina.tasks.metrics import psnr
 
 Settings = Mapping[str, Any]  # fields of a Request

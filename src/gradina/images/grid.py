@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from gradina.errors import RequestError
 from gradina.files import atomic_write
-from gradina.request import choice
+from gradina.request_checks import choice
 
 Font: TypeAlias = ImageFont.FreeTypeFont | ImageFont.ImageFont
 

@@ -30,7 +30,8 @@ from gradina.images.programs.registry import read_programs
 from gradina.images.programs.settings import ProgramSettings
 from gradina.images.stealth import read_hidden_texts
 from gradina.images.text_chunks import read_texts
-from gradina.request import Request, choice
+from gradina.request import Request
+from gradina.request_checks import choice
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from PIL import Image, ImageChops, ImageFilter, ImageOps, UnidentifiedImageError
 
 from gradina.errors import PictureError
-from gradina.request import MAX_PIXELS
+from gradina.request_checks import MAX_PIXELS
 
 if TYPE_CHECKING:
     from gradina.request import ImageLike

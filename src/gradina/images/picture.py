@@ -17,7 +17,8 @@ from gradina.files import atomic_write
 from gradina.images.infotext import write_parameters
 from gradina.images.metadata import COMMENT, DESCRIPTION, EXIF, FORMAT, IMAGES, request_to_dict, version
 from gradina.images.open import SAVE_OPTIONS, resize
-from gradina.request import Request, choice
+from gradina.request import Request
+from gradina.request_checks import choice
 
 log = logging.getLogger(__name__)
 

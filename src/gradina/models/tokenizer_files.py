@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import reprlib
+from collections.abc import Mapping
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
+import tokenizers
 from tokenizers import AddedToken
 
 from gradina.errors import WeightsError
 from gradina.files import read_json
+from gradina.models.bpe import BOS, EOS, SUFFIX, Merge, build_engine
 
-BOS, EOS, SUFFIX = "<|startoftext|>", "<|endoftext|>", "</w>"
 DEFAULTS = {"bos_token": BOS, "eos_token": EOS, "unk_token": EOS, "pad_token": EOS}
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 AGAIN = "fetch or save the tokenizer folder again"
-
-Merge = tuple[str, str]
+HIDDEN = "\ue000"  # before the names of a placeholder's further tokens, so that no prompt has them by chance
 
 
 def read_optional(path: Path) -> dict[str, Any]:
@@ -90,3 +93,79 @@ def read_special(
         added = {i: AddedToken(token, normalized=True) for token, i in entries} | added
     known = {token.content: token for token in added.values()}
     return {key: known.get(roles[key].content, roles[key]) for key in ROLES if key in roles}, added
+
+
+def read_tokenizer(folder: Path) -> tuple[tokenizers.Tokenizer, int, int, int, int]:
+    """The engine in a folder, its context length, and the ids of start, end and padding. Raises WeightsError."""
+    config = read_optional(folder / "tokenizer_config.json")
+    length = config.get("model_max_length", 77)
+    if not isinstance(length, int | float) or length < 3:
+        raise WeightsError(f"{folder}: model_max_length is {reprlib.repr(length)}, expected 3 or more; {AGAIN}")
+    try:
+        vocabulary, merges, added = read_model(folder)
+        roles, added = read_special(folder, config, added)
+        unknown = roles["unk_token"].content if roles["unk_token"].content in vocabulary else None
+        engine = build_engine(vocabulary, merges, unknown, [added[i] for i in sorted(added)] + list(roles.values()))
+        ids = engine.get_vocab(with_added_tokens=True)
+        bos, eos, pad = (ids[roles[key].content] for key in ("bos_token", "eos_token", "pad_token"))
+    except WeightsError:
+        raise
+    except Exception as error:  # tokenizers raises nothing narrower, and in several lines
+        reason = " ".join(str(error).split())
+        raise WeightsError(f"{folder}: the tokenizer files do not fit together ({reason}); {AGAIN}") from error
+    for i, token in added.items():
+        if ids.get(token.content) != i:
+            raise WeightsError(f"{folder}: the added token {token.content!r} cannot have id {i}; {AGAIN}")
+    return engine, int(length) if length < 1e6 else 77, bos, eos, pad  # transformers writes 1e30 for "unknown"
+
+
+def write_tokenizer(
+    engine: tokenizers.Tokenizer,
+    length: int,
+    ids: Mapping[str, int],
+    multi_token: Mapping[int, list[int]],
+    folder: Path,
+) -> None:
+    """Writes the files of `Tokenizer.save`; `ids` are those of bos_token, eos_token and pad_token."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model = json.loads(engine.to_str())["model"]
+    vocabulary = dict(sorted(model["vocab"].items(), key=lambda item: item[1]))
+    named = {key: engine.id_to_token(i) for key, i in ids.items()} | {"unk_token": model["unk_token"] or EOS}
+    config = named | {
+        "add_prefix_space": False,
+        "added_tokens_decoder": _added_tokens(engine, multi_token),
+        "clean_up_tokenization_spaces": False,
+        "do_lower_case": True,
+        "errors": "replace",
+        "model_max_length": length,
+        "tokenizer_class": "CLIPTokenizer",
+    }
+    for name, text in {
+        "vocab.json": json.dumps(vocabulary, ensure_ascii=False),
+        "merges.txt": "\n".join(["#version: 0.2", *(" ".join(merge) for merge in model["merges"])]),
+        "tokenizer_config.json": json.dumps(config, indent=2, sort_keys=True),
+        "special_tokens_map.json": json.dumps(named, indent=2, sort_keys=True),
+    }.items():
+        (folder / name).write_text(text + "\n", encoding="utf-8", newline="\n")
+
+
+def _added_tokens(engine: tokenizers.Tokenizer, multi_token: Mapping[int, list[int]]) -> dict[str, dict[str, Any]]:
+    """The added tokens as transformers writes them."""
+    tokens = dict(sorted(engine.get_added_tokens_decoder().items()))
+    states = {i: {**t.__getstate__(), "content": t.content.removeprefix(HIDDEN)} for i, t in tokens.items()}
+    names = {state["content"]: i for i, state in states.items()}
+    several = {first: more for first, more in multi_token.items() if more}
+    if len(names) < len(states) or find_multi_token(names) != several:
+        words = ", ".join(token.content for token in tokens.values() if not token.special)
+        raise WeightsError(f"the words {words}: one has the name of another's tokens; save them apart")
+    return {str(i): state for i, state in states.items()}
+
+
+def find_multi_token(added: Mapping[str, int]) -> dict[int, list[int]]:
+    """The further tokens of placeholders that have several, by the first: NAME_1, NAME_2, ..., as in diffusers."""
+    found = {}
+    for name, first in added.items():
+        names = takewhile(added.__contains__, (f"{name}_{i}" for i in count(1)))
+        if more := [added[other] for other in names]:
+            found[first] = more
+    return found

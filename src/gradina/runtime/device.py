@@ -10,7 +10,7 @@ from typing import Literal, cast, get_args
 import torch
 
 from gradina.errors import MissingExtra, RequestError
-from gradina.request import choice
+from gradina.request_checks import choice
 
 Engine = Literal["auto", "eager", "compile", "openvino"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

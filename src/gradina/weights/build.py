@@ -1,11 +1,11 @@
-"""A network built around weights that are mapped: nothing is initialised, nothing is copied, every tensor is used.
+"""A network built around mapped weights, without initialisation or copies, and its weights by foreign names.
 
 Loading is strict: every parameter is found, and every tensor of the file is known, or the error names what is not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from gradina.errors import WeightsError
-from gradina.weights.remap import Source, read, unclaimed
+from gradina.weights.remap import Indices, Table, read, sources, unclaimed, write
 from gradina.weights.safetensors import MappedFiles, Weights, to_dtype
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -32,34 +32,46 @@ def build(
     network: Callable[[Any], Network],
     config: object,
     weights: Weights,
-    where: Callable[[Iterable[str]], Mapping[str, Source]],
+    table: Table,
+    dialect: str,
+    indices: Indices | None = None,
+    *,
     dropped: Iterable[str] = (),
-    dialect: str = "",
+    what: str,
     dtype: torch.dtype | None = None,
 ) -> Network:
-    """The network of that config around the weights that `where` finds for its parameters; nothing is copied.
+    """The network of that config around weights with the names that `table` has for the dialect; nothing is copied.
 
-    Raises WeightsError with the file, its dialect, the counts and the first names, where they do not fit.
+    Raises WeightsError with the file, `what` was expected, the counts and the first names, where they do not fit.
     """
     with torch.device("meta"), _SkipInit():
         built = network(config)
     wanted = built.state_dict()
-    sources = where(wanted)
-    names = {source.name for source in sources.values()}
+    where = sources(wanted, table, dialect, indices)
+    names = {source.name for source in where.values()}
     missing = sorted(names - set(weights.tensors))
-    unexpected = unclaimed(weights.tensors, sources, dropped)
+    unexpected = unclaimed(weights.tensors, where, dropped)
     if missing or unexpected:
         counts = f"{len(names) - len(missing)} of {len(names)} parameters found"
         problems = _problem("missing", missing) + _problem("unexpected", unexpected)
-        raise WeightsError(f"{weights.path}: does not fit as {dialect or network.__name__}: {counts}{problems}")
-    tensors = read(weights.tensors, sources)
+        raise WeightsError(f"{weights.path}: does not fit as {what}: {counts}{problems}")
+    tensors = read(weights.tensors, where)
     for name, x in tensors.items():
-        _check(x, wanted[name], f"{weights.path}: {sources[name].name}")
+        _check(x, wanted[name], f"{weights.path}: {where[name].name}")
     if dtype is not None:
         mapped = MappedFiles(*weights.files)
         tensors = {name: to_dtype(x, dtype, mapped) for name, x in tensors.items()}
     built.load_state_dict(tensors, assign=True)
     return built.eval()
+
+
+def export(
+    network: nn.Module, table: Table, dialect: str, indices: Indices | None = None, prefix: str = ""
+) -> dict[str, Tensor]:
+    """The weights of a network by the names that `table` has for the dialect; a text tower's projection is left out."""
+    ours = network.state_dict()
+    ours.pop("projection.weight", None)
+    return write(ours, sources(ours, table, dialect, indices, prefix))
 
 
 def _problem(what: str, names: list[str]) -> str:

@@ -27,6 +27,18 @@ PAIR = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "model.safetensors",
     "model-*-of-*.safetensors", "model.safetensors.index.json",
 )  # fmt: skip
+CACHE_ONLY = "is not in the cache, and HF_HUB_OFFLINE is set; unset it, or give a folder or file that is here"
+UNREACHABLE = "is not in the cache, and the hub cannot be reached; connect, or give a folder or file ({})"
+ANSWERS: tuple[tuple[type[Exception], str], ...] = (  # of the hub, the narrower kinds before the wider
+    (errors.GatedRepoError, "its owner asks for consent; accept the terms on its page, then `hf auth login`"),
+    (errors.RepositoryNotFoundError,
+     "the hub has no such model, or not for you; check the name, or log in with `hf auth login`"),
+    (errors.LocalEntryNotFoundError, ""),  # whether it is on the hub is not known
+    (errors.EntryNotFoundError, "the hub has the model, but not that file in it; check the name"),
+    (errors.HFValidationError, 'is no name of the hub; expected "owner/name"'),
+    (errors.LocalTokenNotFoundError, "the hub does not know you; log in with `hf auth login`"),
+    (errors.HfHubHTTPError, "the hub refuses ({})"),
+)  # fmt: skip
 ONLY = {  # what is fetched of one network, which lies in a repository of its own or in a model's
     "pair": [*PAIR, *(f"clip/{file}" for file in PAIR)],
     "vae": [*VAE, *(f"vae/{file}" for file in VAE)],
@@ -112,39 +124,8 @@ def _hub_errors(name: str) -> Iterator[None]:
     """Turns the errors of the hub and the network into a HubError that says what to do."""
     try:
         yield
-    except errors.GatedRepoError as error:
-        raise HubError(
-            f"{name}: its owner asks for consent; accept the terms on its page, then `hf auth login`"
-        ) from error
-    except errors.RepositoryNotFoundError as error:
-        raise HubError(
-            f"{name}: the hub has no such model, or not for you; check the name, or log in with `hf auth login`"
-        ) from error
-    except errors.EntryNotFoundError as error:
-        raise HubError(f"{name}: {_absent(error)}") from error
-    except errors.HFValidationError as error:
-        raise HubError(f'{name}: is no name of the hub; expected "owner/name"') from error
-    except errors.LocalTokenNotFoundError as error:
-        raise HubError(f"{name}: the hub does not know you; log in with `hf auth login`") from error
-    except errors.HfHubHTTPError as error:
-        raise HubError(f"{name}: the hub refuses ({_first_line(error)})") from error
-    except (OSError, HTTPError) as error:
-        raise HubError(f"{name}: {_unreachable(error)}") from error
-
-
-def _absent(error: Exception) -> str:
-    if isinstance(error, errors.LocalEntryNotFoundError):
-        return _unreachable(error)
-    return "the hub has the model, but not that file in it; check the name"
-
-
-def _unreachable(error: Exception) -> str:
-    if constants.HF_HUB_OFFLINE:
-        return "is not in the cache, and HF_HUB_OFFLINE is set; unset it, or give a folder or file that is here"
-    return (
-        f"is not in the cache, and the hub cannot be reached; connect, or give a folder or file ({_first_line(error)})"
-    )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    except (errors.EntryNotFoundError, errors.HFValidationError, OSError, HTTPError) as error:
+        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        answer = next((answer for kind, answer in ANSWERS if isinstance(error, kind)), "")
+        answer = answer or (CACHE_ONLY if constants.HF_HUB_OFFLINE else UNREACHABLE)
+        raise HubError(f"{name}: {answer.format(first_line)}") from error

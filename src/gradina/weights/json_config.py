@@ -1,4 +1,4 @@
-"""Config files: whatever they hold, a config that a network can be built of, or an error of one line that names them."""
+"""JSON configs: whatever they hold, a config that a network can be built of, or an error of one line."""
 
 from __future__ import annotations
 

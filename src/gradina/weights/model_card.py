@@ -25,13 +25,14 @@ A text-to-image diffusion model with the anatomy of Stable Diffusion, saved by G
 {about}
 | part | parameters | shape |
 |---|---:|---|
-| text tower | {text:,} | {layers} layers of width {width}, {length} tokens |
-| U-Net | {unet:,} | widths {widths}, predicts {prediction} |
-| autoencoder | {vae:,} | {factor} times smaller along each side, {latents} channels |
+| text tower | {text_parameters:,} | {text.layers} layers of width {text.width}, {text.length} tokens |
+| U-Net | {unet_parameters:,} | widths {widths}, predicts {prediction} |
+| autoencoder | {vae_parameters:,} | {vae.factor} times smaller along each side, {vae.latent_channels} channels |
 
 {clip}\
-Stored as {dtype}. Draws {w} x {h} pixels by default, in {steps} steps of `{sampler}` on the `{schedule}` schedule
-at guidance scale {guidance:g}.
+Stored as {dtype}. Draws {d.width} x {d.height} pixels by default, in {d.steps} steps of `{d.sampler}` \
+on the `{d.schedule}` schedule
+at guidance scale {d.guidance_scale:g}.
 
 ## Use
 
@@ -39,7 +40,7 @@ at guidance scale {guidance:g}.
 import gradina
 
 model = gradina.load("{name}")  # this folder, or its name on the hub
-request = gradina.Request(prompt="...", steps={steps}, guidance_scale={guidance:g}, seed=1)
+request = gradina.Request(prompt="...", steps={d.steps}, guidance_scale={d.guidance_scale:g}, seed=1)
 for picture in gradina.generate(model, request):
     picture.save(f"{{picture.seed}}.png")
 ```
@@ -49,7 +50,8 @@ import torch
 from diffusers import {pipeline}
 
 pipe = {pipeline}.from_pretrained("{name}", torch_dtype=torch.float32)  # or its name on the hub
-image = pipe("...", num_inference_steps={steps}, guidance_scale={guidance:g}, width={w}, height={h}{inputs}).images[0]
+image = pipe("...", num_inference_steps={d.steps}, guidance_scale={d.guidance_scale:g}, \
+width={d.width}, height={d.height}{inputs}).images[0]
 image.save("picture.png")
 ```
 """
@@ -67,36 +69,23 @@ def model_card(
 
     `license` is an identifier of the hub ("apache-2.0"); `about` is Markdown on data, training and limits.
     """
-    text, unet, vae, defaults = (
-        components.text.config,
-        components.unet.config,
-        components.vae.config,
-        components.defaults,
-    )
+    text, unet = components.text, components.unet.config
     inpaint = unet.channels == 2 * unet.out_channels + 1
     return CARD.format(
         task="image-to-image" if inpaint else "text-to-image",
         license=f"license: {license}\n" if license else "",
         name=components.name,
         about=f"\n{about.strip()}\n" if about else "",
-        text=sum(p.numel() for name, p in components.text.named_parameters() if not name.startswith("projection")),
-        unet=_parameters(components.unet),
-        vae=_parameters(components.vae),
-        layers=text.layers,
-        width=text.width,
-        length=text.length,
+        text_parameters=sum(p.numel() for name, p in text.named_parameters() if not name.startswith("projection")),
+        unet_parameters=_parameters(components.unet),
+        vae_parameters=_parameters(components.vae),
+        text=text.config,
+        vae=components.vae.config,
         widths=", ".join(map(str, unet.widths)),
         prediction=PREDICTIONS.get(components.prediction, components.prediction),
-        factor=vae.factor,
-        latents=vae.latent_channels,
         clip=CLIP if components.clip else "",
         dtype=_dtype_name(components, dtype),
-        w=defaults.width,
-        h=defaults.height,
-        steps=defaults.steps,
-        sampler=defaults.sampler,
-        schedule=defaults.schedule,
-        guidance=defaults.guidance_scale,
+        d=components.defaults,
         pipeline="StableDiffusionInpaintPipeline" if inpaint else "StableDiffusionPipeline",
         inputs=", image=image, mask_image=mask" if inpaint else "",
     )

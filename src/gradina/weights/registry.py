@@ -60,8 +60,8 @@ def locate(source: str | PathLike[str] | None = None, variant: str | None = None
 
         return fetch(name, variant, pickles)
     raise WeightsError(
-        f"there is no model {name!r}: no such folder or file, not shipped (there is: {', '.join(models) or 'nothing'}), "
-        'and no "owner/name" of the hub'
+        f"there is no model {name!r}: no such folder or file, not shipped (there is: {', '.join(models) or 'nothing'}),"
+        ' and no "owner/name" of the hub'
     )
 
 
@@ -94,14 +94,8 @@ def locate_pair(source: str | PathLike[str] | None = None) -> Path:
 
 def locate_taesd(source: str | PathLike[str]) -> Path:
     """The folder or file of the tiny decoder that a name stands for. Raises WeightsError, HubError."""
-    if Path(source).exists():
-        return Path(source)
-    if _is_hub_name(source):
-        return _fetch_only(str(source), "taesd")
-    raise WeightsError(
-        f"{source}: there is no such tiny decoder; expected a folder of an AutoencoderTiny, "
-        "taesd_decoder.safetensors, or an owner/name of the hub"
-    )
+    expected = "a folder of an AutoencoderTiny, taesd_decoder.safetensors, or an owner/name of the hub"
+    return _locate_only(source, "taesd", "tiny decoder", expected)
 
 
 def locate_vae(source: str | PathLike[str]) -> Path:
@@ -109,16 +103,18 @@ def locate_vae(source: str | PathLike[str]) -> Path:
 
     Raises WeightsError, HubError.
     """
+    if not Path(source).exists() and str(source) in shipped():
+        return shipped()[str(source)]
+    expected = "a safetensors file, a folder, a shipped model's name, or an owner/name of the hub"
+    return _locate_only(source, "vae", "autoencoder", expected)
+
+
+def _locate_only(source: str | PathLike[str], kind: str, what: str, expected: str) -> Path:
     if Path(source).exists():
         return Path(source)
-    if str(source) in shipped():
-        return shipped()[str(source)]
     if _is_hub_name(source):
-        return _fetch_only(str(source), "vae")
-    raise WeightsError(
-        f"{source}: there is no such autoencoder; expected a safetensors file, a folder, a shipped model's name, or an "
-        "owner/name of the hub"
-    )
+        return _fetch_only(str(source), kind)
+    raise WeightsError(f"{source}: there is no such {what}; expected {expected}")
 
 
 def _is_hub_name(source: str | PathLike[str] | None) -> bool:

@@ -12,7 +12,8 @@ import typer
 from gradina.apps.cli import options as o
 from gradina.apps.cli.generate import check_target, open_model, progress
 from gradina.files import cache_folder, check_writable_folder
-from gradina.request import Request, choice
+from gradina.request import Request
+from gradina.request_checks import choice
 
 if TYPE_CHECKING:
     from gradina.bench.autotune import Trial

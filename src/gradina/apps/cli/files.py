@@ -103,7 +103,7 @@ def convert(
     prediction: o.Prediction = None,
 ) -> None:
     """Convert a model between the layouts, in both directions."""
-    from gradina.request import choice
+    from gradina.request_checks import choice
     from gradina.runtime.device import DTYPES
     from gradina.weights.convert import convert as converted
 

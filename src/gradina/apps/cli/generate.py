@@ -19,7 +19,8 @@ from gradina.apps.cli.grids import Axis, axis, cell_label, cells, check_grid, pa
 from gradina.errors import RequestError, WeightsError
 from gradina.files import check_writable, check_writable_folder, unused_path, with_ending
 from gradina.images.picture import Picture
-from gradina.request import Defaults, Request, choice
+from gradina.request import Defaults, Request
+from gradina.request_checks import choice
 
 if TYPE_CHECKING:
     from PIL import Image

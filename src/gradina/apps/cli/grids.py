@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from gradina.errors import RequestError
-from gradina.request import Request, choice, parse_concept
+from gradina.request import Request, parse_concept
+from gradina.request_checks import choice
 
 Axis = tuple[str, list[Any]]
 NUMBERS: dict[str, Callable[[str], Any]] = {

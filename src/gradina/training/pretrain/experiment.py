@@ -28,7 +28,7 @@ from gradina.training.pretrain.folder import RunFolder
 from gradina.training.pretrain.latent_predictor import LatentPredictor
 from gradina.training.pretrain.networks import Network, Networks, TextToLatent, seeded
 from gradina.training.pretrain.recipes import KEYS, Recipe
-from gradina.weights.formats.clip import Pair
+from gradina.weights.formats.clip import ContrastivePair
 
 log = logging.getLogger(__name__)
 
@@ -122,11 +122,11 @@ class Experiment:
         return self.finished(self.networks.text_to_latent, self.folder.phases("unet")[-1])
 
     @property
-    def pair(self) -> Pair:
+    def pair(self) -> ContrastivePair:
         """The finished contrastive pair with what retrieval needs."""
         (last,) = self.folder.phases("vision") or self.folder.phases("clip")
         clip = self.finished(self.networks.final_clip, last)
-        return Pair(clip=clip, tokenizer=self.tokenizer, phrases=self.data.phrases(), name=self.recipe.name)
+        return ContrastivePair(clip=clip, tokenizer=self.tokenizer, phrases=self.data.phrases(), name=self.recipe.name)
 
     def latents(self, side: int | None = None, placed: Mapping[str, Any] | None = None) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the latents of every picture, each (n, c, h, w), of pictures `side` wide.

@@ -111,7 +111,7 @@ def _refusal(path: Path, names: list[str]) -> str:
 
 
 def state_dict_of(path: Path, content: Any) -> dict[str, Tensor]:
-    """The state dict, which trainers put under one of WRAPPERS. Raises WeightsError where there are no named tensors."""
+    """The state dict, which trainers put under one of WRAPPERS. Raises WeightsError where no tensors have names."""
     while isinstance(content, Mapping):
         inner = next((content[name] for name in WRAPPERS if isinstance(content.get(name), Mapping)), None)
         if inner is None:

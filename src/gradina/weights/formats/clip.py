@@ -9,7 +9,7 @@ import hashlib
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -21,12 +21,12 @@ from gradina.files import MODEL_SUFFIXES, atomic_folder, write_json
 from gradina.models.clip import CLIP, TextConfig
 from gradina.models.clip_vision import ConvConfig, VisionConfig
 from gradina.models.tokenizer import Tokenizer
-from gradina.weights.build import build
+from gradina.weights.build import build, export
 from gradina.weights.formats import diffusers_configs
 from gradina.weights.formats.diffusers_layout import find_weights
 from gradina.weights.json_config import Json, check_fixed, read_config, shortened
 from gradina.weights.key_tables import CONV_PAIR, PAIR
-from gradina.weights.remap import Table, sources, write
+from gradina.weights.remap import Table
 from gradina.weights.safetensors import model_hash, open_weights, save_weights
 
 Rgb: TypeAlias = tuple[float, float, float]
@@ -46,8 +46,8 @@ OPENAI_STD: Rgb = (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Pair:
-    """A contrastive pair: a text tower and an image tower with a common embedding, a tokenizer and preprocessing."""
+class ContrastivePair:
+    """A text tower and an image tower with a common embedding space, a tokenizer and preprocessing."""
 
     clip: CLIP
     tokenizer: Tokenizer
@@ -81,7 +81,7 @@ class Pair:
         return hashlib.sha256(repr(decides).encode()).hexdigest()[:16]
 
 
-def read_pair(path: str | Path, dtype: torch.dtype | None = None, name: str | None = None) -> Pair:
+def read_pair(path: str | Path, dtype: torch.dtype | None = None, name: str | None = None) -> ContrastivePair:
     """The pair in a transformers folder of a CLIPModel, such as openai/clip-vit-large-patch14; its weights are mapped.
 
     Preprocessing is OpenAI's where the folder does not say. Raises WeightsError.
@@ -93,14 +93,15 @@ def read_pair(path: str | Path, dtype: torch.dtype | None = None, name: str | No
         lambda vision: CLIP(text, vision),
         vision,
         weights,
-        partial(sources, table=_table(vision), dialect="transformers"),
+        _table(vision),
+        "transformers",
         dropped=POSITION_IDS,
-        dialect="CLIPModel of transformers",
+        what="CLIPModel of transformers",
         dtype=dtype,
     )
     mean, std, resample = _read_preprocessor(folder, vision.size)
     phrases = folder / PHRASES
-    return Pair(
+    return ContrastivePair(
         clip=clip,
         tokenizer=_tokenizer(folder, text),
         mean=mean,
@@ -112,7 +113,7 @@ def read_pair(path: str | Path, dtype: torch.dtype | None = None, name: str | No
     )
 
 
-def write_pair(pair: Pair, path: str | Path, dtype: torch.dtype | None = None) -> None:
+def write_pair(pair: ContrastivePair, path: str | Path, dtype: torch.dtype | None = None) -> None:
     """Writes a folder that transformers' CLIPModel and CLIPProcessor load, whole or not at all. Raises DiskError.
 
     With a convolutional image tower only Gradina loads it.
@@ -125,15 +126,13 @@ def write_pair(pair: Pair, path: str | Path, dtype: torch.dtype | None = None) -
         "text_config": diffusers_configs.text_to_json(text),
         "vision_config": diffusers_configs.vision_to_json(vision),
     }
-    ours = pair.clip.state_dict()
-    tensors = write(ours, sources(ours, _table(vision), "transformers"))
     with atomic_folder(path) as folder:
         write_json(folder / "config.json", config)
         write_json(folder / PREPROCESSOR, _preprocessor_to_json(pair))
         if pair.phrases:
             write_json(folder / PHRASES, pair.phrases)
         pair.tokenizer.save(folder)
-        save_weights(tensors, folder / f"{STEM}.safetensors", dtype=dtype)
+        save_weights(export(pair.clip, _table(vision), "transformers"), folder / f"{STEM}.safetensors", dtype=dtype)
 
 
 def copy_pair(source: Path, target: Path, dtype: torch.dtype | None = None) -> None:
@@ -189,7 +188,7 @@ def _preprocessor_from_json(json: Json, size: int) -> tuple[Rgb, Rgb, Resampling
     return mean, std, Resampling(json.get("resample", Resampling.BICUBIC))
 
 
-def _preprocessor_to_json(pair: Pair) -> dict[str, Any]:
+def _preprocessor_to_json(pair: ContrastivePair) -> dict[str, Any]:
     return {
         "image_processor_type": "CLIPImageProcessor",
         "processor_class": "CLIPProcessor",

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import logging
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from gradina.errors import WeightsError
 from gradina.files import atomic_folder, read_json, write_json
@@ -18,7 +16,7 @@ from gradina.models.tokenizer import Tokenizer
 from gradina.models.unet import UNet, UNetConfig
 from gradina.models.vae import AutoencoderKL
 from gradina.request import Defaults
-from gradina.weights.build import build
+from gradina.weights.build import build, export
 from gradina.weights.components import Components, checked_components, resolve_prediction
 from gradina.weights.detect import TEXT_ENCODERS, check_unet_inputs
 from gradina.weights.formats import diffusers_configs
@@ -40,7 +38,6 @@ from gradina.weights.formats.vae import build_vae, read_vae
 from gradina.weights.json_config import read_config
 from gradina.weights.key_tables import DROPPED, TEXT, UNET, VAE, add_text_model
 from gradina.weights.model_card import model_card, with_dtype
-from gradina.weights.remap import Table, sources, write
 from gradina.weights.safetensors import OpenWeights, Weights, open_weights, save_weights
 
 log = logging.getLogger(__name__)
@@ -104,7 +101,8 @@ def write_folder(components: Components, path: str | Path, dtype: torch.dtype | 
             ("text_encoder", components.text, TEXT, "transformers", diffusers_configs.text_to_json(text)),
         ):
             write_json(folder / name / "config.json", config)
-            _write_network(network, table, dialect, folder / name / f"{STEMS[name]}.safetensors", dtype)
+            tensors = export(network, table, dialect)
+            save_weights(tensors, folder / name / f"{STEMS[name]}.safetensors", dtype=dtype)
         components.tokenizer.save(folder / "tokenizer")
         write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
         if components.clip is not None:
@@ -118,9 +116,8 @@ def _unet(folder: Path, weights: Weights, dtype: torch.dtype | None) -> UNet:
     timed = "time_embedding.linear_1.weight" in weights.tensors
     config = read_config(folder / "unet" / "config.json", lambda json: diffusers_configs.unet_from_json(json, timed))
     check_unet_inputs(folder, config.channels, config.out_channels)
-    where = partial(sources, table=UNET, dialect="diffusers")
-    dialect = "U-Net in the diffusers layout"
-    return build(UNet, config, weights, where, dropped=DROPPED["unet"], dialect=dialect, dtype=dtype)
+    what = "U-Net in the diffusers layout"
+    return build(UNet, config, weights, UNET, "diffusers", dropped=DROPPED["unet"], what=what, dtype=dtype)
 
 
 def _vae(folder: Path, weights: Weights, dtype: torch.dtype | None) -> AutoencoderKL:
@@ -134,9 +131,8 @@ def _text(folder: Path, weights: Weights, dtype: torch.dtype | None) -> TextTowe
     path = folder / "text_encoder" / "config.json"
     config = read_config(path, lambda json: diffusers_configs.text_from_json(json, width))
     weights = replace(weights, tensors=add_text_model(weights.tensors))
-    where = partial(sources, table=TEXT, dialect="transformers")
-    dialect = "text tower in the transformers layout"
-    return build(TextTower, config, weights, where, dropped=DROPPED["text"], dialect=dialect, dtype=dtype)
+    what = "text tower in the transformers layout"
+    return build(TextTower, config, weights, TEXT, "transformers", dropped=DROPPED["text"], what=what, dtype=dtype)
 
 
 def _tokenizer(folder: Path, text: TextTower) -> Tokenizer:
@@ -162,12 +158,6 @@ def _defaults(folder: Path, side: int) -> Defaults:
     if not (folder / SETTINGS).is_file():
         return Defaults(width=side, height=side)
     return read_config(folder / SETTINGS, diffusers_configs.defaults_from_json)
-
-
-def _write_network(network: nn.Module, table: Table, dialect: str, path: Path, dtype: torch.dtype | None) -> None:
-    ours = network.state_dict()
-    ours.pop("projection.weight", None)
-    save_weights(write(ours, sources(ours, table, dialect)), path, dtype=dtype)
 
 
 def _model_index(unet: UNetConfig) -> dict[str, Any]:

@@ -11,21 +11,21 @@ import logging
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, replace
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from gradina.diffusion.schedule import sd_schedule
 from gradina.errors import WeightsError
 from gradina.models.clip import TextTower
 from gradina.models.tokenizer import Tokenizer
 from gradina.models.unet import UNet
+from gradina.models.vae import AutoencoderKL
 from gradina.request import Defaults
 from gradina.weights import detect
-from gradina.weights.build import build
+from gradina.weights.build import build, export
 from gradina.weights.components import Components, checked_components, resolve_prediction
 from gradina.weights.formats.ldm_config import (
     IN_METADATA,
@@ -38,10 +38,10 @@ from gradina.weights.formats.ldm_config import (
     with_metadata,
 )
 from gradina.weights.formats.scheduler_config import schedule_to_config
-from gradina.weights.formats.vae import build_vae, read_vae, vae_to_original
+from gradina.weights.formats.vae import build_vae, read_vae
 from gradina.weights.json_config import config_errors
-from gradina.weights.key_tables import DROPPED, TEXT, UNET, add_text_model, unet_indices
-from gradina.weights.remap import Indices, Table, sources, unclaimed, write
+from gradina.weights.key_tables import DROPPED, TEXT, UNET, VAE, add_text_model, unet_indices, vae_indices
+from gradina.weights.remap import unclaimed
 from gradina.weights.safetensors import Weights, open_weights, save_weights, strip_wrappers
 
 log = logging.getLogger(__name__)
@@ -62,8 +62,9 @@ def read_file(
     """
     weights = open_weights(path)
     if fallback_vae is not None and not weights.under(detect.VAE):
-        vae = vae_to_original(read_vae(fallback_vae).vae, detect.VAE)
-        weights = replace(weights, tensors={**weights.tensors, **vae})
+        vae = read_vae(fallback_vae).vae
+        added = export(vae, VAE, "original", vae_indices(vae.config), detect.VAE)
+        weights = replace(weights, tensors={**weights.tensors, **added})
     return components_of(weights, dtype, prediction, name)
 
 
@@ -108,52 +109,29 @@ def write_file(components: Components, path: str | Path, dtype: torch.dtype | No
 
     The text tower takes the names of SD 1 (quick GELU) or SD 2 (GELU); its projection is left out. Raises DiskError.
     """
-    unet, text = components.unet, components.text
+    unet, vae, text = components.unet, components.vae, components.text
     text_format = next(row for row in detect.TEXT_ENCODERS if row.activation == text.config.activation)
     tensors = {
-        **_to_original(unet, UNET, "original", detect.UNET, unet_indices(unet.config)),
-        **vae_to_original(components.vae, detect.VAE),
-        **_to_original(text, TEXT, text_format.dialect, text_format.prefix),
+        **export(unet, UNET, "original", unet_indices(unet.config), detect.UNET),
+        **export(vae, VAE, "original", vae_indices(vae.config), detect.VAE),
+        **export(text, TEXT, text_format.dialect, prefix=text_format.prefix),
     }
     save_weights(tensors, path, _metadata(components), dtype)
 
 
-def _to_original(
-    network: nn.Module, table: Table, dialect: str, prefix: str, indices: Indices | None = None
-) -> dict[str, Tensor]:
-    ours = network.state_dict()
-    ours.pop("projection.weight", None)
-    return write(ours, sources(ours, table, dialect, indices, prefix))
-
-
-def _networks(weights: Weights, configs: Configs, dtype: torch.dtype | None) -> tuple[UNet, Any, TextTower]:
-    def under(prefix: str) -> Weights:
-        return replace(weights, tensors=weights.under(prefix))
-
-    def what(network: str, prefix: str) -> str:
-        return f"{network} of an original {configs.family} checkpoint, under {prefix}"
-
-    unet = build(
-        UNet,
-        configs.unet,
-        under(detect.UNET),
-        partial(sources, table=UNET, dialect="original", indices=unet_indices(configs.unet)),
-        dropped=DROPPED["unet"],
-        dialect=what("UNet", detect.UNET),
-        dtype=dtype,
-    )
-    vae = build_vae(under(detect.VAE), configs.vae, "original", what("AutoencoderKL", detect.VAE), dtype)
-    prefix, dialect = configs.text_format.prefix, configs.text_format.dialect
-    text = build(
-        TextTower,
-        configs.text,
-        replace(weights, tensors=add_text_model(weights.under(prefix))),
-        partial(sources, table=TEXT, dialect=dialect),
-        dropped=[*DROPPED["text"], f"transformer.resblocks.{configs.text.layers}.*"],  # behind the penultimate layer
-        dialect=what("TextTower", prefix),
-        dtype=dtype,
-    )
-    return unet, vae, text
+def _networks(weights: Weights, configs: Configs, dtype: torch.dtype | None) -> tuple[UNet, AutoencoderKL, TextTower]:
+    prefix = configs.text_format.prefix
+    unet, vae, text = (replace(weights, tensors=weights.under(each)) for each in (detect.UNET, detect.VAE, prefix))
+    text = replace(text, tensors=add_text_model(text.tensors))
+    unused = f"transformer.resblocks.{configs.text.layers}.*"  # the last layer of a complete OpenCLIP tower
+    what = f"{{}} of an original {configs.family} checkpoint, under {{}}"
+    return (
+        build(UNet, configs.unet, unet, UNET, "original", unet_indices(configs.unet),
+              dropped=DROPPED["unet"], what=what.format("UNet", detect.UNET), dtype=dtype),
+        build_vae(vae, configs.vae, "original", what.format("AutoencoderKL", detect.VAE), dtype),
+        build(TextTower, configs.text, text, TEXT, configs.text_format.dialect,
+              dropped=[*DROPPED["text"], unused], what=what.format("TextTower", prefix), dtype=dtype),
+    )  # fmt: skip
 
 
 def _warn_of_unused(weights: Weights, configs: Configs) -> None:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from gradina.adapters.lora import LoRA, LoRAWeights, shape_of
+from gradina.adapters.lora import LoRA, LoRAWeights
 from gradina.errors import WeightsError
 from gradina.files import read_json
 from gradina.models.clip import TextTower
@@ -30,6 +30,7 @@ from gradina.weights.formats.lora_names import (
     spellings_of,
     unsupported_kind,
 )
+from gradina.weights.json_config import config_errors
 from gradina.weights.key_tables import TEXT, UNET
 from gradina.weights.safetensors import Weights, open_weights, save_weights
 
@@ -171,7 +172,9 @@ def _check_values(path: Path, name: str, x: Tensor) -> Tensor:
 
 def _alphas(path: Path, metadata: Mapping[str, str]) -> dict[str, float]:
     """The alpha of all layers of a network, from peft's config in or beside the file; without one it is the rank."""
-    settings = _peft_settings(path, {**metadata, **peft_metadata(path)}.get(PEFT_METADATA, "{}"))
+    text = {**metadata, **peft_metadata(path)}.get(PEFT_METADATA, "{}")
+    with config_errors(path):
+        settings: dict[str, Any] = dict(json.loads(text))
     for key, value in settings.items():
         setting = key.rpartition(".")[2]
         if value and setting in ("use_rslora", "use_dora", "alpha_pattern"):
@@ -184,17 +187,10 @@ def _alphas(path: Path, metadata: Mapping[str, str]) -> dict[str, float]:
     return alphas
 
 
-def _peft_settings(path: Path, text: str) -> dict[str, Any]:
-    try:
-        return dict(json.loads(text))
-    except (ValueError, TypeError, RecursionError) as error:
-        raise WeightsError(f"{path}: {PEFT_METADATA} in its metadata is no JSON object; fetch it again") from error
-
-
 def _fit(path: Path, name: str, layer: nn.Module, tensors: Mapping[str, Tensor], is_sdxl: bool) -> LoRAWeights:
     """The weights in the shape of the layer: some write 1x1 convolutions as matrices, or the other way round."""
     assert isinstance(layer, nn.Linear | nn.Conv2d)
-    down, up, alpha, shape = tensors["down"], tensors["up"], tensors.get("alpha"), shape_of(layer)
+    down, up, alpha, shape = tensors["down"], tensors["up"], tensors.get("alpha"), tuple(layer.weight.shape)
     if not {down.ndim, up.ndim} <= {2, 4} or not down.numel() or (alpha is not None and alpha.numel() != 1):
         shapes = ", ".join(f"{role} {tuple(x.shape)}" for role, x in tensors.items())
         raise WeightsError(f"{path}: {name} has {shapes}; expected two matrices or convolutions, and one alpha")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from functools import partial
 from itertools import groupby
 from os import PathLike
 
@@ -16,7 +15,6 @@ from gradina.weights.formats.diffusers_layout import STEMS, find_weights
 from gradina.weights.json_config import Json, read_config
 from gradina.weights.key_tables import TAESD, taesd_indices
 from gradina.weights.registry import locate_taesd
-from gradina.weights.remap import sources
 from gradina.weights.safetensors import Weights, open_weights
 
 LAYERS = "decoder.layers."
@@ -43,8 +41,8 @@ def read_taesd(source: str | PathLike[str], vae: VAEConfig) -> TinyDecoder:
             f"{source}: is for latents of {got[0]} channels that are {got[1]} times smaller than pictures, those of "
             f"this model have {expected[0]} and are {expected[1]} times smaller; take another"
         )
-    where = partial(sources, table=TAESD, dialect=dialect, indices=taesd_indices(config, first))
-    return build(TinyDecoder, config, weights, where, dropped=("encoder.*",), dialect="tiny decoder")
+    indices = taesd_indices(config, first)
+    return build(TinyDecoder, config, weights, TAESD, dialect, indices, dropped=("encoder.*",), what="tiny decoder")
 
 
 def is_taesd(names: Iterable[str]) -> bool:

@@ -1,4 +1,4 @@
-"""Embeddings of textual inversion: files of diffusers and of A1111's web UI are read; those written here open in both."""
+"""Embeddings of textual inversion: files of diffusers and A1111's web UI are read; those written here open in both."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from torch import Tensor
 
 from gradina.adapters.textual_inversion import Concept
 from gradina.errors import WeightsError
-from gradina.models.tokenizer import as_placeholder, normalized
+from gradina.models.bpe import normalized
+from gradina.models.tokenizer import as_placeholder
 from gradina.request import parse_concept
 from gradina.weights.formats.ckpt import InertParameterDict
 from gradina.weights.safetensors import open_weights, save_weights

@@ -6,23 +6,21 @@ import json
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from gradina.errors import WeightsError
 from gradina.files import atomic_folder, read_json, write_json
 from gradina.models.vae import AutoencoderKL, VAEConfig
-from gradina.weights.build import build
+from gradina.weights.build import build, export
 from gradina.weights.detect import find_vae, format_name, other_family
 from gradina.weights.formats import diffusers_configs
 from gradina.weights.formats.diffusers_layout import STEMS, select_weights
 from gradina.weights.formats.ldm_config import METADATA, read_metadata, shapes_of, vae_from_shapes, with_metadata
 from gradina.weights.json_config import read_config
 from gradina.weights.key_tables import DROPPED, VAE, rename_vae_attention, vae_indices
-from gradina.weights.remap import sources, unclaimed, write
+from gradina.weights.remap import unclaimed
 from gradina.weights.safetensors import OpenWeights, Weights, open_weights, save_weights, strip_wrappers
 
 log = logging.getLogger(__name__)
@@ -45,9 +43,8 @@ def build_vae(
     """An autoencoder with the names of a dialect ("original", "diffusers"), without prefix, in any spelling of them."""
     weights = replace(weights, tensors=rename_vae_attention(dialect, weights.tensors))
     indices = vae_indices(config) if dialect == "original" else None
-    where = partial(sources, table=VAE, dialect=dialect, indices=indices)
     what = what or f"autoencoder in the {dialect} layout"
-    return build(AutoencoderKL, config, weights, where, dropped=DROPPED["vae"], dialect=what, dtype=dtype)
+    return build(AutoencoderKL, config, weights, VAE, dialect, indices, dropped=DROPPED["vae"], what=what, dtype=dtype)
 
 
 def read_vae(
@@ -116,26 +113,19 @@ def is_vae_file(names: Iterable[str]) -> bool:
     return found is not None and not unclaimed((n for n in names if not n.startswith(found[0])), {}, DROPPED["outside"])
 
 
-def vae_to_original(vae: AutoencoderKL, prefix: str = "") -> dict[str, Tensor]:
-    """An autoencoder's weights by the names of the original layout, each behind a prefix."""
-    ours = vae.state_dict()
-    return write(ours, sources(ours, VAE, "original", vae_indices(vae.config), prefix))
-
-
 def write_vae(single: SingleVAE, path: str | Path, dtype: torch.dtype | None = None) -> None:
     """Writes an autoencoder as one safetensors file in the original layout, whole or not at all. Raises DiskError."""
-    config, tensors = single.vae.config, vae_to_original(single.vae)
+    config = single.vae.config
+    tensors = export(single.vae, VAE, "original", vae_indices(config))
     known = {"groups": config.groups, **({"scale": config.scale} if single.has_scale else {})}
     save_weights(tensors, path, {METADATA: json.dumps({"vae": known}, sort_keys=True)}, dtype)
 
 
 def write_vae_folder(single: SingleVAE, path: str | Path, dtype: torch.dtype | None = None) -> None:
     """Writes an autoencoder as a folder for diffusers, whole or not at all. Raises DiskError."""
-    config, ours = single.vae.config, single.vae.state_dict()
-    tensors = write(ours, sources(ours, VAE, "diffusers"))
-    content = diffusers_configs.vae_to_json(config, 64 * config.factor)
+    content = diffusers_configs.vae_to_json(single.vae.config, 64 * single.vae.config.factor)
     if not single.has_scale:
         del content["scaling_factor"]
     with atomic_folder(path) as folder:
         write_json(folder / CONFIG, content)
-        save_weights(tensors, folder / f"{STEMS['vae']}.safetensors", dtype=dtype)
+        save_weights(export(single.vae, VAE, "diffusers"), folder / f"{STEMS['vae']}.safetensors", dtype=dtype)
