@@ -150,7 +150,13 @@ def test_a_picture_is_looked_at_once(
     }  # fmt: skip
     assert sorted(looked) == ["b.jpg", "e.png"]
     (kept,) = (room.parent / "cache" / "embeddings").iterdir()
-    assert sorted(Path(name).name for name in embeddings._kept(kept)) == ["a.png", "b.jpg", "d.PNG", "e.png", "f.webp"]
+    assert sorted(Path(name).name for name in embeddings._read_cache(kept)) == [
+        "a.png",
+        "b.jpg",
+        "d.PNG",
+        "e.png",
+        "f.webp",
+    ]
 
 
 def test_a_picture_that_is_another_is_looked_at_again_whatever_its_times_say(
@@ -207,7 +213,7 @@ def test_what_was_seen_before_ctrl_c_is_kept(
     monkeypatch.setattr(retrieval, "preprocess", interrupted)
     assert main(["search", "photos", "a red square", "-m", pair_folder]) == 130
     (kept,) = (room.parent / "cache" / "embeddings").iterdir()
-    assert sorted(Path(name).name for name in embeddings._kept(kept)) == ["a.png", "b.jpg"]
+    assert sorted(Path(name).name for name in embeddings._read_cache(kept)) == ["a.png", "b.jpg"]
 
 
 def test_a_cache_that_cannot_be_written_is_a_note(

@@ -8,7 +8,8 @@ from pathlib import Path
 import typer
 
 from gradina.apps.cli import options as o
-from gradina.apps.cli.generate import check_apart, check_target, open_model, save_sheet
+from gradina.apps.cli.generate import open_model
+from gradina.apps.cli.output import check_distinct, check_target, save_image
 from gradina.errors import RequestError
 from gradina.files import check_model_folder, check_writable, with_ending
 
@@ -51,7 +52,7 @@ def encode(
     target = check_target("--output", output or str(with_ending(Path(picture), ".latents")))
     if Path(target).suffix.lower() in SAVE_OPTIONS:
         raise RequestError(f"--output: got {target}, a picture's name, for latents; end it in .latents")
-    check_apart(("PICTURE", picture), ("--output", target))
+    check_distinct(("PICTURE", picture), ("--output", target))
     before = Path(picture).stat().st_size
     loaded = open_model(model, variant, None, device, dtype, threads, vae=vae)
     latents = codec.encode(loaded, opened)
@@ -83,7 +84,7 @@ def decode(
     read = codec.open_latents(latents)
     target = check_target("--output", output or str(with_ending(Path(latents), ".png")), SAVE_OPTIONS)
     loaded = open_model(model or read.model or None, variant, None, device, dtype, threads, vae=vae or read.vae or None)
-    save_sheet(codec.decode(loaded, read), target)
+    save_image(codec.decode(loaded, read), target)
 
 
 def models() -> None:
