@@ -92,7 +92,7 @@ def tune(
             trials.append(trial)
             advance("settings tried", len(trials), 0)
     typer.echo(presets_table(trials))
-    typer.echo(autotune.keep(opened, trials))
+    typer.echo(autotune.save_trials(opened, trials))
     if plot is not None:
         plot_trials(trials, Path(plot))
         typer.echo(plot)
@@ -107,5 +107,5 @@ def presets_table(trials: Sequence[Trial]) -> str:
     for trial in front(trials):
         settings = ", ".join(f"{name} {value}" for name, value in trial.settings.items())
         names = " ".join(name for name, one in named.items() if one == trial)
-        lines.append(f"{trial.seconds:7.2f}  {trial.likeness:5.1f}  {settings}{names and f'  <- {names}'}")
+        lines.append(f"{trial.seconds:7.2f}  {trial.psnr:5.1f}  {settings}{names and f'  <- {names}'}")
     return "\n".join(lines)
