@@ -209,7 +209,7 @@ def test_embeddings_are_cached_despite_ctrl_c(
             raise KeyboardInterrupt
         return preprocess(pair, path)
 
-    monkeypatch.setattr(retrieval, "AT_ONCE", 1)
+    monkeypatch.setattr(retrieval, "BATCH_SIZE", 1)
     monkeypatch.setattr(retrieval, "preprocess", interrupted)
     assert main(["search", "photos", "a red square", "-m", pair_folder]) == 130
     (kept,) = (room.parent / "cache" / "embeddings").iterdir()

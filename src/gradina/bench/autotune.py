@@ -65,8 +65,8 @@ def tune(
     requests = requests[: max(1, int(seconds / 4 / reference_seconds))]
     if reference_seconds > seconds / 2:
         raise GradinaError(
-            f"a step takes {step:.2g} s here, so the picture to compare with takes {reference_seconds / 60:.1f} minutes; "
-            f"give at least {math.ceil(2 * reference_seconds / 60)} minutes"
+            f"a step takes {step:.2g} s here, so the picture to compare with takes {reference_seconds / 60:.1f} "
+            f"minutes; give at least {math.ceil(2 * reference_seconds / 60)} minutes"
         )
     references = [_draw(model, one, REFERENCE)[0] for one in requests]
     trials: list[Trial] = []

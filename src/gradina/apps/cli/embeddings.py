@@ -41,12 +41,12 @@ def embed_files(
     """Each picture with its embedding (d,); one that cannot be read is noted and skipped, unless it is `needed`."""
     import torch
 
-    from gradina.tasks.retrieval import AT_ONCE, embed_pixels, preprocess
+    from gradina.tasks.retrieval import BATCH_SIZE, embed_pixels, preprocess
 
-    for start in range(0, len(paths), AT_ONCE):
+    for start in range(0, len(paths), BATCH_SIZE):
         advance("looking", start, len(paths))
         pixels = {}
-        for path in paths[start : start + AT_ONCE]:
+        for path in paths[start : start + BATCH_SIZE]:
             try:
                 pixels[path] = preprocess(pair, path)
             except PictureError as error:

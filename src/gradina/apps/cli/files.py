@@ -57,14 +57,14 @@ def encode(
     loaded = open_model(model, variant, None, device, dtype, threads, vae=vae)
     latents = codec.encode(loaded, opened)
     latents.save(target)
-    loss = codec.measure(loaded, opened, latents)
+    compression = codec.measure(loaded, opened, latents)
     typer.echo(target)
     after = Path(target).stat().st_size
-    typer.echo(f"{'numbers':18} {loss.numbers:.1f} times fewer")
+    typer.echo(f"{'numbers':18} {compression.ratio:.1f} times fewer")
     typer.echo(
         f"{'bytes':18} {after} ({before} in the picture's file, {3 * opened.width * opened.height} in its pixels)"
     )
-    typer.echo(f"{'PSNR':18} {loss.psnr:.1f} dB on the way back")
+    typer.echo(f"{'PSNR':18} {compression.psnr:.1f} dB on the way back")
 
 
 def decode(
@@ -109,8 +109,8 @@ def convert(
     from gradina.weights.convert import convert as converted
 
     (check_writable if target.endswith(".safetensors") else check_model_folder)(target)
-    numbers = None if dtype is None else DTYPES[choice("--dtype", dtype, tuple(DTYPES))]
-    typer.echo(converted(source, target, dtype=numbers, variant=variant, prediction=prediction))
+    stored = None if dtype is None else DTYPES[choice("--dtype", dtype, tuple(DTYPES))]
+    typer.echo(converted(source, target, dtype=stored, variant=variant, prediction=prediction))
 
 
 def push(model: o.Local, name: o.HubName) -> None:
