@@ -16,7 +16,7 @@ from gradina.errors import PictureError, RequestError, WeightsError
 from gradina.pipeline.load import load
 from gradina.pipeline.model import StableDiffusion
 from gradina.tasks.retrieval import (
-    WIDTH,
+    BEAM_WIDTH,
     Caption,
     describe,
     embed_pictures,
@@ -106,7 +106,7 @@ def test_describe_composes_captions_of_parts(pair: ContrastivePair, squares: Squ
 
 def test_a_full_beam_equals_an_exhaustive_search(pair: ContrastivePair, squares: Squares) -> None:
     whole = [f"{a} {b} {c}".strip() for a in pair.phrases[0] for b in pair.phrases[1] for c in pair.phrases[2]]
-    assert len(whole) <= WIDTH
+    assert len(whole) <= BEAM_WIDTH
     for one, two in zip(
         describe(pair, list(squares.values())), describe(pair, list(squares.values()), whole), strict=True
     ):

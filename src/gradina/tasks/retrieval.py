@@ -58,7 +58,7 @@ def open_pair(
     None is the first shipped model that has one. Raises WeightsError where there is no image tower, HubError,
     RequestError for a device that is not there.
     """
-    chosen = pick_device(device)
+    place = pick_device(device)
     if isinstance(source, Components):
         if source.clip is None:
             raise WeightsError(f"{source.name}: came without an image tower; name a model that has one")
@@ -67,9 +67,9 @@ def open_pair(
         folder = locate_pair(source)
         own = folder.parent if folder.name == PAIR else folder
         name = own.resolve().name if source is None else str(source)
-    exact = "fp32" if chosen.type == "cpu" else None  # near misses are told apart by little, and it is quick anyway
-    pair = read_pair(folder, pick_dtype(dtype or exact, chosen), name)
-    pair.clip.requires_grad_(False).to(chosen)
+    exact = "fp32" if place.type == "cpu" else None  # near misses are told apart by little, and it is quick anyway
+    pair = read_pair(folder, pick_dtype(dtype or exact, place), name)
+    pair.clip.requires_grad_(False).to(place)
     return pair
 
 
