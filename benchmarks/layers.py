@@ -1,4 +1,4 @@
-"""Are the native convolutions and linear layers faster than oneDNN's with prepacked weights? Both in turns, in one run.
+"""Are the native convolutions and linear layers faster than oneDNN's with prepacked weights? Interleaved in one run.
 
     python benchmarks/layers.py [--rounds 9]
 
@@ -41,75 +41,79 @@ LINEARS = (
 )  # fmt: skip
 GATES = ((8192, 320, 2560), (2048, 640, 5120), (512, 1280, 10240))
 
-Way = Callable[[Tensor], Tensor]
+Layer = Callable[[Tensor], Tensor]
 
 
-def raced(shape: tuple[int, ...], ways: dict[str, Way], exact: Way, x: Tensor, rounds: int) -> dict[str, object]:
-    """A row: ours and oneDNN's, over x; errors over its first example, or its first rows."""
-    ours, theirs = time_interleaved({name: partial(way, x) for name, way in ways.items()}, rounds).values()
+def compare(
+    shape: tuple[int, ...], layers: dict[str, Layer], exact: Layer, x: Tensor, rounds: int
+) -> dict[str, object]:
+    """A row: ours and oneDNN's on x; errors on its first example, or first half of the rows."""
+    ours, theirs = time_interleaved({name: partial(layer, x) for name, layer in layers.items()}, rounds).values()
     assert isinstance(ours, Times), ours
     assert isinstance(theirs, Times), theirs
-    ratios, some = ours.ratios(theirs), x[: max(1, len(x) // 2)]
+    ratios, inputs = ours.ratios(theirs), x[: max(1, len(x) // 2)]
     row: dict[str, object] = {
         "shape": shape,
         "ours, ms": round(1000 * ours.median, 2),
         "oneDNN, ms": round(1000 * theirs.median, 2),
         "oneDNN / ours": [round(x, 2) for x in (ratios.median, *ratios.quartiles)],
     }
-    wanted = exact(some.double())
-    for name, way in ways.items():
-        row[f"{name}, error"] = float(f"{(way(some) - wanted).norm() / wanted.norm():.2e}")
+    expected = exact(inputs.double())
+    for name, layer in layers.items():
+        row[f"{name}, error"] = float(f"{(layer(inputs) - expected).norm() / expected.norm():.2e}")
     return row
 
 
-def convolved(shape: tuple[int, int, int, int], dtype: torch.dtype, rounds: int) -> dict[str, object]:
+def convolution(shape: tuple[int, int, int, int], dtype: torch.dtype, rounds: int) -> dict[str, object]:
     """A row for a 3x3 convolution."""
     b, channels, out, side = shape
-    ways: dict[str, Way] = {}
+    layers: dict[str, Layer] = {}
     plain = nn.Conv2d(channels, out, 3, padding=1, dtype=dtype).requires_grad_(False)
     for name, order in (("ours", CONV3X3), ("oneDNN", onednn_conv(plain))):
-        ways[name] = layer = Conv2d(channels, out, 3, padding=1, dtype=dtype).requires_grad_(False)
+        layers[name] = layer = Conv2d(channels, out, 3, padding=1, dtype=dtype).requires_grad_(False)
         layer.load_state_dict(plain.state_dict())
         layer.weight = cast(nn.Parameter, PackedWeight(layer.weight, order))
     x = torch.randn(b, channels, side, side).to(dtype, memory_format=torch.channels_last)
-    return raced(shape, ways, plain.double(), x, rounds)
+    return compare(shape, layers, plain.double(), x, rounds)
 
 
-def multiplied(shape: tuple[int, int, int], dtype: torch.dtype, gated: bool, rounds: int) -> dict[str, object]:
+def linear_layer(shape: tuple[int, int, int], dtype: torch.dtype, gated: bool, rounds: int) -> dict[str, object]:
     """A row for a linear layer, or for one and its GEGLU."""
     rows, width, out = shape
     plain = nn.Linear(width, out, dtype=dtype).requires_grad_(False)
-    ways: dict[str, Way] = {}
+    layers: dict[str, Layer] = {}
     for name, order in (("ours", GEGLU if gated else LINEAR), ("oneDNN", ONEDNN_LINEAR)):
         layer = Linear(width, out, dtype=dtype).requires_grad_(False)
         layer.load_state_dict(plain.state_dict())
         layer.weight = cast(nn.Parameter, PackedWeight(layer.weight, order))
-        ways[name] = partial(linear_geglu, layer) if gated else layer
+        layers[name] = partial(linear_geglu, layer) if gated else layer
 
     def exact(x: Tensor) -> Tensor:
         h = F.linear(x, plain.weight.double(), plain.bias.double())
         return geglu(h) if gated else h
 
-    return raced(shape, ways, exact, torch.randn(rows, width).to(dtype), rounds)
+    return compare(shape, layers, exact, torch.randn(rows, width).to(dtype), rounds)
 
 
 @torch.no_grad()
 def main() -> None:
-    """Times, and prints."""
+    """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=9, help="of both, in turns (default: 9)")
+    parser.add_argument("--rounds", type=int, default=9, help="of both, interleaved (default: 9)")
     rounds = parser.parse_args().rounds
-    told: dict[str, object] = {"torch": torch.__version__, "threads": torch.get_num_threads()}
+    report: dict[str, object] = {"torch": torch.__version__, "threads": torch.get_num_threads()}
     for dtype in (torch.float32, torch.bfloat16):
         kind = str(dtype).removeprefix("torch.")
         if available("conv2d", dtype, CONV3X3.name):
             for name, shapes in (("U-Net", UNET), ("decoder", DECODER)):
-                told[f"{name}'s convolutions, {kind}"] = [convolved(shape, dtype, rounds) for shape in shapes]
+                report[f"{name}'s convolutions, {kind}"] = [convolution(shape, dtype, rounds) for shape in shapes]
         if available("linear", dtype, LINEAR.name):
-            told[f"linear layers, {kind}"] = [multiplied(shape, dtype, False, rounds) for shape in LINEARS]
+            report[f"linear layers, {kind}"] = [linear_layer(shape, dtype, False, rounds) for shape in LINEARS]
         if available("linear_geglu", dtype, GEGLU.name):
-            told[f"linear layers and their gates, {kind}"] = [multiplied(shape, dtype, True, rounds) for shape in GATES]
-    print(json.dumps(told, indent=2))
+            report[f"linear layers and their gates, {kind}"] = [
+                linear_layer(shape, dtype, True, rounds) for shape in GATES
+            ]
+    print(json.dumps(report, indent=2))
 
 
 if __name__ == "__main__":

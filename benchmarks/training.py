@@ -1,8 +1,8 @@
-"""How long does a recipe take here? Times some steps of each stage on an otherwise idle machine, and adds them up.
+"""How long does a recipe take here? Times some steps of each stage on an otherwise idle machine, and extrapolates.
 
     python benchmarks/training.py [recipes/digits.toml] [--steps 40]
 
-The stages before the one that is timed stand in as they are initialised: that changes no time.
+The stages before the one that is timed are only initialised, which does not change its time.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from gradina.training.pretrain.stages import stage
 
 
 def main() -> None:
-    """Times, and prints a table as JSON."""
+    """Measures, and prints a table as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", nargs="?", default="recipes/digits.toml")
     parser.add_argument("--steps", type=int, default=40, help="to time, of each stage (default: 40)")

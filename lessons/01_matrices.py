@@ -39,9 +39,9 @@ print([round(random.uniform(), 4) for _ in range(3)], "one generator, three time
 
 # %%
 import matplotlib.pyplot as plt
-from lesson import whole
+from lesson import full_or_short
 
-count = whole(20_000, 2_000)
+count = full_or_short(20_000, 2_000)
 even, bell = [random.uniform() for _ in range(count)], [random.normal() for _ in range(count)]
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 2.6))
 left.hist(even, bins=40, color="#9aa5b1")
@@ -82,7 +82,7 @@ import time
 import numpy as np
 import torch
 
-side = whole(256, 64)
+side = full_or_short(256, 64)
 a, b = ([[random.normal() for _ in range(side)] for _ in range(side)] for _ in range(2))
 array_a, array_b = np.array(a), np.array(b)
 tensor_a, tensor_b = torch.tensor(a), torch.tensor(b)

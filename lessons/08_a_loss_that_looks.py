@@ -26,8 +26,8 @@
 import time
 
 import torch
-from handwriting import digits, drawn, recogniser, rows_of, share_read
-from lesson import show, whole
+from handwriting import accuracy, digits, one_hot, sample, train_recogniser
+from lesson import full_or_short, show
 
 from gradina.diffusion.conditioning import Cond
 from gradina.diffusion.denoiser import Denoiser, on_states
@@ -38,10 +38,10 @@ from gradina.training.data.dataset import generator
 from gradina.training.loop import Settings, State, train
 from gradina.training.losses import denoising, min_snr
 
-pictures, kinds = digits("train", whole(60_000, 500))
-unseen, unseen_kinds = digits("held out", whole(10_000, 200))
-looking = recogniser(pictures, kinds, whole(1000, 10))
-print(f"the network that looks reads {100 * share_read(looking, unseen, unseen_kinds):.1f} % of unseen digits")
+pictures, kinds = digits("train", full_or_short(60_000, 500))
+unseen, unseen_kinds = digits("held out", full_or_short(10_000, 200))
+looking = train_recogniser(pictures, kinds, full_or_short(1000, 10))
+print(f"the network that looks reads {100 * accuracy(looking, unseen, unseen_kinds):.1f} % of unseen digits")
 
 # %% [markdown]
 # ## What it sees
@@ -53,12 +53,12 @@ print(f"the network that looks reads {100 * share_read(looking, unseen, unseen_k
 # %%
 
 
-def seen_apart(some, others):
+def feature_distances(images, others):
     """How different pictures (n, 1, 28, 28) in -1..1 look, layer by layer: (layers, n)."""
     return torch.stack(
         [
             ((a - b) ** 2).flatten(1).mean(1) / (b**2).mean()
-            for a, b in zip(looking.maps(some / 2 + 0.5), looking.maps(others / 2 + 0.5), strict=True)
+            for a, b in zip(looking.maps(images / 2 + 0.5), looking.maps(others / 2 + 0.5), strict=True)
         ]
     )
 
@@ -69,7 +69,7 @@ rubbed = picture.clone()
 rubbed[:, :, 4:11, 12:22] = -1
 print("                squared error   " + "   ".join(f"layer {i + 1}" for i in range(3)))
 for name, other in (("moved", moved), ("rubbed out", rubbed)):
-    layers = seen_apart(other, picture)[:, 0].tolist()
+    layers = feature_distances(other, picture)[:, 0].tolist()
     print(f"{name:>12}: {((other - picture) ** 2).mean():16.3f}   " + "   ".join(f"{value:7.3f}" for value in layers))
 show([torch.cat([picture, moved, rubbed]) / 2 + 0.5], [""])
 
@@ -82,29 +82,29 @@ show([torch.cat([picture, moved, rubbed]) / 2 + 0.5], [""])
 # %%
 clean = 2 * pictures - 1
 schedule = sd_schedule()
-settings = Settings(steps=whole(600, 3), batch=whole(24, 8), lr=1e-3, ema=0.99, precision="bfloat16")
+settings = Settings(steps=full_or_short(600, 3), batch=full_or_short(24, 8), lr=1e-3, ema=0.99, precision="bfloat16")
 SHAPE = UNetConfig(
     channels=1, out_channels=1, widths=(24, 48, 64), attention=(False, True, True), heads=(4, 4, 4), blocks=1,
     groups=8, context=10, size=28,
 )  # fmt: skip
 
 
-def learn(of_pixels, of_looks):
+def learn(pixel_weight, feature_weight):
     torch.manual_seed(0)
 
     def loss(network, k):
         key = generator("lesson 8", k)  # the same pictures, noise and amounts for each of the networks
         rows = torch.randint(len(clean), (settings.batch,), generator=key)
-        cond = Cond(rows_of(kinds[rows], torch.rand(settings.batch, 1, 1, generator=key) > 0.1))
+        cond = Cond(one_hot(kinds[rows], torch.rand(settings.batch, 1, 1, generator=key) > 0.1))
         sigma = schedule.drawn(settings.batch, key)
         noise = torch.randn(clean[rows].shape, generator=key)
         denoiser = Denoiser(on_states(network), schedule, PREDICTIONS["eps"])
         total = 0
-        if of_pixels:
-            total = total + of_pixels * denoising(denoiser, clean[rows], noise, sigma, cond)
-        if of_looks:  # of little use where hardly anything can be seen: weighed by the signal there is
+        if pixel_weight:
+            total = total + pixel_weight * denoising(denoiser, clean[rows], noise, sigma, cond)
+        if feature_weight:  # of little use where hardly anything can be seen: weighed by the signal there is
             guess = denoiser(denoiser.noised(clean[rows], noise, sigma), sigma, cond)
-            total = total + of_looks * min_snr(sigma, 5.0, "x0") * seen_apart(guess, clean[rows]).mean(0)
+            total = total + feature_weight * min_snr(sigma, 5.0, "x0") * feature_distances(guess, clean[rows]).mean(0)
         return total
 
     state, start = State.begin(UNet(SHAPE), settings), time.perf_counter()
@@ -128,13 +128,13 @@ for name, weights in losses.items():
 # other real ones say what the best is that can be had.
 
 # %%
-judging = recogniser(pictures, kinds, whole(1000, 10), seed=1)
-wanted, steps = torch.arange(whole(1000, 20)) % 10, whole(20, 4)
+judging = train_recogniser(pictures, kinds, full_or_short(1000, 10), seed=1)
+wanted, steps = torch.arange(full_or_short(1000, 20)) % 10, full_or_short(20, 4)
 
 
 @torch.no_grad()
-def cloud(some):
-    features = torch.cat([judging.maps(part)[-1].mean(dim=(2, 3)) for part in some.split(500)]).double()
+def feature_statistics(images):
+    features = torch.cat([judging.maps(part)[-1].mean(dim=(2, 3)) for part in images.split(500)]).double()
     return features.mean(0), features.T.cov()
 
 
@@ -145,19 +145,25 @@ def distance(one, other):
     return ((a - b) ** 2).sum().item() + (of_a.trace() + of_b.trace() - 2 * root).item()
 
 
-real, others = cloud(unseen[: len(wanted)]), cloud(unseen[-len(wanted) :])
-table = [("real digits", share_read(judging, unseen, unseen_kinds), distance(others, real), torch.nan, 0.0)]
+real, others = feature_statistics(unseen[: len(wanted)]), feature_statistics(unseen[-len(wanted) :])
+table = [("real digits", accuracy(judging, unseen, unseen_kinds), distance(others, real), torch.nan, 0.0)]
 shown = {}
-sigma = schedule.drawn(whole(1000, 50), torch.Generator().manual_seed(1))
+sigma = schedule.drawn(full_or_short(1000, 50), torch.Generator().manual_seed(1))
 held = 2 * unseen[: len(sigma)] - 1
 noise = torch.randn(held.shape, generator=torch.Generator().manual_seed(2))
 for name, network in networks.items():
     denoiser = Denoiser(on_states(network), schedule, PREDICTIONS["eps"])
     with torch.no_grad():
-        error = denoising(denoiser, held, noise, sigma, Cond(rows_of(unseen_kinds[: len(sigma)]))).mean().item()
-    shown[name] = drawn(denoiser, wanted, steps).clamp(-1, 1) / 2 + 0.5
+        error = denoising(denoiser, held, noise, sigma, Cond(one_hot(unseen_kinds[: len(sigma)]))).mean().item()
+    shown[name] = sample(denoiser, wanted, steps).clamp(-1, 1) / 2 + 0.5
     table.append(
-        (name, share_read(judging, shown[name], wanted), distance(cloud(shown[name]), real), error, seconds[name])
+        (
+            name,
+            accuracy(judging, shown[name], wanted),
+            distance(feature_statistics(shown[name]), real),
+            error,
+            seconds[name],
+        )
     )
 print("what was minimised   read as asked   Fréchet distance   error of the noise   seconds to learn")
 for name, read, far, error, took in table:

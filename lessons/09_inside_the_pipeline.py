@@ -21,13 +21,13 @@ from itertools import pairwise
 
 import matplotlib.pyplot as plt
 import torch
-from lesson import whole
+from lesson import full_or_short
 
 import gradina
 from gradina.pipeline.model import to_pixels
 
 model = gradina.load("emoji", dtype="fp32", plain=True)
-prompt, seed, steps = "a penguin in noto style on a pink background", 1024, whole(20, 4)
+prompt, seed, steps = "a penguin in noto style on a pink background", 1024, full_or_short(20, 4)
 
 
 def show(pictures, titles, size=1.15):

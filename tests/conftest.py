@@ -23,7 +23,7 @@ from gradina.pipeline.model import StableDiffusion
 from gradina.request import Defaults
 from gradina.runtime.prepack import prepack
 from gradina.tasks.retrieval import preprocess
-from gradina.weights.formats.clip import Pair
+from gradina.weights.formats.clip import ContrastivePair
 
 os.environ["GRADINA_DTYPE"] = "fp32"  # pictures are compared with the reference's exactly, on any processor
 torch.set_num_threads(1)  # the tests run side by side, and sums over threads differ in their last bits
@@ -115,14 +115,14 @@ def squares() -> dict[str, Image.Image]:
 
 
 @pytest.fixture(scope="session")
-def pair(squares: dict[str, Image.Image]) -> Pair:
+def pair(squares: dict[str, Image.Image]) -> ContrastivePair:
     """A contrastive pair that has learnt to tell the squares by their colours."""
     tokenizer = Tokenizer.train([f"a {name} square on white" for name in COLOURS] * 2, 560, length=10)
     text = TextConfig(vocabulary=len(tokenizer), length=10, width=32, inner=64, layers=1, heads=2, eos=tokenizer.eos)
     vision = VisionConfig(size=16, patch=8, width=32, inner=64, layers=1, heads=2, projection=16)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        made = Pair(
+        made = ContrastivePair(
             clip=CLIP(TextConfig(**vars(text) | {"projection": 16}), vision),
             tokenizer=tokenizer,
             phrases=(("a red", "a green", "a blue", "a yellow"), ("square",), ("", "on white")),
@@ -132,7 +132,7 @@ def pair(squares: dict[str, Image.Image]) -> Pair:
     return made
 
 
-def _learn(pair: Pair, beginnings: list[str], pixels: torch.Tensor) -> None:
+def _learn(pair: ContrastivePair, beginnings: list[str], pixels: torch.Tensor) -> None:
     """Captions and pictures find each other, both ways."""
     rows, optimizer = torch.arange(len(pixels)), torch.optim.AdamW(pair.clip.parameters(), lr=2e-3)
     for step in range(120):

@@ -19,7 +19,7 @@ from gradina.errors import NumericalError
 from gradina.finite import finite, finite_step
 from gradina.pipeline.model import StableDiffusion
 from gradina.tasks.retrieval import search
-from gradina.weights.formats.clip import Pair
+from gradina.weights.formats.clip import ContrastivePair
 
 Tiny = Callable[..., StableDiffusion]
 ASKED = Request(prompt="a red boat", seed=7, steps=3)
@@ -93,7 +93,7 @@ def test_a_sampler_that_diverges_is_named(tiny_model: Tiny, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("part", ["text", "vision"])
-def test_no_picture_is_found_by_nan(pair: Pair, squares: dict[str, Image.Image], part: str) -> None:
+def test_no_picture_is_found_by_nan(pair: ContrastivePair, squares: dict[str, Image.Image], part: str) -> None:
     clip = copy.deepcopy(pair.clip)
     with torch.no_grad():
         clip.get_parameter(f"{part}.projection.weight").fill_(float("nan"))

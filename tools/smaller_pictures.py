@@ -1,4 +1,4 @@
-"""Makes the plots of executed lessons smaller: PNG files below a folder, in the 256 colours that suit each best.
+"""Shrinks the plots of executed lessons: quantizes all PNG files in a folder to 256 colours.
 
 python tools/smaller_pictures.py docs/lessons
 """

@@ -19,13 +19,13 @@ from gradina.apps.cli.main import main
 from gradina.pipeline.model import StableDiffusion
 from gradina.tasks import captioning, retrieval
 from gradina.training.data.image_folder import read_image_folder
-from gradina.weights.formats.clip import Pair, write_pair
+from gradina.weights.formats.clip import ContrastivePair, write_pair
 
 Capture = pytest.CaptureFixture[str]
 
 
 @pytest.fixture(scope="session")
-def pair_folder(pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> str:
+def pair_folder(pair: ContrastivePair, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The pair that knows four colours, as a folder on disk."""
     folder = tmp_path_factory.mktemp("pairs") / "colours"
     write_pair(pair, folder)
@@ -105,7 +105,7 @@ def test_a_sheet_of_what_is_found(room: Path, pair_folder: str, capsys: Capture,
 
 
 def test_the_model_beside_which_a_pair_lies(
-    room: Path, pair: Pair, tiny_model: Callable[..., StableDiffusion], capsys: Capture
+    room: Path, pair: ContrastivePair, tiny_model: Callable[..., StableDiffusion], capsys: Capture
 ) -> None:
     tiny_model().save("model")
     write_pair(pair, "model/clip")
@@ -167,7 +167,7 @@ def test_a_picture_that_is_another_is_looked_at_again_whatever_its_times_say(
 
 
 def test_pairs_do_not_share_what_they_have_seen(
-    room: Path, pair: Pair, pair_folder: str, looked: list[str], capsys: Capture
+    room: Path, pair: ContrastivePair, pair_folder: str, looked: list[str], capsys: Capture
 ) -> None:
     found("photos", pair_folder, capsys)
     main(["search", "photos", "a red square", "-m", pair_folder, "--dtype", "bf16"])
@@ -198,7 +198,7 @@ def test_what_was_seen_before_ctrl_c_is_kept(
 ) -> None:
     preprocess = retrieval.preprocess
 
-    def interrupted(pair: Pair, path: Path) -> object:
+    def interrupted(pair: ContrastivePair, path: Path) -> object:
         if path.name == "c.webp":
             raise KeyboardInterrupt
         return preprocess(pair, path)
@@ -291,7 +291,7 @@ WRONG = [
 
 @pytest.mark.parametrize(("arguments", "message"), WRONG, ids=lambda value: " ".join(value)[:40])
 def test_a_mistake_is_one_line_and_exit_code_2(
-    arguments: list[str], message: str, room: Path, pair: Pair, pair_folder: str, capsys: Capture
+    arguments: list[str], message: str, room: Path, pair: ContrastivePair, pair_folder: str, capsys: Capture
 ) -> None:
     for name in ("empty", "unreadable"):
         Path(name).mkdir()

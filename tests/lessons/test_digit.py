@@ -1,4 +1,4 @@
-"""The digit function of the third lesson, its gradient in both ways, and its endpoints."""
+"""The digit function of lesson 3, its two gradients, and its endpoints."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from urllib.request import Request, urlopen
 
 import pytest
 import torch
-from digit import Digit, ascent, gradient, gradient_by_trying, learnt, noisy, probability
+from digit import Digit, ascent, gradient, mix_with_noise, numerical_gradient, probability, train_digit
 from service import served, service
 from torch import Tensor
 
@@ -23,37 +23,37 @@ def digit() -> Digit:
     return Digit().double().requires_grad_(False)
 
 
-def test_both_gradients_are_one(digit: Digit) -> None:
-    tried, calls = gradient_by_trying(digit, PICTURE)
-    walked = gradient(digit, PICTURE[None])[0]
+def test_numerical_and_analytic_gradients_agree(digit: Digit) -> None:
+    numerical, calls = numerical_gradient(digit, PICTURE)
+    analytic = gradient(digit, PICTURE[None])[0]
     assert calls == 785
-    assert (tried - walked).abs().max() < 1e-3 * walked.abs().max()
+    assert (numerical - analytic).abs().max() < 1e-3 * analytic.abs().max()
 
 
-def test_uphill_is_up(digit: Digit) -> None:
+def test_ascent_raises_the_probability(digit: Digit) -> None:
     start = PICTURE[None]
     above = ascent(digit, start, 5)
     assert probability(digit, above) > probability(digit, start)
     assert 0 <= above.min() <= above.max() <= 1
-    assert (ascent(digit, start, 1, most=0.01) - start).abs().max() <= 0.01 + 1e-12
+    assert (ascent(digit, start, 1, max_step=0.01) - start).abs().max() <= 0.01 + 1e-12
 
 
-def test_it_learns_what_a_digit_is() -> None:
-    """Of a data set of one stroke; the same seed gives the same function."""
+def test_training_separates_digits_from_noise_reproducibly() -> None:
+    """On a data set of one stroke; the same seed gives the same weights."""
     strokes = torch.zeros(50, 28, 28)
     strokes[:, 4:24, 13:16] = 1
-    digit = learnt(strokes, steps=80, deceived=False)
+    digit = train_digit(strokes, steps=80, adversarial=False)
     assert probability(digit, strokes[:1]) > 0.7
     assert probability(digit, torch.rand(1, 28, 28, generator=torch.Generator().manual_seed(5))) < 0.3
-    short, again = learnt(strokes, steps=2), learnt(strokes, steps=2)
+    short, again = train_digit(strokes, steps=2), train_digit(strokes, steps=2)
     assert all(torch.equal(a, b) for a, b in zip(short.parameters(), again.parameters(), strict=True))
     key = torch.Generator().manual_seed(0)
-    mixed, left = noisy(strokes, key)
+    mixed, left = mix_with_noise(strokes, key)
     assert torch.equal(mixed[:, 10, 14] >= left, torch.ones(50, dtype=torch.bool))
 
 
 @pytest.mark.parametrize(
-    ("wrong", "words"),
+    ("pictures", "message"),
     [
         (torch.zeros(28, 28), r"shape \(28, 28\), expected \(n, 28, 28\)"),
         (torch.zeros(1, 32, 32), r"shape \(1, 32, 32\), expected"),
@@ -63,10 +63,10 @@ def test_it_learns_what_a_digit_is() -> None:
         (torch.full((1, 28, 28), float("nan")), "got numbers from nan to nan, expected 0"),
     ],
 )
-def test_pictures_that_are_none(wrong: Tensor, words: str, digit: Digit) -> None:
+def test_invalid_pictures_are_refused(pictures: Tensor, message: str, digit: Digit) -> None:
     for function in (probability, gradient):
-        with pytest.raises(ValueError, match=words):
-            function(digit, wrong)
+        with pytest.raises(ValueError, match=message):
+            function(digit, pictures)
 
 
 # Over HTTP
@@ -78,28 +78,30 @@ def address(digit: Digit) -> Iterator[str]:
         yield address
 
 
-def ask(address: str, body: Any) -> Any:
+def post(address: str, body: Any) -> Any:
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     with urlopen(Request(address, data, {"Content-Type": "application/json"})) as answer:
         return json.load(answer)
 
 
-def test_the_endpoints_say_what_the_function_says(address: str, digit: Digit) -> None:
+def test_endpoints_return_probability_and_gradient(address: str, digit: Digit) -> None:
     body = {"picture": PICTURE.tolist()}
-    said = ask(f"{address}/digit/probability", body)
-    assert said == {"probability": pytest.approx(probability(digit, PICTURE[None]).item(), rel=1e-12)}
-    walked, tried = (ask(f"{address}/digit/gradient", {**body, "by_trying": trying}) for trying in (False, True))
-    assert (walked["calls"], tried["calls"]) == (1, 785)
+    answer = post(f"{address}/digit/probability", body)
+    assert answer == {"probability": pytest.approx(probability(digit, PICTURE[None]).item(), rel=1e-12)}
+    analytic, numerical = (
+        post(f"{address}/digit/gradient", {**body, "by_trying": by_trying}) for by_trying in (False, True)
+    )
+    assert (analytic["calls"], numerical["calls"]) == (1, 785)
     expected = gradient(digit, PICTURE[None])[0]
-    torch.testing.assert_close(torch.tensor(walked["gradient"], dtype=torch.float64), expected)
+    torch.testing.assert_close(torch.tensor(analytic["gradient"], dtype=torch.float64), expected)
     torch.testing.assert_close(
-        torch.tensor(tried["gradient"], dtype=torch.float64), expected, rtol=1e-3, atol=1e-3 * expected.abs().max()
+        torch.tensor(numerical["gradient"], dtype=torch.float64), expected, rtol=1e-3, atol=1e-3 * expected.abs().max()
     )
 
 
 @pytest.mark.parametrize("name", ["probability", "gradient"])
 @pytest.mark.parametrize(
-    ("body", "words"),
+    ("body", "message"),
     [
         ({"picture": [[0.5] * 28] * 27}, "picture: got pictures of shape (1, 27, 28), expected (n, 28, 28)"),
         ({"picture": [[0.5] * 28, [0.5]]}, "picture: got rows of 1 and 28 numbers, expected 28 rows of 28"),
@@ -111,11 +113,11 @@ def test_the_endpoints_say_what_the_function_says(address: str, digit: Digit) ->
         (b"{", ""),
     ],
 )
-def test_what_is_no_picture_is_refused_in_a_sentence(name: str, body: Any, words: str, address: str) -> None:
+def test_invalid_bodies_get_a_one_line_error(name: str, body: Any, message: str, address: str) -> None:
     with pytest.raises(HTTPError) as refused:
-        ask(f"{address}/digit/{name}", body)
+        post(f"{address}/digit/{name}", body)
     assert 400 <= refused.value.code < 500
     error = json.load(refused.value)["error"]
-    assert error.startswith(words)
+    assert error.startswith(message)
     assert error
     assert "\n" not in error

@@ -23,7 +23,7 @@ class Injected:
     before: Mapping[str, nn.Module]  # those that they replaced
 
     def remove(self) -> None:
-        """Restores the replaced layers. Raises WeightsError if others were injected on top, or it was removed already."""
+        """Restores the replaced layers. Raises WeightsError if others were injected on top, or these are out."""
         for name, layer in self.layers.items():
             if self.network.get_submodule(name) is not layer:
                 raise WeightsError(f"{name}: is not what was put in; remove what was put in later, first")

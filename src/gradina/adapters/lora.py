@@ -102,7 +102,7 @@ def fresh(
     found: dict[str, LoRAWeights] = {}
     for name, layer in linear_and_conv_layers(network):
         if any(pattern.fullmatch(name) for pattern in patterns):
-            out, *inner = shape_of(layer)
+            out, *inner = layer.weight.shape
             down = torch.empty(rank, *inner)
             nn.init.kaiming_uniform_(down, a=math.sqrt(5), generator=key)
             found[name] = LoRAWeights(down, torch.zeros(out, rank, *[1] * (len(inner) - 1)), alpha or float(rank))
@@ -148,17 +148,10 @@ def _fitting(network: nn.Module, name: str, thin: LoRAWeights) -> nn.Module:
         plain = plain.base
     if not isinstance(plain, nn.Linear | nn.Conv2d):
         raise WeightsError(f"{name}: is {type(plain).__name__}; a LoRA goes beside linear layers and convolutions")
-    shape = shape_of(plain)
+    shape = tuple(plain.weight.shape)
     if thin.shape != shape or thin.up.shape[1] != thin.rank:
         raise WeightsError(
             f"{name}: the LoRA is for a layer of shape {'x'.join(map(str, thin.shape))}, "
             f"this model's has {'x'.join(map(str, shape))}; take one that was made for this family"
         )
     return layer
-
-
-def shape_of(layer: nn.Linear | nn.Conv2d) -> tuple[int, ...]:
-    """The shape of a layer's weight."""
-    if isinstance(layer, nn.Linear):
-        return layer.out_features, layer.in_features
-    return layer.out_channels, layer.in_channels // layer.groups, *layer.kernel_size

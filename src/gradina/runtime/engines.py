@@ -28,19 +28,14 @@ def with_engine(network: nn.Module, engine: Engine, often: bool = True) -> Call:
     and with CUDA it is CUDA graphs if the network is called `often` with the same shapes.
     """
     one = next(network.parameters())
-    on_cpu, on_cuda = (one.device.type == each for each in ("cpu", "cuda"))
+    device = one.device.type
     if engine == "compile":
         return _compiled(network)
     if engine == "openvino":
         return Exported(network)
-    if engine == "auto" and on_cuda and often:
+    if engine == "auto" and device == "cuda" and often:
         return CUDAGraphed(network)
-    if (
-        engine == "auto"
-        and one.device.type == "cpu"
-        and find_spec("openvino")
-        and not available("attention", one.dtype)
-    ):
+    if engine == "auto" and device == "cpu" and find_spec("openvino") and not available("attention", one.dtype):
         exported = Exported(network)
         return lambda *inputs: (exported if exported.is_ready(*inputs) else network)(*inputs)
     return network

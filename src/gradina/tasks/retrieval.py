@@ -18,7 +18,7 @@ from gradina.finite import finite
 from gradina.images.open import MAX_SOURCE_PIXELS, open_picture, resize_and_center_crop
 from gradina.runtime.device import pick_device, pick_dtype
 from gradina.weights.components import Components
-from gradina.weights.formats.clip import Pair, Phrases, read_pair
+from gradina.weights.formats.clip import ContrastivePair, Phrases, read_pair
 from gradina.weights.formats.diffusers_layout import PAIR
 from gradina.weights.registry import locate_pair
 
@@ -52,7 +52,7 @@ def open_pair(
     *,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
-) -> Pair:
+) -> ContrastivePair:
     """The contrastive pair of a model, or of a name: shipped, a model's folder, a CLIPModel's, or one of the hub.
 
     None is the first shipped model that has one. Raises WeightsError where there is no image tower, HubError,
@@ -73,7 +73,7 @@ def open_pair(
     return pair
 
 
-def preprocess(pair: Pair, picture: ImageLike) -> Tensor:
+def preprocess(pair: ContrastivePair, picture: ImageLike) -> Tensor:
     """What the image tower sees of a picture: its middle, small, over white, in the colours that it learnt (3, h, w).
 
     The pixels are those of transformers' CLIPImageProcessor. Raises PictureError.
@@ -84,14 +84,14 @@ def preprocess(pair: Pair, picture: ImageLike) -> Tensor:
 
 
 @torch.no_grad()
-def embed_pixels(pair: Pair, pixels: Tensor) -> Tensor:
+def embed_pixels(pair: ContrastivePair, pixels: Tensor) -> Tensor:
     """Embeddings (n, d) of length 1, fp32 on the CPU, of what `preprocess` gives (n, 3, h, w)."""
     parts = [pair.clip.vision(some.to(pair.device, pair.dtype)) for some in torch.split(pixels, AT_ONCE)]
     embeddings = finite(torch.cat(parts), "image tower", pair.clip.vision, pair.dtype)
     return F.normalize(embeddings.float().cpu(), dim=1)
 
 
-def embed_pictures(pair: Pair, pictures: Iterable[ImageLike]) -> Tensor:
+def embed_pictures(pair: ContrastivePair, pictures: Iterable[ImageLike]) -> Tensor:
     """Embeddings (n, d) of length 1 of pictures of any size; at most a few are in memory. Raises PictureError."""
     pixels = (preprocess(pair, picture) for picture in pictures)
     parts = [torch.empty(0, pair.clip.vision.config.projection)]
@@ -101,7 +101,7 @@ def embed_pictures(pair: Pair, pictures: Iterable[ImageLike]) -> Tensor:
 
 
 @torch.no_grad()
-def embed_texts(pair: Pair, texts: Sequence[str]) -> Tensor:
+def embed_texts(pair: ContrastivePair, texts: Sequence[str]) -> Tensor:
     """Embeddings (n, d) of length 1, fp32 on the CPU; a text that is too long for the tower is cut off."""
     if not texts:
         return torch.empty(0, pair.clip.vision.config.projection)
@@ -111,7 +111,7 @@ def embed_texts(pair: Pair, texts: Sequence[str]) -> Tensor:
     return F.normalize(embeddings.float().cpu(), dim=1)
 
 
-def scores(pair: Pair, pictures: Tensor, texts: Tensor) -> Tensor:
+def scores(pair: ContrastivePair, pictures: Tensor, texts: Tensor) -> Tensor:
     """Scaled cosines (pictures, texts) of embeddings (n, d) and (m, d); softmax over texts makes them probabilities.
 
     Source: Radford et al. 2021, figure 3 (2103.00020).
@@ -120,7 +120,7 @@ def scores(pair: Pair, pictures: Tensor, texts: Tensor) -> Tensor:
 
 
 def describe(
-    pair: Pair, pictures: Pictures, phrases: Sequence[str] | None = None, best: int = 5
+    pair: ContrastivePair, pictures: Pictures, phrases: Sequence[str] | None = None, best: int = 5
 ) -> list[list[Caption]]:
     """For each picture the `best` of the phrases, best first, with probabilities over all of them.
 
@@ -137,7 +137,7 @@ def describe(
     return kept
 
 
-def parts_of(pair: Pair, phrases: Sequence[str] | None) -> Phrases:
+def parts_of(pair: ContrastivePair, phrases: Sequence[str] | None) -> Phrases:
     """What captions are made of: the phrases, or the pair's own parts. Raises RequestError where there are none."""
     parts = pair.phrases if phrases is None else (tuple(phrases),)
     if not any(text.strip() for part in parts for text in part):
@@ -146,7 +146,7 @@ def parts_of(pair: Pair, phrases: Sequence[str] | None) -> Phrases:
     return parts
 
 
-def search(pair: Pair, pictures: Pictures, words: str) -> list[Hit]:
+def search(pair: ContrastivePair, pictures: Pictures, words: str) -> list[Hit]:
     """All pictures, those nearest to the words first. Raises RequestError for empty words."""
     if not words.strip():
         raise RequestError('words: got none, expected what to look for, such as "a red apple"')
@@ -155,7 +155,7 @@ def search(pair: Pair, pictures: Pictures, words: str) -> list[Hit]:
     return [Hit(i, cosines[i].item()) for i in order]
 
 
-def _embedded(pair: Pair, pictures: Pictures) -> Tensor:
+def _embedded(pair: ContrastivePair, pictures: Pictures) -> Tensor:
     return pictures if isinstance(pictures, Tensor) else embed_pictures(pair, pictures)
 
 
@@ -165,7 +165,7 @@ def _grown(beginnings: list[str], part: Sequence[str], last: bool) -> list[str]:
     return [text for text in dict.fromkeys(texts) if text or not last]
 
 
-def _best(pair: Pair, pictures: Tensor, texts: list[list[str]], count: int) -> list[list[Caption]]:
+def _best(pair: ContrastivePair, pictures: Tensor, texts: list[list[str]], count: int) -> list[list[Caption]]:
     """For each picture (n, d) the best of its own texts; texts that several have pass through the tower once."""
     column = {text: i for i, text in enumerate(dict.fromkeys(text for some in texts for text in some))}
     similar = scores(pair, pictures, embed_texts(pair, list(column)))

@@ -18,7 +18,7 @@ from gradina.training.data.dataset import generator
 from gradina.training.data.sources import load_dataset
 from gradina.training.data.synthetic import BACKGROUND_NAMES, BACKGROUNDS, RELATIONS, IconScenes
 from gradina.training.loop import Settings
-from gradina.training.pretrain.experiment import Workshop
+from gradina.training.pretrain.experiment import Experiment
 from gradina.training.pretrain.recipes import DataRecipe, IconsRecipe, Recipe, VisionRecipe, read_recipe
 from gradina.training.pretrain.run import run
 from gradina.training.pretrain.stages import stage as stage_of
@@ -177,10 +177,10 @@ def test_home_is_the_style_of_captions_without_one(icon_scenes: Callable[..., Ic
         styles = data.icons.styles[data.plan["first"]].tolist()
         return [data.styles[style] for text, style in zip(texts, styles, strict=True) if " style" not in text]
 
-    home = data.styles[-1]
-    share = unnamed(data).count(home) / len(unnamed(data))
-    meant = unnamed(replace(data, home=home))
-    assert meant.count(home) / len(meant) > 0.8 > 0.6 > share
+    default = data.styles[-1]
+    share = unnamed(data).count(default) / len(unnamed(data))
+    meant = unnamed(replace(data, default_style=default))
+    assert meant.count(default) / len(meant) > 0.8 > 0.6 > share
 
 
 def test_vision_stage_with_a_new_tower_and_more_styles(
@@ -189,7 +189,7 @@ def test_vision_stage_with_a_new_tower_and_more_styles(
     recipe = icon_recipe(styles=STYLES[:1], variants=2)
     recipe = replace(recipe, data=replace(recipe.data, folders=recipe.data.folders[:1]))
     list(run(recipe, tmp_path / "run"))
-    first = Workshop(recipe, tmp_path / "run")
+    first = Experiment(recipe, tmp_path / "run")
     own = ConvConfig(size=32, widths=(4, 8, 16), projection=first.clip.vision.config.projection)
     vision = VisionRecipe(
         training=Settings(steps=4, batch=8, lr=1e-3, warmup=1), network=own,
@@ -197,16 +197,16 @@ def test_vision_stage_with_a_new_tower_and_more_styles(
     )  # fmt: skip
     recipe = replace(recipe, vision=vision)
     assert {progress.stage for progress in run(recipe, tmp_path / "run")} == {"vision"}
-    shop = Workshop(recipe, tmp_path / "run")
-    wider = load_dataset(shop.wider, "pairs")
+    experiment = Experiment(recipe, tmp_path / "run")
+    wider = load_dataset(recipe.with_vision_data, "pairs")
     assert isinstance(wider, IconScenes)
     assert wider.styles == STYLES
     assert wider.icons.styles.unique().tolist() == [0, 1]
-    assert shop.pair.clip.vision.config == own
+    assert experiment.pair.clip.vision.config == own
     assert open_pair(tmp_path / "run" / "model").clip.vision.config == own
-    assert shop.pair.clip.vision.norms[0].mean.abs().sum() > 0, "what its norms have seen comes along"
+    assert experiment.pair.clip.vision.norms[0].mean.abs().sum() > 0, "what its norms have seen comes along"
     drawn = gradina.load(tmp_path / "run" / "model", device="cpu", dtype="fp32").text.state_dict()
-    paired = shop.pair.clip.text.state_dict()
+    paired = experiment.pair.clip.text.state_dict()
     moved = {name for name, value in drawn.items() if not torch.equal(paired[name], value)}
     assert not moved - {"projection.weight"}, "the pair's words are those that the U-Net reads"
 
@@ -229,19 +229,19 @@ def test_phase_with_other_scales_and_offsets(icon_recipe: Callable[..., Recipe],
     """The same things in the same order, on the same grounds, and so with the same words; larger, and in the middle."""
     recipe = icon_recipe()
     (phase,) = recipe.unet.training
-    again = replace(phase, smallest=0.98, places=0.0)
+    again = replace(phase, smallest=0.98, jitter=0.0)
     recipe = replace(recipe, unet=replace(recipe.unet, training=(phase, again)))
     list(run(recipe, tmp_path / "run"))
-    shop = Workshop(recipe, tmp_path / "run")
-    wide, steady = shop.latents()[0], shop.latents(None, {"smallest": 0.98, "places": 0.0})[0]
+    experiment = Experiment(recipe, tmp_path / "run")
+    wide, steady = experiment.latents()[0], experiment.latents(None, {"smallest": 0.98, "jitter": 0.0})[0]
     assert wide.shape == steady.shape
     assert (tmp_path / "run" / "latents-smallest-0.98-places-0.safetensors").is_file()
-    icons = len(shop.data.icons)  # type: ignore[attr-defined]
-    plan = shop.data.plan  # type: ignore[attr-defined]
+    icons = len(experiment.data.icons)  # type: ignore[attr-defined]
+    plan = experiment.data.plan  # type: ignore[attr-defined]
     same = [row for row in range(0, len(wide), icons) if plan["background"][row] == 0 and plan["second"][row] < 0]
     assert len(same) > 1
     assert steady[same].var(0).mean() < 0.01 * wide[same].var(0).mean()
-    stages = [stage_of(shop, name) for name in ("unet", "unet-2")]
+    stages = [stage_of(experiment, name) for name in ("unet", "unet-2")]
     losses = [made.loss(stages[0].network, 0).mean().item() for made in stages]
     assert losses[0] != losses[1]
 
@@ -253,7 +253,7 @@ def test_phase_with_the_first_things_alone(
     recipe = icon_recipe(scenes=0.5)
     (phase,) = recipe.unet.training
     assert recipe.drawn == recipe
-    recipe = replace(recipe, unet=replace(recipe.unet, training=(phase, replace(phase, things=2))))
+    recipe = replace(recipe, unet=replace(recipe.unet, training=(phase, replace(phase, classes=2))))
     data, drawn = load_dataset(recipe), load_dataset(recipe.drawn)
     assert isinstance(data, IconScenes)
     assert isinstance(drawn, IconScenes)
@@ -266,7 +266,7 @@ def test_phase_with_the_first_things_alone(
 
     list(run(recipe, tmp_path / "run"))
     asked: list[Tensor] = []
-    made = stage_of(Workshop(recipe, tmp_path / "run"), "unet-2")
+    made = stage_of(Experiment(recipe, tmp_path / "run"), "unet-2")
     monkeypatch.setattr(
         IconScenes, "captions", lambda data, rows, key: (asked.append(rows), ([""] * len(rows), rows))[1]
     )

@@ -18,7 +18,7 @@ from gradina.models.clip_vision import ConvConfig, VisionConfig
 from gradina.models.tokenizer import Tokenizer
 from gradina.tasks.retrieval import preprocess
 from gradina.weights.convert import convert
-from gradina.weights.formats.clip import Pair, read_pair, write_pair
+from gradina.weights.formats.clip import ContrastivePair, read_pair, write_pair
 from gradina.weights.formats.diffusers import read_folder, write_folder
 from gradina.weights.formats.ldm import read_file
 from gradina.weights.hub import fetch_only, wanted
@@ -35,7 +35,7 @@ def make(vision=None, **changes):
     )
     vision = vision or VisionConfig(size=24, patch=6, width=32, inner=64, layers=2, heads=4, projection=24)
     clip = CLIP(text, vision).eval()
-    return replace(Pair(clip=clip, tokenizer=tokenizer), **changes)
+    return replace(ContrastivePair(clip=clip, tokenizer=tokenizer), **changes)
 
 
 def photo(width, height):

@@ -18,7 +18,7 @@ from gradina.files import Stamp, cache_folder, file_sha256, stamp
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from gradina.weights.formats.clip import Pair
+    from gradina.weights.formats.clip import ContrastivePair
 
 Advance = Callable[[str, int, int], None]
 
@@ -36,7 +36,7 @@ Kept = dict[str, Seen]  # by path
 
 
 def embedded(
-    pair: Pair, paths: Sequence[Path], advance: Advance, needed: Collection[Path] = ()
+    pair: ContrastivePair, paths: Sequence[Path], advance: Advance, needed: Collection[Path] = ()
 ) -> Iterator[tuple[Path, Tensor]]:
     """Each picture with its embedding (d,); what cannot be read is said and left out, unless it is `needed`."""
     import torch
@@ -57,7 +57,7 @@ def embedded(
             yield from zip(pixels, embed_pixels(pair, torch.stack(list(pixels.values()))), strict=True)
 
 
-def remembered(pair: Pair, folder: Path, paths: Sequence[Path], advance: Advance) -> dict[Path, Tensor]:
+def remembered(pair: ContrastivePair, folder: Path, paths: Sequence[Path], advance: Advance) -> dict[Path, Tensor]:
     """The embeddings (d,) of a folder's pictures, as far as they can be read; those that are new or changed are kept.
 
     Also where this ends early: what was done is not done again.

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-    from gradina.weights.formats.clip import Pair
+    from gradina.weights.formats.clip import ContrastivePair
 
 THUMBNAIL = 256  # pixels, the longer side of a picture on a sheet
 
@@ -152,7 +152,7 @@ def written(rows: Sequence[Mapping[str, Any]]) -> None:
         typer.echo(shown(path))
 
 
-def opened_pair(name: str | None, device: str | None, dtype: str | None, threads: int | None) -> Pair:
+def opened_pair(name: str | None, device: str | None, dtype: str | None, threads: int | None) -> ContrastivePair:
     """The contrastive pair that the options name."""
     from gradina.runtime.device import use_threads
     from gradina.tasks.retrieval import open_pair
@@ -161,7 +161,7 @@ def opened_pair(name: str | None, device: str | None, dtype: str | None, threads
     return open_pair(name, device=device, dtype=dtype)
 
 
-def check_phrases(pair: Pair, phrases: Sequence[str] | None) -> None:
+def check_phrases(pair: ContrastivePair, phrases: Sequence[str] | None) -> None:
     """Refuses to look at pictures where there is nothing to say of them."""
     from gradina.tasks.retrieval import parts_of
 
@@ -169,7 +169,7 @@ def check_phrases(pair: Pair, phrases: Sequence[str] | None) -> None:
 
 
 def described(
-    pair: Pair, found: Mapping[Path, Tensor], phrases: Sequence[str] | None, best: int
+    pair: ContrastivePair, found: Mapping[Path, Tensor], phrases: Sequence[str] | None, best: int
 ) -> list[dict[str, Any]]:
     """What is to be said of each picture, as JSON has it."""
     import torch
@@ -183,7 +183,7 @@ def described(
     ]
 
 
-def ranked(pair: Pair, found: Mapping[Path, Tensor], words: str) -> list[tuple[Path, float]]:
+def ranked(pair: ContrastivePair, found: Mapping[Path, Tensor], words: str) -> list[tuple[Path, float]]:
     """All pictures with their scores, best first."""
     import torch
 

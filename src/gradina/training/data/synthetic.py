@@ -27,7 +27,7 @@ BACKGROUND_NAMES = tuple(BACKGROUNDS)
 BACKGROUND_WORDINGS = (" on {} background", " with {} background", ", {1} background")
 MAX_SCALE = 0.98  # side of a thing, as a fraction of the picture's
 PAIR_SCALE = 0.48  # the same, of each of two
-STYLE_NAMED, OTHER_STYLE_NAMED = 0.6, 0.97  # how often a caption names the style; the same where it is not `home`
+STYLE_NAMED, OTHER_STYLE_NAMED = 0.6, 0.97  # how often a caption names the style; the same where it is not the default
 RELATIONS = ("and", "left of", "right of", "above", "below")
 
 
@@ -43,8 +43,8 @@ class IconScenes:
     seed: int
     mirrored: bool = False  # half of the pictures of a single thing
     smallest: float = 0.7  # side of a single thing, as a fraction of the picture's
-    places: float = 0.12  # random offset from the centre, as a fraction of the side
-    home: str | None = None  # default style: the one of most captions that name none; None: any
+    jitter: float = 0.12  # random offset from the centre, as a fraction of the side
+    default_style: str | None = None  # that of most captions that name none; None: any
 
     def __len__(self) -> int:
         return self.variants * len(self.icons)
@@ -72,7 +72,7 @@ class IconScenes:
             "relation": (draw(n) * len(RELATIONS)).long(),
             "background": torch.where(draw(n) < 0.3, 0, (draw(n) * len(BACKGROUNDS)).long()),
             "scale": self.smallest + (MAX_SCALE - self.smallest) * draw(n),
-            "offset": (2 * draw(n, 2) - 1) * self.places,
+            "offset": (2 * draw(n, 2) - 1) * self.jitter,
             "mirror": (draw(n) < 0.5 * self.mirrored) & (second < 0),
         }
 
@@ -142,7 +142,7 @@ class IconScenes:
         plan = {name: values[rows] for name, values in self.plan.items()}
         things, styles = self.icons.things[plan["first"]], self.icons.styles[plan["first"]]
         alone = plan["second"] < 0
-        other = styles != (self.styles.index(self.home) if self.home else styles)
+        other = styles != (self.styles.index(self.default_style) if self.default_style else styles)
         style_named = (chance[:, 1] < torch.where(other, OTHER_STYLE_NAMED, STYLE_NAMED)) & alone
         texts = [self._caption(plan, things, styles, style_named, chance, i) for i in range(len(rows))]
         match = (things[:, None] == things) & (plan["background"][:, None] == plan["background"])

@@ -27,8 +27,8 @@ from gradina.training.losses import resized
 from gradina.training.pretrain.folder import RunFolder
 from gradina.training.pretrain.latent_predictor import LatentPredictor
 from gradina.training.pretrain.networks import Network, Networks, TextToLatent, seeded
-from gradina.training.pretrain.recipes import Recipe
-from gradina.weights.formats.clip import Pair
+from gradina.training.pretrain.recipes import KEYS, Recipe
+from gradina.weights.formats.clip import ContrastivePair
 
 log = logging.getLogger(__name__)
 
@@ -122,11 +122,11 @@ class Experiment:
         return self.finished(self.networks.text_to_latent, self.folder.phases("unet")[-1])
 
     @property
-    def pair(self) -> Pair:
+    def pair(self) -> ContrastivePair:
         """The finished contrastive pair with what retrieval needs."""
         (last,) = self.folder.phases("vision") or self.folder.phases("clip")
         clip = self.finished(self.networks.final_clip, last)
-        return Pair(clip=clip, tokenizer=self.tokenizer, phrases=self.data.phrases(), name=self.recipe.name)
+        return ContrastivePair(clip=clip, tokenizer=self.tokenizer, phrases=self.data.phrases(), name=self.recipe.name)
 
     def latents(self, side: int | None = None, placed: Mapping[str, Any] | None = None) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the latents of every picture, each (n, c, h, w), of pictures `side` wide.
@@ -140,7 +140,9 @@ class Experiment:
         self, vae: AutoencoderKL, side: int | None = None, placed: Mapping[str, Any] | None = None
     ) -> tuple[Tensor, Tensor]:
         """The same, not scaled; kept in a file."""
-        suffixes = [str(side)] * (side is not None) + [f"{name}-{value:g}" for name, value in (placed or {}).items()]
+        suffixes = [str(side)] * (side is not None) + [
+            f"{KEYS.get(name, name)}-{x:g}" for name, x in (placed or {}).items()
+        ]
         path = self.path / f"{'-'.join(['latents', *suffixes])}.safetensors"
         data = self.data
         if placed:

@@ -46,8 +46,8 @@ OPENAI_STD: Rgb = (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Pair:
-    """A contrastive pair: a text tower and an image tower with a common embedding, a tokenizer and preprocessing."""
+class ContrastivePair:
+    """A text tower and an image tower with a common embedding space, a tokenizer and preprocessing."""
 
     clip: CLIP
     tokenizer: Tokenizer
@@ -81,7 +81,7 @@ class Pair:
         return hashlib.sha256(repr(decides).encode()).hexdigest()[:16]
 
 
-def read_pair(path: str | Path, dtype: torch.dtype | None = None, name: str | None = None) -> Pair:
+def read_pair(path: str | Path, dtype: torch.dtype | None = None, name: str | None = None) -> ContrastivePair:
     """The pair in a transformers folder of a CLIPModel, such as openai/clip-vit-large-patch14; its weights are mapped.
 
     Preprocessing is OpenAI's where the folder does not say. Raises WeightsError.
@@ -101,7 +101,7 @@ def read_pair(path: str | Path, dtype: torch.dtype | None = None, name: str | No
     )
     mean, std, resample = _read_preprocessor(folder, vision.size)
     phrases = folder / PHRASES
-    return Pair(
+    return ContrastivePair(
         clip=clip,
         tokenizer=_tokenizer(folder, text),
         mean=mean,
@@ -113,7 +113,7 @@ def read_pair(path: str | Path, dtype: torch.dtype | None = None, name: str | No
     )
 
 
-def write_pair(pair: Pair, path: str | Path, dtype: torch.dtype | None = None) -> None:
+def write_pair(pair: ContrastivePair, path: str | Path, dtype: torch.dtype | None = None) -> None:
     """Writes a folder that transformers' CLIPModel and CLIPProcessor load, whole or not at all. Raises DiskError.
 
     With a convolutional image tower only Gradina loads it.
@@ -188,7 +188,7 @@ def _preprocessor_from_json(json: Json, size: int) -> tuple[Rgb, Rgb, Resampling
     return mean, std, Resampling(json.get("resample", Resampling.BICUBIC))
 
 
-def _preprocessor_to_json(pair: Pair) -> dict[str, Any]:
+def _preprocessor_to_json(pair: ContrastivePair) -> dict[str, Any]:
     return {
         "image_processor_type": "CLIPImageProcessor",
         "processor_class": "CLIPProcessor",

@@ -120,22 +120,17 @@ def write_file(components: Components, path: str | Path, dtype: torch.dtype | No
 
 
 def _networks(weights: Weights, configs: Configs, dtype: torch.dtype | None) -> tuple[UNet, AutoencoderKL, TextTower]:
-    prefixes = (detect.UNET, detect.VAE, configs.text_format.prefix)
-    unet, vae, text = (replace(weights, tensors=weights.under(prefix)) for prefix in prefixes)
+    prefix = configs.text_format.prefix
+    unet, vae, text = (replace(weights, tensors=weights.under(each)) for each in (detect.UNET, detect.VAE, prefix))
     text = replace(text, tensors=add_text_model(text.tensors))
-    indices, dropped = unet_indices(configs.unet), DROPPED["unet"]
-    after = f"transformer.resblocks.{configs.text.layers}.*"  # the last layer, of which nothing is read
-    what_unet, what_vae, what_text = (
-        f"{network} of an original {configs.family} checkpoint, under {prefix}"
-        for network, prefix in zip(("UNet", "AutoencoderKL", "TextTower"), prefixes, strict=True)
-    )
+    unused = f"transformer.resblocks.{configs.text.layers}.*"  # the last layer of a complete OpenCLIP tower
+    what = f"{{}} of an original {configs.family} checkpoint, under {{}}"
     return (
-        build(UNet, configs.unet, unet, UNET, "original", indices, dropped=dropped, what=what_unet, dtype=dtype),
-        build_vae(vae, configs.vae, "original", what_vae, dtype),
-        build(
-            TextTower, configs.text, text, TEXT, configs.text_format.dialect,
-            dropped=[*DROPPED["text"], after], what=what_text, dtype=dtype,
-        ),
+        build(UNet, configs.unet, unet, UNET, "original", unet_indices(configs.unet),
+              dropped=DROPPED["unet"], what=what.format("UNet", detect.UNET), dtype=dtype),
+        build_vae(vae, configs.vae, "original", what.format("AutoencoderKL", detect.VAE), dtype),
+        build(TextTower, configs.text, text, TEXT, configs.text_format.dialect,
+              dropped=[*DROPPED["text"], unused], what=what.format("TextTower", prefix), dtype=dtype),
     )  # fmt: skip
 
 

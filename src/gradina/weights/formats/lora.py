@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from gradina.adapters.lora import LoRA, LoRAWeights, shape_of
+from gradina.adapters.lora import LoRA, LoRAWeights
 from gradina.errors import WeightsError
 from gradina.files import read_json
 from gradina.models.clip import TextTower
@@ -190,7 +190,7 @@ def _alphas(path: Path, metadata: Mapping[str, str]) -> dict[str, float]:
 def _fit(path: Path, name: str, layer: nn.Module, tensors: Mapping[str, Tensor], is_sdxl: bool) -> LoRAWeights:
     """The weights in the shape of the layer: some write 1x1 convolutions as matrices, or the other way round."""
     assert isinstance(layer, nn.Linear | nn.Conv2d)
-    down, up, alpha, shape = tensors["down"], tensors["up"], tensors.get("alpha"), shape_of(layer)
+    down, up, alpha, shape = tensors["down"], tensors["up"], tensors.get("alpha"), tuple(layer.weight.shape)
     if not {down.ndim, up.ndim} <= {2, 4} or not down.numel() or (alpha is not None and alpha.numel() != 1):
         shapes = ", ".join(f"{role} {tuple(x.shape)}" for role, x in tensors.items())
         raise WeightsError(f"{path}: {name} has {shapes}; expected two matrices or convolutions, and one alpha")
