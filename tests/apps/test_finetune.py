@@ -85,7 +85,7 @@ def test_the_source_of_captions_is_printed_before_a_model_is_loaded(room: Path, 
         Path(f"boats/a {colour} boat.png").rename(f"boats/3_ship/a {colour} boat.png")
     assert main(asked) == 2
     repeats, told = capsys.readouterr().err.splitlines()[:2]
-    assert repeats.endswith("by kohya's scripts (3_ship: 2 pictures x 3)")
+    assert repeats.endswith("as in kohya's scripts (3_ship: 2 pictures x 3)")
     assert told == 'gradina: note: captions: from names of folders (2 of 2); a blue boat.png: "ship"'
 
 
