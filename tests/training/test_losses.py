@@ -24,7 +24,6 @@ from gradina.training.losses import (
     denoising_loss,
     min_snr,
     name_classification,
-    noise_levels,
 )
 from gradina.training.settings import NoiseLaw
 
@@ -150,10 +149,10 @@ def test_denoising_loss_draws_noise_offset_and_levels_in_this_order() -> None:
 
 def test_an_interval_restricts_the_noise_levels() -> None:
     schedule = sd_schedule()
-    levels = noise_levels(schedule, NoiseLaw(interval=(0.5, 2.0)))
+    levels = schedule.within((0.5, 2.0))
     assert torch.equal(levels, schedule.sigmas[(schedule.sigmas >= 0.5) & (schedule.sigmas <= 2.0)])
     assert 0 < len(levels) < 1000
-    assert torch.equal(noise_levels(schedule, NoiseLaw()), schedule.sigmas)
+    assert torch.equal(schedule.within(None), schedule.sigmas)
     asked: list[Tensor] = []
 
     def network(x: Tensor, t: Tensor, cond: Cond) -> Tensor:
@@ -167,7 +166,7 @@ def test_an_interval_restricts_the_noise_levels() -> None:
     assert sigma.min() >= 0.5
     assert sigma.max() == pytest.approx(levels[-1].item())
     with pytest.raises(RecipeError, match=r"interval: got 20 to 30, which holds no noise level; they go from 0.029"):
-        noise_levels(schedule, NoiseLaw(interval=(20.0, 30.0)))
+        schedule.within((20.0, 30.0))
 
 
 def test_denoising_loss_is_computed_on_the_device_of_the_latents() -> None:

@@ -8,8 +8,6 @@ from torch.nn import functional as F
 
 from gradina.diffusion.conditioning import Cond
 from gradina.diffusion.denoiser import Denoiser, snr
-from gradina.diffusion.schedule import Schedule
-from gradina.errors import RecipeError
 from gradina.models.vae import AutoencoderKL
 from gradina.training.settings import NoiseLaw
 
@@ -42,8 +40,8 @@ def contrastive(logits: Tensor, true: Tensor) -> Tensor:
     `logits` (b, b) are scaled similarities, (texts, pictures). Where caption i is `true` (b, b) of picture j, too, the
     two are no negatives of each other. Source: Radford et al. 2021, figure 3.
     """
-    own = torch.eye(len(true), dtype=torch.bool, device=true.device)
-    logits = logits.masked_fill(true & ~own, float("-inf"))
+    paired = torch.eye(len(true), dtype=torch.bool, device=true.device)
+    logits = logits.masked_fill(true & ~paired, float("-inf"))
     target = torch.arange(len(true), device=true.device)
     to_picture = F.cross_entropy(logits, target, reduction="none")
     to_caption = F.cross_entropy(logits.T, target, reduction="none")
@@ -72,25 +70,9 @@ def denoising_loss(denoiser: Denoiser, latents: Tensor, cond: Cond, key: torch.G
     noise = torch.randn(latents.shape, generator=key)
     if law.noise_offset:
         noise = noise + law.noise_offset * torch.randn(*latents.shape[:2], 1, 1, generator=key)
-    levels = noise_levels(denoiser.schedule, law)
-    sigma = levels[torch.randint(len(levels), (len(latents),), generator=key)]
-    sigma = ((law.shift or 1.0) * sigma).clamp(levels[0], levels[-1])
+    sigma = denoiser.schedule.drawn(len(latents), key, law.shift or 1.0, law.interval)
     error = denoising(denoiser, latents, noise.to(latents.device), sigma, cond)
     return error if law.min_snr is None else error * min_snr(sigma, law.min_snr, denoiser.prediction.name).to(error)
-
-
-def noise_levels(schedule: Schedule, law: NoiseLaw) -> Tensor:
-    """The schedule's sigmas (n,), rising, that lie in the law's interval. Raises RecipeError where there is none."""
-    if law.interval is None:
-        return schedule.sigmas
-    low, high = law.interval
-    levels = schedule.sigmas[(schedule.sigmas >= low) & (schedule.sigmas <= high)]
-    if not len(levels):
-        lowest, highest = schedule.sigmas[[0, -1]].tolist()
-        raise RecipeError(
-            f"interval: got {low:g} to {high:g}, which holds no noise level; they go from {lowest:.3g} to {highest:.3g}"
-        )
-    return levels
 
 
 def denoising(denoiser: Denoiser, latents: Tensor, noise: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
