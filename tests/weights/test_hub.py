@@ -24,7 +24,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Hub(BaseHTTPRequestHandler):
-    """As much of the hub as downloads need: a model's list of files, and the files."""
+    """The part of the hub that downloads use: a model's list of files, and the files."""
 
     protocol_version = "HTTP/1.1"
 
@@ -75,7 +75,7 @@ class Hub(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub(tiny, tmp_path, monkeypatch):
-    """A hub with one model, tiny/model, which has a pickle and a variant beside what is needed."""
+    """A hub with one model, tiny/model, which has a pickle and a variant that are not needed."""
     folder = tmp_path / "served"
     write_folder(tiny(), folder)
     for name in ("unet/diffusion_pytorch_model.bin", "unet/diffusion_pytorch_model.fp16.safetensors",
