@@ -22,8 +22,10 @@ from gradina.training.losses import (
     contrastive,
     denoising,
     denoising_loss,
+    draw_sigmas,
     min_snr,
     name_classification,
+    noise_levels,
 )
 from gradina.training.settings import NoiseLaw
 
@@ -147,12 +149,29 @@ def test_denoising_loss_draws_noise_offset_and_levels_in_this_order() -> None:
     assert torch.equal(loss, expected)
 
 
+def test_noise_levels_are_drawn_uniformly() -> None:
+    schedule = sd_schedule()
+    t = schedule.t_of(draw_sigmas(schedule, 20000, key()))
+    assert torch.equal(t, t.round())
+    assert t.mean().item() == pytest.approx(499.5, abs=4 * 288.7 / math.sqrt(20000))
+    assert (t.min(), t.max()) == (0, 999)
+
+
+def test_shifted_noise_levels_stay_in_the_schedule() -> None:
+    schedule = sd_schedule()
+    plain, shifted = (draw_sigmas(schedule, 2000, key(), law) for law in (None, NoiseLaw(shift=3.0)))
+    assert torch.equal(shifted, (3 * plain).clamp(max=schedule.sigmas[-1]))
+    t = schedule.t_of(draw_sigmas(schedule, 2000, key(), NoiseLaw(shift=0.5)))
+    assert t.min() == 0
+    assert t.max() < 999
+
+
 def test_an_interval_restricts_the_noise_levels() -> None:
     schedule = sd_schedule()
-    levels = schedule.within((0.5, 2.0))
+    levels = noise_levels(schedule, NoiseLaw(interval=(0.5, 2.0)))
     assert torch.equal(levels, schedule.sigmas[(schedule.sigmas >= 0.5) & (schedule.sigmas <= 2.0)])
     assert 0 < len(levels) < 1000
-    assert torch.equal(schedule.within(None), schedule.sigmas)
+    assert torch.equal(noise_levels(schedule, NoiseLaw()), schedule.sigmas)
     asked: list[Tensor] = []
 
     def network(x: Tensor, t: Tensor, cond: Cond) -> Tensor:
@@ -166,7 +185,7 @@ def test_an_interval_restricts_the_noise_levels() -> None:
     assert sigma.min() >= 0.5
     assert sigma.max() == pytest.approx(levels[-1].item())
     with pytest.raises(RecipeError, match=r"interval: got 20 to 30, which holds no noise level; they go from 0.029"):
-        schedule.within((20.0, 30.0))
+        noise_levels(schedule, NoiseLaw(interval=(20.0, 30.0)))
 
 
 def test_denoising_loss_is_computed_on_the_device_of_the_latents() -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gradina.diffusion.beta_quantile import beta_quantile
 from gradina.diffusion.betas import BetaLaw
-from gradina.errors import RecipeError, RequestError, WeightsError
+from gradina.errors import RequestError, WeightsError
 from gradina.request_checks import choice
 
 Final = Literal["zero", "replace", "lowest"]
@@ -66,30 +66,6 @@ class Schedule:
         t = t.detach().to("cpu", torch.float64).clamp(0, len(self.sigmas) - 1)
         low = t.floor().long().clamp(max=len(self.sigmas) - 2)
         return torch.lerp(self.sigmas[low], self.sigmas[low + 1], t - low)
-
-    def within(self, interval: tuple[float, float] | None) -> Tensor:
-        """The sigmas (n,), rising, that lie in an interval; None: all. Raises RecipeError where there is none."""
-        if interval is None:
-            return self.sigmas
-        low, high = interval
-        found = self.sigmas[(self.sigmas >= low) & (self.sigmas <= high)]
-        if not len(found):
-            lowest, highest = self.sigmas[[0, -1]].tolist()
-            there = f"they go from {lowest:.3g} to {highest:.3g}"
-            raise RecipeError(f"interval: got {low:g} to {high:g}, which holds no noise level; {there}")
-        return found
-
-    def drawn(
-        self, count: int, generator: torch.Generator, shift: float = 1.0, interval: tuple[float, float] | None = None
-    ) -> Tensor:
-        """Sigmas (count,) of timesteps drawn uniformly on the CPU, times `shift`, at most the highest.
-
-        Timesteps are those whose sigma lies in the interval. Source of the shift: Esser et al. (2403.03206), equation
-        23, in terms of sigma.
-        """
-        levels = self.within(interval)
-        sigmas = levels[torch.randint(len(levels), (count,), generator=generator)]
-        return (shift * sigmas).clamp(levels[0], levels[-1])
 
 
 def sd_schedule(**fields: Any) -> Schedule:

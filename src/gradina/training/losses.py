@@ -8,6 +8,8 @@ from torch.nn import functional as F
 
 from gradina.diffusion.conditioning import Cond
 from gradina.diffusion.denoiser import Denoiser, snr
+from gradina.diffusion.schedule import Schedule
+from gradina.errors import RecipeError
 from gradina.models.vae import AutoencoderKL
 from gradina.training.settings import NoiseLaw
 
@@ -70,9 +72,32 @@ def denoising_loss(denoiser: Denoiser, latents: Tensor, cond: Cond, key: torch.G
     noise = torch.randn(latents.shape, generator=key)
     if law.noise_offset:
         noise = noise + law.noise_offset * torch.randn(*latents.shape[:2], 1, 1, generator=key)
-    sigma = denoiser.schedule.drawn(len(latents), key, law.shift or 1.0, law.interval)
+    sigma = draw_sigmas(denoiser.schedule, len(latents), key, law)
     error = denoising(denoiser, latents, noise.to(latents.device), sigma, cond)
     return error if law.min_snr is None else error * min_snr(sigma, law.min_snr, denoiser.prediction.name).to(error)
+
+
+def draw_sigmas(schedule: Schedule, count: int, key: torch.Generator, law: NoiseLaw | None = None) -> Tensor:
+    """Sigmas (count,) of timesteps drawn uniformly, within the law's interval, times its shift.
+
+    Source of the shift: Esser et al. (2403.03206), equation 23, in terms of sigma.
+    """
+    law = law or NoiseLaw()
+    levels = noise_levels(schedule, law)
+    sigmas = levels[torch.randint(len(levels), (count,), generator=key)]
+    return ((law.shift or 1.0) * sigmas).clamp(levels[0], levels[-1])
+
+
+def noise_levels(schedule: Schedule, law: NoiseLaw) -> Tensor:
+    """The schedule's sigmas (n,), rising, that lie in the law's interval. Raises RecipeError where there is none."""
+    if law.interval is None:
+        return schedule.sigmas
+    low, high = law.interval
+    levels = schedule.sigmas[(schedule.sigmas >= low) & (schedule.sigmas <= high)]
+    if not len(levels):
+        ends = "they go from {:.3g} to {:.3g}".format(*schedule.sigmas[[0, -1]].tolist())
+        raise RecipeError(f"interval: got {low:g} to {high:g}, which holds no noise level; {ends}")
+    return levels
 
 
 def denoising(denoiser: Denoiser, latents: Tensor, noise: Tensor, sigma: Tensor, cond: Cond) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Annotated, Any, Literal, NamedTuple, get_type_hints
 
 from gradina.errors import RecipeError
@@ -40,11 +41,18 @@ class Checked:
     """Data whose fields are checked against the ranges in their types. Raises RecipeError."""
 
     def __post_init__(self) -> None:
-        for name, hint in get_type_hints(type(self), include_extras=True).items():
-            for rule in getattr(hint, "__metadata__", ()):
-                value = getattr(self, name)
-                if isinstance(rule, Range) and value is not None and not rule.holds(value):
-                    raise RecipeError(f"{name}: got {value}, expected {rule.expected}")
+        for name, allowed in _ranges(type(self)):  # type: ignore[arg-type]
+            value = getattr(self, name)
+            if value is not None and not allowed.holds(value):
+                raise RecipeError(f"{name}: got {value}, expected {allowed.expected}")
+
+
+@cache
+def _ranges(kind: type) -> list[tuple[str, Range]]:
+    """The ranges of a dataclass's fields, by name."""
+    hints = get_type_hints(kind, include_extras=True)
+    found = [(name, data) for name, hint in hints.items() for data in getattr(hint, "__metadata__", ())]
+    return [(name, data) for name, data in found if isinstance(data, Range)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,11 +86,9 @@ class NoiseLaw(Checked):
     Levels are those of timesteps drawn uniformly from the schedule's that lie in `interval`, times `shift`.
     """
 
-    min_snr: Annotated[
-        float | None, POSITIVE, Option("off", "Weight errors by min-SNR with this gamma; 5 is usual.")
-    ] = None
-    noise_offset: Annotated[
-        float, NOT_NEGATIVE, Option("0", "Noise shared by all pixels, so that dark and light are learned.")
-    ] = 0.0
+    min_snr: Annotated[float | None, POSITIVE, Option("off", "Weight losses by min-SNR of this gamma; 5 is usual.")] = (
+        None
+    )
+    noise_offset: Annotated[float, NOT_NEGATIVE, Option("0", "Noise shared by all pixels, for dark and light.")] = 0.0
     shift: Annotated[float | None, MORE_THAN_0, Option("1", "Multiply the noise levels (sigma) by this.")] = None
     interval: Annotated[tuple[float, float] | None, INTERVAL, Option("all", "Noise levels (sigma) to train at.")] = None

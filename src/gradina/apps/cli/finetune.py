@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import Field, asdict, dataclass, fields, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 
@@ -57,16 +58,17 @@ class Run:
     quiet: o.Quiet = False
 
 
+RUN_HINTS = get_type_hints(Run, include_extras=True)
+
+
 def verb(method: str, without: str, **defaults: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Makes a verb of a function of a configuration, a Run and its own parameters; some options it goes `without`.
 
     `defaults` are those of Run that the verb decides.
     """
-    run_hints = get_type_hints(Run, include_extras=True)
-    config = _config_parameters()
-    run = {f.name: _keyword(f.name, run_hints[f.name], defaults.get(f.name, f.default)) for f in fields(Run)}
-    for name in without.split():
-        (config if name in config else run).pop(name)
+    config = {name: p for name, p in _config_parameters().items() if name not in without.split()}
+    taken = [f for f in fields(Run) if f.name not in without.split()]
+    run = {f.name: _keyword(f.name, RUN_HINTS[f.name], defaults.get(f.name, f.default)) for f in taken}
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         def command(**given: Any) -> None:
@@ -87,6 +89,7 @@ def verb(method: str, without: str, **defaults: Any) -> Callable[[Callable[..., 
     return decorate
 
 
+@cache
 def _config_parameters() -> dict[str, inspect.Parameter]:
     """The options of FinetuneConfig's fields, and --full for a rank of None."""
     hints, found = get_type_hints(FinetuneConfig, include_extras=True), {"full": _keyword("full", o.Full, False)}

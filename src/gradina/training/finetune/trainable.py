@@ -35,7 +35,7 @@ from gradina.training.data.captioned_image import shortened
 from gradina.training.data.dataset import generator
 from gradina.training.finetune.config import FinetuneConfig
 from gradina.training.loop import device_of
-from gradina.training.losses import denoising_loss
+from gradina.training.losses import denoising_loss, noise_levels
 from gradina.weights.formats.lora import write_lora
 from gradina.weights.safetensors import digest
 
@@ -103,7 +103,7 @@ class FinetuneState:
         self.denoiser = Denoiser(on_states(self.unet), model.schedule, prediction_named(model.prediction))
         self.cached: dict[str, Tensor] = {}  # states (n, width) of texts, where the text tower is frozen
         self.chunks = 1  # of the longest text
-        model.schedule.within(config.interval)  # an empty interval is refused before training
+        noise_levels(model.schedule, config)  # an empty interval is refused before training
         if config.checkpointing:
             layers = {n: m for n, m in unet.named_modules() if isinstance(m, ResBlock | SpatialTransformer)}
             inject(unet, {name: Recomputed(layer) for name, layer in layers.items()})

@@ -20,6 +20,7 @@ from gradina.models.unet import UNet, UNetConfig
 from gradina.models.vae import AutoencoderKL, VAEConfig
 from gradina.request import Defaults, Request
 from gradina.texts import read_text
+from gradina.training.losses import noise_levels
 from gradina.training.settings import MORE_THAN_0, SHARE, Checked, NoiseLaw, Settings
 
 T = TypeVar("T")
@@ -248,7 +249,7 @@ def check(recipe: Recipe) -> None:
         expect(some, f"{at}.things: got {classes}, expected 1 to {most}, those of data.icons")
         whole = pixels is None or (pixels >= factor and pixels % factor == 0)
         expect(whole, f"{at}.pixels: got {pixels}, expected a multiple of {factor}")
-        schedule.within(phase.interval)
+        noise_levels(schedule, phase)
     if words:
         fits = words.layers > 0 < words.heads <= words.width and words.width % words.heads == 0
         expect(fits, f"words.width: got {words.width}, expected a multiple of heads, {words.heads}; layers above 0")
