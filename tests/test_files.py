@@ -50,9 +50,9 @@ def test_file_is_written_atomically(tmp_path: Path) -> None:
 
 def test_new_file_has_default_permissions(tmp_path: Path) -> None:
     (tmp_path / "plain").write_bytes(b"")
-    with atomic_write(tmp_path / "ours") as file:
+    with atomic_write(tmp_path / "new") as file:
         file.write(b"1")
-    assert (tmp_path / "ours").stat().st_mode == (tmp_path / "plain").stat().st_mode
+    assert (tmp_path / "new").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 def test_hash_is_cached_until_the_stamp_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -262,8 +262,8 @@ def test_names_are_cut_to_255_bytes(tmp_path: Path) -> None:
         assert len(os.fsencode(cut.name)) <= 255
         assert cut.name.rstrip("0123456789.png").strip(letter) == "-"
         cut.touch()
-    odd = os.fsdecode(b"caf\xe9.jpg")
-    assert os.fsencode(with_ending(Path(odd), ".latents").name) == b"caf\xe9.latents"
+    name = os.fsdecode(b"caf\xe9.jpg")
+    assert os.fsencode(with_ending(Path(name), ".latents").name) == b"caf\xe9.latents"
 
 
 def test_checks_find_unwritable_paths_and_leave_no_file(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def test_names_of_requests(sampler: str, schedule: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("sampler", "schedule", "ours"),
+    ("sampler", "schedule", "expected"),
     [
         ("PLMS", "", ("pndm", "leading")),
         ("uni_pc", "simple", ("unipc", "trailing")),
@@ -99,9 +99,9 @@ def test_names_of_requests(sampler: str, schedule: str) -> None:
         ("", "", (None, None)),
     ],
 )
-def test_sampler_and_schedule(sampler: str, schedule: str, ours: tuple[str | None, str | None]) -> None:
+def test_sampler_and_schedule(sampler: str, schedule: str, expected: tuple[str | None, str | None]) -> None:
     notes: list[str] = []
-    assert tuple(sampler_and_schedule(sampler, schedule, notes).values()) == ours
+    assert tuple(sampler_and_schedule(sampler, schedule, notes).values()) == expected
     assert notes == []
 
 
@@ -116,4 +116,4 @@ def test_unknown_names_are_noted() -> None:
 
 def test_nearest_names_are_available() -> None:
     assert {row[1] for row in NEAREST_SAMPLERS} <= set(SAMPLER_NAMES)
-    assert {ours for _, ours in NEAREST_SCHEDULES} <= set(SCHEDULE_NAMES)
+    assert {expected for _, expected in NEAREST_SCHEDULES} <= set(SCHEDULE_NAMES)

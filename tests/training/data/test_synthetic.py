@@ -24,8 +24,8 @@ def test_pictures_are_deterministic_on_their_background(icon_scenes: Callable[..
     pixels = data.pixels(rows)
     assert pixels.shape == (len(data), 3, 32, 32)
     assert torch.equal(pixels, icon_scenes(scenes=0.0).pixels(rows))
-    for i, ground in enumerate(data.plan["background"].tolist()):
-        expected = torch.tensor(BACKGROUNDS[BACKGROUND_NAMES[ground]]) / 127.5 - 1
+    for i, background in enumerate(data.plan["background"].tolist()):
+        expected = torch.tensor(BACKGROUNDS[BACKGROUND_NAMES[background]]) / 127.5 - 1
         assert torch.allclose(pixels[i, :, 0, 0], expected) or data.icons.things[data.plan["first"][i]] == 0
     assert set(data.plan["background"].tolist()) == set(range(len(BACKGROUNDS)))
 
@@ -45,8 +45,8 @@ def test_captions_describe_the_picture(icon_scenes: Callable[..., IconScenes]) -
         plan = {name: values[row] for name, values in data.plan.items()}
         calls = data.words.wordings[int(data.icons.things[plan["first"]])]
         assert any(text.startswith((call, call.partition(" ")[2])) for call in calls), text
-        ground = BACKGROUND_NAMES[int(plan["background"])]
-        assert text.endswith(f"{ground} background") or (ground == "white" and "background" not in text)
+        background = BACKGROUND_NAMES[int(plan["background"])]
+        assert text.endswith(f"{background} background") or (background == "white" and "background" not in text)
         if plan["second"] >= 0:
             other = data.words.wordings[int(data.icons.things[plan["second"]])][0]
             assert f" {RELATIONS[int(plan['relation'])]} {other}" in text
@@ -171,5 +171,5 @@ def test_home_is_the_style_of_captions_without_one(icon_scenes: Callable[..., Ic
 
     default = data.styles[-1]
     share = unnamed(data).count(default) / len(unnamed(data))
-    meant = unnamed(replace(data, default_style=default))
-    assert meant.count(default) / len(meant) > 0.8 > 0.6 > share
+    styles = unnamed(replace(data, default_style=default))
+    assert styles.count(default) / len(styles) > 0.8 > 0.6 > share
