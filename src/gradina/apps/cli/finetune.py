@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 import typer
 
 from gradina.apps.cli import options as o
-from gradina.apps.cli.generate import say
+from gradina.apps.cli.output import print_note
 from gradina.apps.cli.train import preparations_shown, watched
 from gradina.errors import RecipeError
 from gradina.files import cache_folder, check_writable_folder
@@ -132,14 +132,14 @@ def finetune(config: FinetuneConfig, run: Run, folder: o.OwnFolder, validation: 
     from gradina.training.finetune import methods
 
     pictures = read_image_folder(folder, out=run.out)
-    say(caption_summary(pictures))
+    print_note(caption_summary(pictures))
     unseen = read_image_folder(validation) if validation else []
     if unseen:
-        say(f"validation, {caption_summary(unseen)}")
+        print_note(f"validation, {caption_summary(unseen)}")
         known = {(one.file.resolve(), one.member) for one in pictures}
         both = sum((one.file.resolve(), one.member) in known for one in unseen)
         if both:
-            say(f"validation: {both} of {len(unseen)} pictures are also trained on; give others")
+            print_note(f"validation: {both} of {len(unseen)} pictures are also trained on; give others")
     with FinetuneCommand("finetune", config, run) as command:
         data = command.data(pictures)
         method = methods.finetuning(command.model, data, command.config)
@@ -297,7 +297,7 @@ class FinetuneCommand(ExitStack):
         inputs, every = (_hashed(pictures), asdict(self.crop), self.run.size, list(words)), self.run.sample_every
         fingerprint = fingerprint_of(self.method, self.model, config, *inputs)
         running = finetune(method, config, self.out, fingerprint, prompts, every, validation=validation)
-        result = watched(running, self.out, self.run.quiet, say)
+        result = watched(running, self.out, self.run.quiet, print_note)
         if not quietly:
             typer.echo(result)
         return result
