@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, CLIPModel, CLIPProcessor
 
 from gradina.errors import DiskError, WeightsError
-from gradina.models.clip import CLIP, TextConfig
+from gradina.models.clip import TextConfig
+from gradina.models.clip_pair import CLIP
 from gradina.models.clip_vision import ConvConfig, VisionConfig
 from gradina.models.tokenizer import Tokenizer
 from gradina.tasks.retrieval import preprocess
