@@ -102,7 +102,7 @@ def table(figures: Figures) -> str:
         many: percent(*figures[many].values()),
         "autoencoder, held-out renders": f"{vae['PSNR on held-out renders, dB']:.1f} dB",
         clip_row: percent(*clip),
-        "two things: each in the position that the prompt says": percent(sum(two) / len(two)),
+        "two things: each where the prompt puts it": percent(sum(two) / len(two)),
         "style by texture alone: trained pairs, held-out pairs, the same on the real renders": percent(
             trained["style by texture"], held["style by texture"], held["style by texture, on the real renders"]
         ),

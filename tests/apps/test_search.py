@@ -52,7 +52,7 @@ def lines(capsys: Capture) -> list[str]:
     return said.out.splitlines()
 
 
-def test_a_picture_is_described(room: Path, pair_folder: str, capsys: Capture) -> None:
+def test_caption(room: Path, pair_folder: str, capsys: Capture) -> None:
     assert main(["caption", "photos/a.png", "-m", pair_folder, "--best", "3"]) == 0
     said = [re.fullmatch(r" *(\d+\.\d) %  (.*)", line) for line in lines(capsys)]
     assert len(said) == 3
@@ -62,7 +62,7 @@ def test_a_picture_is_described(room: Path, pair_folder: str, capsys: Capture) -
     assert 80 < sum(shares[:2]) <= 100.1
 
 
-def test_several_pictures_and_folders(room: Path, pair_folder: str, capsys: Capture) -> None:
+def test_caption_takes_pictures_and_folders(room: Path, pair_folder: str, capsys: Capture) -> None:
     assert main(["caption", "photos/b.jpg", "photos", "-m", pair_folder, "-b", "1"]) == 0
     said = lines(capsys)
     assert said[::2] == ["photos/b.jpg", "photos/a.png", "photos/more/c.webp", "photos/more/d.PNG"]
@@ -70,7 +70,7 @@ def test_several_pictures_and_folders(room: Path, pair_folder: str, capsys: Capt
         assert f"a {colour} square" in line
 
 
-def test_phrases_of_ones_own_and_json(room: Path, pair_folder: str, capsys: Capture) -> None:
+def test_caption_with_phrases_as_json(room: Path, pair_folder: str, capsys: Capture) -> None:
     Path("phrases.txt").write_text("\ufeffa blue square\n\n  a yellow square \r\na blue square\n", encoding="utf-8")
     assert main(["caption", "photos/more", "-m", pair_folder, "--phrases", "phrases.txt", "--json"]) == 0
     rows = json.loads("\n".join(lines(capsys)))
@@ -81,7 +81,7 @@ def test_phrases_of_ones_own_and_json(room: Path, pair_folder: str, capsys: Capt
         assert sum(each["probability"] for each in row["captions"]) == pytest.approx(1, abs=1e-5)
 
 
-def test_pictures_are_found(room: Path, pair_folder: str, capsys: Capture) -> None:
+def test_search(room: Path, pair_folder: str, capsys: Capture) -> None:
     for words in (["a yellow square"], ["a", "yellow", "square"]):
         assert main(["search", "photos", *words, "-m", pair_folder]) == 0
         said = [line.split(maxsplit=1) for line in lines(capsys)]
@@ -94,7 +94,7 @@ def test_pictures_are_found(room: Path, pair_folder: str, capsys: Capture) -> No
 
 
 @pytest.mark.parametrize("name", ["hits.png", "hits.jpg"])
-def test_a_sheet_of_what_is_found(room: Path, pair_folder: str, capsys: Capture, name: str) -> None:
+def test_search_writes_a_grid_of_hits(room: Path, pair_folder: str, capsys: Capture, name: str) -> None:
     assert main(["search", "photos", "a blue square", "-m", pair_folder, "--best", "3", "--sheet", name]) == 0
     assert lines(capsys)[-1] == name
     with Image.open(name) as sheet:
@@ -104,7 +104,7 @@ def test_a_sheet_of_what_is_found(room: Path, pair_folder: str, capsys: Capture,
     assert (np.abs(first - (40, 60, 210)).max(1) < 30).mean() > 0.1, "the first picture is blue"
 
 
-def test_the_model_beside_which_a_pair_lies(
+def test_a_model_folder_names_its_pair(
     room: Path, pair: ContrastivePair, tiny_model: Callable[..., StableDiffusion], capsys: Capture
 ) -> None:
     tiny_model().save("model")
@@ -131,7 +131,7 @@ def found(folder: str, pair_folder: str, capsys: Capture) -> list[str]:
     return lines(capsys)
 
 
-def test_a_picture_is_looked_at_once(
+def test_each_picture_is_embedded_once(
     room: Path, pair_folder: str, squares: dict[str, Image.Image], looked: list[str], capsys: Capture
 ) -> None:
     first = found("photos", pair_folder, capsys)
@@ -150,10 +150,16 @@ def test_a_picture_is_looked_at_once(
     }  # fmt: skip
     assert sorted(looked) == ["b.jpg", "e.png"]
     (kept,) = (room.parent / "cache" / "embeddings").iterdir()
-    assert sorted(Path(name).name for name in embeddings._kept(kept)) == ["a.png", "b.jpg", "d.PNG", "e.png", "f.webp"]
+    assert sorted(Path(name).name for name in embeddings._read_cache(kept)) == [
+        "a.png",
+        "b.jpg",
+        "d.PNG",
+        "e.png",
+        "f.webp",
+    ]
 
 
-def test_a_picture_that_is_another_is_looked_at_again_whatever_its_times_say(
+def test_a_changed_picture_is_embedded_again_whatever_its_times(
     room: Path, pair_folder: str, squares: dict[str, Image.Image], looked: list[str], capsys: Capture
 ) -> None:
     picture = Path("photos/a.png")
@@ -166,7 +172,7 @@ def test_a_picture_that_is_another_is_looked_at_again_whatever_its_times_say(
         assert "a.png" in looked
 
 
-def test_pairs_do_not_share_what_they_have_seen(
+def test_pairs_do_not_share_cached_embeddings(
     room: Path, pair: ContrastivePair, pair_folder: str, looked: list[str], capsys: Capture
 ) -> None:
     found("photos", pair_folder, capsys)
@@ -176,7 +182,7 @@ def test_pairs_do_not_share_what_they_have_seen(
 
 
 @pytest.mark.parametrize("damage", [b"", b"no safetensors", "half", "other"])
-def test_a_damaged_cache_is_made_again(
+def test_a_damaged_cache_is_rebuilt(
     room: Path, pair_folder: str, looked: list[str], capsys: Capture, damage: bytes | str
 ) -> None:
     import torch
@@ -193,7 +199,7 @@ def test_a_damaged_cache_is_made_again(
     assert len(looked) == 8
 
 
-def test_what_was_seen_before_ctrl_c_is_kept(
+def test_embeddings_are_cached_despite_ctrl_c(
     room: Path, pair_folder: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     preprocess = retrieval.preprocess
@@ -203,14 +209,14 @@ def test_what_was_seen_before_ctrl_c_is_kept(
             raise KeyboardInterrupt
         return preprocess(pair, path)
 
-    monkeypatch.setattr(retrieval, "AT_ONCE", 1)
+    monkeypatch.setattr(retrieval, "BATCH_SIZE", 1)
     monkeypatch.setattr(retrieval, "preprocess", interrupted)
     assert main(["search", "photos", "a red square", "-m", pair_folder]) == 130
     (kept,) = (room.parent / "cache" / "embeddings").iterdir()
-    assert sorted(Path(name).name for name in embeddings._kept(kept)) == ["a.png", "b.jpg"]
+    assert sorted(Path(name).name for name in embeddings._read_cache(kept)) == ["a.png", "b.jpg"]
 
 
-def test_a_cache_that_cannot_be_written_is_a_note(
+def test_an_unwritable_cache_is_a_note(
     room: Path, pair_folder: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Path("file").write_text("")
@@ -221,7 +227,7 @@ def test_a_cache_that_cannot_be_written_is_a_note(
     assert re.fullmatch(r"gradina: note: embeddings are not kept for the next time: .*\n", said.err)
 
 
-def test_what_cannot_be_read_is_named_once_and_left_out(room: Path, pair_folder: str, capsys: Capture) -> None:
+def test_unreadable_pictures_are_noted_once_and_skipped(room: Path, pair_folder: str, capsys: Capture) -> None:
     Path("photos/bad.png").write_text("no picture")
     cut = Path("photos/a.png").read_bytes()[:90]
     Path("photos/cut.png").write_bytes(cut)
@@ -240,7 +246,7 @@ def test_what_cannot_be_read_is_named_once_and_left_out(room: Path, pair_folder:
         assert re.match(rf"gradina: picture: {re.escape(bad)} is .*\n$", said.err)
 
 
-def test_a_name_that_is_no_text(room: Path, pair_folder: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_file_names_that_are_not_utf8(room: Path, pair_folder: str, capfd: pytest.CaptureFixture[str]) -> None:
     odd = os.fsdecode(b"photos/\xff.png")
     try:
         Path("photos/a.png").rename(odd)
@@ -254,7 +260,7 @@ def test_a_name_that_is_no_text(room: Path, pair_folder: str, capfd: pytest.Capt
     assert main(["caption", odd, *rest, "--json"]) == 0
 
 
-def test_pictures_larger_than_what_is_drawn(room: Path, pair_folder: str, capsys: Capture) -> None:
+def test_pictures_larger_than_the_limit_for_drawing(room: Path, pair_folder: str, capsys: Capture) -> None:
     Image.new("RGB", (5000, 4000), (40, 60, 210)).save("large.png")
     assert main(["caption", "large.png", "-m", pair_folder, "-b", "1"]) == 0
     assert len(lines(capsys)) == 1
@@ -312,7 +318,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     assert sorted(p.relative_to(room) for p in room.rglob("*")) == before
 
 
-def test_pictures_called_alike_have_captions_of_their_own(room: Path, pair_folder: str, capsys: Capture) -> None:
+def test_pictures_of_one_stem_have_captions_of_their_own(room: Path, pair_folder: str, capsys: Capture) -> None:
     Path("photos/more/d.jpg").write_bytes(Path("photos/b.jpg").read_bytes())
     assert main(["caption", "photos/more", "--write", "-m", pair_folder]) == 0
     assert lines(capsys) == ["photos/more/c.txt", "photos/more/d.PNG.txt", "photos/more/d.jpg.txt"]
@@ -320,7 +326,7 @@ def test_pictures_called_alike_have_captions_of_their_own(room: Path, pair_folde
     assert [said[name].split()[1] for name in ("c.webp", "d.PNG", "d.jpg")] == ["blue", "yellow", "green"]
 
 
-def test_captions_are_written_beside_pictures_that_have_none(room: Path, pair_folder: str, capsys: Capture) -> None:
+def test_captions_are_written_for_pictures_without_one(room: Path, pair_folder: str, capsys: Capture) -> None:
     Path("photos/b.txt").write_text("mine")
     Path("photos/more/C.TXT").write_text("mine")
     assert main(["caption", "photos", "--write", "-m", pair_folder]) == 0
@@ -361,7 +367,7 @@ def tiny_blip(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
-def test_a_captioning_model_says_sentences(room: Path, tiny_blip: str, capsys: Capture) -> None:
+def test_captions_of_a_captioning_model(room: Path, tiny_blip: str, capsys: Capture) -> None:
     Path("photos/more/broken.png").write_bytes(b"no picture")
     assert main(["caption", "photos", "--by", tiny_blip, "--json", "-q"]) == 0
     said = capsys.readouterr()

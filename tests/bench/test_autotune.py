@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from gradina import GradinaError, Request
 from gradina.apps.cli.main import main
-from gradina.bench.autotune import ENDLESS, SAMPLERS, SURVEYED, Trial, front, keep, preset, presets, tune
+from gradina.bench.autotune import REFERENCE, SAMPLERS, SURVEY_STEPS, Trial, front, preset, presets, save_trials, tune
 from gradina.errors import RequestError
 from gradina.images.metadata import read_picture
 from gradina.pipeline.model import StableDiffusion
@@ -41,8 +42,8 @@ def room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def trial(seconds: float, likeness: float, **settings: object) -> Trial:
-    return Trial(settings, seconds, likeness)
+def trial(seconds: float, psnr: float, **settings: object) -> Trial:
+    return Trial(settings, seconds, psnr)
 
 
 MADE = [
@@ -51,17 +52,17 @@ MADE = [
 ]  # fmt: skip
 
 
-def test_the_front_is_what_nothing_beats() -> None:
+def test_the_pareto_front() -> None:
     assert [t.settings["steps"] for t in front(MADE)] == [9, 20, 40]
     assert front([]) == []
 
 
-def test_presets_are_the_quickest_that_reach_their_level_or_else_the_likest() -> None:
+def test_presets_are_the_fastest_of_their_psnr_or_else_the_closest() -> None:
     assert {name: t.settings["steps"] for name, t in presets(MADE).items()} == {"fast": 9, "balanced": 40, "best": 40}
     assert presets([]) == {}
 
 
-def test_what_is_tried_fits_into_the_time(tiny_model: Tiny) -> None:
+def test_trials_fit_into_the_time(tiny_model: Tiny) -> None:
     """Each trial's seconds are the calls of its sampler, and more steps come nearer to very many."""
     model = tiny_model()
     clock = Calls(model)
@@ -73,12 +74,12 @@ def test_what_is_tried_fits_into_the_time(tiny_model: Tiny) -> None:
     for t in trials:
         more = {"heun": 2 * t.settings["steps"] - 1, "pndm": t.settings["steps"] + 1}
         assert t.seconds == more.get(t.settings["sampler"], t.settings["steps"])
-    likest = {n: max(t.likeness for t in trials if t.settings["steps"] == n) for n in (4, SURVEYED, 40)}
-    assert likest[40] > likest[SURVEYED] > likest[4]
+    best = {n: max(t.psnr for t in trials if t.settings["steps"] == n) for n in (4, SURVEY_STEPS, 40)}
+    assert best[40] > best[SURVEY_STEPS] > best[4]
     assert any("reuse" in t.settings for t in trials)
 
 
-def test_an_engine_that_computes_the_unet_whole_tries_no_reuse(tiny_model: Tiny) -> None:
+def test_an_engine_that_runs_the_unet_as_a_whole_tries_no_reuse(tiny_model: Tiny) -> None:
     model = tiny_model()
     clock = Calls(model)
     compiled = replace(model, engine="compile")
@@ -89,20 +90,20 @@ def test_an_engine_that_computes_the_unet_whole_tries_no_reuse(tiny_model: Tiny)
     assert not any("reuse" in t.settings for t in trials)
 
 
-def test_too_short_a_time_is_said_with_the_one_it_takes(tiny_model: Tiny) -> None:
+def test_too_short_a_time_is_refused_with_the_time_it_takes(tiny_model: Tiny) -> None:
     model = tiny_model()
     clock = Calls(model)
     with pytest.raises(GradinaError, match=r"a step takes 1 s here.* takes 1.7 minutes; give at least 4 minutes"):
         list(tune(model, ASKED, 150, clock))
     clock.hook.remove()
-    assert clock.now < ENDLESS["steps"]
+    assert clock.now < REFERENCE["steps"]
 
 
-def test_presets_are_kept_for_model_and_numbers(room: Path, tiny_model: Tiny) -> None:
+def test_presets_are_cached_by_model_and_dtype(room: Path, tiny_model: Tiny) -> None:
     model = tiny_model()
     with pytest.raises(RequestError, match="preset: fast: nothing has been measured for this model here; run `gradina"):
         preset(model, "fast")
-    path = keep(model, MADE)
+    path = save_trials(model, MADE)
     assert path.is_relative_to(room / "cache")
     assert preset(model, "fast") == {"steps": 9}
     assert preset(model, "2.2s") == {"steps": 20}
@@ -113,6 +114,9 @@ def test_presets_are_kept_for_model_and_numbers(room: Path, tiny_model: Tiny) ->
         preset(model, "0.5s")
     with pytest.raises(RequestError, match="nothing has been measured"):
         preset(replace(model, name="another"), "fast")
+    old = [{"settings": {"steps": 9}, "seconds": 1, "likeness": 25}]  # as earlier versions wrote it
+    path.write_text(json.dumps({"trials": old}))
+    assert preset(model, "fast") == {"steps": 9}
     path.write_text("{")
     with pytest.raises(RequestError, match="nothing has been measured"):
         preset(model, "fast")

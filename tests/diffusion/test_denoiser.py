@@ -23,7 +23,7 @@ def picture_and_noise() -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("name", list(PREDICTIONS))
-def test_a_network_that_says_its_target_is_a_perfect_denoiser(name: str) -> None:
+def test_a_network_that_outputs_its_target_denoises_perfectly(name: str) -> None:
     z, n = picture_and_noise()
     for sigma in (SIGMAS, *SIGMAS):
         target = PREDICTIONS[name].target(z, n, sigma)
@@ -34,7 +34,7 @@ def test_a_network_that_says_its_target_is_a_perfect_denoiser(name: str) -> None
         torch.testing.assert_close(PREDICTIONS[name].output(x, sigma, z), target, rtol=0, atol=2e-4)
 
 
-def test_targets_are_those_of_the_papers() -> None:
+def test_targets_equal_those_of_the_papers() -> None:
     z, n = picture_and_noise()
     alpha = SCHEDULE.alphas_bar[700].sqrt()
     sigma = SCHEDULE.sigmas[700]
@@ -74,7 +74,7 @@ def test_the_network_is_given_unit_variance_and_its_own_time_steps(whole_t: bool
     assert second.dtype == torch.float16
 
 
-def test_noise_levels_are_one_for_all_or_one_for_each() -> None:
+def test_sigma_is_a_scalar_or_one_value_per_example() -> None:
     z, n = picture_and_noise()
     each = noised(z, n, SIGMAS)
     assert torch.equal(each, torch.cat([noised(z[i : i + 1], n[i : i + 1], SIGMAS[i]) for i in range(3)]))
@@ -83,7 +83,7 @@ def test_noise_levels_are_one_for_all_or_one_for_each() -> None:
     )
 
 
-def test_further_channels_are_given_to_both_halves_of_a_guided_batch() -> None:
+def test_extra_channels_are_repeated_for_a_guided_batch() -> None:
     extra = torch.arange(2.0).view(2, 1, 1, 1).expand(2, 5, 3, 3)
     network = with_channels(lambda x, t, cond: x, extra)
     given = network(torch.zeros(4, 4, 3, 3), torch.zeros(4), None)

@@ -43,7 +43,7 @@ def conditions(b: int) -> tuple[Cond, Cond]:
 @pytest.mark.parametrize("prediction", list(PREDICTIONS))
 @pytest.mark.parametrize("rescale", [0.0, 0.7, 1.0])
 @pytest.mark.parametrize("each", [False, True])
-def test_guidance_is_that_of_the_reference(each: bool, rescale: float, prediction: str, network: Any) -> None:
+def test_guidance_equals_diffusers(each: bool, rescale: float, prediction: str, network: Any) -> None:
     kind, (cond, uncond) = PREDICTIONS[prediction], conditions(3)
     denoiser, x = Denoiser(network, SCHEDULE, kind), 2 * Noise([1, 2, 3], SHAPE)()
     for sigma in SCHEDULE.sigmas[[50, 500, 950]]:
@@ -57,7 +57,7 @@ def test_guidance_is_that_of_the_reference(each: bool, rescale: float, predictio
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4 * float(sigma))
 
 
-def test_what_has_no_spread_is_not_rescaled() -> None:
+def test_constant_outputs_are_not_rescaled() -> None:
     """Where cond and uncond are the same everywhere, the standard deviation of what is guided is 0."""
     cond, uncond = Cond(torch.full((1, 1), 2.0)), Cond(torch.full((1, 1), 1.0))
     denoiser = Denoiser(on_states(lambda x, t, c: c[..., None, None].expand(x.shape)), SCHEDULE, PREDICTIONS["x0"])
@@ -104,7 +104,7 @@ def half() -> tuple[Tensor, Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("name", SAMPLER_NAMES)
-def test_what_lies_outside_the_mask_is_kept_by_every_sampler(name: str, network: Any) -> None:
+def test_every_sampler_keeps_what_is_outside_the_mask(name: str, network: Any) -> None:
     (known, mask, n), row = half(), SAMPLERS[name]
     denoiser = Denoiser(network, SCHEDULE, PREDICTIONS["eps"], row.whole_t)
     inpaint = masked(lambda x, sigma: denoiser(x, sigma, None), known, mask, n)
@@ -117,7 +117,7 @@ def test_what_lies_outside_the_mask_is_kept_by_every_sampler(name: str, network:
 
 
 @pytest.mark.parametrize("name", ["euler", "ddim", "dpmpp_2m", "lms"])
-def test_inside_the_mask_is_what_mixing_after_each_step_gives(name: str, network: Any) -> None:
+def test_inside_the_mask_equals_mixing_after_each_step(name: str, network: Any) -> None:
     """diffusers' way: after each step the outside of the latents is replaced by the known picture with its noise."""
     known, mask, n = half()
     denoiser = Denoiser(network, SCHEDULE, PREDICTIONS["eps"])

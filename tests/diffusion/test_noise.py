@@ -15,7 +15,7 @@ from gradina.diffusion.noise import Noise
 SHAPE = (4, 8, 8)
 
 
-def test_noise_is_that_of_a_list_of_generators() -> None:
+def test_noise_equals_a_list_of_generators_in_diffusers() -> None:
     seeds = [1024, 0, 2**64 - 1]
     noise = Noise(seeds, SHAPE)
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
@@ -24,14 +24,14 @@ def test_noise_is_that_of_a_list_of_generators() -> None:
         assert torch.equal(noise(), expected)
 
 
-def test_a_batch_changes_no_picture() -> None:
+def test_noise_of_a_seed_does_not_depend_on_the_batch() -> None:
     together, alone = Noise([5, 6, 7], SHAPE), Noise([6], SHAPE)
     for _ in range(2):
         assert torch.equal(together()[1:2], alone())
     assert torch.equal(together.brownian(3.0, 2.0)[1:2], alone.brownian(3.0, 2.0))
 
 
-def test_the_global_generator_is_left_alone() -> None:
+def test_the_global_generator_is_not_touched() -> None:
     before = torch.get_rng_state()
     noise = Noise([1], SHAPE)
     noise()
@@ -39,12 +39,12 @@ def test_the_global_generator_is_left_alone() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_noise_has_the_type_that_is_asked_for() -> None:
+def test_noise_has_the_requested_dtype() -> None:
     noise = Noise([1], SHAPE, dtype=torch.float16)
     assert noise().dtype == noise.brownian(2.0, 1.0).dtype == torch.float16
 
 
-def test_a_path_adds_up() -> None:
+def test_brownian_increments_add_up() -> None:
     noise = Noise([1, 2], SHAPE)
     a, b, c = 0.3, 1.7, 9.0
     whole = noise.brownian(c, a) * math.sqrt(c - a)
@@ -53,7 +53,7 @@ def test_a_path_adds_up() -> None:
     assert torch.equal(noise.brownian(c, a), -noise.brownian(a, c))
 
 
-def test_a_path_does_not_depend_on_the_order_of_the_questions() -> None:
+def test_a_brownian_path_does_not_depend_on_the_order_of_calls() -> None:
     levels = [0.0, 0.03, 0.5, 1.0, 1.001, 14.6, 4096.0, 1e6]
     first = [Brownian(3, (2, 2))(level) for level in levels]
     shuffled = list(enumerate(levels))

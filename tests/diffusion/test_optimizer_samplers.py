@@ -47,20 +47,20 @@ def by_torch(make: Callable[[list[Tensor]], torch.optim.Optimizer], sigmas: Tens
     return seen
 
 
-def test_gradient_descent_by_the_fall_of_the_level_is_euler() -> None:
+def test_sgd_with_rates_of_levels_equals_euler() -> None:
     for ours, theirs in zip(run("sgd", levels(12)), run("euler", levels(12)), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
     for name in ("momentum", "nesterov"):
         torch.testing.assert_close(run(name, levels(12), mu=0.0), run("sgd", levels(12)))
 
 
-def test_gradient_descent_with_noise_put_back_is_ddim() -> None:
+def test_sgd_with_eta_equals_ddim() -> None:
     for eta in (0.5, 1.0):
         torch.testing.assert_close(run("sgd", levels(12), eta=eta), run("ddim", levels(12), eta=eta))
 
 
 @pytest.mark.parametrize("rates", RATES_NAMES)
-def test_they_are_the_optimizers_of_torch(rates: str) -> None:
+def test_updates_equal_those_of_torch_optim(rates: str) -> None:
     sigmas, mu = levels(15), 0.7
     law = RATES[rates](sigmas)
     law = (law * sigmas[0] / law.sum()).tolist()
@@ -76,7 +76,7 @@ def test_they_are_the_optimizers_of_torch(rates: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["sgd", "momentum", "nesterov"])
-def test_they_are_solvers_of_the_first_order(name: str) -> None:
+def test_optimizers_converge_with_order_one(name: str) -> None:
     def error(steps: int) -> float:
         sigmas = levels(steps)[:-1]  # ends above 0
         s = S * torch.linspace(0.3, 1, 16, dtype=torch.float64).view(SHAPE)
@@ -89,7 +89,7 @@ def test_they_are_solvers_of_the_first_order(name: str) -> None:
         assert 1.8 < before / after < 2.2, errors
 
 
-def test_the_last_step_is_the_guess_itself() -> None:
+def test_the_last_step_is_to_denoised() -> None:
     for name, rates in itertools.product(("sgd", "momentum", "nesterov", "adam"), RATES_NAMES):
         sigmas = levels(6)
         *_, last = SAMPLERS[name].run(denoise, torch.ones(1, *SHAPE).double(), sigmas, None, rates=rates)
@@ -97,7 +97,7 @@ def test_the_last_step_is_the_guess_itself() -> None:
         assert last.sigma == 0
 
 
-def test_all_laws_go_all_the_way_down() -> None:
+def test_rates_of_all_laws_sum_to_the_descent() -> None:
     assert tuple(RATES) == RATES_NAMES
     for law in RATES.values():
         rates = law(levels(9))
@@ -108,7 +108,7 @@ def test_all_laws_go_all_the_way_down() -> None:
 
 @pytest.mark.parametrize("rates", RATES_NAMES)
 @pytest.mark.parametrize("name", ["sgd", "momentum", "nesterov", "adam"])
-def test_with_zero_terminal_snr_optimizers_begin_where_euler_leads(name: str, rates: str) -> None:
+def test_with_zero_terminal_snr_euler_takes_the_first_steps(name: str, rates: str) -> None:
     """From 4096 Euler's method walks to a usual level, and the optimizer goes on as if it began there."""
     for high in ([4096.0, 40.0], [4096.0, 3000.0, 900.0, 100.0], [4096.0]):
         sigmas = torch.cat([torch.tensor(high, dtype=torch.float64), levels(12)])
@@ -121,6 +121,6 @@ def test_with_zero_terminal_snr_optimizers_begin_where_euler_leads(name: str, ra
         assert steps[-1].abs().max() < 5
 
 
-def test_levels_below_zero_terminal_snr_are_all_optimized() -> None:
+def test_without_zero_terminal_snr_every_step_is_optimized() -> None:
     sigmas = torch.cat([torch.tensor([900.0, 40.0], dtype=torch.float64), levels(12)])
     assert not torch.allclose(run("adam", sigmas)[0], run("euler", sigmas)[0])

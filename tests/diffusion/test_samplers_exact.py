@@ -86,7 +86,7 @@ def test_pictures_have_the_mean_and_the_variance_of_the_data(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SAMPLER_NAMES)
-def test_a_run_draws_the_same_picture_again_and_alone(name: str) -> None:
+def test_a_run_is_reproducible_and_independent_of_the_batch(name: str) -> None:
     row, shape = SAMPLERS[name], (1, 4, 4)
     sigmas = levels(8)
 
@@ -100,7 +100,7 @@ def test_a_run_draws_the_same_picture_again_and_alone(name: str) -> None:
     assert torch.equal(together[1:2], last([8]))
 
 
-def test_noise_is_put_back_by_eta() -> None:
+def test_eta_adds_noise() -> None:
     for name in ("ddpm", "ddim", "euler_ancestral", "dpmpp_2m_sde", "dpmpp_sde"):
         assert "eta" in SAMPLERS[name].options
         still, lively = (

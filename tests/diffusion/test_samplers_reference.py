@@ -137,7 +137,7 @@ CASES = [
 
 @pytest.mark.parametrize("prediction", ["eps", "v"])
 @pytest.mark.parametrize(("name", "schedule"), CASES)
-def test_whole_runs_give_the_latents_of_the_reference(name: str, schedule: str, prediction: str, network: Any) -> None:
+def test_runs_equal_those_of_diffusers(name: str, schedule: str, prediction: str, network: Any) -> None:
     for steps in (10, 20, 50):
         noise = Recorded()
         run = ours(name, schedule, prediction, network, steps, noise=noise)
@@ -148,7 +148,7 @@ def test_whole_runs_give_the_latents_of_the_reference(name: str, schedule: str, 
 
 @pytest.mark.parametrize("prediction", ["eps", "v"])
 @pytest.mark.parametrize("eta", [0.5, 1.0])
-def test_ddim_puts_back_the_noise_of_the_reference(eta: float, prediction: str, network: Any) -> None:
+def test_ddim_with_eta_equals_diffusers(eta: float, prediction: str, network: Any) -> None:
     for steps in (10, 20, 50):
         scheduler = scheduler_of("ddim", "leading", prediction)
         reference = theirs("ddim", scheduler, network, steps, eta)
@@ -156,7 +156,7 @@ def test_ddim_puts_back_the_noise_of_the_reference(eta: float, prediction: str, 
 
 
 @pytest.mark.parametrize("name", ["ddim", "dpmpp_2m", "heun", "unipc"])
-def test_a_network_that_says_x0(name: str, network: Any) -> None:
+def test_a_network_that_predicts_x0(name: str, network: Any) -> None:
     reference = theirs(name, scheduler_of(name, "leading", "x0"), network, 20)
     assert furthest(ours(name, "leading", "x0", network, 20), reference) <= TOLERANCE
 
@@ -173,7 +173,7 @@ def test_zero_terminal_snr(name: str, tolerance: float, network: Any) -> None:
 
 @pytest.mark.parametrize("prediction", ["eps", "v"])
 @pytest.mark.parametrize("name", ["ddim", "euler", "heun", "dpmpp_2m", "unipc"])
-def test_a_picture_from_a_picture(name: str, prediction: str, network: Any) -> None:
+def test_img2img_equals_diffusers(name: str, prediction: str, network: Any) -> None:
     """The end of a run, as StableDiffusionImg2ImgPipeline has it: cut by strength, from the picture with noise."""
     z, n = torch.randn((2, 1, *SHAPE), generator=torch.Generator().manual_seed(SEED)).unbind()
     model, row = sd_schedule(), SAMPLERS[name]
@@ -194,13 +194,13 @@ def test_a_picture_from_a_picture(name: str, prediction: str, network: Any) -> N
         torch.testing.assert_close(last.x / (last.sigma**2 + 1) ** 0.5, x, rtol=0, atol=TOLERANCE)
 
 
-def test_the_table_has_the_names_of_a_request() -> None:
+def test_the_table_has_the_names_that_requests_know() -> None:
     assert tuple(SAMPLERS) == SAMPLER_NAMES
     assert set(SCHEDULERS) == set(SAMPLER_NAMES) - {"sgd", "momentum", "nesterov", "adam"}  # see test_descent.py
 
 
 @pytest.mark.parametrize("name", SAMPLER_NAMES)
-def test_steps_are_counted_and_end_at_the_last_level(name: str, network: Any) -> None:
+def test_steps_are_numbered_and_end_at_the_last_sigma(name: str, network: Any) -> None:
     for steps in (1, 2, 7):
         run = ours(name, SAMPLERS[name].schedule, "eps", network, steps)
         assert [step.i for step in run] == list(range(steps))

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1}
 
 
-def test_the_figures_of_stable_diffusion() -> None:
+def test_the_sigmas_of_stable_diffusion() -> None:
     schedule = sd_schedule()
     assert schedule.sigmas[0].item() == pytest.approx(0.0291672, abs=5e-8)
     assert schedule.sigmas[-1].item() == pytest.approx(14.6146412, abs=5e-8)
@@ -36,7 +36,7 @@ def test_the_figures_of_stable_diffusion() -> None:
     assert schedule.t_of(sampling_sigmas(schedule, "leading", 50)[:3]).tolist() == [981, 961, 941]
 
 
-def test_the_figures_of_zero_terminal_snr() -> None:
+def test_the_sigmas_of_zero_terminal_snr() -> None:
     betas = zero_terminal_snr(scaled_linear_betas())
     alphas_bar = (1 - betas).cumprod(0)
     assert alphas_bar[0].item() == pytest.approx(0.99915, abs=1e-12)
@@ -55,7 +55,7 @@ def test_the_figures_of_zero_terminal_snr() -> None:
     ],
 )
 @pytest.mark.parametrize("zero_snr", [False, True])
-def test_betas_are_those_of_the_reference(name: str, betas: torch.Tensor, zero_snr: bool) -> None:
+def test_betas_equal_those_of_diffusers(name: str, betas: torch.Tensor, zero_snr: bool) -> None:
     reference = diffusers.EulerDiscreteScheduler(beta_schedule=name, rescale_betas_zero_snr=zero_snr)
     ours = Schedule.from_betas(zero_terminal_snr(betas) if zero_snr else betas)
     rtol = 2e-3 if zero_snr else 3e-4  # theirs are in single precision: 1 - beta loses digits where beta is small
@@ -68,7 +68,7 @@ def test_betas_that_are_no_variances_are_refused(betas: list[float]) -> None:
         Schedule.from_betas(torch.tensor(betas))
 
 
-def test_time_steps_and_levels_are_inverse() -> None:
+def test_sigma_of_inverts_t_of() -> None:
     for schedule in (sd_schedule(), sd_schedule(rescale_betas_zero_snr=True), sd_schedule(num_train_timesteps=50)):
         t = torch.arange(len(schedule.sigmas))
         assert torch.equal(schedule.t_of(schedule.sigmas), t.double())
@@ -79,7 +79,7 @@ def test_time_steps_and_levels_are_inverse() -> None:
     assert schedule.t_of(torch.tensor(1.0)).shape == ()
 
 
-def test_t_of_is_that_of_the_reference() -> None:
+def test_t_of_equals_diffusers() -> None:
     reference, schedule = diffusers.EulerDiscreteScheduler(**BETAS), sd_schedule()
     sigmas = np.geomspace(0.01, 20, 100)
     theirs = [reference._sigma_to_t(s, schedule.sigmas.log().numpy()) for s in sigmas]
@@ -96,7 +96,7 @@ def test_t_of_is_that_of_the_reference() -> None:
         ("UniPCMultistepScheduler", "replace", True),
     ],
 )
-def test_levels_are_those_of_the_reference(cls: str, final: Any, whole: bool, name: str, steps: int) -> None:
+def test_sigmas_equal_those_of_diffusers(cls: str, final: Any, whole: bool, name: str, steps: int) -> None:
     spacing = {"timestep_spacing": name}
     if name in ("karras", "exponential", "beta"):
         spacing = {f"use_{name}_sigmas": True, "timestep_spacing": "linspace"}
@@ -111,7 +111,7 @@ def test_levels_are_those_of_the_reference(cls: str, final: Any, whole: bool, na
 
 @pytest.mark.parametrize("steps", [10, 20, 50])
 @pytest.mark.parametrize("name", ["leading", "trailing"])
-def test_ddim_and_pndm_end_at_the_lowest_level(name: str, steps: int) -> None:
+def test_ddim_and_pndm_end_at_the_lowest_sigma(name: str, steps: int) -> None:
     reference = diffusers.DDIMScheduler(**BETAS, timestep_spacing=name, set_alpha_to_one=False)
     reference.set_timesteps(steps)
     schedule = sd_schedule()
@@ -135,7 +135,7 @@ def test_align_your_steps() -> None:
     assert fine[19].item() == pytest.approx(math.sqrt(0.152 * 0.029))
 
 
-def test_sgm_uniform_is_linspace_without_its_end() -> None:
+def test_sgm_uniform_is_linspace_without_its_last_sigma() -> None:
     schedule = sd_schedule()
     assert schedule.t_of(sampling_sigmas(schedule, "sgm_uniform", 9)[:-1]).tolist() == pytest.approx(
         list(range(999, 0, -111))
@@ -144,7 +144,7 @@ def test_sgm_uniform_is_linspace_without_its_end() -> None:
 
 @pytest.mark.parametrize("final", ["zero", "replace", "lowest"])
 @pytest.mark.parametrize("name", SCHEDULE_NAMES)
-def test_levels_fall_from_noise_to_the_end(name: str, final: Any) -> None:
+def test_sigmas_fall_to_the_end(name: str, final: Any) -> None:
     assert tuple(SCHEDULES) == SCHEDULE_NAMES
     for schedule in (sd_schedule(), sd_schedule(rescale_betas_zero_snr=True), sd_schedule(num_train_timesteps=100)):
         for steps in (1, 2, 3, 30):
@@ -156,25 +156,25 @@ def test_levels_fall_from_noise_to_the_end(name: str, final: Any) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in SCHEDULE_NAMES if name not in ("leading", "ays")])
-def test_one_step_starts_at_the_highest_level(name: str) -> None:
+def test_one_step_starts_at_the_highest_sigma(name: str) -> None:
     """Theirs starts at the lowest one where the levels are spread evenly: the only step would see no noise."""
     assert sampling_sigmas(sd_schedule(), name, 1).tolist() == pytest.approx([sd_schedule().sigmas[-1].item(), 0])
 
 
-def test_every_level_can_be_a_step() -> None:
+def test_there_can_be_as_many_steps_as_sigmas() -> None:
     schedule = sd_schedule()
     for name in ("leading", "linspace", "trailing"):
         assert torch.equal(sampling_sigmas(schedule, name, 1000)[:-1].flip(0), schedule.sigmas)
 
 
 @pytest.mark.parametrize(("name", "steps"), [("leading", 0), ("leading", 1001), ("ays ", 10), ("Karras", 10)])
-def test_levels_that_do_not_exist(name: str, steps: int) -> None:
+def test_more_steps_than_sigmas_are_refused(name: str, steps: int) -> None:
     with pytest.raises(RequestError, match=r"expected 1 to 1000|choices: leading"):
         sampling_sigmas(sd_schedule(), name, steps)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7, 10, 20, 33, 50])
-def test_strength_leaves_as_many_steps_as_the_reference(steps: int) -> None:
+def test_strength_leaves_as_many_steps_as_diffusers(steps: int) -> None:
     sigmas = sampling_sigmas(sd_schedule(), "leading", steps)
     for strength in [i / 100 for i in range(101)]:
         left = img2img_sigmas(sigmas, strength)
@@ -196,7 +196,7 @@ def steps_of_the_reference(steps: int, strength: float) -> int:
     return count
 
 
-def test_heun_runs_the_same_tail() -> None:
+def test_heun_cuts_the_same_sigmas() -> None:
     reference, strength = diffusers.HeunDiscreteScheduler(**BETAS, timestep_spacing="leading"), 0.5
     reference.set_timesteps(20)
     start = 20 - int(20 * strength)
@@ -206,22 +206,3 @@ def test_heun_runs_the_same_tail() -> None:
         rtol=1e-5,
         atol=0,
     )
-
-
-def test_levels_are_drawn_evenly_for_training() -> None:
-    schedule = sd_schedule()
-    drawn = schedule.drawn(20000, torch.Generator().manual_seed(0))
-    t = schedule.t_of(drawn)
-    assert torch.equal(t, t.round())
-    assert t.mean().item() == pytest.approx(499.5, abs=4 * 288.7 / math.sqrt(20000))
-    assert (t.min(), t.max()) == (0, 999)
-
-
-def test_levels_are_drawn_higher_where_asked() -> None:
-    schedule = sd_schedule()
-    plain = schedule.drawn(2000, torch.Generator().manual_seed(0))
-    shifted = schedule.drawn(2000, torch.Generator().manual_seed(0), shift=3.0)
-    assert torch.equal(shifted, (3 * plain).clamp(max=schedule.sigmas[-1]))
-    t = schedule.t_of(schedule.drawn(2000, torch.Generator().manual_seed(0), shift=0.5))
-    assert t.min() == 0
-    assert t.max() < 999

@@ -151,7 +151,7 @@ def _same(ours: tuple[Tensor, list[Image.Image], list[int]], theirs: tuple[Tenso
     ("steps", "scale", "negative", "images"), [(10, 7.5, "blue, the night", 2), (20, 1, "", 1), (50, 7.5, "", 1)]
 )
 @pytest.mark.parametrize(("sampler", "schedule"), CASES)
-def test_pictures_from_words(
+def test_text_to_image(
     sampler: Any, schedule: Any, steps: int, scale: float, negative: str, images: int, tiny_model: Any, reference: Make
 ) -> None:
     asked = Request(prompt="a red boat", seed=5, steps=steps, sampler=sampler, schedule=schedule, images=images)
@@ -197,7 +197,7 @@ def test_sizes_that_do_not_halve(width: int, height: int, tiny_model: Any, refer
 
 @pytest.mark.parametrize("strength", [0.3, 0.8, 1.0])
 @pytest.mark.parametrize(("sampler", "schedule"), CASES)
-def test_pictures_from_pictures(
+def test_image_to_image(
     sampler: Any, schedule: Any, strength: float, tiny_model: Any, reference: Make, init: Image.Image
 ) -> None:
     form = "sd2" if sampler in ("ddim", "dpmpp_2m") and schedule == "leading" else "sd1"
@@ -222,7 +222,7 @@ def test_inpainting(
 
 
 @pytest.mark.parametrize(("sampler", "strength"), [("pndm", 0.3), ("pndm", 0.8), ("lms", 0.3), ("lms", 0.8)])
-def test_as_many_guesses_as_the_reference_unmended(
+def test_as_many_unet_calls_as_the_unpatched_reference(
     sampler: Any, strength: float, tiny_model: Any, reference: Make, init: Image.Image
 ) -> None:
     asked = Request(prompt="seven", seed=5, steps=10, sampler=sampler, schedule="leading", guidance_scale=3)
@@ -231,7 +231,7 @@ def test_as_many_guesses_as_the_reference_unmended(
     assert _ours(tiny_model(), asked)[2] == _theirs(pipe, asked, image=init, strength=strength)[2]
 
 
-def test_a_picture_of_another_size_is_resized_alike(tiny_model: Any, reference: Make) -> None:
+def test_an_init_image_of_another_size_is_resized_as_in_diffusers(tiny_model: Any, reference: Make) -> None:
     noise = np.random.default_rng(1).integers(0, 256, (100, 90, 3), dtype=np.uint8)
     init, mask = Image.fromarray(noise), Image.fromarray(noise[..., 0]).resize((30, 50))
     asked = Request(prompt="seven", seed=5, steps=4, sampler="euler", schedule="leading", guidance_scale=3)

@@ -21,7 +21,7 @@ def test_psnr_of_noise() -> None:
     assert psnr(torch.zeros(3, 200, 200), noise) == pytest.approx(-20 * math.log10(0.05), abs=0.05)
 
 
-def test_psnr_at_the_ends() -> None:
+def test_psnr_of_equal_and_of_opposite_pictures() -> None:
     black, white = torch.zeros(3, 4, 4), torch.ones(3, 4, 4)
     assert psnr(black, black) == math.inf
     assert psnr(black, white) == 0

@@ -16,7 +16,7 @@ from gradina.errors import PictureError, RequestError, WeightsError
 from gradina.pipeline.load import load
 from gradina.pipeline.model import StableDiffusion
 from gradina.tasks.retrieval import (
-    WIDTH,
+    BEAM_WIDTH,
     Caption,
     describe,
     embed_pictures,
@@ -38,7 +38,7 @@ def photo(width: int, height: int) -> Image.Image:
     return Image.fromarray(np.stack([across, down, 255 - across], 2).astype(np.uint8))
 
 
-def test_similarities_are_those_of_transformers(pair: ContrastivePair, squares: Squares, tmp_path: Path) -> None:
+def test_scores_equal_those_of_transformers(pair: ContrastivePair, squares: Squares, tmp_path: Path) -> None:
     write_pair(pair, tmp_path / "pair")
     model, processor = (kind.from_pretrained(tmp_path / "pair") for kind in (CLIPModel, CLIPProcessor))
     pictures = [*squares.values(), photo(61, 45), photo(20, 133)]
@@ -52,7 +52,7 @@ def test_similarities_are_those_of_transformers(pair: ContrastivePair, squares: 
     assert torch.allclose(torch.tensor([shares[text] for text in texts]), expected[4].softmax(0), atol=TOLERANCE)
 
 
-def test_embeddings_have_length_one_whatever_they_are_computed_with(pair: ContrastivePair, squares: Squares) -> None:
+def test_embeddings_have_unit_norm_in_every_dtype(pair: ContrastivePair, squares: Squares) -> None:
     many = [*squares.values()] * 9  # more than pass through the tower together
     for embeddings in (embed_pictures(pair, many), embed_texts(pair, ["red", "blue"] * 20)):
         assert torch.allclose(embeddings.norm(dim=1), torch.ones(len(embeddings)), atol=1e-5)
@@ -61,7 +61,7 @@ def test_embeddings_have_length_one_whatever_they_are_computed_with(pair: Contra
     assert embed_texts(pair, []).shape == (0, 16)
 
 
-def test_a_picture_from_a_file_or_from_memory_and_what_is_transparent_is_white(
+def test_preprocess_composites_files_and_images_over_white(
     pair: ContrastivePair, squares: Squares, tmp_path: Path
 ) -> None:
     clear = Image.new("RGBA", (24, 24), (0, 0, 0, 0))
@@ -75,18 +75,18 @@ def test_a_picture_from_a_file_or_from_memory_and_what_is_transparent_is_white(
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 3000), (5000, 2)])
-def test_any_shape_is_seen(pair: ContrastivePair, size: tuple[int, int]) -> None:
+def test_any_aspect_ratio_is_preprocessed(pair: ContrastivePair, size: tuple[int, int]) -> None:
     assert preprocess(pair, Image.new("RGB", size, "white")).eq(1).all()
 
 
-def test_what_is_no_picture(pair: ContrastivePair, tmp_path: Path) -> None:
+def test_files_that_are_no_pictures_are_refused(pair: ContrastivePair, tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("no picture")
     for name in ("text.png", "none.png"):
         with pytest.raises(PictureError, match=name):
             embed_pictures(pair, [tmp_path / name])
 
 
-def test_the_best_of_some_phrases(pair: ContrastivePair, squares: Squares) -> None:
+def test_describe_ranks_phrases(pair: ContrastivePair, squares: Squares) -> None:
     phrases = [f"a {name} square" for name in squares]
     for name, captions in zip(squares, describe(pair, list(squares.values()), phrases), strict=True):
         assert captions[0].text == f"a {name} square"
@@ -97,18 +97,16 @@ def test_the_best_of_some_phrases(pair: ContrastivePair, squares: Squares) -> No
     assert describe(pair, [squares["red"]], ["x", " ", "x"]) == [[Caption("x", 1.0)]]
 
 
-def test_captions_are_composed(pair: ContrastivePair, squares: Squares) -> None:
+def test_describe_composes_captions_of_parts(pair: ContrastivePair, squares: Squares) -> None:
     for name, captions in zip(squares, describe(pair, list(squares.values())), strict=True):
         assert {caption.text for caption in captions[:2]} == {f"a {name} square", f"a {name} square on white"}
         assert len(captions) == 5
         assert captions[0].probability + captions[1].probability > 0.8
 
 
-def test_a_beam_that_keeps_everything_finds_what_comparing_everything_finds(
-    pair: ContrastivePair, squares: Squares
-) -> None:
+def test_a_full_beam_equals_an_exhaustive_search(pair: ContrastivePair, squares: Squares) -> None:
     whole = [f"{a} {b} {c}".strip() for a in pair.phrases[0] for b in pair.phrases[1] for c in pair.phrases[2]]
-    assert len(whole) <= WIDTH
+    assert len(whole) <= BEAM_WIDTH
     for one, two in zip(
         describe(pair, list(squares.values())), describe(pair, list(squares.values()), whole), strict=True
     ):
@@ -116,7 +114,7 @@ def test_a_beam_that_keeps_everything_finds_what_comparing_everything_finds(
         assert [c.probability for c in one] == pytest.approx([c.probability for c in two], abs=1e-5)
 
 
-def test_a_picture_is_described_as_if_alone(pair: ContrastivePair, squares: Squares) -> None:
+def test_a_description_does_not_depend_on_the_batch(pair: ContrastivePair, squares: Squares) -> None:
     many = replace(pair, phrases=(tuple(f"a {n} {c}" for n in range(20) for c in squares), ("", "square", "on white")))
     together = describe(many, list(squares.values()))
     for picture, expected in zip(squares.values(), together, strict=True):
@@ -124,13 +122,13 @@ def test_a_picture_is_described_as_if_alone(pair: ContrastivePair, squares: Squa
         assert [caption.text for caption in alone] == [caption.text for caption in expected]
 
 
-def test_empty_parts_add_nothing(pair: ContrastivePair, squares: Squares) -> None:
+def test_empty_parts_change_nothing(pair: ContrastivePair, squares: Squares) -> None:
     odd = replace(pair, phrases=(("", " a red "), ("", "square")))
     texts = {caption.text for caption in describe(odd, [squares["red"]], best=9)[0]}
     assert texts == {"a red", "a red square", "square"}
 
 
-def test_nothing_to_say_and_nothing_to_see(pair: ContrastivePair, squares: Squares) -> None:
+def test_no_phrases_are_refused_and_no_pictures_give_nothing(pair: ContrastivePair, squares: Squares) -> None:
     with pytest.raises(RequestError, match="phrases: colours has none of its own; give the texts to choose from"):
         describe(replace(pair, phrases=()), [squares["red"]])
     for phrases in ([], ["", " "]):
@@ -140,7 +138,7 @@ def test_nothing_to_say_and_nothing_to_see(pair: ContrastivePair, squares: Squar
     assert search(pair, [], "red") == []
 
 
-def test_pictures_are_found_by_words(pair: ContrastivePair, squares: Squares) -> None:
+def test_search_ranks_pictures(pair: ContrastivePair, squares: Squares) -> None:
     pictures = list(squares.values())
     for i, name in enumerate(squares):
         hits = search(pair, pictures, f"a {name} square")
@@ -152,7 +150,7 @@ def test_pictures_are_found_by_words(pair: ContrastivePair, squares: Squares) ->
         search(pair, pictures, " ")
 
 
-def test_a_pair_is_opened_by_every_name(
+def test_open_pair_takes_every_kind_of_name(
     pair: ContrastivePair, tiny_model: Callable[..., StableDiffusion], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assets = tmp_path / "assets"
@@ -179,7 +177,7 @@ def test_a_pair_is_opened_by_every_name(
     assert open_pair("emoji").name == "emoji"
 
 
-def test_where_there_is_no_image_tower(
+def test_a_model_without_an_image_tower_is_refused(
     pair: ContrastivePair, tiny_model: Callable[..., StableDiffusion], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(registry, "ASSETS", tmp_path / "assets")
@@ -203,7 +201,7 @@ def test_where_there_is_no_image_tower(
         open_pair(tiny_model())
 
 
-def test_a_name_of_the_hub(pair: ContrastivePair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_open_pair_from_the_hub(pair: ContrastivePair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_pair(pair, tmp_path / "clip")
     monkeypatch.setattr(
         "gradina.weights.hub.fetch_only", lambda name, kind: {("me/model", "pair"): tmp_path}[name, kind]

@@ -104,11 +104,11 @@ def plot_trials(trials: Sequence[Trial], path: Path) -> None:
     for shortcut, colour in ((False, "#9aa5b1"), (True, "#5b8db8")):
         group = [t for t in trials if shortcut == bool({"reuse", "guidance_interval"} & set(t.settings))]
         label = "with a shortcut" if shortcut else "exact"
-        axes.scatter([t.seconds for t in group], [t.likeness for t in group], s=14, color=colour, label=label)
+        axes.scatter([t.seconds for t in group], [t.psnr for t in group], s=14, color=colour, label=label)
     best = front(trials)
-    axes.plot([t.seconds for t in best], [t.likeness for t in best], color="#c2571a", label="Pareto front")
+    axes.plot([t.seconds for t in best], [t.psnr for t in best], color="#c2571a", label="Pareto front")
     for name, trial in presets(trials).items():
-        axes.annotate(name, (trial.seconds, trial.likeness), xytext=(6, -12), textcoords="offset points")
+        axes.annotate(name, (trial.seconds, trial.psnr), xytext=(6, -12), textcoords="offset points")
     axes.set(xscale="log", xlabel="seconds for a picture", ylabel="PSNR to the converged picture, dB")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)

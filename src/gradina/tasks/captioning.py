@@ -11,14 +11,14 @@ from PIL import Image
 
 from gradina.errors import HubError, MissingExtra
 
-BLIP = "Salesforce/blip-image-captioning-base"  # what a captioner is unless it is named; 1 GB
+BLIP = "Salesforce/blip-image-captioning-base"  # the default; 1 GB
 LONGEST = 40  # tokens
 
 Captioner = Callable[[Image.Image], str]
 
 
 def captioner(name: str = BLIP, device: str | torch.device = "cpu") -> Captioner:
-    """A model that says what a picture shows: any image-to-text checkpoint, by its name on the hub or a local folder.
+    """A captioning model: any image-to-text checkpoint, by its name on the hub or a local folder.
 
     Raises MissingExtra where transformers is not installed, HubError where there is no such model.
     """

@@ -1,4 +1,4 @@
-"""The autoencoder as a compression program: a picture becomes a small file of latents, and comes back."""
+"""The autoencoder as a codec: a picture to a small file of latents, and back."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FORMAT = "gradina latents 1"
 
 @dataclass(frozen=True)
 class Latents:
-    """The latents of one picture (4, h/8, w/8), the picture's size in pixels, and which model reads them."""
+    """The latents of one picture (4, h/8, w/8), the picture's size in pixels, and the model that decodes them."""
 
     z: Tensor
     width: int
@@ -42,7 +42,7 @@ class Latents:
 
 
 def encode(model: StableDiffusion, picture: Image.Image) -> Latents:
-    """The latents of a picture of any size; its sides are filled up to multiples of 8 by repeating the last pixels."""
+    """The latents of a picture of any size, padded to multiples of 8 by replicating its last pixels."""
     factor = model.vae.config.factor
     width, height = picture.size
     padding = (0, -width % factor, 0, -height % factor)
@@ -61,7 +61,7 @@ def decode(model: StableDiffusion, latents: Latents) -> Image.Image:
 
 
 def open_latents(path: str | PathLike[str]) -> Latents:
-    """What `Latents.save` wrote; PictureError if the file is anything else."""
+    """The latents that `Latents.save` wrote. Raises PictureError for any other file."""
     if not Path(path).is_file():
         raise PictureError(f"{path}: there is no such file")
     try:
@@ -81,15 +81,15 @@ def open_latents(path: str | PathLike[str]) -> Latents:
 
 
 @dataclass(frozen=True)
-class Loss:
-    """What the way through the latents costs and saves."""
+class Compression:
+    """How much smaller latents are than pixels, and what that costs."""
 
-    numbers: float  # how many times fewer numbers latents have
-    psnr: float  # dB of the picture that comes back
+    ratio: float  # values in the pixels over values in the latents
+    psnr: float  # dB, of the decoded picture
 
 
-def measure(model: StableDiffusion, picture: Image.Image, latents: Latents) -> Loss:
-    """Ratio of numbers, and the PSNR of the decoded picture, after the rounding to half precision that a file means."""
+def measure(model: StableDiffusion, picture: Image.Image, latents: Latents) -> Compression:
+    """The compression of a picture, with its latents rounded to half precision as in a file."""
     back = decode(model, Latents(latents.z.half(), latents.width, latents.height))
     a, b = (to_pixels(p) / 2 + 0.5 for p in (picture, back))
-    return Loss(a.numel() / latents.z.numel(), psnr(a, b))
+    return Compression(a.numel() / latents.z.numel(), psnr(a, b))

@@ -1,4 +1,4 @@
-"""How good is a picture? Mathematics over arrays; where the numbers come from is the caller's choice."""
+"""Metrics of picture quality, as functions of tensors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How well do words describe a picture? The contrastive pair at work: captions for pictures, pictures for words."""
+"""Retrieval by a contrastive pair: captions for pictures, pictures for words."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from gradina.weights.registry import locate_pair
 if TYPE_CHECKING:
     from gradina.request import ImageLike
 
-Pictures: TypeAlias = "Tensor | Sequence[ImageLike]"  # embeddings (n, d), or what they are made from
+Pictures: TypeAlias = "Tensor | Sequence[ImageLike]"  # embeddings (n, d), or the pictures to embed
 
-AT_ONCE = 32  # pictures, or texts, that pass through a tower together
-WIDTH = 16  # beginnings of captions that are kept from part to part
+BATCH_SIZE = 32  # of pictures or texts in a tower
+BEAM_WIDTH = 16  # prefixes of captions kept from part to part
 
 
 @dataclass(frozen=True)
 class Caption:
-    """A text that describes a picture, and its share among all that it was compared with, in 0..1."""
+    """A text that describes a picture, and its probability among all texts that it was compared with."""
 
     text: str
     probability: float
@@ -41,7 +41,7 @@ class Caption:
 
 @dataclass(frozen=True)
 class Hit:
-    """A picture by its number, and how near it is to the words: a cosine, -1..1."""
+    """A picture by its index, and its cosine similarity to the words, -1..1."""
 
     index: int
     score: float
@@ -74,7 +74,7 @@ def open_pair(
 
 
 def preprocess(pair: ContrastivePair, picture: ImageLike) -> Tensor:
-    """What the image tower sees of a picture: its middle, small, over white, in the colours that it learnt (3, h, w).
+    """The image tower's input (3, h, w): the centre crop over white, resized and normalized.
 
     The pixels are those of transformers' CLIPImageProcessor. Raises PictureError.
     """
@@ -85,27 +85,27 @@ def preprocess(pair: ContrastivePair, picture: ImageLike) -> Tensor:
 
 @torch.no_grad()
 def embed_pixels(pair: ContrastivePair, pixels: Tensor) -> Tensor:
-    """Embeddings (n, d) of length 1, fp32 on the CPU, of what `preprocess` gives (n, 3, h, w)."""
-    parts = [pair.clip.vision(some.to(pair.device, pair.dtype)) for some in torch.split(pixels, AT_ONCE)]
+    """Embeddings (n, d) of length 1, fp32 on the CPU, of preprocessed pixels (n, 3, h, w)."""
+    parts = [pair.clip.vision(some.to(pair.device, pair.dtype)) for some in torch.split(pixels, BATCH_SIZE)]
     embeddings = finite(torch.cat(parts), "image tower", pair.clip.vision, pair.dtype)
     return F.normalize(embeddings.float().cpu(), dim=1)
 
 
 def embed_pictures(pair: ContrastivePair, pictures: Iterable[ImageLike]) -> Tensor:
-    """Embeddings (n, d) of length 1 of pictures of any size; at most a few are in memory. Raises PictureError."""
+    """Embeddings (n, d) of length 1 of pictures of any size, one batch in memory at a time. Raises PictureError."""
     pixels = (preprocess(pair, picture) for picture in pictures)
     parts = [torch.empty(0, pair.clip.vision.config.projection)]
-    while some := list(islice(pixels, AT_ONCE)):
+    while some := list(islice(pixels, BATCH_SIZE)):
         parts.append(embed_pixels(pair, torch.stack(some)))
     return torch.cat(parts)
 
 
 @torch.no_grad()
 def embed_texts(pair: ContrastivePair, texts: Sequence[str]) -> Tensor:
-    """Embeddings (n, d) of length 1, fp32 on the CPU; a text that is too long for the tower is cut off."""
+    """Embeddings (n, d) of length 1, fp32 on the CPU; texts longer than the context are truncated."""
     if not texts:
         return torch.empty(0, pair.clip.vision.config.projection)
-    ids = torch.split(pair.tokenizer(texts), AT_ONCE)
+    ids = torch.split(pair.tokenizer(texts), BATCH_SIZE)
     parts = [pair.clip.text.embed(some.to(pair.device)) for some in ids]
     embeddings = finite(torch.cat(parts), "text tower", pair.clip.text, pair.dtype)
     return F.normalize(embeddings.float().cpu(), dim=1)
@@ -124,21 +124,21 @@ def describe(
 ) -> list[list[Caption]]:
     """For each picture the `best` of the phrases, best first, with probabilities over all of them.
 
-    Without phrases captions are composed of the pair's own, part by part: the best beginnings are kept, and each is
-    continued in every way; probabilities are over those that are whole. Raises RequestError where there is none.
+    Without phrases, captions are composed of the pair's own by beam search over its parts, and probabilities are over
+    the whole captions at the end. Raises RequestError where there are none.
     """
     parts = parts_of(pair, phrases)
-    embeddings = _embedded(pair, pictures)
-    kept: list[list[Caption]] = [[Caption("", 1.0)] for _ in embeddings]
+    embeddings = _embeddings(pair, pictures)
+    beam: list[list[Caption]] = [[Caption("", 1.0)] for _ in embeddings]
     for k, part in enumerate(parts):
         last = k == len(parts) - 1
-        grown = [_grown([caption.text for caption in some], part, last) for some in kept]
-        kept = _best(pair, embeddings, grown, best if last else max(best, WIDTH))
-    return kept
+        candidates = [_continuations([caption.text for caption in some], part, last) for some in beam]
+        beam = _top_captions(pair, embeddings, candidates, best if last else max(best, BEAM_WIDTH))
+    return beam
 
 
 def parts_of(pair: ContrastivePair, phrases: Sequence[str] | None) -> Phrases:
-    """What captions are made of: the phrases, or the pair's own parts. Raises RequestError where there are none."""
+    """The phrases as one part, or the pair's own parts of captions. Raises RequestError where there are none."""
     parts = pair.phrases if phrases is None else (tuple(phrases),)
     if not any(text.strip() for part in parts for text in part):
         given = "none were given" if phrases is not None else f"{pair.name or 'the model'} has none of its own"
@@ -147,31 +147,31 @@ def parts_of(pair: ContrastivePair, phrases: Sequence[str] | None) -> Phrases:
 
 
 def search(pair: ContrastivePair, pictures: Pictures, words: str) -> list[Hit]:
-    """All pictures, those nearest to the words first. Raises RequestError for empty words."""
+    """All pictures by similarity to the words, most similar first. Raises RequestError for empty words."""
     if not words.strip():
         raise RequestError('words: got none, expected what to look for, such as "a red apple"')
-    cosines = _embedded(pair, pictures) @ embed_texts(pair, [words])[0]
+    cosines = _embeddings(pair, pictures) @ embed_texts(pair, [words])[0]
     order = cosines.argsort(descending=True, stable=True).tolist()
     return [Hit(i, cosines[i].item()) for i in order]
 
 
-def _embedded(pair: ContrastivePair, pictures: Pictures) -> Tensor:
+def _embeddings(pair: ContrastivePair, pictures: Pictures) -> Tensor:
     return pictures if isinstance(pictures, Tensor) else embed_pictures(pair, pictures)
 
 
-def _grown(beginnings: list[str], part: Sequence[str], last: bool) -> list[str]:
-    """Each beginning with each continuation, each text once; at the end none is empty."""
-    texts = (f"{beginning} {text.strip()}".strip() for beginning in beginnings for text in part)
+def _continuations(prefixes: list[str], part: Sequence[str], last: bool) -> list[str]:
+    """Each prefix with each text of a part, without duplicates; of the last part, without empty ones."""
+    texts = (f"{prefix} {text.strip()}".strip() for prefix in prefixes for text in part)
     return [text for text in dict.fromkeys(texts) if text or not last]
 
 
-def _best(pair: ContrastivePair, pictures: Tensor, texts: list[list[str]], count: int) -> list[list[Caption]]:
-    """For each picture (n, d) the best of its own texts; texts that several have pass through the tower once."""
+def _top_captions(pair: ContrastivePair, pictures: Tensor, texts: list[list[str]], count: int) -> list[list[Caption]]:
+    """The best of each picture's own texts, for embeddings (n, d); a text that several have is embedded once."""
     column = {text: i for i, text in enumerate(dict.fromkeys(text for some in texts for text in some))}
-    similar = scores(pair, pictures, embed_texts(pair, list(column)))
+    logits = scores(pair, pictures, embed_texts(pair, list(column)))
     ranked = []
-    for row, some in zip(similar, texts, strict=True):
-        shares = row[[column[text] for text in some]].softmax(0)
-        order = shares.argsort(descending=True, stable=True)[:count].tolist()
-        ranked.append([Caption(some[i], shares[i].item()) for i in order])
+    for row, some in zip(logits, texts, strict=True):
+        probabilities = row[[column[text] for text in some]].softmax(0)
+        order = probabilities.argsort(descending=True, stable=True)[:count].tolist()
+        ranked.append([Caption(some[i], probabilities[i].item()) for i in order])
     return ranked

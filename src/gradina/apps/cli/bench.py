@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 import typer
 
 from gradina.apps.cli import options as o
-from gradina.apps.cli.generate import check_target, open_model, progress
+from gradina.apps.cli.generate import open_model
+from gradina.apps.cli.output import check_target
+from gradina.apps.cli.progress import progress
 from gradina.files import cache_folder, check_writable_folder
 from gradina.request import Request
 from gradina.request_checks import choice
@@ -18,10 +20,10 @@ from gradina.request_checks import choice
 if TYPE_CHECKING:
     from gradina.bench.autotune import Trial
 
-TRIED = ("a red apple", "a cat", "a house", "a guitar", "a red car", "an owl")
+TUNING_PROMPTS = ("a red apple", "a cat", "a house", "a guitar", "a red car", "an owl")
 
 PARTS = ("machine", "attention", "works", "pictures", "learning", "imports", "cold")
-PARTS_ELSEWHERE = ("machine", "works", "pictures")  # on another device than the CPU
+ACCELERATOR_PARTS = ("machine", "works", "pictures")  # on another device than the CPU
 
 
 def bench(
@@ -38,7 +40,7 @@ def bench(
     for name, path, kinds in (("--output", output, (".json",)), ("--plot", plot, (".png", ".svg", ".pdf"))):
         if path is not None:
             check_target(name, path, kinds)
-    known = PARTS if device == "cpu" else PARTS_ELSEWHERE
+    known = PARTS if device == "cpu" else ACCELERATOR_PARTS
     parts = [choice("--only", part.strip(), known) for part in only.split(",")] if only else list(known)
     from gradina.bench import report as reports
     from gradina.bench.measure import measure
@@ -77,7 +79,7 @@ def tune(
     if plot is not None:
         check_target("--plot", plot, (".png", ".svg", ".pdf"))
     check_writable_folder(cache_folder())
-    request = Request(prompt=tuple(prompts or TRIED), seed=0)
+    request = Request(prompt=tuple(prompts or TUNING_PROMPTS), seed=0)
     opened = open_model(model, variant, prediction, device, dtype, threads, engine, vae=vae)
     from gradina.bench import autotune
     from gradina.bench.report import plot_trials, pyplot
@@ -89,15 +91,15 @@ def tune(
         for trial in autotune.tune(opened, request, 60 * minutes):
             trials.append(trial)
             advance("settings tried", len(trials), 0)
-    typer.echo(tuned_table(trials))
-    typer.echo(autotune.keep(opened, trials))
+    typer.echo(presets_table(trials))
+    typer.echo(autotune.save_trials(opened, trials))
     if plot is not None:
         plot_trials(trials, Path(plot))
         typer.echo(plot)
 
 
-def tuned_table(trials: Sequence[Trial]) -> str:
-    """The front: seconds, dB, settings, and the presets that they are."""
+def presets_table(trials: Sequence[Trial]) -> str:
+    """The Pareto front as a table: seconds, dB, settings, and the presets among them."""
     from gradina.bench.autotune import front, presets
 
     named = presets(trials)
@@ -105,5 +107,5 @@ def tuned_table(trials: Sequence[Trial]) -> str:
     for trial in front(trials):
         settings = ", ".join(f"{name} {value}" for name, value in trial.settings.items())
         names = " ".join(name for name, one in named.items() if one == trial)
-        lines.append(f"{trial.seconds:7.2f}  {trial.likeness:5.1f}  {settings}{names and f'  <- {names}'}")
+        lines.append(f"{trial.seconds:7.2f}  {trial.psnr:5.1f}  {settings}{names and f'  <- {names}'}")
     return "\n".join(lines)

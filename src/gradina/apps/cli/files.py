@@ -8,7 +8,8 @@ from pathlib import Path
 import typer
 
 from gradina.apps.cli import options as o
-from gradina.apps.cli.generate import check_apart, check_target, open_model, save_sheet
+from gradina.apps.cli.generate import open_model
+from gradina.apps.cli.output import check_distinct, check_target, save_image
 from gradina.errors import RequestError
 from gradina.files import check_model_folder, check_writable, with_ending
 
@@ -51,19 +52,19 @@ def encode(
     target = check_target("--output", output or str(with_ending(Path(picture), ".latents")))
     if Path(target).suffix.lower() in SAVE_OPTIONS:
         raise RequestError(f"--output: got {target}, a picture's name, for latents; end it in .latents")
-    check_apart(("PICTURE", picture), ("--output", target))
+    check_distinct(("PICTURE", picture), ("--output", target))
     before = Path(picture).stat().st_size
     loaded = open_model(model, variant, None, device, dtype, threads, vae=vae)
     latents = codec.encode(loaded, opened)
     latents.save(target)
-    loss = codec.measure(loaded, opened, latents)
+    compression = codec.measure(loaded, opened, latents)
     typer.echo(target)
     after = Path(target).stat().st_size
-    typer.echo(f"{'numbers':18} {loss.numbers:.1f} times fewer")
+    typer.echo(f"{'numbers':18} {compression.ratio:.1f} times fewer")
     typer.echo(
         f"{'bytes':18} {after} ({before} in the picture's file, {3 * opened.width * opened.height} in its pixels)"
     )
-    typer.echo(f"{'PSNR':18} {loss.psnr:.1f} dB on the way back")
+    typer.echo(f"{'PSNR':18} {compression.psnr:.1f} dB on the way back")
 
 
 def decode(
@@ -83,7 +84,7 @@ def decode(
     read = codec.open_latents(latents)
     target = check_target("--output", output or str(with_ending(Path(latents), ".png")), SAVE_OPTIONS)
     loaded = open_model(model or read.model or None, variant, None, device, dtype, threads, vae=vae or read.vae or None)
-    save_sheet(codec.decode(loaded, read), target)
+    save_image(codec.decode(loaded, read), target)
 
 
 def models() -> None:
@@ -108,8 +109,8 @@ def convert(
     from gradina.weights.convert import convert as converted
 
     (check_writable if target.endswith(".safetensors") else check_model_folder)(target)
-    numbers = None if dtype is None else DTYPES[choice("--dtype", dtype, tuple(DTYPES))]
-    typer.echo(converted(source, target, dtype=numbers, variant=variant, prediction=prediction))
+    stored = None if dtype is None else DTYPES[choice("--dtype", dtype, tuple(DTYPES))]
+    typer.echo(converted(source, target, dtype=stored, variant=variant, prediction=prediction))
 
 
 def push(model: o.Local, name: o.HubName) -> None:

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
-import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -16,11 +12,12 @@ import typer
 
 from gradina.apps.cli import options as o
 from gradina.apps.cli.grids import Axis, axis, cell_label, cells, check_grid, parse
+from gradina.apps.cli.output import check_distinct, check_target, is_folder, output_path, print_note, save_image, slug
+from gradina.apps.cli.progress import progress
 from gradina.errors import RequestError, WeightsError
-from gradina.files import check_writable, check_writable_folder, unused_path, with_ending
+from gradina.files import check_writable_folder, unused_path, with_ending
 from gradina.images.picture import Picture
 from gradina.request import Defaults, Request
-from gradina.request_checks import choice
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -28,9 +25,6 @@ if TYPE_CHECKING:
     from gradina.pipeline.model import StableDiffusion
 
 log = logging.getLogger(__name__)
-
-STEERING = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))}  # what terminals obey
-SLUG_BYTES = 200  # of the 255 that a name may have; seed, number and suffix follow
 
 
 def generate(
@@ -139,33 +133,23 @@ def again(
         own = vae or was.get("vae")
         opened = open_model(name, variant, prediction, device, numbers, threads, engine, low_memory, vae=own)
     except WeightsError as error:
-        unsaid = [] if model else ["the model yourself with --model"]
-        unsaid += ["the autoencoder with --vae"] if was.get("vae") and not vae else []
-        if not unsaid:
+        missing = [] if model else ["the model yourself with --model"]
+        missing += ["the autoencoder with --vae"] if was.get("vae") and not vae else []
+        if not missing:
             raise
-        raise WeightsError(f"{error} (so says {picture}; name {', or '.join(unsaid)})") from error
+        raise WeightsError(f"{error} (so says {picture}; name {', or '.join(missing)})") from error
     now = opened.about
     for what, name, found in (("by", "name", "hash"), ("with the autoencoder", "vae", "vae_hash")):
-        if is_other(was.get(found, ""), now.get(found, "")):
-            say(f"drawn {what} {was.get(name)} [{was[found]}], this is {now.get(name)} [{now[found]}]")
+        if hash_differs(was.get(found, ""), now.get(found, "")):
+            print_note(f"drawn {what} {was.get(name)} [{was[found]}], this is {now.get(name)} [{now[found]}]")
     draw(opened, record.request, target, None, None, quiet)
 
 
-def is_other(hash_: str, own: str) -> bool:
-    """Whether a model's hash in a file is another than `own`: if it is of the same kind, a SHA-256 or its beginning."""
+def hash_differs(hash_: str, own: str) -> bool:
+    """Whether a recorded hash is that of another model than `own`; hashes that are no prefix of a SHA-256 never are."""
     hash_ = hash_.lower().removeprefix("0x")
     length = min(len(hash_), len(own))
     return re.fullmatch("[0-9a-f]{10,64}", hash_) is not None and length > 0 and hash_[:length] != own[:length]
-
-
-def say(note: str) -> None:
-    """Prints a note on standard error: what is worth knowing and no error."""
-    print(f"gradina: note: {one_line(note)}", file=sys.stderr)
-
-
-def one_line(text: str) -> str:
-    """A text as a terminal can show it in one line: what would steer the terminal is written out."""
-    return " ".join(text.split()).translate(STEERING)
 
 
 def open_model(
@@ -180,7 +164,7 @@ def open_model(
     tiny: str | None = None,
     vae: str | None = None,
 ) -> StableDiffusion:
-    """The model that the options name."""
+    """Loads the model that the options name."""
     from gradina.pipeline.load import load
     from gradina.runtime.device import use_threads
 
@@ -213,7 +197,7 @@ def draw(
             first = drawn == 0 and bool(film or strip)
             if isinstance(event, Picture):
                 frames += [event.image] if first else []
-                path = path_for(event, output, alone=count == 1)
+                path = output_path(event, output, alone=count == 1)
                 event.save(path)
                 typer.echo(path)
                 drawn += 1
@@ -226,16 +210,16 @@ def draw(
         grid.film(frames, film)
         typer.echo(film)
     if strip:
-        save_sheet(strip_of(frames), strip)
+        save_image(strip_of(frames), strip)
 
 
 def with_preset(model: StableDiffusion, request: Request, name: str) -> Request:
     """The request with the settings of a preset where it leaves them open."""
     from gradina.bench.autotune import preset
 
-    untold = Request()
+    unset = Request()
     settings = preset(model, name).items()
-    return replace(request, **{key: value for key, value in settings if getattr(request, key) == getattr(untold, key)})
+    return replace(request, **{key: value for key, value in settings if getattr(request, key) == getattr(unset, key)})
 
 
 def strip_of(frames: list[Image.Image], shown: int = 8) -> Image.Image:
@@ -248,7 +232,7 @@ def strip_of(frames: list[Image.Image], shown: int = 8) -> Image.Image:
 
 
 def draw_grid(model: StableDiffusion, request: Request, axes: list[Axis], output: str | None, quiet: bool) -> None:
-    """Draws a request for all values of one or two fields as one labelled picture."""
+    """Draws a request for all values of one or two fields, as one labelled grid."""
     from gradina.images import grid
     from gradina.pipeline.generate import generate as draw_pictures
 
@@ -270,22 +254,11 @@ def draw_grid(model: StableDiffusion, request: Request, axes: list[Axis], output
     if output is None or is_folder(output):
         Path(output or ".").mkdir(parents=True, exist_ok=True)
         output = str(unused_path(Path(output or ".") / f"{slug(request.prompts[0])}-grid.png"))
-    save_sheet(drawn, output)
-
-
-def save_sheet(image: Image.Image, path: str) -> None:
-    """Writes a sheet, and says where it is."""
-    from gradina.files import atomic_write
-    from gradina.images.open import SAVE_OPTIONS
-
-    options = SAVE_OPTIONS[choice("--output", Path(path).suffix.lower(), tuple(SAVE_OPTIONS))]
-    with atomic_write(path) as file:
-        image.save(file, **options)
-    typer.echo(path)
+    save_image(drawn, output)
 
 
 def check_files(request: Request, output: str | None, film: str | None, strip: str | None) -> None:
-    """Refuses what cannot be read or written, before a model is loaded."""
+    """Raises an error for files that cannot be read or written, before a model is loaded."""
     from gradina.images.grid import FILMS
     from gradina.images.open import SAVE_OPTIONS, open_mask, open_picture
 
@@ -303,62 +276,4 @@ def check_files(request: Request, output: str | None, film: str | None, strip: s
     if output is None or is_folder(output):
         check_writable_folder(output or ".")
     named = (("--init-image", request.init_image), ("--mask-image", request.mask_image))
-    check_apart(("--output", output), ("--film", film), ("--strip", strip), *named)
-
-
-def check_target(name: str, path: str, kinds: Iterable[str] = ()) -> str:
-    """The path of a file to write, if it can be written and its name ends in one of `kinds`, where there are any."""
-    if kinds and Path(path).suffix.lower() not in kinds:
-        raise RequestError(f"{name}: got {path}, expected a name that ends in {', '.join(kinds)}")
-    if not Path(path).parent.is_dir():
-        raise RequestError(f"{name}: there is no folder {Path(path).parent}; make it first")
-    check_writable(path)
-    return path
-
-
-def check_apart(*files: tuple[str, Any]) -> None:
-    """Refuses to write over a file that is read, or to write two things to one file."""
-    seen: dict[Path, str] = {}
-    for name, path in files:
-        if isinstance(path, str) and not is_folder(path):
-            other = seen.setdefault(Path(path).resolve(), name)
-            if other != name:
-                raise RequestError(f"{other}: got {path}, which is also {name}; give another name")
-
-
-def is_folder(path: str) -> bool:
-    """Whether an output names a folder."""
-    return path.endswith(("/", "\\")) or os.path.isdir(path)
-
-
-def path_for(picture: Picture, output: str | None, alone: bool) -> Path:
-    """Where a picture is written; a name that was not given never replaces a file."""
-    own = f"{slug(picture.request.prompts[0])}-{picture.seed}.png"
-    if output is None:
-        return unused_path(Path(own))
-    if is_folder(output):
-        Path(output).mkdir(parents=True, exist_ok=True)
-        return unused_path(Path(output) / own)
-    path = Path(output)
-    return path if alone else with_ending(path, f"-{picture.seed}{path.suffix}")
-
-
-def slug(prompt: str) -> str:
-    """A prompt as the stem of a file's name: at most 60 letters, and SLUG_BYTES bytes."""
-    letters = re.sub(r"\W+", "-", prompt.lower()).strip("-")[:60]
-    return letters.encode()[:SLUG_BYTES].decode("utf-8", "ignore") or "picture"
-
-
-@contextmanager
-def progress(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
-    """A bar on standard error, for people: advance(what, done, of)."""
-    if quiet or not sys.stderr.isatty():
-        yield lambda what, done, of: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda what, done, of: bar.update(task, description=what, completed=done, total=of)
+    check_distinct(("--output", output), ("--film", film), ("--strip", strip), *named)

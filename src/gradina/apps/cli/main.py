@@ -18,7 +18,7 @@ import typer.core
 
 import gradina
 from gradina.apps.cli import bench, files, finetune, generate, search, train
-from gradina.apps.cli.generate import one_line, say
+from gradina.apps.cli.output import one_line, print_note
 from gradina.errors import GradinaError
 
 USAGE = """Stable Diffusion, whole, in Python.
@@ -28,10 +28,10 @@ USAGE = """Stable Diffusion, whole, in Python.
 
 
 class Verbs(typer.core.TyperGroup):
-    """The verbs; the help of all of them ends with the options of the one that needs no name."""
+    """The verbs; their help ends with the options of `generate`, which needs no name."""
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
-        """Explains what stands behind a prompt."""
+        """Adds the options that may follow a prompt."""
         generate = self.get_command(ctx, "generate")
         if generate is not None:
             formatter.write_paragraph()
@@ -75,22 +75,22 @@ OWN_OPTIONS = ("-h", "--help", "--version")
 
 @app.callback(invoke_without_command=True)
 def about(version: bool = typer.Option(False, "--version", help="Print the version.")) -> None:
-    """What stands before the verbs."""
+    """Options before the verbs."""
     if version:
         typer.echo(f"gradina {gradina.__version__}")
         raise typer.Exit
 
 
 def with_verb(arguments: list[str]) -> list[str]:
-    """The arguments with `generate` put in front where no verb stands: a prompt, or an option of its own."""
+    """The arguments, with `generate` in front of a prompt or an option of its own."""
     if not arguments or arguments[0] in VERBS or arguments[0] in OWN_OPTIONS:
         return arguments
     return ["generate", *arguments]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command line; a mistake is one line on standard error and exit code 2."""
-    warnings.showwarning = lambda message, *_, **__: say(str(message))
+    """Runs the command line; an error is one line on standard error and exit code 2."""
+    warnings.showwarning = lambda message, *_, **__: print_note(str(message))
     with notes_on_stderr():
         return _run(arguments)
 
@@ -104,7 +104,7 @@ def notes_on_stderr() -> Iterator[None]:
         note = record.getMessage()
         if note not in printed:
             printed.add(note)
-            say(note)
+            print_note(note)
 
     handler.emit = emit  # type: ignore[method-assign]
     log.addHandler(handler)

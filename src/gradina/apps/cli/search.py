@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from gradina.apps.cli import options as o
-from gradina.apps.cli.embeddings import embedded, remembered
-from gradina.apps.cli.generate import check_target, progress, save_sheet, say
+from gradina.apps.cli.embeddings import cached_embeddings, embed_files
+from gradina.apps.cli.output import check_target, print_note, save_image
+from gradina.apps.cli.progress import progress
 from gradina.errors import PictureError, RequestError
 from gradina.files import check_writable
 from gradina.texts import read_text
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     from gradina.weights.formats.clip import ContrastivePair
 
-THUMBNAIL = 256  # pixels, the longer side of a picture on a sheet
+THUMBNAIL = 256  # pixels, the longer side of a picture in a grid
 
 
 def caption(
@@ -42,38 +43,40 @@ def caption(
 ) -> None:
     """Say what pictures show, and write it down for training."""
     given = None if phrases is None else read_phrases(phrases)
-    files = [path for name in pictures for path in (files_in(name) if Path(name).is_dir() else [admitted(name)])]
+    files = [
+        path for name in pictures for path in (pictures_under(name) if Path(name).is_dir() else [check_picture(name)])
+    ]
     files = list(dict.fromkeys(files))
     if write:
         from gradina.training.data.sidecars import without_captions
 
         there, files = len(files), without_captions(files)
         if there > len(files):
-            say(f"{there - len(files)} of {there} pictures have captions already, which stay as they are")
+            print_note(f"{there - len(files)} of {there} pictures have captions already, which stay as they are")
         if not files:
             return
-        for place in beside_each(files).values():
+        for place in caption_paths(files).values():
             check_writable(place)
     if by == "clip":
-        pair = opened_pair(model, device, dtype, threads)
+        pair = load_pair(model, device, dtype, threads)
         check_phrases(pair, given)
         with progress(quiet) as advance:
-            found = dict(embedded(pair, files, advance, needed={Path(name) for name in pictures}))
-        rows = described(pair, found, given, best) if found else []
+            found = dict(embed_files(pair, files, advance, needed={Path(name) for name in pictures}))
+        rows = caption_pictures(pair, found, given, best) if found else []
     else:
         with progress(quiet) as advance:
-            rows = sentences(files, by, device, threads, advance)
+            rows = generate_captions(files, by, device, threads, advance)
     if not rows and not write:
         raise PictureError(f"{', '.join(pictures)}: has no picture that can be read")
     if write:
-        written(rows)
+        write_captions(rows)
         return
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
         return
     for row in rows:
         if len(files) > 1:
-            typer.echo(shown(row["picture"]))
+            typer.echo(printable(row["picture"]))
         for each in row["captions"]:
             sure = f"{100 * each['probability']:5.1f} %  " if "probability" in each else ""
             typer.echo(f"{sure}{each['text']}")
@@ -94,24 +97,24 @@ def search(
     asked = " ".join(words).strip()
     if not asked:
         raise RequestError('words: got none, expected what to look for, such as "a red apple"')
-    files = files_in(folder)
+    files = pictures_under(folder)
     check_sheet(sheet, files)
-    pair = opened_pair(model, device, dtype, threads)
+    pair = load_pair(model, device, dtype, threads)
     with progress(quiet) as advance:
-        found = remembered(pair, Path(folder), files, advance)
+        found = cached_embeddings(pair, Path(folder), files, advance)
     if not found:
         raise PictureError(f"{folder}: has no picture that can be read")
     hits = ranked(pair, found, asked)[:best]
     for path, score in hits:
-        typer.echo(f"{score:6.3f}  {shown(path)}")
+        typer.echo(f"{score:6.3f}  {printable(path)}")
     if sheet is not None:
-        save_sheet(sheet_of(hits, asked), sheet)
+        save_image(grid_of_hits(hits, asked), sheet)
 
 
-def sentences(
+def generate_captions(
     files: Sequence[Path], by: str, device: str | None, threads: int | None, advance: Callable[[str, int, int], None]
 ) -> list[dict[str, Any]]:
-    """What a captioning model says of each picture, as JSON has it; a picture that cannot be read is left out."""
+    """A captioning model's caption of each picture that can be read, as JSON."""
     from gradina.images.open import MAX_SOURCE_PIXELS, open_picture
     from gradina.runtime.device import pick_device, use_threads
     from gradina.tasks.captioning import BLIP, captioner
@@ -123,14 +126,14 @@ def sentences(
         try:
             image = open_picture(path, "picture", MAX_SOURCE_PIXELS)
         except PictureError as error:
-            say(str(error))
+            print_note(str(error))
             continue
         rows.append({"picture": str(path), "captions": [{"text": say_of(image)}]})
     return rows
 
 
-def beside_each(pictures: Sequence[Path]) -> dict[Path, Path]:
-    """Where the caption of each picture is written: dog.txt, or dog.png.txt where there is a dog.jpg, too."""
+def caption_paths(pictures: Sequence[Path]) -> dict[Path, Path]:
+    """The caption file of each picture: dog.txt, or dog.png.txt where there is also a dog.jpg."""
     alike = Counter(str(path.with_suffix(".txt")).lower() for path in pictures)
     return {
         path: path.with_suffix(".txt")
@@ -140,20 +143,20 @@ def beside_each(pictures: Sequence[Path]) -> dict[Path, Path]:
     }
 
 
-def written(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Writes the best caption of each picture beside it, and says where."""
+def write_captions(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes the best caption of each picture next to it, and prints the path."""
     from gradina.files import atomic_write
 
-    places = beside_each([Path(row["picture"]) for row in rows])
+    places = caption_paths([Path(row["picture"]) for row in rows])
     for row in rows:
         path = places[Path(row["picture"])]
         with atomic_write(path) as file:
             file.write((row["captions"][0]["text"] + "\n").encode())
-        typer.echo(shown(path))
+        typer.echo(printable(path))
 
 
-def opened_pair(name: str | None, device: str | None, dtype: str | None, threads: int | None) -> ContrastivePair:
-    """The contrastive pair that the options name."""
+def load_pair(name: str | None, device: str | None, dtype: str | None, threads: int | None) -> ContrastivePair:
+    """Loads the contrastive pair that the options name."""
     from gradina.runtime.device import use_threads
     from gradina.tasks.retrieval import open_pair
 
@@ -162,16 +165,16 @@ def opened_pair(name: str | None, device: str | None, dtype: str | None, threads
 
 
 def check_phrases(pair: ContrastivePair, phrases: Sequence[str] | None) -> None:
-    """Refuses to look at pictures where there is nothing to say of them."""
+    """Raises RequestError where there are no phrases to choose from, before any picture is embedded."""
     from gradina.tasks.retrieval import parts_of
 
     parts_of(pair, phrases)
 
 
-def described(
+def caption_pictures(
     pair: ContrastivePair, found: Mapping[Path, Tensor], phrases: Sequence[str] | None, best: int
 ) -> list[dict[str, Any]]:
-    """What is to be said of each picture, as JSON has it."""
+    """The best captions of each picture, with probabilities, as JSON."""
     import torch
 
     from gradina.tasks.retrieval import describe
@@ -202,7 +205,7 @@ def read_phrases(path: str) -> list[str]:
     return found
 
 
-def files_in(folder: str) -> list[Path]:
+def pictures_under(folder: str) -> list[Path]:
     """The pictures in a folder and below."""
     from gradina.images.folder import SUFFIXES, pictures_in
 
@@ -215,8 +218,8 @@ def files_in(folder: str) -> list[Path]:
     return found
 
 
-def admitted(name: str) -> Path:
-    """The path of a picture, refused early if it is none."""
+def check_picture(name: str) -> Path:
+    """The path of a picture. Raises PictureError if it is none."""
     from gradina.images.open import MAX_SOURCE_PIXELS, open_image
 
     with open_image(name, "picture", MAX_SOURCE_PIXELS):
@@ -224,7 +227,7 @@ def admitted(name: str) -> Path:
 
 
 def check_sheet(sheet: str | None, files: Sequence[Path]) -> None:
-    """Refuses what cannot be written, before a model is loaded."""
+    """Raises RequestError where the sheet cannot be written, before a model is loaded."""
     if sheet is None:
         return
     from gradina.images.open import SAVE_OPTIONS
@@ -234,8 +237,8 @@ def check_sheet(sheet: str | None, files: Sequence[Path]) -> None:
         raise RequestError(f"--sheet: got {sheet}, which is one of the pictures; give another name")
 
 
-def sheet_of(hits: Sequence[tuple[Path, float]], words: str) -> Image.Image:
-    """The pictures that were found as one, each over its score and name."""
+def grid_of_hits(hits: Sequence[tuple[Path, float]], words: str) -> Image.Image:
+    """The pictures that were found as one grid, each above its score and name."""
     from gradina.images import grid
 
     thumbnails, labels = [], []
@@ -246,7 +249,7 @@ def sheet_of(hits: Sequence[tuple[Path, float]], words: str) -> Image.Image:
 
 
 def thumbnail(path: Path) -> Image.Image:
-    """A picture made small enough for a sheet."""
+    """A picture at the size of a grid's cell."""
     from gradina.images.open import MAX_SOURCE_PIXELS, open_picture
 
     image = open_picture(path, "picture", MAX_SOURCE_PIXELS)
@@ -254,6 +257,6 @@ def thumbnail(path: Path) -> Image.Image:
     return image
 
 
-def shown(path: str | Path) -> str:
-    """A path as it can be printed, whatever bytes its name is made of."""
+def printable(path: str | Path) -> str:
+    """A path as text, with replacements for bytes that are not UTF-8."""
     return os.fsencode(path).decode("utf-8", "replace")
