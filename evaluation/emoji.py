@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from textwrap import fill
 
 import measurements
 import torch
@@ -37,9 +38,9 @@ FRONT = (  # prompts of the picture at the top of the README, one each, not sele
     "a soccer ball on a red background", "a sunflower in fluent-emoji style", "an umbrella on a white background",
 )  # fmt: skip
 LIMITS = """\
-It draws one of these things at a time, in the middle of a plain background. It has seen no people, actions or writing;
-words that it has not learnt give arbitrary results. It has seen two things in one picture only at a quarter of the area
-each. Measured by `python evaluation/emoji.py`; pictures: `docs/emoji/`."""
+The model draws one of these things at a time, in the middle of a plain background. It was trained on no people, actions
+or writing, and draws something arbitrary for words outside its vocabulary. Two things in one picture it has seen at a
+quarter of the area each. Measured by `python evaluation/emoji.py`; pictures: `docs/emoji/`."""
 
 
 def measure(evaluation: Evaluation, recipe: Recipe, pictures: int) -> tuple[Figures, dict[str, Image.Image]]:
@@ -90,7 +91,7 @@ def table(figures: Figures) -> str:
     texture_icons = classifiers["held-out icons of all things"]
     clip_row = f"CLIP, among {vocabulary} things: held-out renders to captions, back, and back with the style named"
     rows = {
-        f"{trained['pictures']} pictures of trained pairs: thing, style, background of the prompt": percent(
+        f"{trained['pictures']} pictures of trained pairs: thing, style, background as in the prompt": percent(
             trained["thing"], trained["style"], trained["ground"]
         ),
         f"{of_held}: thing, style": percent(held["thing"], held["style"]),
@@ -113,7 +114,8 @@ def table(figures: Figures) -> str:
         ),
     }
     missed = trained["things missed at least once"]
-    misses = f"{len(missed)} things were not recognised every time: {', '.join(missed)}." if missed else ""
+    misses = f"Not recognised at least once, of {len(missed)} things: {', '.join(missed)}." if missed else ""
+    misses = fill(misses, 120)
     lines = "\n".join(("| | |", "|---|---:|", *(f"| {k} | {v} |" for k, v in rows.items())))
     return "\n\n".join(filter(None, (lines, misses, LIMITS)))
 

@@ -17,7 +17,7 @@ from gradina.weights import registry
 from gradina.weights.convert import convert
 from gradina.weights.formats.diffusers import write_folder
 from gradina.weights.formats.ldm import write_file
-from gradina.weights.hub import fetch, push, wanted
+from gradina.weights.hub import fetch, load_patterns, push
 from gradina.weights.open import open_source
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -149,9 +149,9 @@ def test_unreachable_hub_is_one_line(hub, monkeypatch):
 
 
 def test_patterns_of_a_variant():
-    assert "unet/diffusion_pytorch_model.fp16.safetensors" in wanted("fp16")
-    assert "unet/diffusion_pytorch_model.safetensors" not in wanted("fp16")
-    assert "vae/diffusion_pytorch_model-*-of-*.safetensors" in wanted()
+    assert "unet/diffusion_pytorch_model.fp16.safetensors" in load_patterns("fp16")
+    assert "unet/diffusion_pytorch_model.safetensors" not in load_patterns("fp16")
+    assert "vae/diffusion_pytorch_model-*-of-*.safetensors" in load_patterns()
 
 
 def test_network_in_fp16_only_is_fetched_with_a_warning(hub, tiny, assert_same, caplog):

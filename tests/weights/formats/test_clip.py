@@ -22,7 +22,7 @@ from gradina.weights.convert import convert
 from gradina.weights.formats.clip import ContrastivePair, read_pair, write_pair
 from gradina.weights.formats.diffusers import read_folder, write_folder
 from gradina.weights.formats.ldm import read_file
-from gradina.weights.hub import fetch_only, wanted
+from gradina.weights.hub import fetch_only, load_patterns
 
 TEXTS = ["a red apple", "a dog on a red background, in noto style", ""]
 OPENAI = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
@@ -266,7 +266,7 @@ def test_diffusers_loads_a_model_with_a_pair(paired, folder):
 
 
 def test_only_the_pair_is_fetched_from_the_hub(monkeypatch):
-    assert {"clip/*.json", "clip/merges.txt", "clip/model.safetensors"} <= set(wanted())
+    assert {"clip/*.json", "clip/merges.txt", "clip/model.safetensors"} <= set(load_patterns())
     asked = {}
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **given: asked.update(given) or f"/{name}")
     assert str(fetch_only("openai/clip", "pair")) == "/openai/clip"
