@@ -11,6 +11,7 @@ import argparse
 import json
 import time
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import torch
@@ -126,24 +127,22 @@ def main() -> None:
 
 
 def card_text(figures: dict[str, Any]) -> str:
-    """The figures as a paragraph of the model card."""
+    """The figures as a section of the model card."""
     by_scale = ", ".join(f"{100 * v:.1f} % at {k}" for k, v in figures["recognised by guidance scale"].items())
     worst = min(figures["recognised by digit"].items(), key=lambda item: item[1])
-    lines = (
+    paragraphs = (
         f"Of {figures['pictures']} pictures from prompts that name a digit, an independent classifier recognises "
         f"**{100 * figures['recognised']:.1f} %** as that digit, at guidance scale {figures['guidance_scale']:g} "
-        f"(it reads {100 * figures['classifier on real digits it has not seen']:.1f} % of real digits new to it). "
+        f"(its accuracy on held-out MNIST is {100 * figures['classifier on real digits it has not seen']:.1f} %). "
         + (f"The least well drawn is {worst[0]}, with {100 * worst[1]:.0f} %. " if worst[1] < 1 else "")
         + f"By guidance scale: {by_scale}.",
-        "",
-        f"Two pictures of the same digit are {figures['spread']:.2f} apart (root mean square over pixels in -1..1), "
-        f"real ones {figures['spread of real digits']:.2f}. The autoencoder gives digits new to it back with "
+        f"Two pictures of the same digit differ by {figures['spread']:.2f} (root mean square over pixels in -1..1), "
+        f"real ones by {figures['spread of real digits']:.2f}. The autoencoder reconstructs held-out digits with "
         f"{figures['PSNR of the autoencoder on digits it has not seen, dB']:.1f} dB.",
-        "",
-        'The prompts are of the fourteen wordings that it has learnt, such as "a handwritten seven" and "the digit 7"; '
-        "in other words it often misses. It knows digits, and nothing else. Measured by `make evaluate`.",
+        'The prompts are of the fourteen wordings of its training, such as "a handwritten seven" and "the digit 7"; it '
+        "often misses in other words. It knows digits, and nothing else. Measured by `make evaluate`.",
     )
-    return "\n".join(lines)
+    return "\n\n".join(fill(paragraph, 120) for paragraph in paragraphs)
 
 
 def accuracy(network: nn.Module, pixels: Tensor, digits: Tensor) -> float:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from textwrap import fill
 
 import measurements
 import torch
@@ -37,9 +38,9 @@ FRONT = (  # prompts of the picture at the top of the README, one each, not sele
     "a soccer ball on a red background", "a sunflower in fluent-emoji style", "an umbrella on a white background",
 )  # fmt: skip
 LIMITS = """\
-It draws one of these things at a time, in the middle of a plain ground, and was shown no person, no action and no
-writing; of words that it has not learnt it makes something from their letters. Two things in one picture it has seen at
-a quarter of the area each. Measured by `python evaluation/emoji.py`; pictures: `docs/emoji/`."""
+The model draws one of these things at a time, in the middle of a plain background. It was trained on no people, actions
+or writing, and draws something arbitrary for words outside its vocabulary. Two things in one picture it has seen at a
+quarter of the area each. Measured by `python evaluation/emoji.py`; pictures: `docs/emoji/`."""
 
 
 def measure(evaluation: Evaluation, recipe: Recipe, pictures: int) -> tuple[Figures, dict[str, Image.Image]]:
@@ -90,7 +91,7 @@ def table(figures: Figures) -> str:
     texture_icons = classifiers["held-out icons of all things"]
     clip_row = f"CLIP, among {vocabulary} things: held-out renders to captions, back, and back with the style named"
     rows = {
-        f"{trained['pictures']} pictures of trained pairs: thing, style, ground as asked for": percent(
+        f"{trained['pictures']} pictures of trained pairs: thing, style, background as in the prompt": percent(
             trained["thing"], trained["style"], trained["ground"]
         ),
         f"{of_held}: thing, style": percent(held["thing"], held["style"]),
@@ -101,11 +102,11 @@ def table(figures: Figures) -> str:
         many: percent(*figures[many].values()),
         "autoencoder, held-out renders": f"{vae['PSNR on held-out renders, dB']:.1f} dB",
         clip_row: percent(*clip),
-        "two things: each in the position that the prompt says": percent(sum(two) / len(two)),
+        "two things: each where the prompt puts it": percent(sum(two) / len(two)),
         "style by texture alone: trained pairs, held-out pairs, the same on the real renders": percent(
             trained["style by texture"], held["style by texture"], held["style by texture, on the real renders"]
         ),
-        "the classifiers, on held-out renders: thing, style, ground": percent(
+        "the classifiers, on held-out renders: thing, style, background": percent(
             classifiers["thing"], classifiers["style"], classifiers["ground"]
         ),
         f"the texture classifier, on {texture_icons} held-out icons of all things": percent(
@@ -114,6 +115,7 @@ def table(figures: Figures) -> str:
     }
     missed = trained["things missed at least once"]
     misses = f"Not recognised at least once, of {len(missed)} things: {', '.join(missed)}." if missed else ""
+    misses = fill(misses, 120)
     lines = "\n".join(("| | |", "|---|---:|", *(f"| {k} | {v} |" for k, v in rows.items())))
     return "\n\n".join(filter(None, (lines, misses, LIMITS)))
 

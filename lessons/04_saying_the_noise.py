@@ -68,7 +68,7 @@ from gradina.diffusion.prediction import PREDICTIONS
 from gradina.models.unet import UNet, UNetConfig
 from gradina.training.data.dataset import generator
 from gradina.training.loop import Settings, State, train
-from gradina.training.losses import denoising
+from gradina.training.losses import denoising, draw_sigmas
 
 settings = Settings(steps=full_or_short(600, 3), batch=full_or_short(32, 8), lr=1e-3, ema=0.99, precision="bfloat16")
 
@@ -85,7 +85,7 @@ def learn(data, conditional, time, widths):
         key = generator("lesson 4", k)  # the same pictures, noise and amounts for each of the networks
         rows = torch.randint(len(data), (settings.batch,), generator=key)
         cond = Cond(one_hot(kinds[rows], conditional & (torch.rand(settings.batch, 1, 1, generator=key) > 0.1)))
-        sigma = schedule.drawn(settings.batch, key)
+        sigma = draw_sigmas(schedule, settings.batch, key)
         noise = torch.randn(data[rows].shape, generator=key)
         return denoising(Denoiser(on_states(network), schedule, PREDICTIONS["eps"]), data[rows], noise, sigma, cond)
 

@@ -36,7 +36,7 @@ from gradina.diffusion.schedule import sd_schedule
 from gradina.models.unet import UNet, UNetConfig
 from gradina.training.data.dataset import generator
 from gradina.training.loop import Settings, State, train
-from gradina.training.losses import denoising, min_snr
+from gradina.training.losses import denoising, draw_sigmas, min_snr
 
 pictures, kinds = digits("train", full_or_short(60_000, 500))
 unseen, unseen_kinds = digits("held out", full_or_short(10_000, 200))
@@ -96,7 +96,7 @@ def learn(pixel_weight, feature_weight):
         key = generator("lesson 8", k)  # the same pictures, noise and amounts for each of the networks
         rows = torch.randint(len(clean), (settings.batch,), generator=key)
         cond = Cond(one_hot(kinds[rows], torch.rand(settings.batch, 1, 1, generator=key) > 0.1))
-        sigma = schedule.drawn(settings.batch, key)
+        sigma = draw_sigmas(schedule, settings.batch, key)
         noise = torch.randn(clean[rows].shape, generator=key)
         denoiser = Denoiser(on_states(network), schedule, PREDICTIONS["eps"])
         total = 0
@@ -148,7 +148,7 @@ def distance(one, other):
 real, others = feature_statistics(unseen[: len(wanted)]), feature_statistics(unseen[-len(wanted) :])
 table = [("real digits", accuracy(judging, unseen, unseen_kinds), distance(others, real), torch.nan, 0.0)]
 shown = {}
-sigma = schedule.drawn(full_or_short(1000, 50), torch.Generator().manual_seed(1))
+sigma = draw_sigmas(schedule, full_or_short(1000, 50), torch.Generator().manual_seed(1))
 held = 2 * unseen[: len(sigma)] - 1
 noise = torch.randn(held.shape, generator=torch.Generator().manual_seed(2))
 for name, network in networks.items():

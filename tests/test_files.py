@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all."""
+"""Files and folders are written atomically, checked before, and hashed once."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def full(*_: object) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def test_a_file_appears_whole(tmp_path: Path) -> None:
+def test_file_is_written_atomically(tmp_path: Path) -> None:
     path = tmp_path / "a.bin"
     with atomic_write(path) as file:
         file.write(b"one")
@@ -48,16 +48,14 @@ def test_a_file_appears_whole(tmp_path: Path) -> None:
     assert names(tmp_path) == ["a.bin"]
 
 
-def test_a_new_file_has_the_permissions_of_any_other(tmp_path: Path) -> None:
+def test_new_file_has_default_permissions(tmp_path: Path) -> None:
     (tmp_path / "plain").write_bytes(b"")
-    with atomic_write(tmp_path / "ours") as file:
+    with atomic_write(tmp_path / "new") as file:
         file.write(b"1")
-    assert (tmp_path / "ours").stat().st_mode == (tmp_path / "plain").stat().st_mode
+    assert (tmp_path / "new").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
-def test_content_is_read_again_unless_size_times_inode_and_device_are_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_hash_is_cached_until_the_stamp_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, reads = tmp_path / "a.bin", []
     digest = hashlib.file_digest
     monkeypatch.setattr(hashlib, "file_digest", lambda file, kind: reads.append(1) or digest(file, kind))
@@ -76,7 +74,7 @@ def test_content_is_read_again_unless_size_times_inode_and_device_are_the_same(
 
 
 @pytest.mark.parametrize("error", [ValueError("stop"), KeyboardInterrupt()])
-def test_a_failure_leaves_what_was_there(tmp_path: Path, error: BaseException) -> None:
+def test_failure_keeps_the_old_file(tmp_path: Path, error: BaseException) -> None:
     path = tmp_path / "a.bin"
     path.write_bytes(b"old")
 
@@ -92,7 +90,7 @@ def test_a_failure_leaves_what_was_there(tmp_path: Path, error: BaseException) -
 
 
 @pytest.mark.parametrize("moment", ["write", "fsync", "replace"])
-def test_a_full_disk_leaves_nothing_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
+def test_full_disk_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
     path = tmp_path / "a.bin"
     if moment != "write":
         monkeypatch.setattr(os, moment, full)
@@ -112,19 +110,19 @@ def test_a_full_disk_leaves_nothing_and_says_so(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
-def test_a_device_that_is_full() -> None:
+def test_full_device() -> None:
     with pytest.raises(DiskError, match="the disk is full"), atomic_write("/dev/full") as file:
         file.write(b"x" * 100_000)
     assert Path("/dev/full").is_char_device()
 
 
-def test_a_writer_in_rust_spells_the_number_out(tmp_path: Path) -> None:
+def test_errno_in_messages_of_rust(tmp_path: Path) -> None:
     with pytest.raises(DiskError, match="the disk is full"), atomic_folder(tmp_path / "model"):
         raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
     assert names(tmp_path) == []
 
 
-def test_a_device_is_written_directly() -> None:
+def test_device_is_written_directly() -> None:
     with atomic_write(os.devnull) as file:
         file.write(b"x")
     with pytest.raises(DiskError, match="a device or a pipe"), atomic_path(os.devnull):
@@ -132,7 +130,7 @@ def test_a_device_is_written_directly() -> None:
     assert not Path(os.devnull).is_file()
 
 
-def test_files_that_a_writer_made_private_are_opened_like_any_other(tmp_path: Path) -> None:
+def test_private_files_of_writers_get_default_permissions(tmp_path: Path) -> None:
     (tmp_path / "plain").write_bytes(b"")
     with atomic_folder(tmp_path / "model") as part:
         os.close(os.open(part / "a.safetensors", os.O_CREAT, 0o600))
@@ -142,12 +140,12 @@ def test_files_that_a_writer_made_private_are_opened_like_any_other(tmp_path: Pa
         assert (tmp_path / path).stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
-def test_other_faults_of_the_block_keep_their_own_words(tmp_path: Path) -> None:
+def test_other_errors_of_the_block_pass_through(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="elsewhere"), atomic_write(tmp_path / "a"):
         raise FileNotFoundError(errno.ENOENT, "elsewhere")
 
 
-def test_places_that_cannot_be_written(tmp_path: Path) -> None:
+def test_unwritable_paths(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     for path, words in (
         (tmp_path, "there is a folder of that name"),
@@ -159,7 +157,7 @@ def test_places_that_cannot_be_written(tmp_path: Path) -> None:
             pytest.fail("the block must not start")
 
 
-def test_a_link_is_written_through(tmp_path: Path) -> None:
+def test_symlink_is_written_through(tmp_path: Path) -> None:
     (tmp_path / "real").write_bytes(b"old")
     (tmp_path / "link").symlink_to(tmp_path / "real")
     with atomic_path(tmp_path / "link") as part:
@@ -176,7 +174,7 @@ def model_folder(path: Path) -> Path:
     return path
 
 
-def test_a_folder_appears_whole(tmp_path: Path) -> None:
+def test_folder_is_written_atomically(tmp_path: Path) -> None:
     path = tmp_path / "model"
     for _ in range(2):  # made new, then replaced
         with atomic_folder(path) as part:
@@ -185,7 +183,7 @@ def test_a_folder_appears_whole(tmp_path: Path) -> None:
         assert names(tmp_path) == ["model"]
 
 
-def test_a_failure_leaves_the_old_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failure_keeps_the_old_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = model_folder(tmp_path / "model")
 
     def half() -> None:
@@ -202,9 +200,7 @@ def test_a_failure_leaves_the_old_folder(tmp_path: Path, monkeypatch: pytest.Mon
     assert names(tmp_path) == ["model"]
 
 
-def test_the_old_folder_returns_when_the_new_one_cannot_take_its_place(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_swap_restores_the_old_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, rename = model_folder(tmp_path / "model"), Path.rename
 
     def one_rename_fails(self: Path, target: Path) -> Path:
@@ -220,7 +216,7 @@ def test_the_old_folder_returns_when_the_new_one_cannot_take_its_place(
 
 
 @pytest.mark.parametrize("other", ["holiday.jpg", "unet/notes.py", ".git"])
-def test_a_folder_with_other_things_is_never_replaced(tmp_path: Path, other: str) -> None:
+def test_folder_with_other_files_is_not_replaced(tmp_path: Path, other: str) -> None:
     path = model_folder(tmp_path / "model")
     (path / other).write_bytes(b"mine")
     assert not replaceable(path)
@@ -229,7 +225,7 @@ def test_a_folder_with_other_things_is_never_replaced(tmp_path: Path, other: str
     assert (path / other).read_bytes() == b"mine"
 
 
-def test_what_is_replaceable(tmp_path: Path) -> None:
+def test_replaceable(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert replaceable(tmp_path / "empty")
     (tmp_path / "texts").mkdir()
@@ -247,7 +243,7 @@ def test_what_is_replaceable(tmp_path: Path) -> None:
         pytest.fail("the block must not start")
 
 
-def test_where_the_cache_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("GRADINA_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -258,7 +254,7 @@ def test_where_the_cache_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert cache_folder() == Path("/elsewhere")
 
 
-def test_names_are_cut_by_bytes(tmp_path: Path) -> None:
+def test_names_are_cut_to_255_bytes(tmp_path: Path) -> None:
     assert with_ending(Path("a/b.jpg"), "-again.png") == Path("a/b-again.png")
     for letter in ("x", "é", "𠀀"):
         name = letter * (250 // len(letter.encode())) + ".png"
@@ -266,11 +262,11 @@ def test_names_are_cut_by_bytes(tmp_path: Path) -> None:
         assert len(os.fsencode(cut.name)) <= 255
         assert cut.name.rstrip("0123456789.png").strip(letter) == "-"
         cut.touch()
-    odd = os.fsdecode(b"caf\xe9.jpg")
-    assert os.fsencode(with_ending(Path(odd), ".latents").name) == b"caf\xe9.latents"
+    name = os.fsdecode(b"caf\xe9.jpg")
+    assert os.fsencode(with_ending(Path(name), ".latents").name) == b"caf\xe9.latents"
 
 
-def test_places_that_cannot_be_written_are_found_and_nothing_is_left(tmp_path: Path) -> None:
+def test_checks_find_unwritable_paths_and_leave_no_file(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "folder").mkdir()
     for path, words in (
@@ -294,7 +290,7 @@ def test_places_that_cannot_be_written_are_found_and_nothing_is_left(tmp_path: P
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder"]
 
 
-def test_a_folder_without_permission_is_found_by_trying(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checks_try_to_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*_: object) -> int:
         raise PermissionError(errno.EACCES, "no")
 

@@ -1,4 +1,4 @@
-"""Fields of a request without effect: one note each, and none where everything has its effect."""
+"""Fields of a request without effect: one note for each, and none for the others."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from gradina.pipeline.model import StableDiffusion
 
 Tiny = Callable[..., StableDiffusion]
 Log = pytest.LogCaptureFixture
-ASKED = Request(prompt="a red boat", seed=7, steps=3, sampler="euler", schedule="linspace")
+REQUEST = Request(prompt="a red boat", seed=7, steps=3, sampler="euler", schedule="linspace")
 
 
 def notes(model: StableDiffusion, caplog: Log, **changes: Any) -> list[str]:
     caplog.clear()
-    list(generate(model, replace(ASKED, **changes)))
+    list(generate(model, replace(REQUEST, **changes)))
     return [record.getMessage() for record in caplog.records]
 
 
 def pixels(model: StableDiffusion, **changes: Any) -> np.ndarray[Any, Any]:
-    (picture,) = generate(model, replace(ASKED, **changes))
+    (picture,) = generate(model, replace(REQUEST, **changes))
     return np.asarray(picture.image)
 
 
@@ -72,7 +72,7 @@ def test_fields_without_effect_are_noted(tiny_model: Tiny, caplog: Log, changes:
     assert all(note.startswith(begin) for note, begin in zip(got, words, strict=True)), got
 
 
-def test_a_strength_of_less_than_a_step_is_noted(tiny_model: Tiny, caplog: Log, init: Image.Image) -> None:
+def test_strength_of_less_than_a_step_is_noted(tiny_model: Tiny, caplog: Log, init: Image.Image) -> None:
     for strength, count in ((0.0, 1), (0.3, 1), (0.34, 0), (1.0, 0)):
         got = notes(tiny_model(), caplog, init_image=init, strength=strength)
         assert len(got) == count, got
@@ -95,7 +95,7 @@ def masks() -> dict[str, tuple[Image.Image, str]]:
 @pytest.mark.parametrize("name", masks())
 @pytest.mark.parametrize("strength", [0.8, 1.0])
 @pytest.mark.parametrize("form", ["sd1", "inpainting"])
-def test_a_mask_that_draws_nothing_is_noted(
+def test_mask_without_effect_is_noted(
     tiny_model: Tiny, caplog: Log, init: Image.Image, name: str, strength: float, form: str
 ) -> None:
     mask, words = masks()[name]
@@ -105,17 +105,15 @@ def test_a_mask_that_draws_nothing_is_noted(
     assert words in got[0]
 
 
-def test_a_mask_that_keeps_nothing_is_noted_at_strength_1(
-    tiny_model: Tiny, caplog: Log, init: Image.Image, mask: Image.Image
-) -> None:
+def test_white_mask_is_noted_at_strength_1(tiny_model: Tiny, caplog: Log, init: Image.Image, mask: Image.Image) -> None:
     white = Image.new("L", (64, 64), 255)
     assert notes(tiny_model(), caplog, init_image=init, mask_image=white, strength=1.0)[0].startswith("init_image: has")
     assert notes(tiny_model(), caplog, init_image=init, mask_image=white) == []
     assert notes(tiny_model(), caplog, init_image=init, mask_image=mask, strength=1.0) == []
 
 
-def test_a_mask_that_is_a_picture_with_holes_is_noted(tiny_model: Tiny, caplog: Log, init: Image.Image) -> None:
-    """Strokes over nothing are none, whatever their edges."""
+def test_picture_with_holes_as_mask_is_noted(tiny_model: Tiny, caplog: Log, init: Image.Image) -> None:
+    """A transparent layer with strokes is a mask, also with soft edges."""
     picture, strokes = Image.linear_gradient("L").resize((64, 64)).convert("RGBA"), Image.new("RGBA", (64, 64))
     hole = Image.new("L", (64, 64), 255)
     hole.paste(0, (8, 8, 40, 40))
@@ -126,12 +124,12 @@ def test_a_mask_that_is_a_picture_with_holes_is_noted(tiny_model: Tiny, caplog: 
     assert notes(tiny_model(), caplog, init_image=init, mask_image=strokes) == []
 
 
-def test_steps_note_the_same(tiny_model: Tiny, caplog: Log) -> None:
-    list(steps(tiny_model(), replace(ASKED, eta=0.5)))
+def test_steps_notes_the_same(tiny_model: Tiny, caplog: Log) -> None:
+    list(steps(tiny_model(), replace(REQUEST, eta=0.5)))
     assert [record.getMessage()[:4] for record in caplog.records] == ["eta:"]
 
 
-def test_guidance_0_is_1_and_between_them_the_formula_interpolates(tiny_model: Tiny) -> None:
+def test_guidance_scale_0_equals_1_and_interpolates_between(tiny_model: Tiny) -> None:
     model = tiny_model()
     none, half, one = (pixels(model, guidance_scale=scale) for scale in (0, 0.5, 1))
     assert (none == one).all()
@@ -142,7 +140,7 @@ def test_guidance_0_is_1_and_between_them_the_formula_interpolates(tiny_model: T
 
 
 @pytest.mark.parametrize("evil", ["(a:", "(a:" + "1" * 20000, "(a:1." + "1" * 20000, "(" + "a:" * 20000, "<lora:", "["])
-def test_long_prompts_take_no_long_time(evil: str) -> None:
+def test_time_is_linear_in_the_prompt(evil: str) -> None:
     start = time.perf_counter()
     list(prompt_notes(Request(prompt=evil * (20000 // len(evil) + 1))))
     assert time.perf_counter() - start < 1

@@ -13,15 +13,15 @@ from gradina.apps.cli.main import main
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = {kind: re.findall(rf"```{kind}\n(.*?)```", README, re.S) for kind in ("python", "sh")}
+PERFORMANCE = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+BLOCKS = {kind: re.findall(rf"```{kind}\n(.*?)```", README + PERFORMANCE, re.S) for kind in ("python", "sh")}
 
 
 def test_the_python_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     for block in BLOCKS["python"]:
-        if '"stable-diffusion-v1-5/' not in block:  # needs the hub
-            exec(compile(block, "README.md", "exec"), names)
+        exec(compile(block, "README.md", "exec"), names)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["1024.png", "1025.png", "1026.png", "1027.png"]
 
 
@@ -40,7 +40,7 @@ def test_the_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
             quick = ["-m", "digits"] if {"tune", "--preset"} & set(arguments) else []
             assert main([*arguments, *quick]) == 0, command
             ran += 1
-    assert ran >= 8
+    assert ran >= 13
 
 
 def tree(page: str) -> set[str]:

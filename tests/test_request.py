@@ -1,4 +1,4 @@
-"""What decides a picture: every field is checked, with one line that says what was got and what to do."""
+"""A request checks every field, and an error says what was got and what was expected."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("wrong", "words"), WRONG)
-def test_a_field_that_cannot_be_honoured_is_named(wrong: dict[str, Any], words: str) -> None:
+def test_invalid_field_is_named(wrong: dict[str, Any], words: str) -> None:
     with pytest.raises(RequestError) as error:
         Request(**wrong)
     assert str(error.value).startswith(words)
@@ -78,7 +78,7 @@ def test_every_checked_field_is_tested() -> None:
     assert {name for wrong, _ in WRONG for name in wrong} == {f.name for f in fields(Request)} - {"init_image"}
 
 
-def test_the_edges_are_allowed() -> None:
+def test_limits_are_inclusive() -> None:
     Request(steps=1, guidance_scale=0, eta=0, seed=0, width=8, height=8192, images=1, strength=0, guidance_rescale=1)
     Request(steps=1000, guidance_scale=1000.0, eta=1, seed=MAX_SEED, strength=1, guidance_interval=(0, 0))
     for sampler in SAMPLER_NAMES:
@@ -100,7 +100,7 @@ def test_seed_zero_is_a_seed() -> None:
     assert Request(seed=0).resolved(Defaults()).seed == 0
 
 
-def test_resolved_leaves_no_field_open_and_touches_no_other() -> None:
+def test_resolved_fills_open_fields_alone() -> None:
     defaults = Defaults(steps=7, guidance_scale=3.0, sampler="ddim", schedule="trailing", width=32, height=32)
     request = Request(prompt="a", steps=9, seed=5).resolved(defaults)
     assert request == Request(
@@ -109,20 +109,20 @@ def test_resolved_leaves_no_field_open_and_touches_no_other() -> None:
     assert request.resolved(Defaults()) == request
 
 
-def test_a_new_seed_each_time_where_none_is_given() -> None:
+def test_resolved_draws_a_new_seed() -> None:
     seeds = {Request().resolved(Defaults()).seed for _ in range(20)}
     assert len(seeds) == 20
     assert all(seed is not None and 0 <= seed < 2**32 for seed in seeds)
 
 
-def test_prompts_come_one_after_the_other() -> None:
+def test_prompts_in_order() -> None:
     assert Request(prompt="a", images=2).prompts == ("a", "a")
     assert Request(prompt=("a", "b"), images=2).prompts == ("a", "a", "b", "b")
     assert Request().prompts == ("",)
 
 
 @given(st.lists(st.text(max_size=3), min_size=1, max_size=4), st.integers(1, 4), st.integers(0, 2**32))
-def test_alone_is_the_picture_of_that_place(prompts: list[str], images: int, seed: int) -> None:
+def test_alone_is_the_request_of_one_picture(prompts: list[str], images: int, seed: int) -> None:
     request = Request(prompt=tuple(prompts), images=images, seed=seed, steps=3)
     for i, prompt in enumerate(request.prompts):
         alone = request.alone(i)
@@ -135,7 +135,7 @@ def test_alone_needs_a_seed() -> None:
         Request().alone(0)
 
 
-def test_choice_guesses_what_was_meant() -> None:
+def test_choice_suggests_the_nearest() -> None:
     assert choice("fruit", "pear", ("apple", "pear")) == "pear"
     with pytest.raises(
         RequestError, match=r"^fruit: there is no 'paer'; did you mean 'pear'\? \(choices: apple, pear\)$"
@@ -145,7 +145,7 @@ def test_choice_guesses_what_was_meant() -> None:
         choice("fruit", "stone", ("apple", "pear"))
 
 
-def test_a_request_imports_nothing_heavy() -> None:
+def test_request_imports_nothing_heavy() -> None:
     code = "import sys, gradina.request; print([m for m in ('torch', 'numpy', 'PIL') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

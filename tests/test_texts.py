@@ -1,4 +1,4 @@
-"""Texts in whatever encoding their editor chose come back as they were written, or are refused by name."""
+"""Text files round-trip in every encoding of editors, and other files are refused by name."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MARKED = {
     "utf-32-be": codecs.BOM_UTF32_BE,
 }
 WRITTEN = st.text(st.characters(exclude_characters="\0\r", exclude_categories=["Cs"])).filter(
-    lambda text: not text.lstrip().lower().startswith(("\ufeff", *(begun for begun, _ in OTHER_DOCUMENTS)))
+    lambda text: not text.lstrip().lower().startswith(("\ufeff", *(prefix for prefix, _ in OTHER_DOCUMENTS)))
 )
 
 
@@ -31,22 +31,22 @@ def read(data: bytes) -> str:
 
 
 @given(WRITTEN, st.sampled_from(sorted(MARKED)), st.sampled_from(["\n", "\r\n", "\r"]))
-def test_any_text_with_a_mark_comes_back(text: str, encoding: str, end: str) -> None:
+def test_round_trip_with_byte_order_mark(text: str, encoding: str, end: str) -> None:
     assert read(MARKED[encoding] + text.replace("\n", end).encode(encoding)) == text
 
 
 @given(WRITTEN)
-def test_any_text_in_utf_8_comes_back(text: str) -> None:
+def test_round_trip_in_utf_8(text: str) -> None:
     assert read(text.encode()) == text
 
 
 @given(st.text(st.characters(min_codepoint=32, max_codepoint=255), min_size=1), st.sampled_from(["le", "be"]))
-def test_latin_text_in_utf_16_without_a_mark_comes_back(text: str, order: str) -> None:
+def test_round_trip_in_utf_16_without_mark(text: str, order: str) -> None:
     assert read(text.encode(f"utf-16-{order}")) == text
 
 
 @given(st.text(st.characters(codec="cp1252", exclude_categories=["Cc"]), min_size=1).map(lambda text: text + "é"))
-def test_windows_1252_comes_back_where_it_is_not_utf_8(text: str) -> None:
+def test_round_trip_in_windows_1252(text: str) -> None:
     assume(not NON_LATIN.search(text))
     data = text.encode("cp1252")
     try:
@@ -58,7 +58,7 @@ def test_windows_1252_comes_back_where_it_is_not_utf_8(text: str) -> None:
 
 
 @given(st.binary(max_size=40))
-def test_any_bytes_are_text_without_nul_or_are_refused_by_name(data: bytes) -> None:
+def test_any_bytes_are_text_without_nul_or_refused(data: bytes) -> None:
     try:
         found = read(data)
     except RecipeError as error:
@@ -73,7 +73,7 @@ def test_any_bytes_are_text_without_nul_or_are_refused_by_name(data: bytes) -> N
         *("a красная лодка".encode("cp1251"), "红色的船".encode("gbk"), "빨간 배입니다".encode("euc-kr")),
     ],
 )
-def test_what_is_no_text_is_refused(data: bytes) -> None:
+def test_binary_files_are_refused(data: bytes) -> None:
     with pytest.raises(RecipeError, match=r"^a.txt is not text in UTF-8, UTF-16 or Windows-1252; save it as UTF-8$"):
         read(data)
 
@@ -90,12 +90,12 @@ def test_what_is_no_text_is_refused(data: bytes) -> None:
         ),
     ],
 )
-def test_documents_are_no_plain_text(data: bytes, kind: str) -> None:
+def test_other_documents_are_refused(data: bytes, kind: str) -> None:
     with pytest.raises(RecipeError, match=f"^a.txt is {kind}"):
         read(data)
 
 
-def test_one_note_names_what_was_guessed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_fallback_is_noted_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "a.txt").write_bytes(b"caf\xe9")
     with caplog.at_level(logging.WARNING):
         assert read_text(tmp_path / "a.txt", RecipeError) == "café"
@@ -107,20 +107,20 @@ def test_one_note_names_what_was_guessed(tmp_path: Path, caplog: pytest.LogCaptu
     assert many.startswith("2 files (b, ...): not UTF-8, read as Windows-1252")
 
 
-def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+def test_unreadable_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=r"^--phrases: .*none cannot be read \(No such file or directory\)"):
         read_text(tmp_path / "none", RequestError, "--phrases: ")
     with pytest.raises(RecipeError, match=r"cannot be read \(Is a directory\); give a text file"):
         read_text(tmp_path, RecipeError)
 
 
-def test_json_that_is_nested_too_deep_is_no_json() -> None:
+def test_deeply_nested_json_is_refused() -> None:
     assert parse_json('{"a": [1]}') == {"a": [1]}
     with pytest.raises(ValueError, match="nested too deep"):
         parse_json("[" * 100_000)
 
 
-def test_json_says_where_it_is_none_and_what_it_has_twice() -> None:
+def test_json_errors_name_position_and_duplicate_key() -> None:
     for text, where in (('{"a": 1,}', "column 9$"), ('{"a": 1}\n{', "line 2, column 1$")):
         with pytest.raises(ValueError, match=where):
             parse_json(text)

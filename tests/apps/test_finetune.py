@@ -180,7 +180,7 @@ WRONG = [
     (["finetune", "empty"], "empty: holds no pictures"),
     (["finetune", "numbers"], "captions are missing for 1 of 1 pictures (1.png)"),
     (["finetune", "small"], "1 of 1 pictures are too small, expected about 64x64 pixels (small/a boat.png: 8x8)"),
-    (["finetune", "boats", "--dtype", "fp16"], "fp16 does not learn"),
+    (["finetune", "boats", "--dtype", "fp16"], "fp16 is too narrow for training"),
     (["finetune", "boats", "--lr", "0"], "lr: got 0.0, expected a number above 0"),
     (["finetune", "boats", "--lr", "inf"], "lr: got inf, expected a number above 0"),
     (["finetune", "boats", "--min-snr", "-1"], "min_snr: got -1.0, expected a number above 0"),
@@ -227,7 +227,7 @@ def test_an_interrupted_run_keeps_its_state_and_resumes(
 
     monkeypatch.setattr(train, "progress_lines", stopping)
     assert main(asked) == 130
-    assert "the same command goes on from here (run)" in capsys.readouterr().err
+    assert "run the same command again to resume (run)" in capsys.readouterr().err
     assert Path("run/state.safetensors").is_file()
     monkeypatch.setattr(train, "progress_lines", real)
     assert main(asked) == 0
@@ -246,4 +246,4 @@ def test_control_characters_are_escaped(room: Path, capsys: Said) -> None:
 def test_validation_pictures_that_are_trained_on_are_reported(room: Path, capsys: Said) -> None:
     both = len(list(Path("boats").glob("*.png")))
     assert main(["finetune", "boats", *COMMON, "--dry-run", "--validation", "../" + room.name + "/boats"]) == 0
-    assert f"note: validation: {both} of {both} pictures are learnt from, too" in capsys.readouterr().err
+    assert f"note: validation: {both} of {both} pictures are also trained on" in capsys.readouterr().err

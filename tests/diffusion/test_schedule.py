@@ -206,22 +206,3 @@ def test_heun_cuts_the_same_sigmas() -> None:
         rtol=1e-5,
         atol=0,
     )
-
-
-def test_levels_are_drawn_evenly_for_training() -> None:
-    schedule = sd_schedule()
-    drawn = schedule.drawn(20000, torch.Generator().manual_seed(0))
-    t = schedule.t_of(drawn)
-    assert torch.equal(t, t.round())
-    assert t.mean().item() == pytest.approx(499.5, abs=4 * 288.7 / math.sqrt(20000))
-    assert (t.min(), t.max()) == (0, 999)
-
-
-def test_levels_are_drawn_higher_where_asked() -> None:
-    schedule = sd_schedule()
-    plain = schedule.drawn(2000, torch.Generator().manual_seed(0))
-    shifted = schedule.drawn(2000, torch.Generator().manual_seed(0), shift=3.0)
-    assert torch.equal(shifted, (3 * plain).clamp(max=schedule.sigmas[-1]))
-    t = schedule.t_of(schedule.drawn(2000, torch.Generator().manual_seed(0), shift=0.5))
-    assert t.min() == 0
-    assert t.max() < 999

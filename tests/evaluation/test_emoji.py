@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from emoji import table
 
 import gradina
 from gradina.apps.cli.main import main
@@ -56,8 +57,8 @@ def test_card_has_the_measured_figures(recipe: Recipe) -> None:
     card = (FOLDER / "README.md").read_text()
     trained = FIGURES["trained pairs"]
     assert trained["pictures"] == 500
-    for name in ("thing", "style", "ground"):
-        assert f"{100 * trained[name]:.1f} %" in card
+    for page in (card, (ROOT / "docs" / "emoji.md").read_text()):
+        assert table(FIGURES) in page
     assert "recipes/emoji.toml" in card
     assert recipe.data.icons is not None
     assert f"{FIGURES['things']} things: a red apple, a dog face" in card

@@ -33,12 +33,12 @@ def test_unsupported_formats_are_noted(tmp_path: Path, caplog: pytest.LogCapture
     for name in ("IMG_1.HEIC", "x/b.nef"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("")
-    told = r"2 pictures are in formats that are not read \(.heic, .nef: IMG_1.HEIC, x/b.nef\)"
-    with pytest.raises(PictureError, match=told + "; convert them to PNG or JPEG"):
+    message = r"2 pictures are in formats that are not read \(.heic, .nef: IMG_1.HEIC, x/b.nef\)"
+    with pytest.raises(PictureError, match=message + "; convert them to PNG or JPEG"):
         pictures_in(tmp_path)
     (tmp_path / "c.png").write_text("")
     assert pictures_in(tmp_path) == [tmp_path / "c.png"]
-    assert re.search(told + ", and left out; convert them", caplog.text)
+    assert re.search(message + ", and left out; convert them", caplog.text)
 
 
 def test_links_to_folders_are_followed_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -58,8 +58,8 @@ def test_broken_links_are_noted(tmp_path: Path, caplog: pytest.LogCaptureFixture
     for i in range(4):
         (tmp_path / f"{i}.png").symlink_to("nowhere")
     assert pictures_in(tmp_path) == [tmp_path / "a.png"]
-    told = "4 links to pictures lead to nothing (0.png, 1.png, 2.png, ...), and are left out"
-    assert caplog.messages == [f"{tmp_path}: {told}"]
+    message = "4 links to pictures lead to nothing (0.png, 1.png, 2.png, ...), and are left out"
+    assert caplog.messages == [f"{tmp_path}: {message}"]
 
 
 def test_unreadable_folders_are_noted(

@@ -1,4 +1,4 @@
-"""Sheets of pictures: where the pictures lie, that every label fits, what a film holds."""
+"""Grids: positions of pictures, labels that fit, and the frames of films."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def boxes(page: Image.Image) -> list[tuple[int, int, int, int]]:
     return [(int(x.min()), int(y.min()), int(x.max()) + 1, int(y.max()) + 1) for y, x in found if len(x)]
 
 
-def test_small_pictures_are_enlarged_by_whole_pixels() -> None:
+def test_small_pictures_are_enlarged_by_an_integer_factor() -> None:
     source = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
     pad = 10
     got = grid([source], pad=pad).crop((2 * pad, 2 * pad, 2 * pad + MIN_CELL, 2 * pad + MIN_CELL))
     assert np.array_equal(np.asarray(got)[2::4, 2::4], np.asarray(source))
 
 
-def test_large_pictures_stay_as_they_are() -> None:
+def test_large_pictures_are_unchanged() -> None:
     source = Image.effect_noise((200, 150), 60).convert("RGB")
     assert grid([source], pad=5).crop((10, 10, 210, 160)).tobytes() == source.tobytes()
 
@@ -73,7 +73,7 @@ def test_pictures_of_several_sizes_and_modes_share_a_cell() -> None:
     assert boxes(grid(mixed, columns=3, pad=10)) == [(20, 52, 148, 116), (190, 20, 254, 148)]
 
 
-def test_labels_lie_beside_rows_and_over_columns() -> None:
+def test_labels_of_rows_and_columns() -> None:
     page = grid(squares(count=4), row_labels=["one", "two"], column_labels=["left", "right"], title="a title", pad=10)
     first, second, third, _ = boxes(page)
     dark = np.asarray(page.convert("L")) < 170
@@ -91,7 +91,7 @@ def test_labels_lie_beside_rows_and_over_columns() -> None:
     assert not dark[:8].any()
 
 
-def test_labels_lie_under_pictures() -> None:
+def test_labels_below_pictures() -> None:
     names = ["one", "two", "three and more words than fit into a single line", "", "five"]
     unlabelled, page = grid(squares(), columns=3, pad=10), grid(squares(), columns=3, labels=names, pad=10)
     assert page.width == unlabelled.width
@@ -111,7 +111,7 @@ SCRIPTS = ["σ 14.6", "東京の夜", "😀", "العربية", "\ud800", "\x00\
 
 
 @pytest.mark.parametrize("text", [*TEXTS, *SCRIPTS])
-def test_any_text_fits_and_none_crashes(text: str) -> None:
+def test_any_label_fits(text: str) -> None:
     for width in (20, 128, MAX_ROW_LABEL):
         label = _label(text, width, ascii_only=text.isascii())
         assert len(label.lines) <= MAX_LINES
@@ -121,14 +121,14 @@ def test_any_text_fits_and_none_crashes(text: str) -> None:
     assert _label("x" * 2000, 128, ascii_only=True).lines[-1].endswith("…")
 
 
-def test_a_strip_is_one_row() -> None:
+def test_strip_is_one_row() -> None:
     page = strip(squares(), labels=["a", "b", "c", "d", "e"], title="five")
     assert len({top for _, top, _, _ in boxes(page)}) == 1
     assert len(boxes(page)) == 5
 
 
 @pytest.mark.parametrize("suffix", [".gif", ".webp", ".png", ".apng", ".GIF"])
-def test_a_film_holds_its_last_frame(tmp_path: Path, suffix: str) -> None:
+def test_last_frame_of_a_film_is_held(tmp_path: Path, suffix: str) -> None:
     film(iter(squares()), tmp_path / f"a{suffix}", seconds=1.0, hold=2.0)
     durations = []
     with Image.open(tmp_path / f"a{suffix}") as image:
@@ -143,7 +143,7 @@ def test_a_film_holds_its_last_frame(tmp_path: Path, suffix: str) -> None:
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_what_cannot_be_drawn_is_said(tmp_path: Path) -> None:
+def test_invalid_grids_and_films_are_refused(tmp_path: Path) -> None:
     for attempt, words in (
         (lambda: grid([]), "got none, expected at least one picture"),
         (lambda: strip([]), "got none"),

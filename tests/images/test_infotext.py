@@ -83,8 +83,8 @@ def test_written_text() -> None:
 
 
 def test_every_sampler_and_schedule_has_a_name() -> None:
-    assert sorted(ours for _, ours, _, _ in SAMPLERS) == sorted(SAMPLER_NAMES)
-    assert {ours for _, ours in SCHEDULES} == set(SCHEDULE_NAMES)
+    assert sorted(name for _, name, _, _ in SAMPLERS) == sorted(SAMPLER_NAMES)
+    assert {name for _, name in SCHEDULES} == set(SCHEDULE_NAMES)
     assert {schedule for row in SAMPLERS for schedule in row[2:]} <= set(SCHEDULE_NAMES)
 
 
@@ -269,6 +269,6 @@ def test_another_autoencoder_is_named() -> None:
     assert 'VAE: "better, it is.safetensors", VAE hash: abcdef0123' in text
     assert model_of(text) == model
     assert read_parameters(text)[1] == []
-    theirs = text.replace("Version: gradina 1.0", "Version: v1.10.1")
-    assert model_of(theirs) == {"name": "kites", "hash": "0123456789"}
-    assert any(note.startswith("VAE: better") for note in read_parameters(theirs)[1])
+    a1111_text = text.replace("Version: gradina 1.0", "Version: v1.10.1")
+    assert model_of(a1111_text) == {"name": "kites", "hash": "0123456789"}
+    assert any(note.startswith("VAE: better") for note in read_parameters(a1111_text)[1])

@@ -332,8 +332,8 @@ def test_a1111_text_in_exif_equals_sd_parsers(tmp_path: Path, suffix: str) -> No
 def test_precedence_of_texts(tmp_path: Path) -> None:
     both = {"parameters": A1111.replace("a red kite", "a blue kite"), "prompt": comfy(), "workflow": {}}
     assert record_of(tmp_path, both).source == "a1111"
-    ours = json.dumps({"format": 1, "gradina": "0", "model": None, "request": {"prompt": "ours"}})
-    assert record_of(tmp_path, {**FILES["invokeai"], **both, "gradina": ours}).request == Request(prompt="ours")
+    record = json.dumps({"format": 1, "gradina": "0", "model": None, "request": {"prompt": "ours"}})
+    assert record_of(tmp_path, {**FILES["invokeai"], **both, "gradina": record}).request == Request(prompt="ours")
     assert record_of(tmp_path, {"parameters": "{red|blue} kite\nSteps: 4, Sampler: Euler, Seed: 3"}).request.steps == 4
     assert (
         record_of(tmp_path, {"Description": A1111, "Software": "x"} | {"ImageDescription": "x"} | both).source

@@ -199,8 +199,8 @@ def test_center_crop_equals_transformers(size: tuple[int, int], resample: Image.
         size={"shortest_edge": 24}, crop_size=24, resample=resample, do_rescale=False, do_normalize=False
     )
     noise = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
-    ours = np.asarray(resize_and_center_crop(Image.fromarray(noise), 24, resample))
-    assert np.array_equal(ours.transpose(2, 0, 1), processor(Image.fromarray(noise)).pixel_values[0])
+    cropped = np.asarray(resize_and_center_crop(Image.fromarray(noise), 24, resample))
+    assert np.array_equal(cropped.transpose(2, 0, 1), processor(Image.fromarray(noise)).pixel_values[0])
 
 
 def test_ends_of_a_very_long_picture_are_cut_off() -> None:

@@ -1,4 +1,4 @@
-"""Each place of a text in each kind of file, in each encoding that somebody writes."""
+"""Texts in every format and encoding that programs write."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def file_of(path: Path, block: bytes) -> Path:
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".avif"])
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("inside", [True, False])
-def test_a_comment_in_either_directory(tmp_path: Path, suffix: str, order: str, inside: bool) -> None:
+def test_comment_in_either_directory(tmp_path: Path, suffix: str, order: str, inside: bool) -> None:
     data = b"UNICODE\0" + KITE.encode("utf-16-be")
     path = file_of(tmp_path / f"a{suffix}", exif(data, inside=inside, order=order))
     assert read_texts(path) == {"UserComment": KITE}
@@ -55,7 +55,7 @@ def test_a_comment_in_either_directory(tmp_path: Path, suffix: str, order: str, 
 @pytest.mark.parametrize("code", [b"UNICODE\0", b"Unicode\0", b"ASCII\0\0\0", b"JIS\0\0\0\0\0", bytes(8), b""])
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16-be", "utf-16-le"])
 @pytest.mark.parametrize("text", [KITE, KITE.replace("\n", "\r\n"), LINE, f"a red kite\n{LINE}", "a red kite, café"])
-def test_a_comment_in_each_encoding(code: bytes, encoding: str, text: str) -> None:
+def test_comment_in_each_encoding(code: bytes, encoding: str, text: str) -> None:
     assert decode_comment(code + text.encode(encoding)) == text
     assert decode_comment(code + text.encode(encoding) + bytes(2)) == text
 
@@ -63,7 +63,7 @@ def test_a_comment_in_each_encoding(code: bytes, encoding: str, text: str) -> No
 @pytest.mark.parametrize("code", [b"UNICODE\0", b"ASCII\0\0\0", bytes(8), b""])
 @pytest.mark.parametrize(("mark", "encoding"), MARKED)
 @pytest.mark.parametrize("text", [KITE, "凧", "のあ"])
-def test_a_mark_decides(code: bytes, mark: bytes, encoding: str, text: str) -> None:
+def test_byte_order_mark_decides(code: bytes, mark: bytes, encoding: str, text: str) -> None:
     assert decode_comment(code + mark + text.encode(encoding)) == text
 
 
@@ -111,19 +111,19 @@ def test_xmp_of_stable_diffusion_cpp(tmp_path: Path) -> None:
     assert read_texts(tmp_path / "a.webp") == {"parameters": 'a <b> &amp; "c"\nSteps: 4'}
 
 
-def test_the_comment_of_a_gif(tmp_path: Path) -> None:
+def test_gif_comment(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "a.gif", comment=KITE.encode())
     assert read_texts(tmp_path / "a.gif")["comment"] == KITE
 
 
-def test_text_chunks_are_utf8_where_they_can_be() -> None:
+def test_text_is_utf_8_if_valid() -> None:
     assert decode_text(KITE.encode()) == KITE
     assert decode_text("café, 7°".encode("latin-1")) == "café, 7°"
     assert decode_text(b"\xff\xfe" + KITE.encode("utf-16-le")) == KITE
 
 
 @given(st.text(st.characters(exclude_categories=["Cc", "Cn", "Co", "Cs"]), max_size=60).map(lambda text: text + LINE))
-def test_texts_with_settings_come_back_from_any_encoding(text: str) -> None:
+def test_settings_round_trip_in_any_encoding(text: str) -> None:
     for encoding in ("utf-8", "utf-16-be", "utf-16-le"):
         for code in (b"UNICODE\0", b"ASCII\0\0\0", b""):
             assert decode_comment(code + text.encode(encoding)) == text.removeprefix("\ufeff")
@@ -138,7 +138,7 @@ def test_any_comment_is_read(data: bytes) -> None:
 @pytest.mark.parametrize(
     "evil", ["<dc:description>", "<dc:description ", "<dc:description><rdf:", "</dc:description>", "<rdf:li>&amp;"]
 )
-def test_long_xmp_takes_no_long_time(tmp_path: Path, evil: str) -> None:
+def test_xmp_time_is_linear(tmp_path: Path, evil: str) -> None:
     text = f"<dc:description>{evil * (500_000 // len(evil))}</dc:description>"
     path, chunks = tmp_path / "a.png", PngInfo()
     chunks.add_itxt("XML:com.adobe.xmp", text)

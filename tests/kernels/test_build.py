@@ -11,8 +11,9 @@ import torch
 from torch.nn import functional as F
 
 from gradina.kernels import build
-from gradina.kernels.bindings import AttentionKernel, GEGLUKernel, loaded, native
+from gradina.kernels.bindings import AttentionKernel, GEGLUKernel, native
 from gradina.kernels.build import AMX, BF16, BUILDS, COMMON, build_for
+from gradina.kernels.dispatch import kernels_for
 from gradina.nn.ops import attention
 
 
@@ -24,7 +25,7 @@ def fresh() -> Iterator[None]:
 
 
 def forget() -> None:
-    loaded.cache_clear()
+    kernels_for.cache_clear()
     build.library.cache_clear()
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional as F
 
 from gradina.kernels import build
 from gradina.kernels.autograd import BlockwiseAttention, Conv3x3Function
@@ -13,12 +16,13 @@ from gradina.kernels.bindings import GEGLUKernel, SoftmaxKernel, native
 from gradina.kernels.dispatch import (
     INFERENCE,
     LAST,
-    ROWS,
+    TABLE,
     Row,
     available,
     dispatch,
     heads,
     is_conv3x3,
+    kernels_for,
     matmul_attention,
     phase,
 )
@@ -70,25 +74,37 @@ def test_attention_of_few_queries_wide_heads_or_little_work_is_pytorchs() -> Non
         assert fits(torch.empty(1, 2, n, d), torch.empty(1, 2, m, d)) == fast, (n, m, d)
 
 
+@pytest.fixture
+def fresh() -> Iterator[None]:
+    """The table is read anew."""
+    kernels_for.cache_clear()
+    yield
+    kernels_for.cache_clear()
+
+
+@pytest.mark.usefixtures("fresh")
 def test_long_attention_takes_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[torch.dtype] = []
+    seen: list[torch.dtype] = []
 
-    def none(dtype: torch.dtype) -> None:
-        asked.append(dtype)
+    def kernel(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        seen.append(q.dtype)
+        return F.scaled_dot_product_attention(q, k, v)
 
-    row = Row("attention", (torch.float32,), INFERENCE, None, None, none, heads(1, 256))
-    monkeypatch.setitem(ROWS, "attention", (row, *(row for row in ROWS["attention"] if row.phases is not INFERENCE)))
+    row = Row("attention", (torch.float32,), INFERENCE, None, None, lambda build: kernel, heads(1, 256))
+    others = (other for other in TABLE if (other.operation, other.phases) != ("attention", INFERENCE))
+    monkeypatch.setattr("gradina.kernels.dispatch.TABLE", (row, *others))
     long, short = (torch.randn(3, 1, 1, n, 40).unbind() for n in (1024, 64))
     with torch.no_grad():
         attention(*short)
         attention(*long, causal=True)
-        assert asked == []
+        assert seen == []
         attention(*long)
-        assert asked == [torch.float32]
-    attention(*(x.requires_grad_() for x in map(torch.clone, long))).sum().backward()  # in its forward alone
-    assert asked == [torch.float32, torch.float32]
+        assert seen == [torch.float32]
+    attention(*(x.clone().requires_grad_() for x in long)).sum().backward()  # in its forward alone
+    assert seen == [torch.float32, torch.float32]
 
 
+@pytest.mark.usefixtures("fresh")
 def test_long_attention_is_trained_blockwise(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
     apply = BlockwiseAttention.apply

@@ -22,6 +22,7 @@ from gradina.training.losses import (
     contrastive,
     denoising,
     denoising_loss,
+    draw_sigmas,
     min_snr,
     name_classification,
     noise_levels,
@@ -146,6 +147,23 @@ def test_denoising_loss_draws_noise_offset_and_levels_in_this_order() -> None:
     sigma = (2.0 * sigmas[torch.randint(1000, (4,), generator=draws)]).clamp(sigmas[0], sigmas[-1])
     expected = denoising(denoiser, z, noise, sigma, cond) * min_snr(sigma, 4.0, "v").float()
     assert torch.equal(loss, expected)
+
+
+def test_noise_levels_are_drawn_uniformly() -> None:
+    schedule = sd_schedule()
+    t = schedule.t_of(draw_sigmas(schedule, 20000, key()))
+    assert torch.equal(t, t.round())
+    assert t.mean().item() == pytest.approx(499.5, abs=4 * 288.7 / math.sqrt(20000))
+    assert (t.min(), t.max()) == (0, 999)
+
+
+def test_shifted_noise_levels_stay_in_the_schedule() -> None:
+    schedule = sd_schedule()
+    plain, shifted = (draw_sigmas(schedule, 2000, key(), law) for law in (None, NoiseLaw(shift=3.0)))
+    assert torch.equal(shifted, (3 * plain).clamp(max=schedule.sigmas[-1]))
+    t = schedule.t_of(draw_sigmas(schedule, 2000, key(), NoiseLaw(shift=0.5)))
+    assert t.min() == 0
+    assert t.max() < 999
 
 
 def test_an_interval_restricts_the_noise_levels() -> None:

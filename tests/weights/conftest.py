@@ -1,4 +1,4 @@
-"""Small models with random weights, in the forms that Stable Diffusion has."""
+"""Small models with random weights, in the forms of Stable Diffusion, and what several test files use."""
 
 import json
 import shutil
@@ -55,7 +55,7 @@ def make(form: str) -> Components:
 
 
 def scatter(network: nn.Module) -> nn.Module:
-    """Every parameter takes random values, so that no two are alike."""
+    """Random values for all parameters, so that no two are equal."""
     for p in network.parameters():
         p.data = torch.randn(p.shape) * 0.1
     return network.eval()

@@ -101,7 +101,7 @@ VECTORS = torch.randn(2, 32, generator=torch.Generator().manual_seed(0))
 def test_pickled_lora_is_converted(
     tiny_model: Tiny, tmp_path: Path, random_lora: Any, assert_same_lora: Any, name: str, wrapped: bool
 ) -> None:
-    """Also one whose tensors share their memory, and one under the name of another kind of file."""
+    """Also with tensors that share memory, and under the name of another kind of file."""
     model, source = tiny_model("sd1"), tmp_path / name
     lora = random_lora(model, 3.0)
     tensors = lora_state_dict(lora, model.unet, model.text, "kohya")
@@ -132,7 +132,7 @@ def test_peft_config_beside_a_file_becomes_metadata(tiny_model: Tiny, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("content", "words"),
+    ("content", "message"),
     [
         ({"lora_unet_conv_in.hada_w1_a": torch.ones(2, 2)}, "1 of its tensors are those of LoHa"),
         ([torch.ones(2, 2), torch.ones(2, 2)], "holds 2 tensors without names"),
@@ -145,13 +145,13 @@ def test_peft_config_beside_a_file_becomes_metadata(tiny_model: Tiny, tmp_path: 
         ({"a": torch.ones(3, 3, 3)}, "is of an unknown kind"),
     ],
 )
-def test_refused_files_are_named(tmp_path: Path, content: Any, words: str) -> None:
+def test_refused_files_are_named(tmp_path: Path, content: Any, message: str) -> None:
     torch.save(content, tmp_path / "a.pt")
-    with pytest.raises(WeightsError, match=f"a.pt: {words}"):
+    with pytest.raises(WeightsError, match=f"a.pt: {message}"):
         convert(tmp_path / "a.pt", tmp_path / "b.safetensors")
 
 
-WORDS: dict[str, tuple[Any, str]] = {
+EMBEDDINGS: dict[str, tuple[Any, str]] = {
     "a1111": ({"string_to_token": {"*": 265}, "string_to_param": {"*": VECTORS}, "name": "my style"}, "my-style"),
     "a1111, without a name": ({"string_to_param": {"*": VECTORS}, "name": None}, "its-own"),
     "its authors'": ({"string_to_param": {"<Toy>": VECTORS}}, "<toy>"),
@@ -160,18 +160,18 @@ WORDS: dict[str, tuple[Any, str]] = {
 }
 
 
-@pytest.mark.parametrize("kind", WORDS)
+@pytest.mark.parametrize("kind", EMBEDDINGS)
 @pytest.mark.parametrize("name", ["its own.pt", "its own.bin", "its own.ckpt", "its own"])
 def test_pickled_embeddings_are_converted_and_named(
     tmp_path: Path, kind: str, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    content, word = WORDS[kind]
+    content, token = EMBEDDINGS[kind]
     torch.save(content, tmp_path / name)
     target = tmp_path / "w.safetensors"
     assert main(["convert", str(tmp_path / name), str(target)]) == 0
-    assert f"w.safetensors: is the embedding of {word}; write that in prompts" in capsys.readouterr().err
+    assert f"w.safetensors: is the embedding of {token}; write that in prompts" in capsys.readouterr().err
     read = read_embedding(target)
-    assert read.token == word
+    assert read.token == token
     assert torch.equal(read.vectors, VECTORS)
 
 

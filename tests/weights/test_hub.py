@@ -17,14 +17,14 @@ from gradina.weights import registry
 from gradina.weights.convert import convert
 from gradina.weights.formats.diffusers import write_folder
 from gradina.weights.formats.ldm import write_file
-from gradina.weights.hub import fetch, push, wanted
+from gradina.weights.hub import fetch, load_patterns, push
 from gradina.weights.open import open_source
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Hub(BaseHTTPRequestHandler):
-    """As much of the hub as downloads need: a model's list of files, and the files."""
+    """The part of the hub that downloads use: a model's list of files, and the files."""
 
     protocol_version = "HTTP/1.1"
 
@@ -75,7 +75,7 @@ class Hub(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub(tiny, tmp_path, monkeypatch):
-    """A hub with one model, tiny/model, which has a pickle and a variant beside what is needed."""
+    """A hub with one model, tiny/model, which has a pickle and a variant that are not needed."""
     folder = tmp_path / "served"
     write_folder(tiny(), folder)
     for name in ("unet/diffusion_pytorch_model.bin", "unet/diffusion_pytorch_model.fp16.safetensors",
@@ -149,9 +149,9 @@ def test_unreachable_hub_is_one_line(hub, monkeypatch):
 
 
 def test_patterns_of_a_variant():
-    assert "unet/diffusion_pytorch_model.fp16.safetensors" in wanted("fp16")
-    assert "unet/diffusion_pytorch_model.safetensors" not in wanted("fp16")
-    assert "vae/diffusion_pytorch_model-*-of-*.safetensors" in wanted()
+    assert "unet/diffusion_pytorch_model.fp16.safetensors" in load_patterns("fp16")
+    assert "unet/diffusion_pytorch_model.safetensors" not in load_patterns("fp16")
+    assert "vae/diffusion_pytorch_model-*-of-*.safetensors" in load_patterns()
 
 
 def test_network_in_fp16_only_is_fetched_with_a_warning(hub, tiny, assert_same, caplog):

@@ -49,15 +49,15 @@ SETTINGS = {
 
 
 def in_one_line(read, where):
-    """Whether that is read; if not, its error is one line that begins with the file."""
-    said = str(where)
+    """Asserts that it is read, or refused in one line that begins with the file."""
+    message = str(where)
     try:
         read()
     except GradinaError as error:
-        said = str(error)
-    assert said.startswith(str(where))
-    assert "\n" not in said
-    assert len(said) < 700
+        message = str(error)
+    assert message.startswith(str(where))
+    assert "\n" not in message
+    assert len(message) < 700
 
 
 @given(data=st.data(), value=ODD)

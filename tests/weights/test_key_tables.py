@@ -17,7 +17,8 @@ from diffusers.loaders.single_file_utils import (
 from torch import nn
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPVisionModelWithProjection
 
-from gradina.models.clip import CLIP, TextConfig, TextTower
+from gradina.models.clip import TextConfig, TextTower
+from gradina.models.clip_pair import CLIP
 from gradina.models.clip_vision import VisionConfig, VisionTower
 from gradina.models.unet import UNet, UNetConfig
 from gradina.models.vae import AutoencoderKL, VAEConfig
@@ -115,15 +116,18 @@ def test_vae_attention_in_every_spelling(layout, spelling):
     ours = on_meta(AutoencoderKL, VAEConfig())
     where = sources(ours.state_dict(), VAE, layout, vae_indices(ours.config))
     right = write(ours.state_dict(), where)
-    spelt = right
+    renamed = right
     for own, other in zip(ATTENTION_NAMES[layout], ATTENTION_NAMES[spelling], strict=True):
-        spelt = {re.sub(rf"(\.mid.*\.){re.escape(own)}(\.\w+)$", rf"\1{other}\2", n): x for n, x in spelt.items()}
-    assert (spelt.keys() == right.keys()) == (layout == spelling)
-    assert len(spelt.keys() - right.keys()) == (0 if layout == spelling else 16)
-    for weights in (spelt, {n: x.flatten(1) if x.ndim == 4 and x.shape[2:] == (1, 1) else x for n, x in spelt.items()}):
+        renamed = {re.sub(rf"(\.mid.*\.){re.escape(own)}(\.\w+)$", rf"\1{other}\2", n): x for n, x in renamed.items()}
+    assert (renamed.keys() == right.keys()) == (layout == spelling)
+    assert len(renamed.keys() - right.keys()) == (0 if layout == spelling else 16)
+    for weights in (
+        renamed,
+        {n: x.flatten(1) if x.ndim == 4 and x.shape[2:] == (1, 1) else x for n, x in renamed.items()},
+    ):
         found = read(rename_vae_attention(layout, weights), {n: s for n, s in where.items() if ".mid.attn" in n})
         assert {n: tuple(x.shape) for n, x in found.items()} == {n: shapes(ours)[n] for n in found}
-    assert rename_vae_attention(layout, spelt).keys() == right.keys()
+    assert rename_vae_attention(layout, renamed).keys() == right.keys()
 
 
 def test_diffusers_converts_our_original_vae_names():
@@ -151,7 +155,7 @@ def test_text_tower_names_are_those_of_transformers(config):
 
 
 def published_open_clip(layers: int, width: int, inner: int) -> dict[str, tuple[int, ...]]:
-    """The names that the text tower of OpenCLIP ViT-H/14 has in a published SD 2 file."""
+    """The names of the text tower of OpenCLIP ViT-H/14 in a published SD 2 file."""
     block = {
         "ln_1.weight": (width,), "ln_1.bias": (width,),
         "attn.in_proj_weight": (3 * width, width), "attn.in_proj_bias": (3 * width,),

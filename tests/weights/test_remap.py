@@ -1,4 +1,4 @@
-"""The engine that renames, on small tables."""
+"""Renaming of parameters, by small tables."""
 
 import pytest
 import torch

@@ -27,35 +27,32 @@ IMPORTS = {
 
 # Arguments: folder, dtype, size, steps, device. Prints as JSON the seconds until the model is loaded, the first step is
 # done and the picture is done; on CUDA also the peak memory of the device.
-PICTURE = {
-    "gradina": """
-import json, sys, time
-import gradina, torch
-folder, dtype, size, steps, device = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5]
-def now():
-    if device != "cpu":
-        torch.accelerator.synchronize(device)
-    return time.perf_counter()
-start = now()
-model = gradina.load(folder, device=device, dtype=dtype, low_memory="low-memory" in sys.argv)
-loaded, first = now(), None
-request = gradina.Request(prompt="a lighthouse", steps=steps, guidance_scale=7.5, width=size, height=size, seed=1)
-for step in gradina.steps(model, request):
-    first = first or now()
-model.decode(step.denoised)
-result = {"load": loaded - start, "first step": first - start, "picture": now() - start}
-print(json.dumps(result | ({"MB there": torch.cuda.max_memory_allocated() / 1e6} if device == "cuda" else {})))
-""",
-    "diffusers": """
+_HEADER = """
 import json, sys, time
 import torch
-from diffusers import StableDiffusionPipeline
 folder, dtype, size, steps, device = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5]
-torch_dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[dtype]
 def now():
     if device != "cpu":
         torch.accelerator.synchronize(device)
     return time.perf_counter()
+"""
+_FOOTER = """
+result = {"load": loaded - start, "first step": first[0] - start, "picture": now() - start}
+print(json.dumps(result | ({"MB there": torch.cuda.max_memory_allocated() / 1e6} if device == "cuda" else {})))
+"""
+_GRADINA = """
+import gradina
+start = now()
+model = gradina.load(folder, device=device, dtype=dtype, low_memory="low-memory" in sys.argv)
+loaded, first = now(), []
+request = gradina.Request(prompt="a lighthouse", steps=steps, guidance_scale=7.5, width=size, height=size, seed=1)
+for step in gradina.steps(model, request):
+    first = first or [now()]
+model.decode(step.denoised)
+"""
+_DIFFUSERS = """
+from diffusers import StableDiffusionPipeline
+torch_dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[dtype]
 start = now()
 pipe = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch_dtype, safety_checker=None).to(device)
 pipe.set_progress_bar_config(disable=True)
@@ -65,10 +62,8 @@ def on_step_end(pipe, i, t, values):
     return values
 pipe("a lighthouse", num_inference_steps=steps, guidance_scale=7.5, width=size, height=size,
      callback_on_step_end=on_step_end, generator=torch.Generator().manual_seed(1))
-result = {"load": loaded - start, "first step": first[0] - start, "picture": now() - start}
-print(json.dumps(result | ({"MB there": torch.cuda.max_memory_allocated() / 1e6} if device == "cuda" else {})))
-""",
-}
+"""
+PICTURE = {name: _HEADER + script + _FOOTER for name, script in (("gradina", _GRADINA), ("diffusers", _DIFFUSERS))}
 
 
 @dataclass(frozen=True)

@@ -67,15 +67,6 @@ class Schedule:
         low = t.floor().long().clamp(max=len(self.sigmas) - 2)
         return torch.lerp(self.sigmas[low], self.sigmas[low + 1], t - low)
 
-    def drawn(self, count: int, generator: torch.Generator, shift: float = 1.0) -> Tensor:
-        """Noise levels (count,) of time steps drawn evenly from the trained ones; the generator is on the CPU.
-
-        With a `shift` above 1 they are so many times as high, at most the highest. Source: Esser et al. (2403.03206),
-        equation 23: the same in terms of sigma.
-        """
-        sigmas = self.sigmas[torch.randint(len(self.sigmas), (count,), generator=generator)]
-        return (shift * sigmas).clamp(self.sigmas[0], self.sigmas[-1])
-
 
 def sd_schedule(**fields: Any) -> Schedule:
     """The schedule of Stable Diffusion 1.x and 2.x; `fields` are those of BetaLaw that differ."""

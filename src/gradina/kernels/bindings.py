@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, TypeVar
 
 import torch
@@ -28,12 +27,11 @@ AnyKernel = TypeVar("AnyKernel", bound=Kernel)
 def native(kind: type[AnyKernel], dtype: torch.dtype) -> AnyKernel | None:
     """The kernel for a dtype on this CPU; None where there is none."""
     build = build_for(dtype)
-    return None if build is None else loaded(kind, build)  # type: ignore[arg-type]
+    return None if build is None else loaded(kind, build)
 
 
-@cache
 def loaded(kind: type[AnyKernel], build: Build) -> AnyKernel | None:
-    """The kernel as compiled in one way; None where it cannot be compiled or does not run."""
+    """The kernel of one build; None where it cannot be compiled or does not run."""
     found = library(build.flags)
     return None if found is None else kind(found, build.tiles)
 
@@ -90,11 +88,11 @@ class GEGLUKernel(Kernel):
 class LayerNormKernel(Kernel):
     """LayerNorm."""
 
-    def __call__(self, norm: nn.LayerNorm, x: Tensor) -> Tensor:
-        """norm(x) for x (..., width) of the dtype of the norm's weights."""
+    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
+        """For x (..., width) of the dtype of the weights."""
         x = x.contiguous()
         out = torch.empty_like(x)
-        call(self.library.rows_scaled, x, out, *rows(x), norm.weight, norm.bias, norm.eps)
+        call(self.library.rows_scaled, x, out, *rows(x), weight, bias, eps)
         return out
 
 

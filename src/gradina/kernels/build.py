@@ -28,7 +28,7 @@ AMX = (*BF16, "-DAMX", "-mamx-tile", "-mamx-bf16")
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Build:
     """One way to compile the kernels."""
 
@@ -50,7 +50,12 @@ def build_for(dtype: torch.dtype) -> Build | None:
     """The build for a dtype on this CPU. GRADINA_NATIVE=0 in the environment switches the kernels off."""
     if os.environ.get("GRADINA_NATIVE") == "0":
         return None
-    return next((build for build in BUILDS if build.dtype == dtype and build.feature in cpu_features()), None)
+    return _build_for(dtype, cpu_features())
+
+
+@cache
+def _build_for(dtype: torch.dtype, features: frozenset[str]) -> Build | None:
+    return next((build for build in BUILDS if build.dtype == dtype and build.feature in features), None)
 
 
 @cache

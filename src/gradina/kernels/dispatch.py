@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any, Literal, cast
 
 import torch
@@ -31,15 +31,16 @@ from gradina.kernels.bindings import (
     Kernel,
     LayerNormKernel,
     SoftmaxKernel,
+    loaded,
     native,
 )
-from gradina.kernels.build import build_for
+from gradina.kernels.build import Build, build_for
 from gradina.kernels.gemm import Conv3x3Kernel, LinearKernel
 from gradina.kernels.prepack import PackedWeight
 
 Operation = Callable[..., Tensor]
-Make = Callable[[torch.dtype], Operation | None]
-Layer = nn.Linear | nn.Conv2d
+Bias = Tensor | None
+Make = Callable[[Build | None], Operation | None]
 Phase = Literal["inference", "frozen", "training"]
 
 INFERENCE: tuple[Phase, ...] = ("inference",)  # gradients are disabled
@@ -49,31 +50,10 @@ FIXED: tuple[Phase, ...] = ("inference", "frozen")  # but none goes through this
 FP32, BF16, FP16 = (torch.float32,), (torch.bfloat16,), (torch.float16,)
 BOTH = FP32 + BF16
 LAST = "channels_last"
+OF_MAPS = {"group_norm", "conv2d"}  # operations whose kernels may want that layout
 SHORT = 2**16  # scores of an attention head: up to here plain products are the fastest to train in bf16
 NARROW = 16  # channels of a 3x3 convolution: with fewer there is too little to multiply
 MIN_CONV_WORK = 2**24  # multiplications for each tap, from which on the 3x3 convolution is the fastest to train in fp32
-
-
-def phase(x: Tensor, weight: Tensor | None = None) -> Phase | None:
-    """Whether gradients go through an operation on x; None off the CPU, and under a tracer or compiler.
-
-    Fake tensors, by which memory is estimated, count as training.
-    """
-    if x.device.type != "cpu":
-        return None
-    if not torch.is_grad_enabled():
-        return None if is_traced(x) else "inference"
-    if isinstance(x, FakeTensor) and not torch.compiler.is_compiling():
-        return "training"
-    if is_traced(x):
-        return None
-    return "training" if x.requires_grad or (weight is not None and weight.requires_grad) else "frozen"
-
-
-def is_traced(x: Tensor) -> bool:
-    """Whether a compiler or tracer sees x, or it only stands for a tensor, and so needs PyTorch's operations."""
-    stands_for_one = type(x) not in (Tensor, nn.Parameter)
-    return stands_for_one or torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
 
 
 @dataclass(frozen=True)
@@ -85,47 +65,70 @@ class Row:
     phases: tuple[Phase, ...]
     layout: str | None  # of the feature map (channels_last), or the order of a prepacked weight; None: any
     feature: str | None  # of the CPU, by which the kernels are built; None: any
-    make: Make  # the kernel for a dtype
-    fits: Callable[..., bool] = lambda *given: True  # sizes and other properties of the operation's arguments
+    make: Make  # the kernel of a build
+    fits: Callable[..., bool] | None = None  # sizes and other properties of the input; None: any
 
 
-def dispatch(operation: str, x: Tensor, *given: Any) -> Operation | None:
-    """The kernel for an operation on x; None: PyTorch's.
-
-    With a layer (linear, convolution or norm) that is the first of the other arguments.
-    """
-    layer = given[0] if given and isinstance(given[0], nn.Linear | nn.Conv2d) else None
-    packed = layer.weight if layer is not None and isinstance(layer.weight, PackedWeight) else None
-    now = phase(x, packed)
-    if now is None:
-        return None
-    for row in ROWS.get(operation, ()):
-        if (row.dtypes is not None and x.dtype not in row.dtypes) or now not in row.phases:
-            continue
-        if row.layout is not None:
-            if packed is not None and (packed.order.name != row.layout or packed.dtype != x.dtype):
-                continue
-            if packed is None and not (row.layout == LAST and x.is_contiguous(memory_format=torch.channels_last)):
-                continue
-        if row.fits(x, *given) and _has_feature(row, x.dtype):
-            return row.make(x.dtype)
+def dispatch(operation: str, x: Tensor, *given: Any, weight: Tensor | None = None) -> Operation | None:
+    """The kernel for an operation on x with a weight and what else decides; None: PyTorch's."""
+    build, layout = None, ""
+    packed = weight if isinstance(weight, PackedWeight) else None
+    if packed is None:
+        build = build_for(x.dtype)
+        if operation in OF_MAPS and x.is_contiguous(memory_format=torch.channels_last):
+            layout = LAST
+    elif packed.packed.dtype == x.dtype:
+        layout = packed.order.name
+        if packed.order.native:
+            build = build_for(x.dtype)
+    for kernel, fits in kernels_for(operation, x.dtype, phase(x, packed), layout, build):
+        if fits is None or fits(x, *given):
+            return kernel
     return None
 
 
-def available(operation: str, dtype: torch.dtype, layout: str | None = None) -> bool:
-    """Whether this CPU has a kernel for an operation in inference, of that dtype and layout, for some size."""
-    return any(
-        "inference" in row.phases
-        and row.layout == layout
+def phase(x: Tensor, packed: Tensor | None = None) -> Phase | None:
+    """Whether gradients go through an operation on x; None off the CPU, and under a tracer or compiler.
+
+    Fake tensors, by which memory is estimated, count as training.
+    """
+    if not x.is_cpu:
+        return None
+    if not torch.is_grad_enabled():
+        return None if is_traced(x) else "inference"
+    if isinstance(x, FakeTensor) and not torch.compiler.is_compiling():
+        return "training"
+    if is_traced(x):
+        return None
+    return "training" if x.requires_grad or (packed is not None and packed.requires_grad) else "frozen"
+
+
+def is_traced(x: Tensor) -> bool:
+    """Whether a compiler or tracer sees x, or it only stands for a tensor, and so needs PyTorch's operations."""
+    stands_for_one = type(x) not in (Tensor, nn.Parameter)
+    return stands_for_one or torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
+
+
+@cache
+def kernels_for(
+    operation: str, dtype: torch.dtype, phase: Phase | None, layout: str, build: Build | None
+) -> tuple[tuple[Operation | None, Callable[..., bool] | None], ...]:
+    """The kernels of the table, or None where one cannot be compiled, each with what it fits."""
+    return tuple(
+        (row.make(build), row.fits)
+        for row in TABLE
+        if row.operation == operation
         and (row.dtypes is None or dtype in row.dtypes)
-        and _has_feature(row, dtype)
-        and row.make(dtype) is not None
-        for row in ROWS[operation]
+        and phase in row.phases
+        and row.layout in (None, layout)
+        and (row.feature is None or (build is not None and build.feature == row.feature))
     )
 
 
-def _has_feature(row: Row, dtype: torch.dtype) -> bool:
-    return row.feature is None or ((build := build_for(dtype)) is not None and build.feature == row.feature)
+def available(operation: str, dtype: torch.dtype, layout: str = "") -> bool:
+    """Whether this CPU has a kernel for an operation in inference, of that dtype and layout, for some size."""
+    found = kernels_for(operation, dtype, "inference", layout, build_for(dtype))
+    return any(kernel is not None for kernel, _ in found)
 
 
 def heads(queries: int, width: int, work: int = 2**22) -> Callable[[Tensor, Tensor], bool]:
@@ -148,13 +151,13 @@ def is_long(q: Tensor, k: Tensor) -> bool:
     return not is_short(q, k)
 
 
-def same_dtype(x: Tensor, norm: nn.LayerNorm) -> bool:
-    """A norm of the dtype of its input."""
-    return x.dtype == norm.weight.dtype
+def same_dtype(x: Tensor, dtype: torch.dtype) -> bool:
+    """A weight of the dtype of the input."""
+    return x.dtype == dtype
 
 
-def adds(x: Tensor, layer: nn.Module, residual: Tensor | None = None) -> bool:
-    """A layer whose residual, if any, can be added by its kernel."""
+def adds(x: Tensor, conv: nn.Conv2d | None = None, residual: Tensor | None = None) -> bool:
+    """A residual, if any, that the kernel can add."""
     return residual is None or (residual.dtype == x.dtype and not torch.is_grad_enabled())
 
 
@@ -211,119 +214,121 @@ def _train_group_norm(
     return GroupNormFunction.apply(kernel, norm, x, norm.weight, norm.bias, shift, silu)  # type: ignore[no-untyped-call]
 
 
-def _train_conv3x3(kernel: Conv3x3Kernel, x: Tensor, conv: nn.Conv2d) -> Any:
-    bias = None if conv.bias is None else conv.bias.to(x.dtype)
-    return Conv3x3Function.apply(kernel, x, conv.weight.to(x.dtype), bias)  # type: ignore[no-untyped-call]
+def _train_conv3x3(kernel: Conv3x3Kernel, x: Tensor, weight: Tensor, bias: Tensor | None) -> Any:
+    bias = None if bias is None else bias.to(x.dtype)
+    return Conv3x3Function.apply(kernel, x, weight.to(x.dtype), bias)  # type: ignore[no-untyped-call]
+
+
+def _train_pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return F.linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
 
 
 def _conv3x3(
-    kernel: Conv3x3Kernel, x: Tensor, conv: nn.Conv2d, residual: Tensor | None = None, upsample: int = 1
+    kernel: Conv3x3Kernel, x: Tensor, w: PackedWeight, bias: Bias, residual: Bias = None, **how: int
 ) -> Tensor:
-    return kernel(x, _packed(conv), conv.out_channels, conv.bias, residual, upsample)
+    return kernel(x, w.packed, w.shape[0], bias, residual, **how)
 
 
-def _linear(kernel: LinearKernel, x: Tensor, layer: Layer, residual: Tensor | None = None, **how: bool) -> Tensor:
-    return kernel(x, _packed(layer), len(layer.weight), layer.bias, residual, **how)
+def _linear(kernel: LinearKernel, x: Tensor, w: PackedWeight, bias: Bias, residual: Bias = None, **how: bool) -> Tensor:
+    return kernel(x, w.packed, w.shape[0], bias, residual, **how)
 
 
-def _onednn_linear(x: Tensor, layer: Layer, residual: Tensor | None = None) -> Any:
+def _onednn_linear(x: Tensor, w: PackedWeight, bias: Bias, residual: Bias = None) -> Any:
     if residual is None:
-        return torch.ops.mkldnn._linear_pointwise(x, _packed(layer), layer.bias, "none", [], "")
-    return torch.ops.mkldnn._linear_pointwise.binary(x, residual, _packed(layer), layer.bias, "add")
+        return torch.ops.mkldnn._linear_pointwise(x, w.packed, bias, "none", [], "")
+    return torch.ops.mkldnn._linear_pointwise.binary(x, residual, w.packed, bias, "add")
 
 
-def _onednn_conv(x: Tensor, conv: nn.Conv2d, residual: Tensor | None = None) -> Any:
-    how: Any = (conv.padding, conv.stride, conv.dilation, conv.groups)
+def _onednn_conv(x: Tensor, w: PackedWeight, bias: Bias, residual: Bias = None) -> Any:
     if residual is None:
-        return torch.ops.mkldnn._convolution_pointwise(x, _packed(conv), conv.bias, *how, "none", [], "")
-    how += ("add", None, None, [], None)
-    return torch.ops.mkldnn._convolution_pointwise.binary(x, residual, _packed(conv), conv.bias, *how)
+        return torch.ops.mkldnn._convolution_pointwise(x, w.packed, bias, *w.order.geometry, "none", [], "")
+    add: Any = ("add", None, None, [], None)
+    return torch.ops.mkldnn._convolution_pointwise.binary(x, residual, w.packed, bias, *w.order.geometry, *add)
 
 
-def _packed(layer: Layer) -> Tensor:
-    return cast(PackedWeight, layer.weight).packed
-
-
-def _pointwise(linear: Operation, x: Tensor, conv: nn.Conv2d, residual: Tensor | None = None) -> Tensor:
+def _pointwise(linear: Operation, x: Tensor, w: PackedWeight, bias: Bias, residual: Bias = None) -> Tensor:
     """A 1x1 convolution of a channels-last feature map, as the linear layer that it is to each pixel."""
     rows = None if residual is None else residual.permute(0, 2, 3, 1)
-    return linear(x.permute(0, 2, 3, 1), conv, rows).permute(0, 3, 1, 2)
+    return linear(x.permute(0, 2, 3, 1), w, bias, rows).permute(0, 3, 1, 2)
 
 
-def _native_pointwise(kernel: LinearKernel, x: Tensor, conv: nn.Conv2d, residual: Tensor | None = None) -> Tensor:
-    return _pointwise(partial(_linear, kernel), x, conv, residual)
+def _onednn_pointwise(x: Tensor, w: PackedWeight, bias: Bias, residual: Bias = None) -> Tensor:
+    return _pointwise(_onednn_linear, x, w, bias, residual)
 
 
-def _onednn_pointwise(x: Tensor, conv: nn.Conv2d, residual: Tensor | None = None) -> Tensor:
-    return _pointwise(_onednn_linear, x, conv, residual)
+def _native_pointwise(kernel: LinearKernel, x: Tensor, w: PackedWeight, bias: Bias, residual: Bias = None) -> Tensor:
+    return _pointwise(partial(_linear, kernel), x, w, bias, residual)
 
 
-def _train_pointwise(x: Tensor, conv: nn.Conv2d) -> Tensor:
-    return F.linear(x.permute(0, 2, 3, 1), conv.weight.flatten(1), conv.bias).permute(0, 3, 1, 2)
+def _softmax(build: Build | None) -> SoftmaxKernel | None:
+    return None if build is None else loaded(SoftmaxKernel, build)
 
 
-def _blockwise(dtype: torch.dtype) -> Operation:
-    return partial(BlockwiseAttention.apply, attend, native(SoftmaxKernel, dtype))
+def _blockwise(build: Build | None) -> Operation:
+    return partial(BlockwiseAttention.apply, attend, _softmax(build))
 
 
-def _matmul(dtype: torch.dtype) -> Operation:
-    return partial(matmul_attention, native(SoftmaxKernel, dtype))
+def _matmul(build: Build | None) -> Operation:
+    return partial(matmul_attention, _softmax(build))
 
 
-def _causal(dtype: torch.dtype) -> Operation:
+def _causal(build: Build | None) -> Operation:
     return partial(matmul_attention, None, causal=True)
 
 
-def _bfloat16(dtype: torch.dtype) -> Operation | None:
+def _bfloat16(build: Build | None) -> Operation | None:
     return native(BFloat16Kernel, torch.bfloat16)
 
 
 def _by(kind: type[Kernel], function: Callable[..., Any] | None = None, **how: Any) -> Make:
     """A kernel by itself, or a function that gets it first."""
 
-    def make(dtype: torch.dtype) -> Operation | None:
-        kernel: Any = native(kind, dtype)
+    def make(build: Build | None) -> Operation | None:
+        kernel: Any = None if build is None else loaded(kind, build)
         return kernel if kernel is None or function is None else partial(function, kernel, **how)
 
     return make
 
 
 def _torch(function: Operation) -> Make:
-    return lambda dtype: function
+    return lambda build: function
 
 
 AMX, VNNI, AVX = "amx_bf16", "avx512_bf16", "avx512f"  # CPU features, as build.py has them; None: any
-ATTENTION, CONV, NORM, LINEAR = _by(AttentionKernel), _by(Conv3x3Kernel, _conv3x3), GroupNormKernel, LinearKernel
-GATED = _by(LINEAR, _linear, halves=True, geglu=True)
+ATTEND, CONV, NORM = _by(AttentionKernel), _by(Conv3x3Kernel, _conv3x3), _by(GroupNormKernel)
+LINEAR, GEGLU = _by(LinearKernel, _linear), _by(LinearKernel, _linear, halves=True, geglu=True)
+HALVES, POINTWISE = _by(LinearKernel, _linear, halves=True), _by(LinearKernel, _native_pointwise)
+UPSAMPLE, TRAIN_CONV = _by(Conv3x3Kernel, _conv3x3, upsample=2), _by(Conv3x3Kernel, _train_conv3x3)
+TRAIN_NORM, TRAIN_GEGLU = _by(GroupNormKernel, _train_group_norm), _by(GEGLUKernel, GEGLUFunction.apply)
+ONEDNN, ONEDNN_CONV, ONEDNN_POINTWISE = map(_torch, (_onednn_linear, _onednn_conv, _onednn_pointwise))
 
 # fmt: off
 TABLE = (
-    #   operation           dtype phase      layout           CPU   kernel                           sizes
-    Row("attention",        BF16, INFERENCE, None,            AMX,  ATTENTION,                       heads(1, 256)),
-    Row("attention",        BF16, INFERENCE, None,            VNNI, ATTENTION,                       heads(1, 512)),
-    Row("attention",        FP32, INFERENCE, None,            AMX,  ATTENTION,                       heads(1024, 256)),
-    Row("attention",        FP32, INFERENCE, None,            AVX,  ATTENTION,                       heads(1, 512)),
-    Row("attention",        BF16, TRAINING,  None,            None, _matmul,                         is_short),
-    Row("attention",        None, TRAINING,  None,            None, _blockwise,                      is_long),
-    Row("causal_attention", BF16, TRAINING,  None,            None, _causal,                         is_short),
+    #   operation           dtype phase      layout           CPU   kernel                   sizes
+    Row("attention",        BF16, INFERENCE, None,            AMX,  ATTEND,                  heads(1, 256)),
+    Row("attention",        BF16, INFERENCE, None,            VNNI, ATTEND,                  heads(1, 512)),
+    Row("attention",        FP32, INFERENCE, None,            AMX,  ATTEND,                  heads(1024, 256)),
+    Row("attention",        FP32, INFERENCE, None,            AVX,  ATTEND,                  heads(1, 512)),
+    Row("attention",        BF16, TRAINING,  None,            None, _matmul,                 is_short),
+    Row("attention",        None, TRAINING,  None,            None, _blockwise,              is_long),
+    Row("causal_attention", BF16, TRAINING,  None,            None, _causal,                 is_short),
     Row("geglu",            BOTH, INFERENCE, None,            None, _by(GEGLUKernel)),
-    Row("geglu",            BOTH, TRAINING,  None,            None, _by(GEGLUKernel, GEGLUFunction.apply)),
-    Row("layer_norm",       BOTH, INFERENCE, None,            None, _by(LayerNormKernel),            same_dtype),
-    Row("group_norm",       BOTH, INFERENCE, LAST,            None, _by(NORM)),
-    Row("group_norm",       BOTH, TRAINING,  LAST,            None, _by(NORM, _train_group_norm)),
-    Row("linear",           BF16, FIXED,     "linear",        AMX,  _by(LINEAR, _linear),            adds),
-    Row("linear",           BOTH, FIXED,     "geglu",         None, _by(LINEAR, _linear, halves=True),      adds),
-    Row("linear",           BOTH, FIXED,     "onednn_linear", None, _torch(_onednn_linear),          adds),
-    Row("linear_geglu",     BF16, FIXED,     "geglu",         AMX,  GATED),
-    Row("linear_geglu",     FP32, FIXED,     "geglu",         None, GATED),
-    Row("conv2d",           BOTH, FIXED,     "conv3x3",       None, CONV,                            adds),
-    Row("conv2d",           BF16, FIXED,     "linear",        AMX,  _by(LINEAR, _native_pointwise),  adds),
-    Row("conv2d",           BOTH, FIXED,     "onednn_linear", None, _torch(_onednn_pointwise),       adds),
-    Row("conv2d",           BOTH, FIXED,     "onednn_conv",   None, _torch(_onednn_conv),            adds),
-    Row("conv2d",           BOTH, TRAINING,  LAST,            None, _torch(_train_pointwise),        trains_as_linear),
-    Row("conv2d",           BOTH, TRAINING,  LAST,            None, _by(Conv3x3Kernel, _train_conv3x3), trains_in_c),
-    Row("upsample_conv",    BOTH, FIXED,     "conv3x3",       None, _by(Conv3x3Kernel, _conv3x3, upsample=2)),
+    Row("geglu",            BOTH, TRAINING,  None,            None, TRAIN_GEGLU),
+    Row("layer_norm",       BOTH, INFERENCE, None,            None, _by(LayerNormKernel),    same_dtype),
+    Row("group_norm",       BOTH, INFERENCE, LAST,            None, NORM),
+    Row("group_norm",       BOTH, TRAINING,  LAST,            None, TRAIN_NORM),
+    Row("linear",           BF16, FIXED,     "linear",        AMX,  LINEAR,                  adds),
+    Row("linear",           BOTH, FIXED,     "geglu",         None, HALVES,                  adds),
+    Row("linear",           BOTH, FIXED,     "onednn_linear", None, ONEDNN,                  adds),
+    Row("linear_geglu",     BF16, FIXED,     "geglu",         AMX,  GEGLU),
+    Row("linear_geglu",     FP32, FIXED,     "geglu",         None, GEGLU),
+    Row("conv2d",           BOTH, FIXED,     "conv3x3",       None, CONV,                    adds),
+    Row("conv2d",           BF16, FIXED,     "linear",        AMX,  POINTWISE,               adds),
+    Row("conv2d",           BOTH, FIXED,     "onednn_linear", None, ONEDNN_POINTWISE,        adds),
+    Row("conv2d",           BOTH, FIXED,     "onednn_conv",   None, ONEDNN_CONV,             adds),
+    Row("conv2d",           BOTH, TRAINING,  LAST,            None, _torch(_train_pointwise), trains_as_linear),
+    Row("conv2d",           BOTH, TRAINING,  LAST,            None, TRAIN_CONV,              trains_in_c),
+    Row("upsample_conv",    BOTH, FIXED,     "conv3x3",       None, UPSAMPLE),
     Row("bfloat16",         FP16, FIXED,     None,            None, _bfloat16),
 )
 # fmt: on
-ROWS = {name: tuple(row for row in TABLE if row.operation == name) for name in {row.operation for row in TABLE}}

@@ -18,13 +18,15 @@ OPAQUE: Any = torch._mkldnn  # type: ignore[attr-defined]  # the layout of oneDN
 NativeKernel = TypeVar("NativeKernel", bound=Kernel)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Order:
     """The order of values in memory that a kernel wants of its weights, and back."""
 
     name: str
+    native: bool  # whether the kernel is one of ours, else it is oneDNN's
     pack: Callable[[Tensor], Tensor]
     unpack: Callable[[Tensor, torch.Size], Tensor]
+    geometry: tuple[Any, ...] = ()  # padding, stride, dilation and groups of a convolution by oneDNN
 
 
 def _native(kind: type[NativeKernel], weight: Tensor) -> NativeKernel:
@@ -35,21 +37,25 @@ def _native(kind: type[NativeKernel], weight: Tensor) -> NativeKernel:
 
 LINEAR = Order(  # of linear layers (out, in), and of 1x1 convolutions (out, in, 1, 1)
     "linear",
+    True,
     lambda weight: _native(LinearKernel, weight).reorder(weight.flatten(1)),
     lambda packed, shape: linear_weight(packed, shape[0], shape[1]).reshape(shape),
 )
 GEGLU = Order(
     "geglu",
+    True,
     lambda weight: _native(LinearKernel, weight).reorder(weight, halves=True),
     lambda packed, shape: linear_weight(packed, shape[0], shape[1], halves=True),
 )
 CONV3X3 = Order(
     "conv3x3",
+    True,
     lambda weight: _native(Conv3x3Kernel, weight).reorder(weight),
     lambda packed, shape: conv3x3_weight(packed, shape[0], shape[1]),
 )
 ONEDNN_LINEAR = Order(  # of the same as LINEAR
     "onednn_linear",
+    False,
     lambda weight: torch.ops.mkldnn._reorder_linear_weight(weight.flatten(1), None),
     lambda packed, shape: packed.to_dense().reshape(shape),
 )
@@ -57,11 +63,13 @@ ONEDNN_LINEAR = Order(  # of the same as LINEAR
 
 def onednn_conv(conv: nn.Conv2d) -> Order:
     """The order for one convolution."""
-    how = ([*conv.padding], [*conv.stride], [*conv.dilation], conv.groups, None)
+    geometry = ([*conv.padding], [*conv.stride], [*conv.dilation], conv.groups)
     return Order(
         "onednn_conv",
-        lambda weight: torch.ops.mkldnn._reorder_convolution_weight(weight, *how),
+        False,
+        lambda weight: torch.ops.mkldnn._reorder_convolution_weight(weight, *geometry, None),
         lambda packed, shape: packed.to_dense(),
+        geometry,
     )
 
 

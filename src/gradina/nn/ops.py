@@ -39,15 +39,17 @@ def silu_(h: Tensor) -> Tensor:
 
 def linear(layer: nn.Linear, x: Tensor) -> Tensor:
     """x Wᵀ + b."""
-    if kernel := dispatch("linear", x, layer):
-        return kernel(x, layer)
-    return F.linear(x, layer.weight, layer.bias)
+    weight, bias = layer.weight, layer.bias
+    if kernel := dispatch("linear", x, weight=weight):
+        return kernel(x, weight, bias)
+    return F.linear(x, weight, bias)
 
 
 def linear_add(layer: nn.Module, h: Tensor, x: Tensor) -> Tensor:
     """layer(h) + x, for a linear layer."""
-    if isinstance(layer, nn.Linear) and (kernel := dispatch("linear", h, layer, x)):
-        return kernel(h, layer, x)
+    weight = layer.weight if isinstance(layer, nn.Linear) else None
+    if kernel := dispatch("linear", h, None, x, weight=weight):
+        return kernel(h, weight, layer.bias, x)
     return add_(layer(h), x)
 
 
@@ -64,22 +66,25 @@ def geglu(x: Tensor) -> Tensor:
 
 def linear_geglu(layer: nn.Module, x: Tensor) -> Tensor:
     """geglu(layer(x)), for a linear layer."""
-    if isinstance(layer, nn.Linear) and (kernel := dispatch("linear_geglu", x, layer)):
-        return kernel(x, layer)
+    weight = layer.weight if isinstance(layer, nn.Linear) else None
+    if kernel := dispatch("linear_geglu", x, weight=weight):
+        return kernel(x, weight, layer.bias)
     return geglu(layer(x))
 
 
 def conv2d(conv: nn.Conv2d, x: Tensor) -> Tensor:
     """The convolution of x (b, c, h, w)."""
-    if kernel := dispatch("conv2d", x, conv):
-        return kernel(x, conv)
-    return conv._conv_forward(x, conv.weight, conv.bias)
+    weight, bias = conv.weight, conv.bias
+    if kernel := dispatch("conv2d", x, conv, weight=weight):
+        return kernel(x, weight, bias)
+    return conv._conv_forward(x, weight, bias)
 
 
 def conv_add(conv: nn.Module, h: Tensor, x: Tensor) -> Tensor:
     """conv(h) + x."""
-    if isinstance(conv, nn.Conv2d) and (kernel := dispatch("conv2d", h, conv, x)):
-        return kernel(h, conv, x)
+    weight = conv.weight if isinstance(conv, nn.Conv2d) else None
+    if kernel := dispatch("conv2d", h, conv, x, weight=weight):
+        return kernel(h, weight, conv.bias, x)
     return add_(conv(h), x)
 
 
@@ -98,9 +103,10 @@ def layer_norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
 
     Source: Ba, Kiros & Hinton, "Layer Normalization" (1607.06450), equation 4.
     """
-    if kernel := dispatch("layer_norm", x, norm):
-        return kernel(norm, x)
-    return F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+    weight, bias = norm.weight, norm.bias
+    if kernel := dispatch("layer_norm", x, weight.dtype):
+        return kernel(x, weight, bias, norm.eps)
+    return F.layer_norm(x, norm.normalized_shape, weight, bias, norm.eps)
 
 
 def group_norm(norm: nn.GroupNorm, x: Tensor) -> Tensor:
@@ -156,8 +162,9 @@ def upsample_conv(conv: nn.Module, x: Tensor) -> Tensor:
 
 
 def _upsample_conv(conv: nn.Module, x: Tensor) -> Tensor:
-    if isinstance(conv, nn.Conv2d) and (kernel := dispatch("upsample_conv", x, conv)):
-        return kernel(x, conv)
+    weight = conv.weight if isinstance(conv, nn.Conv2d) else None
+    if kernel := dispatch("upsample_conv", x, weight=weight):
+        return kernel(x, weight, conv.bias)
     return cast(Tensor, conv(F.interpolate(x, scale_factor=2.0, mode="nearest")))
 
 

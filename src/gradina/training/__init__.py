@@ -1,1 +1,1 @@
-"""Learning: one loop, and recipes that say what it learns from."""
+"""Training: one loop for recipes from nothing and for fine-tuning."""

@@ -42,8 +42,8 @@ def contrastive(logits: Tensor, true: Tensor) -> Tensor:
     `logits` (b, b) are scaled similarities, (texts, pictures). Where caption i is `true` (b, b) of picture j, too, the
     two are no negatives of each other. Source: Radford et al. 2021, figure 3.
     """
-    own = torch.eye(len(true), dtype=torch.bool, device=true.device)
-    logits = logits.masked_fill(true & ~own, float("-inf"))
+    paired = torch.eye(len(true), dtype=torch.bool, device=true.device)
+    logits = logits.masked_fill(true & ~paired, float("-inf"))
     target = torch.arange(len(true), device=true.device)
     to_picture = F.cross_entropy(logits, target, reduction="none")
     to_caption = F.cross_entropy(logits.T, target, reduction="none")
@@ -72,11 +72,20 @@ def denoising_loss(denoiser: Denoiser, latents: Tensor, cond: Cond, key: torch.G
     noise = torch.randn(latents.shape, generator=key)
     if law.noise_offset:
         noise = noise + law.noise_offset * torch.randn(*latents.shape[:2], 1, 1, generator=key)
-    levels = noise_levels(denoiser.schedule, law)
-    sigma = levels[torch.randint(len(levels), (len(latents),), generator=key)]
-    sigma = ((law.shift or 1.0) * sigma).clamp(levels[0], levels[-1])
+    sigma = draw_sigmas(denoiser.schedule, len(latents), key, law)
     error = denoising(denoiser, latents, noise.to(latents.device), sigma, cond)
     return error if law.min_snr is None else error * min_snr(sigma, law.min_snr, denoiser.prediction.name).to(error)
+
+
+def draw_sigmas(schedule: Schedule, count: int, key: torch.Generator, law: NoiseLaw | None = None) -> Tensor:
+    """Sigmas (count,) of timesteps drawn uniformly, within the law's interval, times its shift.
+
+    Source of the shift: Esser et al. (2403.03206), equation 23, in terms of sigma.
+    """
+    law = law or NoiseLaw()
+    levels = noise_levels(schedule, law)
+    sigmas = levels[torch.randint(len(levels), (count,), generator=key)]
+    return ((law.shift or 1.0) * sigmas).clamp(levels[0], levels[-1])
 
 
 def noise_levels(schedule: Schedule, law: NoiseLaw) -> Tensor:
@@ -86,10 +95,8 @@ def noise_levels(schedule: Schedule, law: NoiseLaw) -> Tensor:
     low, high = law.interval
     levels = schedule.sigmas[(schedule.sigmas >= low) & (schedule.sigmas <= high)]
     if not len(levels):
-        lowest, highest = schedule.sigmas[[0, -1]].tolist()
-        raise RecipeError(
-            f"interval: got {low:g} to {high:g}, which holds no noise level; they go from {lowest:.3g} to {highest:.3g}"
-        )
+        ends = "they go from {:.3g} to {:.3g}".format(*schedule.sigmas[[0, -1]].tolist())
+        raise RecipeError(f"interval: got {low:g} to {high:g}, which holds no noise level; {ends}")
     return levels
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Annotated, Any, Literal, NamedTuple, get_type_hints
 
 from gradina.errors import RecipeError
@@ -20,7 +21,6 @@ class Range(NamedTuple):
 class Option(NamedTuple):
     """How a field is offered on the command line, as metadata of its type; True as `default` shows the field's own."""
 
-    metavar: str  # "": a flag
     default: str | bool
     help: str
     least: int | None = None
@@ -41,27 +41,34 @@ class Checked:
     """Data whose fields are checked against the ranges in their types. Raises RecipeError."""
 
     def __post_init__(self) -> None:
-        for name, hint in get_type_hints(type(self), include_extras=True).items():
-            for rule in getattr(hint, "__metadata__", ()):
-                value = getattr(self, name)
-                if isinstance(rule, Range) and value is not None and not rule.holds(value):
-                    raise RecipeError(f"{name}: got {value}, expected {rule.expected}")
+        for name, allowed in _ranges(type(self)):  # type: ignore[arg-type]
+            value = getattr(self, name)
+            if value is not None and not allowed.holds(value):
+                raise RecipeError(f"{name}: got {value}, expected {allowed.expected}")
+
+
+@cache
+def _ranges(kind: type) -> list[tuple[str, Range]]:
+    """The ranges of a dataclass's fields, by name."""
+    hints = get_type_hints(kind, include_extras=True)
+    found = [(name, data) for name, hint in hints.items() for data in getattr(hint, "__metadata__", ())]
+    return [(name, data) for name, data in found if isinstance(data, Range)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(Checked):
     """How a network is trained: steps, batches, AdamW, learning rate."""
 
-    steps: Annotated[int, POSITIVE, Option("N", PUBLISHED, "Steps to learn for.", least=1, short=("-s",))]
-    batch: Annotated[int, POSITIVE, Option("N", "1", "Pictures at once.", least=1)]
-    lr: Annotated[float, POSITIVE, Option("X", PUBLISHED, "Learning rate.")]
-    warmup: Annotated[int, Option("N", "0", "Steps in which the learning rate rises.", least=0)] = 100
+    steps: Annotated[int, POSITIVE, Option(PUBLISHED, "Training steps.", least=1, short=("-s",))]
+    batch: Annotated[int, POSITIVE, Option("1", "Pictures at once.", least=1)]
+    lr: Annotated[float, POSITIVE, Option(PUBLISHED, "Learning rate.")]
+    warmup: Annotated[int, Option("0", "Steps in which the learning rate rises.", least=0)] = 100
     decay: Annotated[float, SHARE] = 0.5  # share of the steps, at the end, in which lr falls to 0 along a cosine
     weight_decay: float = 0.01
     betas: Annotated[tuple[float, float], BETAS] = (0.9, 0.99)
     clip: Annotated[float, POSITIVE] = 1.0  # largest norm of the gradient
-    ema: Annotated[float, SHARE, Option("X", PUBLISHED, "Decay of the weights' average; 0: none.")] = 0.999
-    accumulate: Annotated[int, POSITIVE, Option("N", PUBLISHED, "Batches for one step.", least=1)] = 1
+    ema: Annotated[float, SHARE, Option(PUBLISHED, "Decay of the weights' average; 0: none.")] = 0.999
+    accumulate: Annotated[int, POSITIVE, Option(PUBLISHED, "Batches for one step.", least=1)] = 1
     precision: Literal["float32", "bfloat16"] = "float32"  # bfloat16: autocast
 
     def lr_at(self, step: int) -> float:
@@ -79,13 +86,9 @@ class NoiseLaw(Checked):
     Levels are those of timesteps drawn uniformly from the schedule's that lie in `interval`, times `shift`.
     """
 
-    min_snr: Annotated[
-        float | None, POSITIVE, Option("X", "off", "Weigh errors by min-SNR with this gamma; 5 is usual.")
-    ] = None
-    noise_offset: Annotated[
-        float, NOT_NEGATIVE, Option("X", "0", "Noise alike in all places, so that dark and light are learnt.")
-    ] = 0.0
-    shift: Annotated[float | None, MORE_THAN_0, Option("X", "1", "Multiply the noise levels (sigma) by this.")] = None
-    interval: Annotated[
-        tuple[float, float] | None, INTERVAL, Option("LOW:HIGH", "all", "Noise levels (sigma) to learn from.")
-    ] = None
+    min_snr: Annotated[float | None, POSITIVE, Option("off", "Weight losses by min-SNR of this gamma; 5 is usual.")] = (
+        None
+    )
+    noise_offset: Annotated[float, NOT_NEGATIVE, Option("0", "Noise shared by all pixels, for dark and light.")] = 0.0
+    shift: Annotated[float | None, MORE_THAN_0, Option("1", "Multiply the noise levels (sigma) by this.")] = None
+    interval: Annotated[tuple[float, float] | None, INTERVAL, Option("all", "Noise levels (sigma) to train at.")] = None

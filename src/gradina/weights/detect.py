@@ -1,6 +1,6 @@
 """What a file of weights is, by the names of its tensors: one table for all formats, whether they are read here or not.
 
-A new dialect is a file in formats/ and a row here; where one file holds all of it, also a row in convert.py.
+A new dialect is a file in formats/ and a row here; a kind of single file that is converted, also a row in convert.py.
 """
 
 from __future__ import annotations

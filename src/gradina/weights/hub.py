@@ -55,7 +55,7 @@ def fetch(name: str, variant: str | None = None, pickles: bool = False) -> Path:
     with _hub_errors(name):
         if name.count("/") > 1:
             return _fetch_file(name)
-        folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=wanted(variant)))
+        folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=load_patterns(variant)))
         missing = [stem for stem in WEIGHTS if not any(folder.glob(f"{stem}*.safetensors"))]
         nowhere = len(missing) == len(WEIGHTS) and variant and not pickles
         if missing and not nowhere and not constants.HF_HUB_OFFLINE:
@@ -80,7 +80,7 @@ def _fetch_file(name: str) -> Path:
     return Path(huggingface_hub.hf_hub_download(f"{owner}/{repository}", file))
 
 
-def wanted(variant: str | None = None) -> list[str]:
+def load_patterns(variant: str | None = None) -> list[str]:
     """Patterns of the files that loading needs: one variant, no pickles, no safety checker."""
     return [*REST, *(stem + suffix for stem in WEIGHTS for suffix in _suffixes(variant))]
 

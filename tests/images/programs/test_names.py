@@ -1,5 +1,4 @@
-"""What others call samplers and schedules: every name of their own lists gives one of ours, and says so if it is not
-the same."""
+"""Every name in the lists of other programs gives a sampler or schedule, with a note where it is not the same."""
 
 from __future__ import annotations
 
@@ -67,14 +66,14 @@ def test_every_sampler_of_others(name: str) -> None:
 
 @pytest.mark.parametrize("sampler", SAMPLER_NAMES)
 @pytest.mark.parametrize("schedule", SCHEDULE_NAMES)
-def test_our_own_names(sampler: str, schedule: str) -> None:
+def test_names_of_requests(sampler: str, schedule: str) -> None:
     notes: list[str] = []
     assert sampler_and_schedule(sampler, schedule, notes) == {"sampler": sampler, "schedule": schedule}
     assert notes == []
 
 
 @pytest.mark.parametrize(
-    ("sampler", "schedule", "ours"),
+    ("sampler", "schedule", "expected"),
     [
         ("PLMS", "", ("pndm", "leading")),
         ("uni_pc", "simple", ("unipc", "trailing")),
@@ -100,13 +99,13 @@ def test_our_own_names(sampler: str, schedule: str) -> None:
         ("", "", (None, None)),
     ],
 )
-def test_names_by_value(sampler: str, schedule: str, ours: tuple[str | None, str | None]) -> None:
+def test_sampler_and_schedule(sampler: str, schedule: str, expected: tuple[str | None, str | None]) -> None:
     notes: list[str] = []
-    assert tuple(sampler_and_schedule(sampler, schedule, notes).values()) == ours
+    assert tuple(sampler_and_schedule(sampler, schedule, notes).values()) == expected
     assert notes == []
 
 
-def test_what_nobody_knows_is_said_once() -> None:
+def test_unknown_names_are_noted() -> None:
     notes: list[str] = []
     assert sampler_and_schedule("Warp\n9", "wobbly", notes) == {"sampler": None, "schedule": None}
     assert notes == [
@@ -115,6 +114,6 @@ def test_what_nobody_knows_is_said_once() -> None:
     ]
 
 
-def test_the_nearest_are_ours() -> None:
+def test_nearest_names_are_available() -> None:
     assert {row[1] for row in NEAREST_SAMPLERS} <= set(SAMPLER_NAMES)
-    assert {ours for _, ours in NEAREST_SCHEDULES} <= set(SCHEDULE_NAMES)
+    assert {expected for _, expected in NEAREST_SCHEDULES} <= set(SCHEDULE_NAMES)

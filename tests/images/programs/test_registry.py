@@ -34,7 +34,7 @@ def test_settings_of_every_program(tmp_path: Path, name: str) -> None:
     assert record.source == name.split("-")[0]
     got = {key: getattr(record.request, key) for key in KITE}
     assert got == KITE
-    size = (64, 128) if name == "novelai" else (512, 768)  # which says no size: the picture's own
+    size = (64, 128) if name == "novelai" else (512, 768)  # which has no size: that of the picture
     assert (record.request.width, record.request.height) == size
     sampler = {"invokeai-dream": "lms", "fooocus": "dpmpp_2m_sde"}.get(name, "dpmpp_2m")
     schedule = "linspace" if name in ("invokeai-2", "invokeai-dream", "novelai") else "karras"

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +12,7 @@ from gradina.training.data.dataset import Split
 from gradina.training.data.image_folder import read_image_folder
 from gradina.training.data.sources import load_dataset
 from gradina.training.data.synthetic import IconScenes
-from gradina.training.pretrain.recipes import DataRecipe, IconsRecipe, Recipe, read_recipe
+from gradina.training.pretrain.recipes import Recipe
 
 Files = dict[str, bytes | str]
 
@@ -37,37 +35,6 @@ def captions(source: Path, caption: str | None = None) -> dict[str, str]:
     """The captions that are found, by members of shards, or by paths in the folder."""
     pictures = read_image_folder(source, caption)
     return {one.member or one.file.relative_to(source).as_posix(): one.caption for one in pictures}
-
-
-THINGS = ("red-apple, apple", "owl", "teddy-bear, toy", "umbrella", "key", "unicorn")
-
-
-STYLES = ("plain", "round")
-
-
-COLOURS = {"plain": "#ff0000", "round": "#0000ff"}
-
-
-@pytest.fixture
-def icon_recipe(tmp_path: Path, recipe_file: Path) -> Callable[..., Recipe]:
-    """A recipe of squares, a colour for each style, that get smaller from thing to thing."""
-    for style in STYLES:
-        bodies = {}
-        for i, thing in enumerate(THINGS):
-            side = 16 - 2 * i
-            at = (16 - side) / 2
-            body = f'<rect x="{at}" y="{at}" width="{side}" height="{side}" fill="{COLOURS[style]}"/>'
-            bodies[thing.split(",")[0]] = {"body": body}
-        (tmp_path / style).mkdir()
-        (tmp_path / style / "icons.json").write_text(json.dumps({"icons": bodies, "width": 16, "height": 16}))
-    folders = tuple(str(tmp_path / style) for style in STYLES)
-
-    def make(**fields: object) -> Recipe:
-        fields = {"styles": STYLES} | fields
-        recipe = IconsRecipe(count=len(THINGS), things=THINGS, size=32, **fields)  # type: ignore[arg-type]
-        return replace(read_recipe(recipe_file), data=DataRecipe(source="icons", folders=folders, icons=recipe))
-
-    return make
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from gradina.training.data import icons
 from gradina.training.data.icons import is_held_out, render_svg, with_article
 from gradina.training.data.synthetic import IconScenes
 
-from .conftest import STYLES, THINGS
+from ..conftest import STYLES, THINGS
 
 
 def test_held_out_icons_are_fixed() -> None:

@@ -161,8 +161,8 @@ def test_output_folder_is_left_out(
     for out in ("runs/x", str(tmp_path / "runs" / "x"), "../x/../" + tmp_path.name + "/runs/x"):
         monkeypatch.chdir(tmp_path)
         assert [one.file.name for one in read_image_folder(".", "a sks dog", out)] == ["1.png", "3.png"]
-    told = "is inside the folder of training pictures; the pictures in it are left out"
-    assert caplog.messages == [f"runs/x: {told}"] * 3
+    message = "is inside the folder of training pictures; the pictures in it are left out"
+    assert caplog.messages == [f"runs/x: {message}"] * 3
     with pytest.raises(RecipeError, match=r"^.: is the folder of training pictures; choose another --out folder"):
         read_image_folder(tmp_path, "a sks dog", ".")
 

@@ -136,7 +136,7 @@ def test_pictures_are_drawn_by_their_repeats() -> None:
 
 
 def test_without_repeats_draws_are_those_of_older_versions() -> None:
-    """The numbers of the generator mean what they meant when there were none: a place among all, then rows."""
+    """The order of random draws is that of versions without repeats: a bucket, then rows, crops and noise."""
     key, same = torch.Generator().manual_seed(3), torch.Generator().manual_seed(3)
     for repeats in ((), ((1, 1, 1), (1, 1))):
         for _ in range(20):

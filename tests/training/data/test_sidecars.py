@@ -21,8 +21,8 @@ NFD, NFC = unicodedata.normalize("NFD", "été"), "été"
     ["a.txt", "a.TXT", "a.Txt", "a.caption", "a.CAPTION", "a.png.txt", "a.PNG.TXT", "A.txt", "a.json", "a.png.json"],
 )
 def test_sidecar_names(tmp_path: Path, name: str) -> None:
-    said = '{"caption": "a seven", "url": "x"}' if name.endswith("json") else " a seven\r\n"
-    assert captions(write_files(tmp_path, {"a.png": "", name: said})) == {"a.png": "a seven"}
+    content = '{"caption": "a seven", "url": "x"}' if name.endswith("json") else " a seven\r\n"
+    assert captions(write_files(tmp_path, {"a.png": "", name: content})) == {"a.png": "a seven"}
 
 
 def test_sidecars_in_subfolders(tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_capitals_tell_pictures_apart(tmp_path: Path) -> None:
         ({"a.txt": "one", "a.png.txt": "two"}, "one", "a.png.txt: is not read"),
         ({"a.json": '{"caption": ["one", "two"]}'}, "one", "a.json: caption is a list, of which the first is read"),
         ({"a.json": "\ufeff" + '{"text": "one"}'}, "one", ""),
-        ({"a.json": '{"shapes": []}'}, "a", ""),  # of a program that marks what is where: the name says it
+        ({"a.json": '{"shapes": []}'}, "a", ""),  # of an annotation program: the file name is the caption
         ({"a.json": '["one"]'}, "a", ""),
         ({"a.json": '{"tags": ["one"]}'}, "a", "a.json: has no caption, expected text or caption (it has tags)"),
         ({"captions.csv": "x", "a.tags": "y"}, "a", "a.tags and 1 more: is not read; captions are read from"),
@@ -68,7 +68,7 @@ def test_capitals_tell_pictures_apart(tmp_path: Path) -> None:
         ({"a.txt": "\u200b", "a.caption": "two"}, "two", ""),
         ({"README.txt": "about"}, "a", "README.txt: has the name of no picture, and is not read"),
         ({"metadata.csv": "file_name,text\na.png,of table", "a.txt": "of text"}, "of table",
-         "a.txt: is not read, since metadata.csv says the caption"),
+         "a.txt: is not read, since metadata.csv has the caption"),
         ({"metadata.csv": "file_name,text\na.png,\n", "a.txt": "of text"}, "of text", ""),
     ],
 )  # fmt: skip

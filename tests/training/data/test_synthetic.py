@@ -8,22 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
-import gradina
 from gradina.errors import RecipeError
-from gradina.models.clip_vision import ConvConfig
-from gradina.tasks.retrieval import open_pair
 from gradina.training.data.dataset import generator
 from gradina.training.data.sources import load_dataset
 from gradina.training.data.synthetic import BACKGROUND_NAMES, BACKGROUNDS, RELATIONS, IconScenes
-from gradina.training.loop import Settings
-from gradina.training.pretrain.experiment import Experiment
-from gradina.training.pretrain.recipes import DataRecipe, IconsRecipe, Recipe, VisionRecipe, read_recipe
-from gradina.training.pretrain.run import run
-from gradina.training.pretrain.stages import stage as stage_of
+from gradina.training.pretrain.recipes import DataRecipe, IconsRecipe, read_recipe
 
-from .conftest import STYLES, THINGS
+from ..conftest import STYLES, THINGS
 
 
 def test_pictures_are_deterministic_on_their_background(icon_scenes: Callable[..., IconScenes]) -> None:
@@ -32,8 +24,8 @@ def test_pictures_are_deterministic_on_their_background(icon_scenes: Callable[..
     pixels = data.pixels(rows)
     assert pixels.shape == (len(data), 3, 32, 32)
     assert torch.equal(pixels, icon_scenes(scenes=0.0).pixels(rows))
-    for i, ground in enumerate(data.plan["background"].tolist()):
-        expected = torch.tensor(BACKGROUNDS[BACKGROUND_NAMES[ground]]) / 127.5 - 1
+    for i, background in enumerate(data.plan["background"].tolist()):
+        expected = torch.tensor(BACKGROUNDS[BACKGROUND_NAMES[background]]) / 127.5 - 1
         assert torch.allclose(pixels[i, :, 0, 0], expected) or data.icons.things[data.plan["first"][i]] == 0
     assert set(data.plan["background"].tolist()) == set(range(len(BACKGROUNDS)))
 
@@ -53,8 +45,8 @@ def test_captions_describe_the_picture(icon_scenes: Callable[..., IconScenes]) -
         plan = {name: values[row] for name, values in data.plan.items()}
         calls = data.words.wordings[int(data.icons.things[plan["first"]])]
         assert any(text.startswith((call, call.partition(" ")[2])) for call in calls), text
-        ground = BACKGROUND_NAMES[int(plan["background"])]
-        assert text.endswith(f"{ground} background") or (ground == "white" and "background" not in text)
+        background = BACKGROUND_NAMES[int(plan["background"])]
+        assert text.endswith(f"{background} background") or (background == "white" and "background" not in text)
         if plan["second"] >= 0:
             other = data.words.wordings[int(data.icons.things[plan["second"]])][0]
             assert f" {RELATIONS[int(plan['relation'])]} {other}" in text
@@ -179,99 +171,5 @@ def test_home_is_the_style_of_captions_without_one(icon_scenes: Callable[..., Ic
 
     default = data.styles[-1]
     share = unnamed(data).count(default) / len(unnamed(data))
-    meant = unnamed(replace(data, default_style=default))
-    assert meant.count(default) / len(meant) > 0.8 > 0.6 > share
-
-
-def test_vision_stage_with_a_new_tower_and_more_styles(
-    icon_recipe: Callable[..., Recipe], tmp_path: Path
-) -> None:  # fmt: skip
-    recipe = icon_recipe(styles=STYLES[:1], variants=2)
-    recipe = replace(recipe, data=replace(recipe.data, folders=recipe.data.folders[:1]))
-    list(run(recipe, tmp_path / "run"))
-    first = Experiment(recipe, tmp_path / "run")
-    own = ConvConfig(size=32, widths=(4, 8, 16), projection=first.clip.vision.config.projection)
-    vision = VisionRecipe(
-        training=Settings(steps=4, batch=8, lr=1e-3, warmup=1), network=own,
-        folders=(str(tmp_path / STYLES[1]),), styles=STYLES[1:], turned=10.0, kept=0.5,
-    )  # fmt: skip
-    recipe = replace(recipe, vision=vision)
-    assert {progress.stage for progress in run(recipe, tmp_path / "run")} == {"vision"}
-    experiment = Experiment(recipe, tmp_path / "run")
-    wider = load_dataset(recipe.with_vision_data, "pairs")
-    assert isinstance(wider, IconScenes)
-    assert wider.styles == STYLES
-    assert wider.icons.styles.unique().tolist() == [0, 1]
-    assert experiment.pair.clip.vision.config == own
-    assert open_pair(tmp_path / "run" / "model").clip.vision.config == own
-    assert experiment.pair.clip.vision.norms[0].mean.abs().sum() > 0, "what its norms have seen comes along"
-    drawn = gradina.load(tmp_path / "run" / "model", device="cpu", dtype="fp32").text.state_dict()
-    paired = experiment.pair.clip.text.state_dict()
-    moved = {name for name, value in drawn.items() if not torch.equal(paired[name], value)}
-    assert not moved - {"projection.weight"}, "the pair's words are those that the U-Net reads"
-
-
-def test_run_resumes_in_any_stage(icon_recipe: Callable[..., Recipe], tmp_path: Path) -> None:
-    """Data are made when they are first asked for, whichever stage begins."""
-    recipe, whole, parts = icon_recipe(variants=2), tmp_path / "whole", tmp_path / "parts"
-    list(run(recipe, whole))
-    for stage in ("vae", "clip", "unet"):
-        running = run(recipe, parts)
-        next(progress for progress in running if progress.stage == stage)
-        running.close()
-    list(run(recipe, parts))
-    for part in ("unet", "vae", "text_encoder", "clip"):
-        (one,), (other,) = ([*(folder / "model" / part).glob("*.safetensors")] for folder in (whole, parts))
-        assert one.read_bytes() == other.read_bytes(), part
-
-
-def test_phase_with_other_scales_and_offsets(icon_recipe: Callable[..., Recipe], tmp_path: Path) -> None:
-    """The same things in the same order, on the same grounds, and so with the same words; larger, and in the middle."""
-    recipe = icon_recipe()
-    (phase,) = recipe.unet.training
-    again = replace(phase, smallest=0.98, jitter=0.0)
-    recipe = replace(recipe, unet=replace(recipe.unet, training=(phase, again)))
-    list(run(recipe, tmp_path / "run"))
-    experiment = Experiment(recipe, tmp_path / "run")
-    wide, steady = experiment.latents()[0], experiment.latents(None, {"smallest": 0.98, "jitter": 0.0})[0]
-    assert wide.shape == steady.shape
-    assert (tmp_path / "run" / "latents-smallest-0.98-places-0.safetensors").is_file()
-    icons = len(experiment.data.icons)  # type: ignore[attr-defined]
-    plan = experiment.data.plan  # type: ignore[attr-defined]
-    same = [row for row in range(0, len(wide), icons) if plan["background"][row] == 0 and plan["second"][row] < 0]
-    assert len(same) > 1
-    assert steady[same].var(0).mean() < 0.01 * wide[same].var(0).mean()
-    stages = [stage_of(experiment, name) for name in ("unet", "unet-2")]
-    losses = [made.loss(stages[0].network, 0).mean().item() for made in stages]
-    assert losses[0] != losses[1]
-
-
-def test_phase_with_the_first_things_alone(
-    icon_recipe: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """They are what the model draws in the end: its card names no others, though it has words for all."""
-    recipe = icon_recipe(scenes=0.5)
-    (phase,) = recipe.unet.training
-    assert recipe.drawn == recipe
-    recipe = replace(recipe, unet=replace(recipe.unet, training=(phase, replace(phase, classes=2))))
-    data, drawn = load_dataset(recipe), load_dataset(recipe.drawn)
-    assert isinstance(data, IconScenes)
-    assert isinstance(drawn, IconScenes)
-    assert (len(data.words.names), drawn.words.names) == (6, ("red-apple", "owl"))
-    shown = data.rows_of_first(2)
-    things = data.icons.things[torch.stack([data.plan["first"], data.plan["second"]])]
-    alone = data.plan["second"] < 0
-    assert ((things[0] < 2) & (alone | (things[1] < 2))).nonzero()[:, 0].tolist() == shown.tolist()
-    assert 0 < len(shown) < len(data) / 3
-
-    list(run(recipe, tmp_path / "run"))
-    asked: list[Tensor] = []
-    made = stage_of(Experiment(recipe, tmp_path / "run"), "unet-2")
-    monkeypatch.setattr(
-        IconScenes, "captions", lambda data, rows, key: (asked.append(rows), ([""] * len(rows), rows))[1]
-    )
-    for k in range(20):
-        made.loss(made.network, k)
-    assert set(torch.cat(asked).tolist()) <= set(shown.tolist())
-    card = (tmp_path / "run" / "model" / "README.md").read_text()
-    assert "It has words for 2 things: a red apple, an owl." in card
+    styles = unnamed(replace(data, default_style=default))
+    assert styles.count(default) / len(styles) > 0.8 > 0.6 > share

@@ -9,7 +9,7 @@ import pytest
 
 from gradina.adapters.lora import ATTENTION
 from gradina.errors import RecipeError
-from gradina.training.finetune.config import METHODS, FinetuneConfig, config_for, key_of
+from gradina.training.finetune.config import METHODS, FinetuneConfig, config_for
 from gradina.training.settings import NoiseLaw, Option, Settings
 
 
@@ -28,7 +28,7 @@ def test_the_usual_targets_are_the_attention_layers() -> None:
 
 def test_renamed_methods_keep_their_random_keys() -> None:
     """What a run draws depends on them."""
-    assert [key_of(name) for name in METHODS] == ["finetune", "dreambooth", "inversion", "nearer", "onto"]
+    assert [row.key for row in METHODS.values()] == ["finetune", "dreambooth", "inversion", "nearer", "onto"]
 
 
 def test_every_setting_of_a_noise_law_is_an_option() -> None:

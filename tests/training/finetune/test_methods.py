@@ -93,7 +93,7 @@ def test_a_word_with_capitals_draws_the_same_in_diffusers(
     model = load(tmp_path / "model")
     config = replace(config, vectors=3, steps=3, lr=0.1)
     method = textual_inversion(model, data, "<Toy>", "boat", config)
-    assert "word: <Toy> is kept as <toy>, as prompts are read in small letters" in caplog.messages
+    assert "word: <Toy> is kept as <toy>, as prompts are read in lower case" in caplog.messages
     result = run_method(method, config, tmp_path / "run")
     assert result is not None
     assert list(load_file(result)) == ["<toy>"]

@@ -143,7 +143,7 @@ def test_a_loss_of_nan_writes_what_was_trained_until_then(
     broken = replace(method, loss=failing)
     running = finetune(broken, config, tmp_path / "run", "mark", ["a boat"], sample_every=100)
     with pytest.raises(
-        RecipeError, match=r"the loss is nan at step 5; try a lower lr than 0.01; what was learnt until"
+        RecipeError, match=r"the loss is nan at step 5; try a lower lr than 0.01; what was trained until"
     ):
         list(running)
     assert calls[-1] == 4

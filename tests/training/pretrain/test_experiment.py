@@ -21,4 +21,4 @@ def test_truncated_captions_get_a_warning(recipe_file: Path, tmp_path: Path, cap
         short = Experiment(replace(recipe, vocabulary=replace(recipe.vocabulary, length=given)), tmp_path)
         assert short.tokenizer.length == given
         assert [note.startswith("vocabulary.length: ") for note in caplog.messages] == [True] * warned
-    assert "captions have more than the 2 tokens that are read; their ends are not learnt (the first: " in caplog.text
+    assert "captions have more than the 2 tokens that are read; their ends are cut off (the first: " in caplog.text

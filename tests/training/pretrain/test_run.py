@@ -168,7 +168,7 @@ def test_an_interrupted_run_prints_how_to_resume(recipe_file: Path, tmp_path: Pa
     process.send_signal(signal.SIGINT)
     printed, _ = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "the same command goes on" in printed
+    assert "run the same command again to resume" in printed
     assert (
         steps_done(out / "vae" / "state.safetensors", RunFolder(read_recipe(recipe_file), out).fingerprint("vae")) >= 1
     )

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 import gradina
-from gradina.training.data.dataset import augment, generator
+from gradina.models.clip_vision import ConvConfig
+from gradina.tasks.retrieval import open_pair
+from gradina.training.data.dataset import generator
+from gradina.training.data.sources import load_dataset
+from gradina.training.data.synthetic import IconScenes
+from gradina.training.loop import Settings
 from gradina.training.pretrain.experiment import Experiment
-from gradina.training.pretrain.recipes import read_recipe
+from gradina.training.pretrain.recipes import Recipe, VisionRecipe, read_recipe
 from gradina.training.pretrain.run import run
 from gradina.training.pretrain.stages import cropped, stage
+
+from ..conftest import STYLES
 
 PHASES = """
 [[unet.training]]
@@ -220,24 +229,95 @@ def test_crops_are_parts_of_their_pictures() -> None:
     assert cropped(pixels, 8, generator(1)) is pixels
 
 
-def test_augmented_pictures_are_rotated_by_a_few_degrees() -> None:
-    bar = torch.full((64, 3, 32, 32), -1.0)
-    bar[:, :, 12:20, 2:30] = 1.0
-    seen = augment(bar, 20, generator(2))
-    assert seen.shape == bar.shape
-    assert seen.abs().max() <= 1
-    assert len({round(picture.sum().item(), 2) for picture in seen}) > 60, "each otherwise"
-    assert (seen[:, :, 15:17, 15:17] > 0.5).all(), "the middle stays in the middle"
-    assert (seen[:, :, :4, 15:17] < -0.5).all()
-    mass = (seen[:, 0] + 1).clamp(0, 1)
-    y, x = torch.meshgrid(torch.arange(32) - 15.5, torch.arange(32) - 15.5, indexing="ij")
-    angle = 0.5 * torch.atan2(2 * (mass * x * y).sum((1, 2)), (mass * (x**2 - y**2)).sum((1, 2)))
-    assert 10 < angle.abs().max().rad2deg() < 26
-    assert augment(bar, 0, generator(2)) is bar
+def test_vision_stage_with_a_new_tower_and_more_styles(
+    icon_recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:  # fmt: skip
+    recipe = icon_recipe(styles=STYLES[:1], variants=2)
+    recipe = replace(recipe, data=replace(recipe.data, folders=recipe.data.folders[:1]))
+    list(run(recipe, tmp_path / "run"))
+    first = Experiment(recipe, tmp_path / "run")
+    own = ConvConfig(size=32, widths=(4, 8, 16), projection=first.clip.vision.config.projection)
+    vision = VisionRecipe(
+        training=Settings(steps=4, batch=8, lr=1e-3, warmup=1), network=own,
+        folders=(str(tmp_path / STYLES[1]),), styles=STYLES[1:], turned=10.0, kept=0.5,
+    )  # fmt: skip
+    recipe = replace(recipe, vision=vision)
+    assert {progress.stage for progress in run(recipe, tmp_path / "run")} == {"vision"}
+    experiment = Experiment(recipe, tmp_path / "run")
+    wider = load_dataset(recipe.with_vision_data, "pairs")
+    assert isinstance(wider, IconScenes)
+    assert wider.styles == STYLES
+    assert wider.icons.styles.unique().tolist() == [0, 1]
+    assert experiment.pair.clip.vision.config == own
+    assert open_pair(tmp_path / "run" / "model").clip.vision.config == own
+    assert experiment.pair.clip.vision.norms[0].mean.abs().sum() > 0, "what its norms have seen comes along"
+    drawn = gradina.load(tmp_path / "run" / "model", device="cpu", dtype="fp32").text.state_dict()
+    paired = experiment.pair.clip.text.state_dict()
+    moved = {name for name, value in drawn.items() if not torch.equal(paired[name], value)}
+    assert not moved - {"projection.weight"}, "the pair's words are those that the U-Net reads"
 
 
-def test_augmentation_hardly_changes_colours() -> None:
-    red = torch.tensor([1.0, -0.8, -0.8])[None, :, None, None].expand(32, 3, 8, 8)
-    seen = augment(red, 20, generator(3))
-    assert (seen[:, 0] > 0.5).all()
-    assert (seen[:, 1:] < -0.3).all()
+def test_run_resumes_in_any_stage(icon_recipe: Callable[..., Recipe], tmp_path: Path) -> None:
+    """The dataset is made on first use, whichever stage begins."""
+    recipe, whole, parts = icon_recipe(variants=2), tmp_path / "whole", tmp_path / "parts"
+    list(run(recipe, whole))
+    for name in ("vae", "clip", "unet"):
+        running = run(recipe, parts)
+        next(progress for progress in running if progress.stage == name)
+        running.close()
+    list(run(recipe, parts))
+    for part in ("unet", "vae", "text_encoder", "clip"):
+        (one,), (other,) = ([*(folder / "model" / part).glob("*.safetensors")] for folder in (whole, parts))
+        assert one.read_bytes() == other.read_bytes(), part
+
+
+def test_phase_with_other_scales_and_offsets(icon_recipe: Callable[..., Recipe], tmp_path: Path) -> None:
+    """The same things in the same order, on the same grounds, and so with the same words; larger, and in the middle."""
+    recipe = icon_recipe()
+    (phase,) = recipe.unet.training
+    again = replace(phase, smallest=0.98, jitter=0.0)
+    recipe = replace(recipe, unet=replace(recipe.unet, training=(phase, again)))
+    list(run(recipe, tmp_path / "run"))
+    experiment = Experiment(recipe, tmp_path / "run")
+    wide, steady = experiment.latents()[0], experiment.latents(None, {"smallest": 0.98, "jitter": 0.0})[0]
+    assert wide.shape == steady.shape
+    assert (tmp_path / "run" / "latents-smallest-0.98-places-0.safetensors").is_file()
+    icons = len(experiment.data.icons)  # type: ignore[attr-defined]
+    plan = experiment.data.plan  # type: ignore[attr-defined]
+    same = [row for row in range(0, len(wide), icons) if plan["background"][row] == 0 and plan["second"][row] < 0]
+    assert len(same) > 1
+    assert steady[same].var(0).mean() < 0.01 * wide[same].var(0).mean()
+    stages = [stage(experiment, name) for name in ("unet", "unet-2")]
+    losses = [made.loss(stages[0].network, 0).mean().item() for made in stages]
+    assert losses[0] != losses[1]
+
+
+def test_phase_with_the_first_things_alone(
+    icon_recipe: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are what the model draws in the end: its card names no others, though it has words for all."""
+    recipe = icon_recipe(scenes=0.5)
+    (phase,) = recipe.unet.training
+    assert recipe.drawn == recipe
+    recipe = replace(recipe, unet=replace(recipe.unet, training=(phase, replace(phase, classes=2))))
+    data, drawn = load_dataset(recipe), load_dataset(recipe.drawn)
+    assert isinstance(data, IconScenes)
+    assert isinstance(drawn, IconScenes)
+    assert (len(data.words.names), drawn.words.names) == (6, ("red-apple", "owl"))
+    shown = data.rows_of_first(2)
+    things = data.icons.things[torch.stack([data.plan["first"], data.plan["second"]])]
+    alone = data.plan["second"] < 0
+    assert ((things[0] < 2) & (alone | (things[1] < 2))).nonzero()[:, 0].tolist() == shown.tolist()
+    assert 0 < len(shown) < len(data) / 3
+
+    list(run(recipe, tmp_path / "run"))
+    asked: list[Tensor] = []
+    made = stage(Experiment(recipe, tmp_path / "run"), "unet-2")
+    monkeypatch.setattr(
+        IconScenes, "captions", lambda data, rows, key: (asked.append(rows), ([""] * len(rows), rows))[1]
+    )
+    for k in range(20):
+        made.loss(made.network, k)
+    assert set(torch.cat(asked).tolist()) <= set(shown.tolist())
+    card = (tmp_path / "run" / "model" / "README.md").read_text()
+    assert "It has words for 2 things: a red apple, an owl." in card

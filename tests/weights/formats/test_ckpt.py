@@ -1,4 +1,4 @@
-"""Old checkpoints: their tensors are read, and a program in one is not run."""
+"""Old checkpoints: their tensors are read, and no code in them is run."""
 
 import os
 import pickle
@@ -44,7 +44,7 @@ def test_pickle_named_safetensors_is_read(tmp_path):
 
 
 def trainers_class(monkeypatch, module, name):
-    """A class of a trainer's module, that exists only while the checkpoint is written."""
+    """A class of a trainer's module, which exists only while the checkpoint is written."""
     made = type(name, (), {"__module__": module, "__init__": lambda self: setattr(self, "x", 1)})
     parts = module.split(".")
     for i in range(len(parts)):
@@ -54,7 +54,7 @@ def trainers_class(monkeypatch, module, name):
 
 
 def test_objects_of_trainers_are_ignored(path, monkeypatch):
-    """As sd-v1-4.ckpt has it: a callback's class as a key, numpy numbers as values."""
+    """As sd-v1-4.ckpt has it: a callback's class as a key, numpy scalars as values."""
     with monkeypatch.context() as writing:
         callback = trainers_class(writing, "pytorch_lightning.callbacks.model_checkpoint", "ModelCheckpoint")
         content = {
@@ -96,7 +96,7 @@ def test_hostile_pickle_is_a_real_one(path, tmp_path):
 
 
 def test_functions_of_inert_modules_are_not_called(path, tmp_path):
-    """numpy's own functions are names under numpy too: they become stand-ins, and are not called."""
+    """The functions of numpy are names under numpy, too: they become inert objects, and are not called."""
     marker = tmp_path / "ran"
     call = b"cnumpy.testing._private.utils\nrunstring\n(X\x05\x00\x00\x00touch}tR"
     body = b"\x80\x02}(X\x01\x00\x00\x00a" + call + b"X\x01\x00\x00\x00bK\x01u."

@@ -1,4 +1,4 @@
-"""The contrastive pair in the layout of transformers: what we write it loads, what it writes we load."""
+"""The contrastive pair in the layout of transformers, which reads what is written here, and the reverse."""
 
 import json
 import os
@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, CLIPModel, CLIPProcessor
 
 from gradina.errors import DiskError, WeightsError
-from gradina.models.clip import CLIP, TextConfig
+from gradina.models.clip import TextConfig
+from gradina.models.clip_pair import CLIP
 from gradina.models.clip_vision import ConvConfig, VisionConfig
 from gradina.models.tokenizer import Tokenizer
 from gradina.tasks.retrieval import preprocess
@@ -21,15 +22,15 @@ from gradina.weights.convert import convert
 from gradina.weights.formats.clip import ContrastivePair, read_pair, write_pair
 from gradina.weights.formats.diffusers import read_folder, write_folder
 from gradina.weights.formats.ldm import read_file
-from gradina.weights.hub import fetch_only, wanted
+from gradina.weights.hub import fetch_only, load_patterns
 
-WORDS = ["a red apple", "a dog on a red background, in noto style", ""]
+TEXTS = ["a red apple", "a dog on a red background, in noto style", ""]
 OPENAI = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 TOLERANCE = 1e-4
 
 
 def make(vision=None, **changes):
-    tokenizer = Tokenizer.train(WORDS * 2, 540, length=16)
+    tokenizer = Tokenizer.train(TEXTS * 2, 540, length=16)
     text = TextConfig(
         vocabulary=len(tokenizer), length=16, width=48, inner=80, layers=2, heads=4, eos=tokenizer.eos, projection=24
     )
@@ -43,13 +44,13 @@ def photo(width, height):
     return Image.fromarray(noise)
 
 
-def alike(one, two):
+def assert_same_pair(one, two):
     assert (one.clip.text.config, one.clip.vision.config) == (two.clip.text.config, two.clip.vision.config)
     assert (one.mean, one.std, one.resample, one.phrases) == (two.mean, two.std, two.resample, two.phrases)
     left, right = one.clip.state_dict(), two.clip.state_dict()
     assert left.keys() == right.keys()
     assert all(torch.equal(x, right[name]) for name, x in left.items())
-    assert torch.equal(one.tokenizer(WORDS), two.tokenizer(WORDS))
+    assert torch.equal(one.tokenizer(TEXTS), two.tokenizer(TEXTS))
 
 
 PICTURES = [photo(24, 24), photo(61, 45), photo(30, 200), photo(7, 9), photo(333, 100)]
@@ -62,12 +63,12 @@ def test_similarities_equal_transformers(colours, folder):
     ours = make(**COLOURS[colours])
     write_pair(ours, folder)
     model, processor = CLIPModel.from_pretrained(folder), CLIPProcessor.from_pretrained(folder)
-    given = processor(text=WORDS, images=PICTURES, return_tensors="pt", padding=True)
+    given = processor(text=TEXTS, images=PICTURES, return_tensors="pt", padding=True)
     pixels = torch.stack([preprocess(ours, picture) for picture in PICTURES])
     assert torch.allclose(pixels, given.pixel_values, atol=1e-6)
     expected = model(**given).logits_per_text
     assert expected.std() > 0.1
-    assert torch.allclose(ours.clip(ours.tokenizer(WORDS), pixels), expected, atol=TOLERANCE)
+    assert torch.allclose(ours.clip(ours.tokenizer(TEXTS), pixels), expected, atol=TOLERANCE)
 
 
 @torch.no_grad()
@@ -76,19 +77,19 @@ def test_folder_written_by_transformers_is_read(folder, tmp_path):
     write_pair(ours, folder)
     CLIPModel.from_pretrained(folder).save_pretrained(tmp_path / "theirs")
     CLIPProcessor.from_pretrained(folder).save_pretrained(tmp_path / "theirs")
-    alike(ours, read_pair(tmp_path / "theirs"))
+    assert_same_pair(ours, read_pair(tmp_path / "theirs"))
 
 
 def test_round_trip_with_a_convolutional_tower(folder):
     ours = make(ConvConfig(size=16, widths=(4, 6, 8), projection=24), phrases=(("a red apple", "a dog"),))
     ours.clip.vision.norms[1].mean.fill_(0.5)
     write_pair(ours, folder)
-    alike(ours, read_pair(folder))
+    assert_same_pair(ours, read_pair(folder))
     with pytest.raises(ValueError, match="gradina_clip"):
         AutoModel.from_pretrained(folder)
-    said = json.loads((folder / "config.json").read_text())
+    content = json.loads((folder / "config.json").read_text())
     for widths in ([], [1] * 9, "many"):
-        changed = said | {"vision_config": said["vision_config"] | {"widths": widths}}
+        changed = content | {"vision_config": content["vision_config"] | {"widths": widths}}
         (folder / "config.json").write_text(json.dumps(changed))
         with pytest.raises(WeightsError, match=r"config\.json: (a setting is missing or malformed|widths is)"):
             read_pair(folder)
@@ -98,14 +99,14 @@ def test_round_trip(folder):
     ours = make(phrases=(("a red apple", "a dog"), ("", "in noto style")), std=(0.5, 0.25, 1))
     write_pair(ours, folder)
     back = read_pair(folder)
-    alike(ours, back)
+    assert_same_pair(ours, back)
     assert (back.name, back.files) == ("model", (folder / "model.safetensors",))
     assert sorted(path.name for path in folder.iterdir()) == [
         "config.json", "merges.txt", "model.safetensors", "phrases.json", "preprocessor_config.json",
         "special_tokens_map.json", "tokenizer_config.json", "vocab.json",
     ]  # fmt: skip
     write_pair(back, folder)  # a pair is replaced by a pair
-    alike(ours, read_pair(folder))
+    assert_same_pair(ours, read_pair(folder))
     write_pair(back, folder, torch.float16)
     assert read_pair(folder).dtype == torch.float16
     assert read_pair(folder, torch.float32).dtype == torch.float32
@@ -119,7 +120,7 @@ def test_preprocessing_defaults_to_that_of_openai(folder):
     old = {"feature_extractor_type": "CLIPFeatureExtractor", "crop_size": 24, "size": 24, "do_resize": True,
            "resample": 3, "image_mean": OPENAI[0], "image_std": OPENAI[1]}  # fmt: skip
     (folder / "preprocessor_config.json").write_text(json.dumps(old))
-    alike(read_pair(folder), back)
+    assert_same_pair(read_pair(folder), back)
 
 
 def test_sharded_weights_with_position_ids(folder):
@@ -136,7 +137,7 @@ def test_sharded_weights_with_position_ids(folder):
     index = {"weight_map": {key: name for name, keys in parts.items() for key in keys}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     back = read_pair(folder)
-    alike(ours, back)
+    assert_same_pair(ours, back)
     assert [path.name for path in back.files] == sorted(parts)
 
 
@@ -199,7 +200,7 @@ def test_folder_of_other_files_is_not_replaced(folder):
 
 
 @pytest.fixture
-def beside(folder, tiny_model):
+def paired(folder, tiny_model):
     """A model's folder with a pair in it, and that pair."""
     tiny_model().save(folder)
     ours = make(phrases=(("a dog",),))
@@ -207,17 +208,17 @@ def beside(folder, tiny_model):
     return ours
 
 
-def test_pair_is_copied_with_its_model(beside, folder, tmp_path, tiny_model, assert_same):
+def test_pair_is_copied_with_its_model(paired, folder, tmp_path, tiny_model, assert_same):
     parts = read_folder(folder)
     assert parts.clip == folder / "clip"
     tiny_model().save(tmp_path / "without")
     assert read_folder(tmp_path / "without").hash == parts.hash
     write_folder(parts, tmp_path / "copy")
-    alike(beside, read_pair(read_folder(tmp_path / "copy").clip))
+    assert_same_pair(paired, read_pair(read_folder(tmp_path / "copy").clip))
     convert(tmp_path / "copy", tmp_path / "again")
-    alike(beside, read_pair(tmp_path / "again" / "clip"))
+    assert_same_pair(paired, read_pair(tmp_path / "again" / "clip"))
     write_folder(parts, folder)  # over itself
-    alike(beside, read_pair(folder / "clip"))
+    assert_same_pair(paired, read_pair(folder / "clip"))
     assert_same(read_folder(folder), tiny_model())
     assert read_file(convert(folder, tmp_path / "one.safetensors")).clip is None
 
@@ -227,30 +228,30 @@ def test_model_without_a_pair_has_none(folder, tiny_model):
     assert read_folder(folder).clip is None
 
 
-def test_pair_is_converted_to_the_dtype_of_its_model(beside, folder, tmp_path):
+def test_pair_is_converted_to_the_dtype_of_its_model(paired, folder, tmp_path):
     convert(folder, tmp_path / "half", dtype=torch.float16)
     pair = read_pair(tmp_path / "half" / "clip")
     assert pair.dtype == torch.float16
-    alike(beside, read_pair(folder / "clip"))
-    alike(replace(beside, clip=beside.clip.half()), pair)
+    assert_same_pair(paired, read_pair(folder / "clip"))
+    assert_same_pair(replace(paired, clip=paired.clip.half()), pair)
 
 
-def test_reading_a_model_does_not_open_its_pair(beside, folder):
+def test_reading_a_model_does_not_open_its_pair(paired, folder):
     (folder / "clip" / "model.safetensors").write_bytes(b"damaged")
     assert read_folder(folder).clip == folder / "clip"
 
 
-def test_only_model_files_are_copied_and_links_are_followed(beside, folder, tmp_path):
+def test_only_model_files_are_copied_and_links_are_followed(paired, folder, tmp_path):
     (folder / "clip" / "notes.pdf").write_text("mine")
     (folder / "clip" / "model.safetensors").rename(tmp_path / "blob")
     os.symlink(tmp_path / "blob", folder / "clip" / "model.safetensors")
     write_folder(read_folder(folder), tmp_path / "copy")
     assert not (tmp_path / "copy" / "clip" / "notes.pdf").exists()
     assert not (tmp_path / "copy" / "clip" / "model.safetensors").is_symlink()
-    alike(beside, read_pair(tmp_path / "copy" / "clip"))
+    assert_same_pair(paired, read_pair(tmp_path / "copy" / "clip"))
 
 
-def test_missing_pair_is_an_error_and_nothing_is_written(beside, folder, tmp_path):
+def test_missing_pair_is_an_error_and_nothing_is_written(paired, folder, tmp_path):
     parts = read_folder(folder)
     (folder / "clip").rename(tmp_path / "elsewhere")
     with pytest.raises(WeightsError, match="the contrastive pair that goes with the model is gone"):
@@ -258,14 +259,14 @@ def test_missing_pair_is_an_error_and_nothing_is_written(beside, folder, tmp_pat
     assert not (tmp_path / "copy").exists()
 
 
-def test_diffusers_loads_a_model_with_a_pair(beside, folder):
+def test_diffusers_loads_a_model_with_a_pair(paired, folder):
     from diffusers import DiffusionPipeline
 
     assert type(DiffusionPipeline.from_pretrained(folder)).__name__ == "StableDiffusionPipeline"
 
 
 def test_only_the_pair_is_fetched_from_the_hub(monkeypatch):
-    assert {"clip/*.json", "clip/merges.txt", "clip/model.safetensors"} <= set(wanted())
+    assert {"clip/*.json", "clip/merges.txt", "clip/model.safetensors"} <= set(load_patterns())
     asked = {}
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **given: asked.update(given) or f"/{name}")
     assert str(fetch_only("openai/clip", "pair")) == "/openai/clip"

@@ -1,4 +1,4 @@
-"""The diffusers layout: what we write diffusers loads, what it writes we load."""
+"""The diffusers layout: diffusers reads what is written here, and the reverse."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ def test_round_trip(form, tiny, assert_same, folder):
     assert back.name == "model"
     write_folder(back, folder.with_name("again"))
     for path in folder.rglob("*"):
-        if path.is_file() and path.name != "README.md":  # the card says the new name
+        if path.is_file() and path.name != "README.md":  # the card has the new name
             assert path.read_bytes() == (folder.with_name("again") / path.relative_to(folder)).read_bytes()
 
 

@@ -1,4 +1,4 @@
-"""Which files of a folder are read: variants, parts that lack one, and pickles, which are refused or converted."""
+"""Which files of a folder are read: variants, and pickles, which are refused or converted; which folders are read."""
 
 import json
 import logging
@@ -86,11 +86,11 @@ def test_missing_variant_is_replaced_with_a_warning(stems, asked, tiny, assert_s
     into_variant(folder, "fp16", *stems)
     with caplog.at_level(logging.WARNING):
         assert_same(tiny(), read_folder(folder, variant=asked))
-    (note,) = [record.getMessage() for record in caplog.records]
+    (warning,) = [record.getMessage() for record in caplog.records]
     others = stems if asked is None else [stem for stem in FILES if stem not in stems]
-    assert all(f"{folder}/{stem}" in note for stem in others)
-    assert sum(f"{folder}/{stem}." in note for stem in FILES) == len(others)
-    assert ("without a variant" if asked is None else "in the variant fp16") in note
+    assert all(f"{folder}/{stem}" in warning for stem in others)
+    assert sum(f"{folder}/{stem}." in warning for stem in FILES) == len(others)
+    assert ("without a variant" if asked is None else "in the variant fp16") in warning
 
 
 def test_no_warning_where_all_networks_have_the_variant(folder, saved, caplog):

@@ -1,4 +1,4 @@
-"""Single files in the original layout: detected by shapes, strict, and what diffusers makes of them."""
+"""Single files in the original layout: round trips, strictness, and what diffusers reads from them."""
 
 from dataclasses import replace
 

@@ -18,7 +18,7 @@ FORMS = ("sd1", "sd2", "inpainting", "three levels", "without time")
 
 
 def published(family: str) -> Weights:
-    """The names and shapes of a published checkpoint, with all that lies about in such files."""
+    """The names and shapes of a published checkpoint, with the unused tensors of such files."""
     from gradina.models.clip import TextTower
     from gradina.models.unet import UNet
     from gradina.models.vae import AutoencoderKL

@@ -1,4 +1,4 @@
-"""LoRA files against diffusers and peft: theirs are read, ours are loaded there, and the pictures are the same."""
+"""LoRA files: those of diffusers and peft are read, ours open there, and draw the same picture."""
 
 from __future__ import annotations
 
@@ -145,9 +145,9 @@ def test_second_text_tower_is_ignored_with_a_warning(
     more = {f"{head}.lora_down.weight": torch.ones(2, 1280), f"{head}.lora_up.weight": torch.ones(1280, 2)}
     save_file(tensors | more, path)
     assert_same_lora(read_lora(path, model.unet, model.text), made)
-    (note,) = caplog.messages
-    assert f"2 of its {len(tensors) + 2} tensors are for a second text tower" in note
-    assert f"first: {head}.lora_down.weight" in note
+    (warning,) = caplog.messages
+    assert f"2 of its {len(tensors) + 2} tensors are for a second text tower" in warning
+    assert f"first: {head}.lora_down.weight" in warning
     save_file(more, path)
     with pytest.raises(WeightsError, match="holds no LoRA for this model"):
         read_lora(path, model.unet, model.text)
@@ -170,23 +170,23 @@ def test_bundled_embeddings_are_ignored_with_a_warning(
     assert caplog.messages == [f"{path}: the embeddings that are bundled with it are ignored (cat, dog)"]
 
 
-@pytest.mark.parametrize("half", ["lora_down.weight", "lora_up.weight", "alpha"])
+@pytest.mark.parametrize("role", ["lora_down.weight", "lora_up.weight", "alpha"])
 def test_warning_of_a_lora_without_effect(
-    tiny_model: Tiny, tmp_path: Path, caplog: pytest.LogCaptureFixture, half: str
+    tiny_model: Tiny, tmp_path: Path, caplog: pytest.LogCaptureFixture, role: str
 ) -> None:
     model, path = tiny_model("sd1"), tmp_path / "a.safetensors"
     tensors = {"lora_down.weight": torch.ones(2, 4, 3, 3), "lora_up.weight": torch.ones(32, 2), "alpha": torch.ones(())}
-    for changed, notes in ({}, 0), ({half: tensors[half] * 0}, 1):
+    for changed, warnings_expected in ({}, 0), ({role: tensors[role] * 0}, 1):
         save_file({f"lora_unet_conv_in.{name}": x for name, x in (tensors | changed).items()}, path)
         read_lora(path, model.unet, model.text)
-        assert len(caplog.messages) == notes
+        assert len(caplog.messages) == warnings_expected
     assert caplog.messages == [f"{path}: has no effect, as all 1 layers add 0 (their weights, or alpha, are 0)"]
 
 
 def test_integer_alpha_is_read_and_integer_weights_are_refused(tiny_model: Tiny, tmp_path: Path) -> None:
     model, path = tiny_model("sd1"), tmp_path / "a.safetensors"
     down, up, alpha = torch.ones(2, 4, 3, 3), torch.ones(32, 2), torch.tensor(1)
-    names = [f"lora_unet_conv_in.{half}" for half in ("lora_down.weight", "lora_up.weight", "alpha")]
+    names = [f"lora_unet_conv_in.{role}" for role in ("lora_down.weight", "lora_up.weight", "alpha")]
     save_file(dict(zip(names, (down, up, alpha), strict=True)), path)
     (read,) = read_lora(path, model.unet, model.text).unet.values()
     assert read.alpha == 1
@@ -217,14 +217,14 @@ def test_alpha_is_read_from_the_peft_config_beside_a_file(tiny_model: Tiny, tmp_
     (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_alpha": 16, "r": 2, "use_rslora": True}))
     with pytest.raises(WeightsError, match="was made with use_rslora, which is not supported"):
         read_lora(path, model.unet, model.text)
-    for text, words in (("[3", "adapter_config.json: is no JSON"), ('{"lora_alpha": "x"}', "lora_alpha is 'x'")):
+    for text, message in (("[3", "adapter_config.json: is no JSON"), ('{"lora_alpha": "x"}', "lora_alpha is 'x'")):
         (tmp_path / "adapter_config.json").write_text(text)
-        with pytest.raises(WeightsError, match=words):
+        with pytest.raises(WeightsError, match=message):
             read_lora(path, model.unet, model.text)
 
 
-def one_by_one(thin: LoRAWeights) -> tuple[torch.Tensor, torch.Tensor]:
-    return thin.down.flatten(1), thin.up.flatten(1)
+def one_by_one(weights: LoRAWeights) -> tuple[torch.Tensor, torch.Tensor]:
+    return weights.down.flatten(1), weights.up.flatten(1)
 
 
 def test_matrix_for_a_1x1_convolution(tiny_model: Tiny, tmp_path: Path, random_layers: Any) -> None:
@@ -248,7 +248,7 @@ WRONG = [
     ({"unet.conv_in.dora_scale": (2, 2)}, "1 of its tensors are those of DoRA"),
     ({"unet.conv_in.diff": (2, 2)}, "1 of its tensors are those of full differences"),
     (
-        {f"unet.conv_in.lora_{half}.{name}.weight": (2, 2) for half in "AB" for name in ("one", "two")},
+        {f"unet.conv_in.lora_{role}.{name}.weight": (2, 2) for role in "AB" for name in ("one", "two")},
         "unet.conv_in.lora_A.one.weight and unet.conv_in.lora_A.two.weight are the same; expected one LoRA in a file",
     ),
     ({"unet.conv_in.lora_A.weight": (2,), "unet.conv_in.lora_B.weight": ()}, r"conv_in has down \(2,\), up \(\);"),
@@ -268,11 +268,11 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("tensors", "words"), WRONG)
-def test_other_tensors_are_refused(tiny_model: Tiny, tmp_path: Path, tensors: Any, words: str) -> None:
+@pytest.mark.parametrize(("tensors", "message"), WRONG)
+def test_other_tensors_are_refused(tiny_model: Tiny, tmp_path: Path, tensors: Any, message: str) -> None:
     model, path = tiny_model("sd1"), tmp_path / "a.safetensors"
     save_file({name: torch.zeros(shape) for name, shape in tensors.items()}, path)
-    with pytest.raises(WeightsError, match=words):
+    with pytest.raises(WeightsError, match=message):
         read_lora(path, model.unet, model.text)
 
 
@@ -282,7 +282,7 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, tor
 
 @given(
     layer=st.sampled_from(["conv_in", "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"]),
-    halves=st.dictionaries(
+    roles=st.dictionaries(
         st.sampled_from(["lora_down.weight", "lora_up.weight", "alpha", "lora_mid.weight", "x"]),
         st.tuples(SHAPES, st.sampled_from(DTYPES), st.floats()),
         min_size=1,
@@ -290,13 +290,13 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, tor
 )
 @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 def test_any_tensors_are_read_or_refused_by_name(
-    tiny_model: Tiny, tmp_path: Path, layer: str, halves: dict[str, Any], refused_by_name: Any
+    tiny_model: Tiny, tmp_path: Path, layer: str, roles: dict[str, Any], refused_by_name: Any
 ) -> None:
     model, path = tiny_model("sd1"), tmp_path / "a.safetensors"
-    tensors = {f"unet.{layer}.{half}": torch.ones(shape) * value for half, (shape, _, value) in halves.items()}
+    tensors = {f"unet.{layer}.{role}": torch.ones(shape) * value for role, (shape, _, value) in roles.items()}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of numbers that do not fit into a type
-        save_file({name: x.to(halves[name.removeprefix(f"unet.{layer}.")][1]) for name, x in tensors.items()}, path)
+        warnings.simplefilter("ignore")  # of values out of a dtype's range
+        save_file({name: x.to(roles[name.removeprefix(f"unet.{layer}.")][1]) for name, x in tensors.items()}, path)
     with refused_by_name(path):
         read = read_lora(path, model.unet, model.text)
         assert all(torch.isfinite(x.product()).all() for x in read.unet.values())

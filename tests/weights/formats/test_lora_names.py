@@ -20,31 +20,31 @@ from gradina.weights.formats.lora import read_lora
 Tiny = Callable[..., StableDiffusion]
 
 UNET_SPELLINGS: dict[str, Callable[[str, str], str]] = {  # of a layer of the U-Net, and of down or up
-    "diffusers": lambda layer, half: f"unet.{layer}.lora_{AB[half]}.weight",
-    "named adapter": lambda layer, half: f"unet.{layer}.lora_{AB[half]}.default_0.weight",
-    "peft": lambda layer, half: f"base_model.model.{layer}.lora_{AB[half]}.weight",
-    "peft, named adapter": lambda layer, half: f"unet.base_model.model.{layer}.lora_{AB[half]}.default.weight",
-    "kohya": lambda layer, half: f"lora_unet_{layer.replace('.', '_')}.lora_{half}.weight",
-    "lycoris": lambda layer, half: f"lycoris_{layer.replace('.', '_')}.lora_{half}.weight",
-    "linear layers": lambda layer, half: f"unet.{layer}.lora_linear_layer.{half}.weight",
-    "2023": lambda layer, half: f"unet.{layer}.lora.{half}.weight",
-    "processors": lambda layer, half: f"{processor(layer)}.{half}.weight",
-    "processors, with the part": lambda layer, half: f"unet.{processor(layer)}.{half}.weight",
-    "processors, by peft": lambda layer, half: f"unet.{processor(layer)}.lora_{AB[half]}.weight",
+    "diffusers": lambda layer, role: f"unet.{layer}.lora_{AB[role]}.weight",
+    "named adapter": lambda layer, role: f"unet.{layer}.lora_{AB[role]}.default_0.weight",
+    "peft": lambda layer, role: f"base_model.model.{layer}.lora_{AB[role]}.weight",
+    "peft, named adapter": lambda layer, role: f"unet.base_model.model.{layer}.lora_{AB[role]}.default.weight",
+    "kohya": lambda layer, role: f"lora_unet_{layer.replace('.', '_')}.lora_{role}.weight",
+    "lycoris": lambda layer, role: f"lycoris_{layer.replace('.', '_')}.lora_{role}.weight",
+    "linear layers": lambda layer, role: f"unet.{layer}.lora_linear_layer.{role}.weight",
+    "2023": lambda layer, role: f"unet.{layer}.lora.{role}.weight",
+    "processors": lambda layer, role: f"{processor(layer)}.{role}.weight",
+    "processors, with the part": lambda layer, role: f"unet.{processor(layer)}.{role}.weight",
+    "processors, by peft": lambda layer, role: f"unet.{processor(layer)}.lora_{AB[role]}.weight",
 }
 
 
 TEXT_SPELLINGS: dict[str, Callable[[str, str], str]] = {
-    "diffusers": lambda layer, half: f"text_encoder.text_model.{layer}.lora_{AB[half]}.weight",
-    "without the model": lambda layer, half: f"text_encoder.{layer}.lora_{AB[half]}.default_0.weight",
-    "without the part": lambda layer, half: f"text_model.{layer}.lora_{AB[half]}.weight",
-    "peft": lambda layer, half: f"base_model.model.text_model.{layer}.lora_{AB[half]}.default.weight",
-    "kohya": lambda layer, half: f"lora_te_text_model_{layer.replace('.', '_')}.lora_{half}.weight",
-    "kohya, first of two": lambda layer, half: f"lora_te1_text_model_{layer.replace('.', '_')}.lora_{half}.weight",
-    "comfy": lambda layer, half: f"text_encoders.clip_l.transformer.text_model.{layer}.lora_{half}.weight",
-    "linear layers": lambda layer, half: f"text_encoder.text_model.{layer}.lora_linear_layer.{half}.weight",
-    "2023": lambda layer, half: f"text_encoder.text_model.{as_unet(layer)}_lora.{half}.weight",
-    "2023, without the model": lambda layer, half: f"text_encoder.{as_unet(layer)}_lora.lora_{AB[half]}.weight",
+    "diffusers": lambda layer, role: f"text_encoder.text_model.{layer}.lora_{AB[role]}.weight",
+    "without the model": lambda layer, role: f"text_encoder.{layer}.lora_{AB[role]}.default_0.weight",
+    "without the part": lambda layer, role: f"text_model.{layer}.lora_{AB[role]}.weight",
+    "peft": lambda layer, role: f"base_model.model.text_model.{layer}.lora_{AB[role]}.default.weight",
+    "kohya": lambda layer, role: f"lora_te_text_model_{layer.replace('.', '_')}.lora_{role}.weight",
+    "kohya, first of two": lambda layer, role: f"lora_te1_text_model_{layer.replace('.', '_')}.lora_{role}.weight",
+    "comfy": lambda layer, role: f"text_encoders.clip_l.transformer.text_model.{layer}.lora_{role}.weight",
+    "linear layers": lambda layer, role: f"text_encoder.text_model.{layer}.lora_linear_layer.{role}.weight",
+    "2023": lambda layer, role: f"text_encoder.text_model.{as_unet(layer)}_lora.{role}.weight",
+    "2023, without the model": lambda layer, role: f"text_encoder.{as_unet(layer)}_lora.lora_{AB[role]}.weight",
 }
 
 
@@ -64,10 +64,10 @@ def as_unet(layer: str) -> str:
 def respelt(name: str, unet: str, text: str) -> str:
     part, _, rest = name.partition(".")
     layer, _, end = rest.partition(".lora_")
-    half = "down" if end.startswith("A") else "up"
+    role = "down" if end.startswith("A") else "up"
     if part == "unet":
-        return UNET_SPELLINGS[unet](layer, half)
-    return TEXT_SPELLINGS[text](layer.removeprefix("text_model."), half)
+        return UNET_SPELLINGS[unet](layer, role)
+    return TEXT_SPELLINGS[text](layer.removeprefix("text_model."), role)
 
 
 @given(spelling=st.data())
@@ -79,9 +79,9 @@ def test_any_mixture_of_spellings_is_read(
     spelling: st.DataObject,
     assert_same_lora: Any,
 ) -> None:
-    """Each layer in a spelling of its own: so every mixture of them, and each alone, is the same LoRA."""
+    """Each layer has a random spelling, so that mixtures and single layers are covered."""
     model, (made, tensors) = tiny_model("sd1"), lora_file
-    ways = {
+    choices = {
         name.partition(".lora_")[0]: (
             spelling.draw(st.sampled_from(sorted(UNET_SPELLINGS))),
             spelling.draw(st.sampled_from(sorted(TEXT_SPELLINGS))),
@@ -89,7 +89,7 @@ def test_any_mixture_of_spellings_is_read(
         for name in tensors
     }
     save_file(
-        {respelt(name, *ways[name.partition(".lora_")[0]]): x for name, x in tensors.items()},
+        {respelt(name, *choices[name.partition(".lora_")[0]]): x for name, x in tensors.items()},
         tmp_path / "b.safetensors",
     )
     assert_same_lora(read_lora(tmp_path / "b.safetensors", model.unet, model.text), made)
@@ -99,10 +99,10 @@ def test_any_mixture_of_spellings_is_read(
 def test_original_names_are_read(tiny_model: Tiny, tmp_path: Path, head: str, random_layers: Any) -> None:
     """As kohya's scripts and ComfyUI write them."""
     model, path = tiny_model("sd1"), tmp_path / "a.safetensors"
-    thin = random_layers(model.unet, 1)["mid.attn.blocks.0.self_attn.q"]
+    weights = random_layers(model.unet, 1)["mid.attn.blocks.0.self_attn.q"]
     layer = "middle_block.1.transformer_blocks.0.attn1.to_q"
     name = head + (layer.replace(".", "_") if head.endswith("_") else layer)
-    save_file({f"{name}.lora_down.weight": thin.down, f"{name}.lora_up.weight": thin.up}, path)
+    save_file({f"{name}.lora_down.weight": weights.down, f"{name}.lora_up.weight": weights.up}, path)
     assert list(read_lora(path, model.unet, model.text).unet) == ["mid.attn.blocks.0.self_attn.q"]
 
 

@@ -1,4 +1,4 @@
-"""Tiny decoders give what diffusers' AutoencoderTiny gives, in either layout, and previews are drawn by them."""
+"""Tiny decoders equal diffusers' AutoencoderTiny, in either layout, and draw previews."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def write(folder: Path, shape: Mapping[str, object]) -> Path:
-    """A folder of the reference's, with random weights."""
+    """A folder written by diffusers, with random weights."""
     from diffusers import AutoencoderTiny
 
     with torch.random.fork_rng():
@@ -48,13 +48,13 @@ def vae(shape: Mapping[str, Any]) -> VAEConfig:
 
 
 def original(folder: Path) -> Path:
-    """The same in its author's layout: one file for the decoder, whose first layer has no weights."""
-    own: dict[str, Tensor] = {}
+    """The same in the original layout: one file for the decoder, whose first layer has no weights."""
+    tensors: dict[str, Tensor] = {}
     for name, x in load_file(folder / WEIGHTS).items():
         if name.startswith("decoder.layers."):
             number, rest = name.removeprefix("decoder.layers.").split(".", 1)
-            own[f"{int(number) + 1}.{rest}"] = x
-    save_file(own, folder / "taesd_decoder.safetensors")
+            tensors[f"{int(number) + 1}.{rest}"] = x
+    save_file(tensors, folder / "taesd_decoder.safetensors")
     return folder / "taesd_decoder.safetensors"
 
 
@@ -105,11 +105,11 @@ WRONG: dict[str, tuple[Callable[[Path], Path], str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("harm", "said"), WRONG.values(), ids=WRONG)
-def test_other_files_are_refused(harm: Callable[[Path], Path], said: str, folder: Path) -> None:
+@pytest.mark.parametrize(("damage", "message"), WRONG.values(), ids=WRONG)
+def test_other_files_are_refused(damage: Callable[[Path], Path], message: str, folder: Path) -> None:
     with pytest.raises(WeightsError) as error:
-        read_taesd(str(harm(folder)), VAEConfig())
-    assert said in str(error.value)
+        read_taesd(str(damage(folder)), VAEConfig())
+    assert message in str(error.value)
 
 
 def test_previews_use_the_tiny_decoder(

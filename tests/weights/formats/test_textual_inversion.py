@@ -1,4 +1,4 @@
-"""Files of learnt words: theirs are read, ours are loaded by diffusers, and pictures are the same."""
+"""Embeddings of textual inversion: files of others are read, ours open in diffusers, and draw the same picture."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def grey(one: Any, other: Any) -> int:
     return int(np.abs(np.asarray(one).astype(int) - np.asarray(other).astype(int)).max())
 
 
-@pytest.mark.parametrize(("count", "word"), [(1, "<teddy>"), (3, "<teddy>"), (3, "<Teddy>"), (2, "MyTeddy")])
-def test_diffusers_draws_the_same_with_our_file(tiny_model: Tiny, tmp_path: Path, count: int, word: str) -> None:
-    """With capitals, too: the file has the word in small letters, by which diffusers finds all its tokens."""
+@pytest.mark.parametrize(("count", "token"), [(1, "<teddy>"), (3, "<teddy>"), (3, "<Teddy>"), (2, "MyTeddy")])
+def test_diffusers_draws_the_same_with_our_file(tiny_model: Tiny, tmp_path: Path, count: int, token: str) -> None:
+    """With capitals, too: in the file the token is in lower case, by which diffusers finds all of its ids."""
     tiny_model("sd1").save(tmp_path / "model")
-    path, prompt = tmp_path / "teddy.safetensors", f"a {word} boat"
-    write_embedding(Concept(word, vectors(count)), path)
+    path, prompt = tmp_path / "teddy.safetensors", f"a {token} boat"
+    write_embedding(Concept(token, vectors(count)), path)
     model = load(tmp_path / "model")
     (mine,) = generate(model, replace(ASKED, prompt=prompt, concepts=(str(path),)))
     (without,) = generate(model, replace(ASKED, prompt=prompt))
@@ -96,7 +96,7 @@ def test_pickle_without_a_name_has_that_of_its_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("tensors", "words"),
+    ("tensors", "message"),
     [
         ({"clip_l": vectors(1), "clip_g": vectors(1)}, "is for SDXL, with vectors for two text towers"),
         (
@@ -110,16 +110,16 @@ def test_pickle_without_a_name_has_that_of_its_file(tmp_path: Path) -> None:
         ({}, r"it holds 0 tensors \(none\)"),
     ],
 )
-def test_other_tensors_are_refused(tmp_path: Path, tensors: Any, words: str) -> None:
+def test_other_tensors_are_refused(tmp_path: Path, tensors: Any, message: str) -> None:
     save_file(tensors, tmp_path / "x.safetensors")
-    with pytest.raises(WeightsError, match=words):
+    with pytest.raises(WeightsError, match=message):
         read_embedding(tmp_path / "x.safetensors")
 
 
 @pytest.mark.parametrize("name", ["two.bin", "two.safetensors"])
 def test_several_embeddings_are_not_converted(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    words = {"<a>": vectors(1)[0], "<b>": vectors(1)[0]}
-    (torch.save if name.endswith(".bin") else save_file)(words, tmp_path / name)
+    embeddings = {"<a>": vectors(1)[0], "<b>": vectors(1)[0]}
+    (torch.save if name.endswith(".bin") else save_file)(embeddings, tmp_path / name)
     assert main(["convert", str(tmp_path / name), str(tmp_path / "x.safetensors")]) == 2
     assert (
         f"{name}: expected one embedding, as (k, width) vectors; it holds 2 embeddings (<a>, <b>)"
@@ -139,7 +139,7 @@ def test_any_tensors_are_read_or_refused_by_name(
 ) -> None:
     path = tmp_path / "x.safetensors"
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of numbers that do not fit into a type
+        warnings.simplefilter("ignore")  # of values out of a dtype's range
         save_file({name: (torch.ones(shape) * value).to(dtype) for name in names}, path)
     with refused_by_name(path):
         read = read_embedding(path)
@@ -175,7 +175,7 @@ def test_from_the_command_line(
 def test_token_can_be_given_with_the_file(
     tiny_model: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Also from a grid, and when it is drawn again; a file whose own name has = stays a file."""
+    """Also in a grid and in `gradina again`; a file with = in its name stays a file."""
     monkeypatch.chdir(tmp_path)
     tiny_model("sd1").save("model")
     write_embedding(Concept("<teddy>", vectors(2)), "teddy.safetensors")
@@ -191,9 +191,9 @@ def test_token_can_be_given_with_the_file(
     assert len(set(pictures)) == 1
     assert read_picture("a.png").request.concepts == ("My-Bear=teddy.safetensors",)
     assert "My-Bear=teddy.safetensors" in str(read_picture("a.png").parameters)
-    words = "concepts=<x>=teddy.safetensors|<y>=teddy.safetensors+<z>=a=b.safetensors"
-    assert main(["a boat", *asked, "--grid", words, "-o", "grid.png"]) == 0
-    for typed, said in (
+    grid = "concepts=<x>=teddy.safetensors|<y>=teddy.safetensors+<z>=a=b.safetensors"
+    assert main(["a boat", *asked, "--grid", grid, "-o", "grid.png"]) == 0
+    for typed, message in (
         ("=teddy.safetensors", "=teddy.safetensors: expected WORD=FILE with a word without spaces, such as <teddy>="),
         ("my bear=teddy.safetensors", "expected WORD=FILE with a word without spaces, such as my-bear=teddy.safet"),
         ("bear=", "bear=: expected WORD=FILE"),
@@ -204,11 +204,11 @@ def test_token_can_be_given_with_the_file(
         capsys.readouterr()
         assert main(["a boat", *asked, "--concept", typed]) == 2
         (line,) = capsys.readouterr().err.splitlines()
-        assert said in line
+        assert message in line
 
 
 @pytest.mark.parametrize(
-    ("stem", "name", "word", "told"),
+    ("stem", "name", "token", "warned"),
     [
         ("teddy", "emb_params", "teddy", False),
         ("Teddy", "emb_params", "teddy", False),
@@ -221,15 +221,15 @@ def test_token_can_be_given_with_the_file(
     ],
 )
 def test_warning_of_a_token_that_is_not_the_file_name(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, stem: str, name: str, word: str, told: bool
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, stem: str, name: str, token: str, warned: bool
 ) -> None:
     save_file({name: vectors(1)}, tmp_path / f"{stem}.safetensors")
-    assert read_embedding(tmp_path / f"{stem}.safetensors").token == word
-    assert [f"is the embedding of {word};" in note for note in caplog.messages] == [True] * told
+    assert read_embedding(tmp_path / f"{stem}.safetensors").token == token
+    assert [f"is the embedding of {token};" in warning for warning in caplog.messages] == [True] * warned
 
 
 @pytest.mark.parametrize(
-    ("prompt", "negative", "told"),
+    ("prompt", "negative", "warned"),
     [
         (("a red boat", "a <Teddy> boat"), "", False),
         ("a boat", "<teddy>", False),
@@ -238,13 +238,13 @@ def test_warning_of_a_token_that_is_not_the_file_name(
     ],
 )
 def test_warning_of_a_token_that_no_prompt_contains(
-    tiny_model: Tiny, tmp_path: Path, caplog: pytest.LogCaptureFixture, prompt: Any, negative: str, told: bool
+    tiny_model: Tiny, tmp_path: Path, caplog: pytest.LogCaptureFixture, prompt: Any, negative: str, warned: bool
 ) -> None:
     model, path = tiny_model("sd1"), tmp_path / "<teddy>.safetensors"
     write_embedding(Concept("<teddy>", vectors(2)), path)
     generate(model, replace(ASKED, prompt=prompt, negative_prompt=negative, concepts=(str(path),)))
-    note = f"concepts: {path} has no effect, as no prompt holds its word, <teddy>; write it in one"
-    assert caplog.messages == [note] * told
+    warning = f"concepts: {path} has no effect, as no prompt holds its word, <teddy>; write it in one"
+    assert caplog.messages == [warning] * warned
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -1,4 +1,4 @@
-"""An autoencoder in place of a model's own: every form in which one is published, and what cannot be one."""
+"""Another autoencoder than the model's own, in every form in which one is published."""
 
 import json
 import logging
@@ -41,7 +41,7 @@ FORMS = ("original", "prefixed", "diffusers", "older", "folder", "model", "whole
 
 
 def published(form: str, parts: Components, vae: AutoencoderKL, at):
-    """That autoencoder as others give it, by the name under which it lies beside `at`."""
+    """Writes that autoencoder in a published form, at or beside `at`; returns its path."""
     folder, whole = at.with_name("model"), at.with_name("whole.safetensors")
     theirs = replace(parts, vae=vae)
     if form in ("whole", "original", "prefixed", "wrapped"):
@@ -174,7 +174,7 @@ def test_pickle_is_refused_and_converted(suffix, prefix, parts, tmp_path, source
     theirs = diffusers.AutoencoderKL.from_pretrained(folder)
     assert torch.equal(theirs.decoder.conv_in.weight, vae.decoder.conv_in.weight)
     assert theirs.config.scaling_factor == 0.18215
-    assert "scaling_factor" not in json.loads((folder / "config.json").read_text())  # it was not said
+    assert "scaling_factor" not in json.loads((folder / "config.json").read_text())  # the pickle does not give it
 
 
 def test_folder_of_pickles_is_refused_and_converted(parts, tmp_path, source):

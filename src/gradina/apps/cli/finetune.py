@@ -1,4 +1,4 @@
-"""The verbs that fine-tune a model; each says what it will take, and can be stopped and resumed.
+"""The verbs that fine-tune a model; each prints its cost first, and can be stopped and resumed.
 
 The options of a verb are the fields of FinetuneConfig that its method uses, of Run, and its own parameters.
 """
@@ -10,9 +10,9 @@ import inspect
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import Field, asdict, dataclass, fields, replace
+from functools import cache
 from pathlib import Path
-from types import NoneType
-from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 
 import typer
 
@@ -58,16 +58,17 @@ class Run:
     quiet: o.Quiet = False
 
 
+RUN_HINTS = get_type_hints(Run, include_extras=True)
+
+
 def verb(method: str, without: str, **defaults: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Makes a verb of a function of a configuration, a Run and its own parameters; some options it goes `without`.
 
     `defaults` are those of Run that the verb decides.
     """
-    run_hints = get_type_hints(Run, include_extras=True)
-    config = _config_parameters()
-    run = {f.name: _keyword(f.name, run_hints[f.name], defaults.get(f.name, f.default)) for f in fields(Run)}
-    for name in without.split():
-        (config if name in config else run).pop(name)
+    config = {name: p for name, p in _config_parameters().items() if name not in without.split()}
+    taken = [f for f in fields(Run) if f.name not in without.split()]
+    run = {f.name: _keyword(f.name, RUN_HINTS[f.name], defaults.get(f.name, f.default)) for f in taken}
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         def command(**given: Any) -> None:
@@ -88,6 +89,7 @@ def verb(method: str, without: str, **defaults: Any) -> Callable[[Callable[..., 
     return decorate
 
 
+@cache
 def _config_parameters() -> dict[str, inspect.Parameter]:
     """The options of FinetuneConfig's fields, and --full for a rank of None."""
     hints, found = get_type_hints(FinetuneConfig, include_extras=True), {"full": _keyword("full", o.Full, False)}
@@ -100,13 +102,11 @@ def _config_parameters() -> dict[str, inspect.Parameter]:
 
 def _option(field: Field[Any], kind: Any, option: Option) -> tuple[Any, Any]:
     """A field's annotation for Typer, and its default there: None, unless the field's own is shown."""
-    if NoneType in get_args(kind):
-        kind = get_args(kind)[0]
-    flags = (f"--{field.name.replace('_', '-')}", *option.short)
+    flags, kind = (f"--{field.name.replace('_', '-')}", *option.short), (*get_args(kind), kind)[0]  # without None
     if kind is bool:
-        return Annotated[bool, typer.Option(*flags, help=option.help, show_default=option.default)], False
-    kind = str if get_origin(kind) is tuple else kind
-    info = o.opt(option.metavar, option.default, option.help, *flags, minimum=option.least)
+        return Annotated[bool, o.flag(str(option.default), option.help, *flags)], False
+    kind, metavar = {int: (int, "N"), float: (float, "X")}.get(kind, (str, "LOW:HIGH"))
+    info = o.opt(metavar, option.default, option.help, *flags, minimum=option.least)
     return (Annotated[kind, info], field.default) if option.default is True else (Annotated[kind | None, info], None)
 
 
@@ -127,7 +127,7 @@ def _interval(text: str | None) -> tuple[float, float] | None:
 
 @verb("finetune", without="prior vectors", out="runs/finetune", sample_every=250)
 def finetune(config: FinetuneConfig, run: Run, folder: o.ImageFolder, validation: o.ValidationFolder = None) -> None:
-    """Teach a model pictures with captions."""
+    """Fine-tune a model on pictures with captions."""
     from gradina.training.data.image_folder import caption_summary, read_image_folder
     from gradina.training.finetune import methods
 
@@ -139,9 +139,7 @@ def finetune(config: FinetuneConfig, run: Run, folder: o.ImageFolder, validation
         known = {(one.file.resolve(), one.member) for one in pictures}
         both = sum((one.file.resolve(), one.member) in known for one in unseen)
         if both:
-            print_note(
-                f"validation: {both} of {len(unseen)} pictures are learnt from, too, and say little; give others"
-            )
+            print_note(f"validation: {both} of {len(unseen)} pictures are also trained on; give others")
     with FinetuneCommand("finetune", config, run) as command:
         data = command.data(pictures)
         method = methods.finetuning(command.model, data, command.config)
@@ -158,7 +156,7 @@ def dreambooth(
     class_: o.Class = None,
     class_pictures: o.ClassPictures = 100,
 ) -> None:
-    """Teach a model a thing of one's own, under a rare word (DreamBooth)."""
+    """Teach a model a subject under a rare word (DreamBooth)."""
     from gradina.training.data.captioned_image import CaptionedImage
     from gradina.training.data.image_folder import read_image_folder
     from gradina.training.finetune import methods
@@ -262,7 +260,7 @@ class FinetuneCommand(ExitStack):
             check_writable_folder(folder)
         chosen = pick_dtype(run.dtype, pick_device("cpu"))
         if chosen == torch.float16:
-            raise RecipeError("dtype: fp16 does not learn; take bf16 or fp32")
+            raise RecipeError("dtype: fp16 is too narrow for training; take bf16 or fp32")
         self.config = replace(config, precision="bfloat16" if chosen == torch.bfloat16 else "float32")
         self.crop = Crop(chance=run.random_crop, flip=run.flip, enlarge=run.enlarge)
         dtype = "fp32" if config.rank is None or chosen == torch.float32 else "bf16"

@@ -29,6 +29,11 @@ def opt(metavar: str, default: str | bool, text: str, *names: str, minimum: int 
     return typer.Option(*names, metavar=metavar, show_default=default, help=text, min=minimum, callback=not_empty)
 
 
+def flag(default: str, text: str, *names: str) -> Any:
+    """A flag; its help shows `default` as what holds without it."""
+    return typer.Option(*names, show_default=default, help=text)
+
+
 MODEL_DEFAULT = "the model's own"
 PAIR_HELP = "A model with an image tower: shipped, a folder (also of a CLIP model), or an owner/name of the hub."
 MODEL_HELP = "A shipped model's name, a folder, a file, or an owner/name of the hub."
@@ -42,10 +47,7 @@ Device = Annotated[str | None, opt("NAME", "the fastest here", "Where to compute
 BenchDevice = Annotated[str, opt("NAME", True, "Where to compute: cpu, cuda, mps.", "--device")]
 Dtype = Annotated[str | None, opt("NAME", "the quickest here", "Numbers to compute in: fp32, bf16, fp16.")]
 Engine = Annotated[str | None, opt("NAME", "auto", "What computes: auto, eager, compile, openvino.")]
-LowMemory = Annotated[
-    bool,
-    typer.Option("--low-memory", help="Keep one network at a time in memory.", show_default="all"),
-]
+LowMemory = Annotated[bool, flag("all", "Keep one network at a time in memory.", "--low-memory")]
 Tiny = Annotated[
     str | None, opt("DECODER", "none", "A tiny decoder (TAESD) for films and strips: a folder, a file, an owner/name.")
 ]
@@ -61,7 +63,7 @@ Threads = Annotated[int | None, opt("N", "one for each core", "Threads to comput
 Preset = Annotated[
     str | None, opt("NAME", "none", "Settings that `gradina tune` found: fast, balanced, best, or 1.5s.")
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.", show_default="shown")]
+Quiet = Annotated[bool, flag("shown", "Show no progress.", "--quiet", "-q")]
 
 # What to draw
 Prompts = Annotated[list[str], arg("PROMPT...", "What to draw; each prompt gets its own pictures.")]
@@ -115,7 +117,7 @@ Strip = Annotated[str | None, opt("FILE", "none", "Also write eight moments of t
 Picture = Annotated[str, arg("PICTURE", "A picture file.")]
 GeneratedPicture = Annotated[str, arg("PICTURE", "A picture made by gradina or by A1111's web UI.")]
 LatentsFile = Annotated[str, arg("LATENTS", "A file made by `gradina encode`.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the request as JSON.", show_default="as text")]
+Json = Annotated[bool, flag("as text", "Print the request as JSON.", "--json")]
 ConvertSource = Annotated[
     str, arg("SOURCE", "A folder, a .safetensors file, a pickle (.ckpt, .pt, .bin), or a model's name.")
 ]
@@ -136,46 +138,38 @@ Best = Annotated[int, opt("N", True, "How many to print.", "--best", "-b", minim
 Captioner = Annotated[
     str, opt("NAME", True, "clip: the best phrases by our CLIP; blip, or any captioning model: sentences (an extra).")
 ]
-WriteCaptions = Annotated[
-    bool, typer.Option("--write", help="Write a .txt beside each picture that has none.", show_default="print")
-]
+WriteCaptions = Annotated[bool, flag("print", "Write a .txt beside each picture that has none.", "--write")]
 GridOfHits = Annotated[str | None, opt("FILE", "none", "Also write what is found as one labelled picture.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.", show_default="as text")]
+AsJson = Annotated[bool, flag("as text", "Print JSON.", "--json")]
 
 # Training
 Recipe = Annotated[str, arg("RECIPE", "A TOML file, such as recipes/digits.toml.")]
-RunFolder = Annotated[
-    str | None, opt("FOLDER", "runs/NAME", "Where the run is kept; the same command goes on with it.")
-]
+RunFolder = Annotated[str | None, opt("FOLDER", "runs/NAME", "Folder of the run; the same command resumes it.")]
 
-# Making a model one's own
+# Fine-tuning
 ImageFolder = Annotated[str, arg("FOLDER", "Pictures, with captions where the method reads any; or a .tar shard.")]
-FinetuneFolder = Annotated[
-    str, opt("FOLDER", True, "Where it is done; the same command goes on with it.", "--out", "-o")
-]
-Full = Annotated[bool, typer.Option("--full", help="All weights learn, instead of a LoRA.", show_default="a LoRA")]
+FinetuneFolder = Annotated[str, opt("FOLDER", True, "Folder of the run; the same command resumes it.", "--out", "-o")]
+Full = Annotated[bool, flag("a LoRA", "Train all weights instead of a LoRA.", "--full")]
 TrainingSize = Annotated[
     int | None, opt("PIXELS", MODEL_DEFAULT, "Side of a square picture of as many pixels.", "--size", minimum=16)
 ]
-Flip = Annotated[bool, typer.Option("--flip", help="Learn from mirror images, too.", show_default="off")]
-RandomCrop = Annotated[
-    bool, typer.Option("--random-crop", help="Cut pictures to size by chance.", show_default="the middle")
-]
-Enlarge = Annotated[bool, typer.Option("--enlarge", help="Accept pictures that are too small.", show_default="off")]
+Flip = Annotated[bool, flag("off", "Train on mirror images, too.", "--flip")]
+RandomCrop = Annotated[bool, flag("the middle", "Crop pictures at random.", "--random-crop")]
+Enlarge = Annotated[bool, flag("off", "Accept pictures that are too small.", "--enlarge")]
 ValidationFolder = Annotated[
     str | None, opt("FOLDER", "none", "Pictures with captions whose loss is logged.", "--validation")
 ]
 SamplePrompts = Annotated[
-    list[str] | None, opt("PROMPT", "what fits", "What to draw on the way; give it again for more.", "--prompt", "-p")
+    list[str] | None, opt("PROMPT", "what fits", "What to sample; give it again for more.", "--prompt", "-p")
 ]
 SampleEvery = Annotated[int, opt("N", True, "Steps between samples.", minimum=1)]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what it would take, and stop.", show_default="off")]
+DryRun = Annotated[bool, flag("off", "Print the memory estimate, and stop.", "--dry-run")]
 Word = Annotated[str, opt("WORD", True, "The new word.")]
-InitWord = Annotated[str, opt("WORD", True, "What the new word begins as: a word for the kind of thing.")]
+InitWord = Annotated[str, opt("WORD", True, "A word for the kind of subject, as which the new word begins.")]
 Instance = Annotated[str, opt("PROMPT", True, "What the pictures show, with a rare word: a sks dog.", "--instance")]
-Class = Annotated[str | None, opt("PROMPT", "none", "Their class, a dog, which is to stay what it is.", "--class")]
-ClassPictures = Annotated[int, opt("N", True, "Pictures of the class, which the model draws itself.", minimum=1)]
-TargetPrompt = Annotated[str, arg("PROMPT", "What it is to become.")]
+Class = Annotated[str | None, opt("PROMPT", "none", "Their class, a dog, which is preserved.", "--class")]
+ClassPictures = Annotated[int, opt("N", True, "Pictures of the class, drawn by the model itself.", minimum=1)]
+TargetPrompt = Annotated[str, arg("PROMPT", "What the picture is to become.")]
 TextSteps = Annotated[int | None, opt("N", "as the paper", "Steps of the first stage, for the text.", minimum=1)]
 
 # How long things take

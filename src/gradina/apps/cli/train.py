@@ -56,7 +56,7 @@ def watched(
             if stopped:
                 running.close()  # keeps the state after the last whole step
                 show("")
-                note(f"the same command goes on from here ({folder})")
+                note(f"run the same command again to resume ({folder})")
                 raise typer.Exit(130)
     show("")
     return results[0]

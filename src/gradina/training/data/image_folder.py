@@ -152,7 +152,7 @@ def _captioned(
         if name in rows and rows[name].caption:
             found.append(CaptionedImage(path, rows[name].caption, source=rows[name].table))
             for text in texts[name]:
-                note(str(source / text), f"is not read, since {rows[name].table} says the caption")
+                note(str(source / text), f"is not read, since {rows[name].table} has the caption")
         else:
             found.append(captioned_by_sidecar(source, path, texts[name], read, note))
     used = {text for names in texts.values() for text in names}

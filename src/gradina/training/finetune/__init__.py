@@ -1,1 +1,1 @@
-"""A model and one's own pictures: fine-tuning, LoRA, textual inversion, DreamBooth, Imagic."""
+"""Fine-tuning on your own pictures: all weights, LoRA, textual inversion, DreamBooth, Imagic."""

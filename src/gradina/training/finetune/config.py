@@ -12,21 +12,15 @@ from gradina.training.settings import NOT_NEGATIVE, POSITIVE, SHARE, NoiseLaw, O
 class FinetuneConfig(Settings, NoiseLaw):
     """All that decides how a method trains; fields with an Option are options of the command line."""
 
-    seed: Annotated[int, Option("N", True, "Decides everything that is left to chance.")] = 0
-    rank: Annotated[  # None: all weights of the U-Net are trained
-        int | None, POSITIVE, Option("N", True, "Rank of the LoRA that learns.", least=1)
-    ] = 8
+    seed: Annotated[int, Option(True, "Seed of all random draws.")] = 0
+    rank: Annotated[int | None, POSITIVE, Option(True, "Rank of the LoRA.", least=1)] = 8
     alpha: float | None = None  # of the LoRA; None: its rank
     targets: tuple[str, ...] = (r".*attn\.(q|k|v|out)",)  # patterns of the layers that get a LoRA
-    text_rate: Annotated[
-        float, NOT_NEGATIVE, Option("X", "0", "Share of the rate at which the text tower learns, too.")
-    ] = 0.0
-    caption_dropout: Annotated[
-        float, SHARE, Option("X", "0.1", "Share of captions that are left out, for guidance.")
-    ] = 0.1
-    checkpointing: Annotated[bool, Option("", "off", "Compute more than once what takes memory.")] = False
-    prior: Annotated[float, NOT_NEGATIVE, Option("X", "1", "Weight of the pictures of the class.")] = 1.0
-    vectors: Annotated[int, POSITIVE, Option("N", True, "Tokens of the new word.", least=1)] = 1
+    text_rate: Annotated[float, NOT_NEGATIVE, Option("0", "Factor of the text tower's rate; 0 freezes it.")] = 0.0
+    caption_dropout: Annotated[float, SHARE, Option("0.1", "Share of captions that are dropped, for guidance.")] = 0.1
+    checkpointing: Annotated[bool, Option("off", "Recompute activations in the backward pass, to save memory.")] = False
+    prior: Annotated[float, NOT_NEGATIVE, Option("1", "Weight of the pictures of the class.")] = 1.0
+    vectors: Annotated[int, POSITIVE, Option(True, "Tokens of the new word.", least=1)] = 1
 
 
 @dataclass(frozen=True)
@@ -36,24 +30,19 @@ class Published:
     steps: int
     lora_lr: float  # learning rate of a LoRA, or of what the method trains in its place
     full_lr: float  # of all weights
+    key: str  # its name in fingerprints and random keys: it stays when methods are renamed, so that runs resume
     accumulate: int = 1
     ema: float = 0.0
-    key: str = ""  # its name in fingerprints and in the keys of random draws, where that is another
 
 
 METHODS = {  # sources: diffusers' example scripts and their guides; for Imagic, the paper's settings, section 4
-    #                              steps  LoRA  all   accumulate     ema
-    "finetune":          Published(1000, 1e-4, 1e-5, accumulate=4, ema=0.999),
-    "dreambooth":        Published(800,  1e-4, 5e-6),
-    "textual_inversion": Published(3000, 2e-3, 2e-3, accumulate=4, key="inversion"),
-    "imagic_embedding":  Published(1000, 2e-3, 2e-3, key="nearer"),
-    "imagic_finetune":   Published(1500, 1e-4, 5e-7, key="onto"),
+    #                              steps  LoRA  all   key
+    "finetune":          Published(1000, 1e-4, 1e-5, "finetune", accumulate=4, ema=0.999),
+    "dreambooth":        Published(800,  1e-4, 5e-6, "dreambooth"),
+    "textual_inversion": Published(3000, 2e-3, 2e-3, "inversion", accumulate=4),
+    "imagic_embedding":  Published(1000, 2e-3, 2e-3, "nearer"),
+    "imagic_finetune":   Published(1500, 1e-4, 5e-7, "onto"),
 }  # fmt: skip
-
-
-def key_of(method: str) -> str:
-    """The method's name in fingerprints and random keys: it stays when methods are renamed, so that runs resume."""
-    return METHODS[method].key or method
 
 
 def config_for(method: str, **given: Any) -> FinetuneConfig:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
@@ -27,7 +27,7 @@ from gradina.runtime.prepack import restore
 from gradina.training.data.captioned_image import shortened
 from gradina.training.data.dataset import generator
 from gradina.training.data.latents import LatentDataset
-from gradina.training.finetune.config import FinetuneConfig, key_of
+from gradina.training.finetune.config import METHODS, FinetuneConfig
 from gradina.training.finetune.trainable import ExtendedEmbedding, FinetuneState, Trainable, prepared
 from gradina.training.loop import Loss
 from gradina.weights.formats.imagic import write_imagic
@@ -59,7 +59,7 @@ def finetuning(model: StableDiffusion, data: LatentDataset, config: FinetuneConf
 
     def loss_on(pictures: LatentDataset, dropout: float = 0.0) -> Loss:
         def loss(_: nn.Module, k: int) -> Tensor:
-            key = generator(config.seed, key_of("finetune"), k)
+            key = generator(config.seed, METHODS["finetune"].key, k)
             latents, captions = pictures.batch(config.batch, key)
             dropped = (torch.rand(config.batch, generator=key) < dropout).tolist()
             texts = ["" if drop else text for text, drop in zip(captions, dropped, strict=True)]
@@ -86,7 +86,7 @@ def dreambooth(
     state.announce([text for pictures in both for texts in pictures.captions for text in texts])
 
     def loss(_: nn.Module, k: int) -> Tensor:
-        key = generator(config.seed, key_of("dreambooth"), k)
+        key = generator(config.seed, METHODS["dreambooth"].key, k)
         latents, captions = data.batch(config.batch, key)
         error = state.loss(latents, state.cond(captions), key)
         if class_data is None:
@@ -100,12 +100,7 @@ def dreambooth(
 
 
 def textual_inversion(
-    model: StableDiffusion,
-    data: LatentDataset,
-    word: str,
-    start: str,
-    config: FinetuneConfig,
-    templates: Sequence[str] = TEMPLATES,
+    model: StableDiffusion, data: LatentDataset, word: str, start: str, config: FinetuneConfig
 ) -> Method:
     """A new word learns the subject of the pictures; nothing else is trained.
 
@@ -120,13 +115,13 @@ def textual_inversion(
     state = FinetuneState(model, restore(shallow_clone(model.unet)), text, config)
     state.tokenizer = tokenizer
     word = lowercase_word(word)
-    state.announce([template.format(word) for template in templates])
+    state.announce([template.format(word) for template in TEMPLATES])
 
     def loss(_: nn.Module, k: int) -> Tensor:
-        key = generator(config.seed, key_of("textual_inversion"), k)
+        key = generator(config.seed, METHODS["textual_inversion"].key, k)
         latents = data.batch(config.batch, key)[0]
-        chosen = torch.randint(len(templates), (config.batch,), generator=key).tolist()
-        return state.loss(latents, state.cond([templates[i].format(word) for i in chosen]), key)
+        chosen = torch.randint(len(TEMPLATES), (config.batch,), generator=key).tolist()
+        return state.loss(latents, state.cond([TEMPLATES[i].format(word) for i in chosen]), key)
 
     def concept(trained: Trainable) -> Concept:
         return Concept(word, trained.values("word")["vectors"])
@@ -152,7 +147,7 @@ def imagic_embedding(model: StableDiffusion, data: LatentDataset, text: str, con
     state = FinetuneState(model, restore(shallow_clone(model.unet)), model.text, config)
 
     def loss(_: nn.Module, k: int) -> Tensor:
-        key = generator(config.seed, key_of("imagic_embedding"), k)
+        key = generator(config.seed, METHODS["imagic_embedding"].key, k)
         return state.loss(data.batch(config.batch, key)[0], Cond(states[None]).expand(config.batch), key)
 
     def write(trained: Trainable, folder: Path) -> Path:
@@ -169,7 +164,7 @@ def imagic_finetune(model: StableDiffusion, data: LatentDataset, states: Tensor,
     states = states.float()
 
     def loss(_: nn.Module, k: int) -> Tensor:
-        key = generator(config.seed, key_of("imagic_finetune"), k)
+        key = generator(config.seed, METHODS["imagic_finetune"].key, k)
         return state.loss(data.batch(config.batch, key)[0], Cond(states[None]).expand(config.batch), key)
 
     def write(trained: Trainable, folder: Path) -> Path:
@@ -187,7 +182,7 @@ def lowercase_word(word: str) -> str:
     """The word in lower case, as it is kept; logs a warning where that differs."""
     lower = as_placeholder(word)
     if lower != word:
-        log.warning("word: %s is kept as %s, as prompts are read in small letters", word, lower)
+        log.warning("word: %s is kept as %s, as prompts are read in lower case", word, lower)
     return lower
 
 

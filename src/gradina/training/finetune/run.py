@@ -21,7 +21,7 @@ from gradina.pipeline.generate import generate
 from gradina.pipeline.model import StableDiffusion
 from gradina.request import Request
 from gradina.training.data.latents import LatentDataset
-from gradina.training.finetune.config import FinetuneConfig, key_of
+from gradina.training.finetune.config import METHODS, FinetuneConfig
 from gradina.training.finetune.methods import Method
 from gradina.training.finetune.trainable import Trainable
 from gradina.training.loop import Loss, autocast
@@ -69,7 +69,7 @@ def finetune(
             state = end.value
         except Diverged as error:
             result = method.write(method.trainable, folder)
-            raise Diverged(f"{error}; what was learnt until then is kept: {result}") from error
+            raise Diverged(f"{error}; what was trained until then is kept: {result}") from error
         finally:
             running.close()
         result = method.write(cast(Trainable, state.ema), folder)
@@ -93,14 +93,14 @@ def finished(folder: Path, fingerprint: str) -> Path | None:
     if of != fingerprint:
         raise RecipeError(f"{folder}: holds what was made with other pictures or settings; choose another --out folder")
     if not result.exists():
-        raise RecipeError(f"{result}: was made here and is gone; put it back, or remove {path} to learn it again")
+        raise RecipeError(f"{result}: was made here and is gone; put it back, or remove {path} to train it again")
     return result
 
 
 def fingerprint_of(method: str, model: StableDiffusion, config: FinetuneConfig, *inputs: object) -> str:
     """A hash of all that decides what is trained."""
     fields = {name: value for name, value in asdict(config).items() if ADDED_LATER.get(name, ...) != value}
-    text = json.dumps([key_of(method), model.hash or model.name, fields, *inputs], sort_keys=True, default=str)
+    text = json.dumps([METHODS[method].key, model.hash or model.name, fields, *inputs], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from gradina.diffusion.schedule import Schedule
-from gradina.models.clip import CLIP, TextTower
+from gradina.models.clip import TextTower
+from gradina.models.clip_pair import CLIP
 from gradina.models.tokenizer import Tokenizer
 from gradina.models.vae import AutoencoderKL
 from gradina.pipeline.model import StableDiffusion
@@ -63,8 +64,8 @@ class Experiment:
         cut = [caption for caption in captions if tokenizer.chunk_count(caption) > 1]
         if cut:
             log.warning(
-                "vocabulary.length: %d of %d captions have more than the %d tokens that are read; their ends are not "
-                "learnt (the first: %r); give a greater length",
+                "vocabulary.length: %d of %d captions have more than the %d tokens that are read; their ends are cut "
+                "off (the first: %r); give a greater length",
                 len(cut), len(captions), recipe.length - 2, shorten(cut[0], 80),
             )  # fmt: skip
         return tokenizer
@@ -155,16 +156,11 @@ class Experiment:
 
     def model(self, networks: TextToLatent) -> StableDiffusion:
         """The whole model around a text tower and a U-Net."""
+        recipe = self.recipe
         return StableDiffusion(
-            tokenizer=self.tokenizer,
-            text=networks.text,
-            vae=self.vae,
-            unet=networks.unet,
-            schedule=self.schedule,
-            prediction=self.recipe.unet.prediction,
-            defaults=self.recipe.defaults,
-            name=self.recipe.name,
-        )
+            tokenizer=self.tokenizer, text=networks.text, vae=self.vae, unet=networks.unet, schedule=self.schedule,
+            prediction=recipe.unet.prediction, defaults=recipe.defaults, name=recipe.name,
+        )  # fmt: skip
 
 
 @torch.no_grad()

@@ -9,7 +9,8 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from gradina.models.clip import CLIP, TextTower
+from gradina.models.clip import TextTower
+from gradina.models.clip_pair import CLIP
 from gradina.models.clip_vision import vision_tower
 from gradina.models.tokenizer import Tokenizer
 from gradina.models.unet import UNet

@@ -12,13 +12,16 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 import torch
 
 from gradina.diffusion.betas import BetaLaw
+from gradina.diffusion.schedule import Schedule
 from gradina.errors import RecipeError, RequestError, WeightsError
-from gradina.models.clip import CLIP, TextConfig
+from gradina.models.clip import TextConfig
+from gradina.models.clip_pair import CLIP
 from gradina.models.clip_vision import ConvConfig, VisionConfig
 from gradina.models.unet import UNet, UNetConfig
 from gradina.models.vae import AutoencoderKL, VAEConfig
 from gradina.request import Defaults, Request
 from gradina.texts import read_text
+from gradina.training.losses import noise_levels
 from gradina.training.settings import MORE_THAN_0, SHARE, Checked, NoiseLaw, Settings
 
 T = TypeVar("T")
@@ -32,12 +35,12 @@ class IconsRecipe:
 
     styles: tuple[str, ...]  # names of the icon sets to draw in, one for each package
     more_styles: tuple[str, ...] = ()  # of further packages, which the contrastive pair alone sees
-    count: int  # how many of the things
+    count: int  # only the first so many
     things: tuple[str, ...]  # the most everyday first; behind commas, other words for them
     size: int = 128  # pixels
     variants: int = 16  # pictures of each icon
-    scenes: float = 0.1  # share of pictures with two things
-    smallest: float = 0.7  # side of a thing alone, as a share of the picture's
+    scenes: float = 0.1  # share of pictures of two things
+    smallest: float = 0.7  # side of a single thing, as a share of the picture's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +55,7 @@ class DataRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class VocabularyRecipe:
-    """The model's own byte-pair vocabulary."""
+    """The byte-pair vocabulary."""
 
     size: int  # tokens
     length: int  # tokens of a prompt, with its start and end
@@ -84,7 +87,7 @@ class CLIPRecipe:
     vision: VisionConfig
     training: Settings
     turned: float = 0.0  # degrees: augmentation by random rotation, stretching and tint
-    kept: float = 1.0  # random share of a picture's patches that the tower sees: half is twice as quick
+    kept: float = 1.0  # random share of a picture's patches that the tower sees: 0.5 is twice as fast
     naming: bool = False  # adds the classification of each picture's name among all names
 
 
@@ -225,14 +228,17 @@ def check(recipe: Recipe) -> None:
             raise RecipeError(message)
 
     Request(**asdict(recipe.defaults))
-    levels = len(recipe.schedule.betas())
-    expect(recipe.defaults.steps <= levels, f"defaults.steps: got {recipe.defaults.steps}, more than the schedule has")
+    schedule = Schedule.from_betas(recipe.schedule.betas())
+    expect(
+        recipe.defaults.steps <= len(schedule.sigmas),
+        f"defaults.steps: got {recipe.defaults.steps}, more than the schedule has",
+    )
     vocabulary, icons, words = recipe.vocabulary, recipe.data.icons, recipe.words
     large = vocabulary.size >= 514 and vocabulary.length >= 3
     expect(large, "vocabulary: expected a size of 514 tokens or more, and a length of 3 or more")
     for part, phases in (("vae", recipe.vae.training), ("unet", recipe.unet.training)):
         expect(phases, f"{part}.training: got no phase, expected at least one")
-    expect(not recipe.vae.training[0].only, "vae.training.only: in the first phase both halves have to learn")
+    expect(not recipe.vae.training[0].only, "vae.training.only: in the first phase both halves have to be trained")
     unet, factor, most = recipe.unet.network, recipe.vae.network.factor, icons.count if icons else 0
     for phase in recipe.unet.training:
         at, style, classes, pixels = "unet.training", phase.default_style, phase.classes, phase.pixels
@@ -244,6 +250,7 @@ def check(recipe: Recipe) -> None:
         expect(some, f"{at}.things: got {classes}, expected 1 to {most}, those of data.icons")
         whole = pixels is None or (pixels >= factor and pixels % factor == 0)
         expect(whole, f"{at}.pixels: got {pixels}, expected a multiple of {factor}")
+        noise_levels(schedule, phase)
     if words:
         fits = words.layers > 0 < words.heads <= words.width and words.width % words.heads == 0
         expect(fits, f"words.width: got {words.width}, expected a multiple of heads, {words.heads}; layers above 0")

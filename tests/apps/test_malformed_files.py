@@ -1,4 +1,4 @@
-"""Whatever file is given to whatever verb: a right answer, or exit code 2 and one line that names the file."""
+"""Any file, given to any command: it is read, or refused with exit code 2 and one line that names it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Attack:
 
 
 def png(**chunks: bytes) -> bytes:
-    """A small PNG with chunks of any bytes behind its header."""
+    """A small PNG with chunks of any bytes after its header."""
     file = io.BytesIO()
     Image.new("RGB", (64, 64), "red").save(file, "PNG")
     data = file.getvalue()
@@ -148,8 +148,8 @@ CORPUS: dict[str, bytes] = {
     "gguf": b"GGUF\3\0\0\0" + bytes(64),
 }  # fmt: skip
 
-# A verb and where in it a file stands: FILE; FOLDER is a folder in which it lies under the name before the colon.
-PLACES = (
+# Commands with a FILE, or with a FOLDER that has the file under the name after the colon.
+COMMANDS = (
     "info FILE", "again FILE -m MODEL --steps", "encode FILE -m MODEL", "decode FILE -m MODEL -o out.png",
     "x -m MODEL -i FILE", "x -m MODEL -i photo.png --mask-image FILE", "x -m MODEL --lora FILE",
     "x -m MODEL --concept FILE", "x -m MODEL --edit FILE", "x -m FILE", "x -m MODEL --tiny FILE --film film.gif",
@@ -160,13 +160,13 @@ PLACES = (
     "finetune FOLDER:metadata.csv", "finetune FOLDER:b.png", "finetune pictures --validation FILE", "invert FILE",
     "dreambooth FILE", "imagic FILE x",
 )  # fmt: skip
-LEARNS = ("finetune", "invert", "dreambooth", "imagic")
+TRAINING_COMMANDS = ("finetune", "invert", "dreambooth", "imagic")
 
 
 @pytest.fixture(scope="module")
-def place(tiny_model: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tiny_model: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a model, a picture, and pictures with captions."""
-    folder = tmp_path_factory.mktemp("odd")
+    folder = tmp_path_factory.mktemp("malformed")
     tiny_model("sd1").save(folder / "model")
     save_picture(Picture(Image.new("RGB", (64, 64), "red"), 0, Request(seed=0)), folder / "photo.png")
     (folder / "pictures").mkdir()
@@ -174,10 +174,10 @@ def place(tiny_model: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def arguments(verb: str, name: str, data: bytes) -> list[str]:
-    """The words of a verb, with a file of these bytes where it says so; in the current folder."""
+def arguments(command: str, name: str, data: bytes) -> list[str]:
+    """The words of a command, with a file of these bytes in the current folder."""
     words = []
-    for word in verb.split():
+    for word in command.split():
         if word == "FILE":
             Path(name).write_bytes(data)
             word = name
@@ -187,16 +187,16 @@ def arguments(verb: str, name: str, data: bytes) -> list[str]:
             (Path(name) / word.partition(":")[2]).write_bytes(data)
             word = name
         words.append({"MODEL": "../model"}.get(word, word))
-    if words[0] in LEARNS:
+    if words[0] in TRAINING_COMMANDS:
         words += ["-m", "../model", "--dry-run"]
     return [word for word in words if word != "--steps"]
 
 
 def check(words: list[str], name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Runs a verb: exit code 0, or 2 and one line that names the file."""
+    """Runs a command: exit code 0, or 2 and one line that names the file."""
     capsys.readouterr()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # as in a process of its own, where they are printed as notes
+        warnings.simplefilter("ignore")  # which the process would print as notes
         code = main(words)
     err = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("gradina: note: ")]
     assert code in (0, 2), err
@@ -207,45 +207,47 @@ def check(words: list[str], name: str, capsys: pytest.CaptureFixture[str]) -> No
 
 
 @pytest.fixture
-def room(place: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """An empty folder beside the model, as the current one; pictures and model are a step above."""
+def working_folder(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """An empty current folder; pictures and model are in the one above."""
     monkeypatch.setenv("GRADINA_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    made = place / tmp_path.name
+    made = folder / tmp_path.name
     made.mkdir()
     for name in ("photo.png", "pictures"):
-        (made / name).symlink_to(place / name)
+        (made / name).symlink_to(folder / name)
     monkeypatch.chdir(made)
     return made
 
 
-@pytest.mark.parametrize("verb", PLACES)
-def test_each_verb_takes_each_file_or_refuses_it_by_name(
-    room: Path, verb: str, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("command", COMMANDS)
+def test_malformed_files_are_read_or_refused_by_name(
+    working_folder: Path, command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     wrong = []
     for kind, data in CORPUS.items():
-        name = f"odd-{kind}{'.tar' if kind.startswith('tar') else ''}"
+        name = f"malformed-{kind}{'.tar' if kind.startswith('tar') else ''}"
         try:
-            check(arguments(verb, name, data), name, capsys)
+            check(arguments(command, name, data), name, capsys)
         except Exception as error:
             wrong.append(f"{kind}: {error!r}")
     assert not wrong, "\n".join(wrong)
 
 
-@pytest.mark.parametrize("name", ["odd-folder", "odd-link", "odd-missing"])
-@pytest.mark.parametrize("verb", [verb for verb in PLACES if "FILE" in verb])
-def test_each_verb_refuses_what_is_no_file_by_name(
-    room: Path, verb: str, name: str, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("name", ["malformed-folder", "malformed-link", "malformed-missing"])
+@pytest.mark.parametrize("command", [command for command in COMMANDS if "FILE" in command])
+def test_missing_files_are_refused_by_name(
+    working_folder: Path, command: str, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    Path("odd-folder").mkdir()
-    Path("odd-link").symlink_to("nowhere")
-    check([name if word == "odd-file" else word for word in arguments(verb, "odd-file", b"")], name, capsys)
+    Path("malformed-folder").mkdir()
+    Path("malformed-link").symlink_to("nowhere")
+    check(
+        [name if word == "malformed-file" else word for word in arguments(command, "malformed-file", b"")], name, capsys
+    )
 
 
 @st.composite
 def damaged(draw: st.DrawFn) -> tuple[str, bytes]:
-    """A file of the corpus in which some bytes are others, or are gone."""
+    """A file of the corpus in which some bytes are changed or removed."""
     kind = draw(st.sampled_from(sorted(kind for kind, data in CORPUS.items() if data)))
     data = bytearray(CORPUS[kind])
     for _ in range(draw(st.integers(1, 4))):
@@ -255,14 +257,16 @@ def damaged(draw: st.DrawFn) -> tuple[str, bytes]:
 
 
 NUMBER = itertools.count()  # a name for each run, as an example is run more than once
-READS = [verb for verb in PLACES if verb.split()[0] in ("info", "decode", "x", "convert", "train", "finetune")]
+READING_COMMANDS = [
+    command for command in COMMANDS if command.split()[0] in ("info", "decode", "x", "convert", "train", "finetune")
+]
 
 
-@given(file=damaged(), verb=st.sampled_from(READS))
+@given(file=damaged(), command=st.sampled_from(READING_COMMANDS))
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
-def test_damaged_files_are_refused_by_name(
-    room: Path, file: tuple[str, bytes], verb: str, capsys: pytest.CaptureFixture[str]
+def test_damaged_files_are_read_or_refused_by_name(
+    working_folder: Path, file: tuple[str, bytes], command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     kind, data = file
-    name = f"odd-{next(NUMBER)}{'.tar' if kind.startswith('tar') else ''}"
-    check(arguments(verb, name, data), name, capsys)
+    name = f"malformed-{next(NUMBER)}{'.tar' if kind.startswith('tar') else ''}"
+    check(arguments(command, name, data), name, capsys)
