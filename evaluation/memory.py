@@ -19,9 +19,8 @@ from pathlib import Path
 
 import gradina
 from gradina.bench.workloads import sd15, write_model
-from gradina.training.data.buckets import Crop
 from gradina.training.data.captioned_image import CaptionedImage
-from gradina.training.data.latents import encode_pictures
+from gradina.training.data.latents import Crop, encode_pictures
 from gradina.training.finetune import methods
 from gradina.training.finetune.config import config_for
 from gradina.training.finetune.memory_estimate import estimate

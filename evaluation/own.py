@@ -33,10 +33,9 @@ from gradina.pipeline.generate import generate
 from gradina.pipeline.model import StableDiffusion, to_image, to_pixels
 from gradina.tasks.metrics import psnr
 from gradina.tasks.retrieval import embed_pixels, open_pair
-from gradina.training.data.buckets import Crop
 from gradina.training.data.captioned_image import CaptionedImage
 from gradina.training.data.icons import render_icons, vocabulary, with_article
-from gradina.training.data.latents import LatentDataset, encode_pictures
+from gradina.training.data.latents import Crop, LatentDataset, encode_pictures
 from gradina.training.data.sources import npm_package
 from gradina.training.data.synthetic import BACKGROUND_NAMES, IconScenes
 from gradina.training.finetune import methods

@@ -179,10 +179,8 @@ def write_parameters(request: Request, model: dict[str, str] | None = None, vers
 
     Raises RequestError for a request for several pictures; `request.alone(i)` is one of them.
     """
-    if len(request.prompts) != 1:
-        raise RequestError(
-            f"prompt: this request draws {len(request.prompts)} pictures; describe one, request.alone(i)"
-        )
+    if (count := len(request.prompts)) != 1:
+        raise RequestError(f"prompt: this request draws {count} pictures; describe one, request.alone(i)")
     pairs: dict[str, object] = {
         "Steps": request.steps,
         "Sampler": {sampler: name for name, sampler, _, _ in SAMPLERS}.get(str(request.sampler)),

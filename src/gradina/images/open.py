@@ -85,7 +85,7 @@ def open_image(source: ImageLike | bytes, what: str, max_pixels: int = MAX_PIXEL
 def _open(source: ImageLike | bytes, what: str, max_pixels: int) -> AbstractContextManager[Image.Image]:
     if isinstance(source, Image.Image):
         return nullcontext(source)
-    path = _name(source)
+    path, expected = _name(source), f"expected {', '.join(FORMATS)}"
     file = io.BytesIO(source) if isinstance(source, bytes) else check_file(source, what)
     try:
         image = Image.open(file)
@@ -95,14 +95,12 @@ def _open(source: ImageLike | bytes, what: str, max_pixels: int) -> AbstractCont
     except PermissionError as error:
         raise PictureError(f"{what}: {path} may not be read; change its permissions") from error
     except UnidentifiedImageError:
-        raise PictureError(
-            f"{what}: {path} is not a picture ({_signature(source)}expected {', '.join(FORMATS)})"
-        ) from None
+        raise PictureError(f"{what}: {path} is not a picture ({_signature(source)}{expected})") from None
     except DECODE_ERRORS as error:
         raise PictureError(f"{what}: {path} is damaged or truncated ({error}); give another file") from error
     if image.format not in FORMATS:
         image.close()
-        raise PictureError(f"{what}: {path} is {image.format}, expected {', '.join(FORMATS)}; convert it first")
+        raise PictureError(f"{what}: {path} is {image.format}, {expected}; convert it first")
     return image
 
 

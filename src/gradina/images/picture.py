@@ -140,7 +140,7 @@ def _image_to_dict(name: str, value: Any, strict: bool = True) -> dict[str, str]
     return {"png": base64.b64encode(file.getvalue()).decode()}
 
 
-def _image_from_dict(name: str, value: Any, folder: Path | None) -> Any:
+def _image_from_dict(name: str, value: Any, folder: str | PathLike[str] | None) -> Any:
     """The picture that `_image_to_dict` described; a relative path is also tried in `folder`."""
     keys = isinstance(value, dict) and all(isinstance(text, str) for text in value.values()) and set(value)
     if value is None:
@@ -149,16 +149,14 @@ def _image_from_dict(name: str, value: Any, folder: Path | None) -> Any:
         try:
             data = base64.b64decode(value["png"], validate=True)
         except ValueError as error:
-            raise PictureError(
-                f"{name}: its base64 text is damaged ({error}); take the picture from its source"
-            ) from None
+            damage = f"its base64 text is damaged ({error})"
+            raise PictureError(f"{name}: {damage}; take the picture from its source") from None
         return IMAGES[name](data, name)
     if keys != {"path", "sha256"}:
-        raise RequestError(
-            f"{name}: got {str(value)[:80]!r}, expected an object of png (base64), or of path and sha256"
-        )
+        expected = "expected an object of png (base64), or of path and sha256"
+        raise RequestError(f"{name}: got {str(value)[:80]!r}, {expected}")
     given = Path(value["path"])
-    paths = [given] if folder is None else [given, folder / given, folder / given.name]
+    paths = [given] if folder is None else [given, Path(folder, given), Path(folder, given.name)]
     existing = [path for path in paths if path.is_file()]
     for path in existing:
         if file_sha256(path) == value["sha256"]:
@@ -194,7 +192,6 @@ def from_json(text: str, folder: str | PathLike[str] | None = None) -> Request:
         raise RequestError(f"request: got {str(values)[:80]!r}, expected a JSON object of its fields")
     for name in values:
         choice("request", name, tuple(field.name for field in fields(Request)))
-    folder = None if folder is None else Path(folder)
     return Request(**{k: _image_from_dict(k, v, folder) if k in IMAGES else v for k, v in values.items()})
 
 

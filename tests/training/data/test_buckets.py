@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from PIL import Image
 
-from gradina.training.data.buckets import bucket_sizes, crop_at, nearest_bucket, resize_to_cover
+from gradina.training.data.latents import bucket_sizes, crop_at, nearest_bucket, resize_to_cover
 
 
 def test_bucket_sizes() -> None:

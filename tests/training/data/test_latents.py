@@ -12,9 +12,8 @@ from PIL import Image
 
 from gradina.errors import RecipeError
 from gradina.pipeline.model import StableDiffusion, to_pixels
-from gradina.training.data.buckets import RANDOM_CROPS, Crop
 from gradina.training.data.image_folder import read_image_folder
-from gradina.training.data.latents import LatentDataset, encode_pictures
+from gradina.training.data.latents import RANDOM_CROPS, Crop, LatentDataset, encode_pictures
 
 from .conftest import write_picture
 

@@ -11,9 +11,8 @@ from PIL import Image
 
 from gradina.errors import RecipeError
 from gradina.pipeline.model import StableDiffusion
-from gradina.training.data.buckets import Crop
 from gradina.training.data.image_folder import read_image_folder
-from gradina.training.data.latents import LatentDataset, encode_pictures
+from gradina.training.data.latents import Crop, LatentDataset, encode_pictures
 from gradina.training.finetune.config import FinetuneConfig
 from gradina.training.finetune.memory_estimate import (
     BASE_MEMORY,

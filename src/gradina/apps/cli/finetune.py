@@ -251,7 +251,7 @@ class FinetuneCommand(ExitStack):
 
         from gradina.pipeline.load import load
         from gradina.runtime.device import pick_device, pick_dtype, use_threads
-        from gradina.training.data.buckets import Crop
+        from gradina.training.data.latents import Crop
 
         super().__init__()
         use_threads(run.threads)

@@ -52,11 +52,9 @@ def load_object(text: str, program: str, key: str) -> dict[str, Any]:
 
 def as_object(data: object, program: str, key: str) -> dict[str, Any]:
     """A JSON object; raises PictureError for any other value."""
-    if not isinstance(data, dict):
-        raise PictureError(
-            f"{program}'s {key} is {short(data)!r}, expected a JSON object; give another copy of the file"
-        )
-    return data
+    if isinstance(data, dict):
+        return data
+    raise PictureError(f"{program}'s {key} is {short(data)!r}, expected a JSON object; give another copy of the file")
 
 
 def as_objects(data: object) -> list[dict[str, Any]]:

@@ -208,9 +208,8 @@ def _find_picture(name: str, source: Path, folder: Path, find: NameIndex, where:
                 return picture
         if os.path.isfile(source / path):
             if path.startswith("../"):
-                raise RecipeError(
-                    f"{where}: {first_few([name])} lies outside {source}; give a folder that has both in it"
-                )
+                outside = f"{first_few([name])} lies outside {source}"
+                raise RecipeError(f"{where}: {outside}; give a folder that has both in it")
             note(where, "names a file that is no picture, or of a kind that is left out")
             return ""
     return None
