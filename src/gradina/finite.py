@@ -13,8 +13,7 @@ HALF = (torch.float16, torch.bfloat16)
 def finite(x: Tensor, what: str, network: nn.Module, dtype: torch.dtype) -> Tensor:
     """x itself, the output of `what` (a `network` that computes in `dtype`).
 
-    Raises NumericalError where a value is NaN or infinite; it names the first parameter with such a value, if there is
-    one, and else what helps against overflow.
+    Raises NumericalError for NaN or infinity, with the first parameter that has such a value, or what else may help.
     """
     if bool(torch.isfinite(x).all()):
         return x

@@ -25,10 +25,7 @@ UNGUIDED = (0, 1)  # guidance scales without guidance
 def notes(
     request: Request, sigmas: list[float], options: tuple[str, ...], unread: Iterable[tuple[str, str]]
 ) -> Iterator[str]:
-    """On all fields of a resolved request but its mask, by its sigmas, its sampler's options, and its unread concepts.
-
-    Those are textual inversions, as words with their files, that no prompt contains.
-    """
+    """On all fields of a resolved request but its mask; `unread`: words, and files, of concepts that no prompt has."""
     yield from prompt_notes(request)
     yield from guidance_notes(request, sigmas[:-1])
     for name in ("eta", "rates"):

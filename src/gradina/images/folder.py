@@ -33,10 +33,7 @@ def is_visible(parts: Iterable[str]) -> bool:
 
 
 def files_in(folder: Path) -> list[Path]:
-    """The visible files in a folder and its subfolders, in order; links to folders outside are followed.
-
-    A warning names a folder that cannot be read.
-    """
+    """The visible files in a folder, its subfolders and linked ones, in order; a warning names unreadable folders."""
 
     def warn(error: OSError) -> None:
         log.warning("%s: cannot be read (%s), and is left out", error.filename, error.strerror)

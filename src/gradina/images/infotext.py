@@ -133,10 +133,7 @@ def _not_honoured(pairs: Mapping[str, str]) -> list[str]:
 
 
 def read_parameters(text: str) -> tuple[Request, list[str]]:
-    """The request that an A1111 text describes, and a note on each setting that is not honoured.
-
-    The web UI draws noise on the GPU unless the text says `RNG: CPU`, so that its pictures are not reproduced exactly.
-    """
+    """The request that an A1111 text describes, and a note on each setting that is not honoured."""
     parsed = parse(text, KNOWN)
     pairs, notes = parsed.pairs, list[str]()
     by_gradina = _is_by_gradina(pairs)
@@ -175,10 +172,7 @@ def model_of(text: str) -> dict[str, str] | None:
 
 
 def write_parameters(request: Request, model: dict[str, str] | None = None, version: str = "") -> str:
-    """The A1111 text of one picture, without fields that are None.
-
-    Raises RequestError for a request for several pictures; `request.alone(i)` is one of them.
-    """
+    """The A1111 text of one picture, without fields that are None; raises RequestError for several pictures."""
     if (count := len(request.prompts)) != 1:
         raise RequestError(f"prompt: this request draws {count} pictures; describe one, request.alone(i)")
     pairs: dict[str, object] = {

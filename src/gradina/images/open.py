@@ -127,10 +127,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 def is_animated(source: ImageLike | bytes, what: str = "picture") -> bool:
-    """Whether a picture is animated or has several pages; the preview in an MPO file of a phone does not count.
-
-    Raises PictureError as `open_picture` does.
-    """
+    """Whether a picture is animated or has several pages, not counting a phone's preview in MPO; raises PictureError."""
     with open_image(source, what, MAX_SOURCE_PIXELS) as image:
         return image.format != "MPO" and getattr(image, "n_frames", 1) > 1
 
@@ -165,10 +162,7 @@ def open_picture(source: ImageLike | bytes, what: str = "init_image", max_pixels
 
 
 def open_mask(source: ImageLike | bytes, what: str = "mask_image") -> Image.Image:
-    """The mask as grey (L), white where the picture is drawn anew; transparent pixels are black, so they are kept.
-
-    Raises PictureError as `open_picture` does.
-    """
+    """The mask as grey (L): white is drawn anew, black and transparent pixels are kept; raises PictureError."""
     return open_mask_and_holes(source, what)[0]
 
 
@@ -195,10 +189,7 @@ def resize(image: Image.Image, width: int, height: int) -> Image.Image:
 
 
 def resize_and_center_crop(image: Image.Image, side: int, resample: Image.Resampling) -> Image.Image:
-    """The shorter side resized to `side` pixels, then a square center crop, as transformers preprocesses for CLIP.
-
-    Of a picture more than 64 times as long as wide, the ends are cut off before.
-    """
+    """The shorter side resized to `side` pixels, then a square center crop, as transformers preprocesses for CLIP."""
     short = min(image.size)
     if max(image.size) > MAX_ASPECT * short:
         image = _center_crop(image, *(min(length, MAX_ASPECT * short) for length in image.size))

@@ -96,8 +96,7 @@ def _upstream(graph: Graph, node: Node | None, follow: Callable[[str], bool] = l
 def _passed_on(node: Node) -> object:
     """The input that a switch or a reroute passes on."""
     links = {key: value for key, value in node.inputs.items() if isinstance(value, list) and _PASSED_ON.fullmatch(key)}
-    chosen = links.get(f"input{node.inputs.get('select')}")
-    return chosen if chosen is not None else next(iter(links.values()), None)
+    return links.get(f"input{node.inputs.get('select')}", next(iter(links.values()), None))
 
 
 def _value(graph: Graph, value: object, *keys: str) -> object:

