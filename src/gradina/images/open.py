@@ -127,7 +127,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 def is_animated(source: ImageLike | bytes, what: str = "picture") -> bool:
-    """Whether a picture is animated or has several pages, not counting a phone's preview in MPO; raises PictureError."""
+    """Whether a picture is animated or has several pages, beyond the preview in a phone's MPO; raises PictureError."""
     with open_image(source, what, MAX_SOURCE_PIXELS) as image:
         return image.format != "MPO" and getattr(image, "n_frames", 1) > 1
 

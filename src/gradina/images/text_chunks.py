@@ -13,6 +13,7 @@ import struct
 import unicodedata
 import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from os import PathLike
 from typing import Any, BinaryIO
 
@@ -69,30 +70,21 @@ def _png(file: BinaryIO, name: str) -> dict[str, str]:
             file.seek(length + 4, os.SEEK_CUR)
             continue
         data, used = file.read(min(length, remaining + 1)), length
-        try:
+        with suppress(ValueError, zlib.error):  # of a damaged chunk
             if kind == b"eXIf":
                 exif = _exif_bytes(data)
             else:
                 key, text = _chunk(kind, data, remaining)
                 found.setdefault(key, decode_text(text))
                 used = max(length, len(text))
-        except (ValueError, zlib.error):
-            pass  # a damaged chunk
         remaining -= used
         if remaining < 0:
             raise PictureError(f"{name} carries more than {MAX_TEXT_BYTES >> 20} MiB of text; it is not read")
         file.seek(4, os.SEEK_CUR)
     if profile := found.get("Raw profile type exif") or found.get("Raw profile type APP1"):
-        exif |= _exif_bytes(_profile(profile))
+        with suppress(ValueError):  # as ImageMagick writes it: name, length, hexadecimal bytes
+            exif |= _exif_bytes(bytes.fromhex("".join(profile.split()[2:])))
     return _xmp(found.get("XML:com.adobe.xmp", "")) | exif | found
-
-
-def _profile(text: str) -> bytes:
-    """Exif as ImageMagick writes it in a text: name, length, hexadecimal bytes."""
-    try:
-        return bytes.fromhex("".join(text.split()[2:]))
-    except ValueError:
-        return b""
 
 
 def _chunk(kind: bytes, data: bytes, limit: int) -> tuple[str, bytes]:
@@ -185,10 +177,7 @@ def decode_text(data: bytes) -> str:
     """A text of PNG or Exif: UTF-16 with a byte-order mark, else UTF-8 if valid, else Latin-1, the encoding of PNG."""
     if data.startswith(tuple(mark for mark, _ in MARKS)):
         return _marked(data)
-    try:
-        return data.decode("utf-8").strip("\0")
-    except UnicodeDecodeError:
-        return data.decode("latin-1").strip("\0")
+    return _decoded(data, "utf-8") or data.decode("latin-1").strip("\0")
 
 
 def decode_comment(data: bytes) -> str:
