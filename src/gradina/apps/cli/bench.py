@@ -30,9 +30,9 @@ def bench(
     only: o.Only = None,
     rounds: o.Rounds = 5,
     size: o.Size = 512,
-    output: o.Figures = None,
+    output: o.BenchJson = None,
     plot: o.Plot = None,
-    device: o.RacedDevice = "cpu",
+    device: o.BenchDevice = "cpu",
     threads: o.Threads = None,
     quiet: o.Quiet = False,
 ) -> None:

@@ -70,8 +70,8 @@ def encode(
 def decode(
     latents: o.LatentsFile,
     output: o.Target = None,
-    model: o.ItsModel = None,
-    vae: o.ItsVae = None,
+    model: o.RecordedModel = None,
+    vae: o.RecordedVae = None,
     variant: o.Variant = None,
     device: o.Device = None,
     dtype: o.Dtype = None,
@@ -97,8 +97,8 @@ def models() -> None:
 
 
 def convert(
-    source: o.Source,
-    target: o.Converted,
+    source: o.ConvertSource,
+    target: o.ConvertTarget,
     dtype: o.StoredDtype = None,
     variant: o.Variant = None,
     prediction: o.Prediction = None,
@@ -113,7 +113,7 @@ def convert(
     typer.echo(converted(source, target, dtype=stored, variant=variant, prediction=prediction))
 
 
-def push(model: o.Local, name: o.HubName) -> None:
+def push(model: o.LocalModel, name: o.HubName) -> None:
     """Put a model on the hub."""
     from gradina.pipeline.load import load
     from gradina.pipeline.load import push as pushed

@@ -45,12 +45,12 @@ class Run:
     """Where and how a verb runs, whatever its method."""
 
     model: o.Model = None
-    out: o.OwnOut
-    size: o.Side = None
+    out: o.FinetuneFolder
+    size: o.TrainingSize = None
     flip: o.Flip = False
     random_crop: o.RandomCrop = False
     enlarge: o.Enlarge = False
-    prompt: o.Sampled = None
+    prompt: o.SamplePrompts = None
     sample_every: o.SampleEvery
     dtype: o.Dtype = None
     dry_run: o.DryRun = False
@@ -106,7 +106,7 @@ def _option(field: Field[Any], kind: Any, option: Option) -> tuple[Any, Any]:
     if kind is bool:
         return Annotated[bool, o.flag(str(option.default), option.help, *flags)], False
     kind, metavar = {int: (int, "N"), float: (float, "X")}.get(kind, (str, "LOW:HIGH"))
-    info = o.opt(metavar, option.default, option.help, *flags, least=option.least)
+    info = o.opt(metavar, option.default, option.help, *flags, minimum=option.least)
     return (Annotated[kind, info], field.default) if option.default is True else (Annotated[kind | None, info], None)
 
 
@@ -126,7 +126,7 @@ def _interval(text: str | None) -> tuple[float, float] | None:
 
 
 @verb("finetune", without="prior vectors", out="runs/finetune", sample_every=250)
-def finetune(config: FinetuneConfig, run: Run, folder: o.OwnFolder, validation: o.Unseen = None) -> None:
+def finetune(config: FinetuneConfig, run: Run, folder: o.ImageFolder, validation: o.ValidationFolder = None) -> None:
     """Fine-tune a model on pictures with captions."""
     from gradina.training.data.image_folder import caption_summary, read_image_folder
     from gradina.training.finetune import methods
@@ -151,7 +151,7 @@ def finetune(config: FinetuneConfig, run: Run, folder: o.OwnFolder, validation: 
 def dreambooth(
     config: FinetuneConfig,
     run: Run,
-    folder: o.OwnFolder,
+    folder: o.ImageFolder,
     instance: o.Instance = "a sks thing",
     class_: o.Class = None,
     class_pictures: o.ClassPictures = 100,
@@ -175,7 +175,7 @@ def dreambooth(
 
 @verb("textual_inversion", without="prior rank full text_rate caption_dropout", out="runs/invert", sample_every=250)
 def invert(
-    config: FinetuneConfig, run: Run, folder: o.OwnFolder, word: o.Word = "<mine>", init_word: o.InitWord = "thing"
+    config: FinetuneConfig, run: Run, folder: o.ImageFolder, word: o.Word = "<mine>", init_word: o.InitWord = "thing"
 ) -> None:
     """Teach a model a new word, and nothing else (textual inversion)."""
     from gradina.training.data.image_folder import read_image_folder
@@ -196,7 +196,7 @@ def invert(
     sample_every=500,
 )
 def imagic(
-    config: FinetuneConfig, run: Run, picture: o.Picture, prompt: o.Becomes, states_steps: o.StatesSteps = None
+    config: FinetuneConfig, run: Run, picture: o.Picture, prompt: o.TargetPrompt, states_steps: o.TextSteps = None
 ) -> None:
     """Change what a picture shows, by words (Imagic); afterwards `--edit` draws it at any strength."""
     from gradina.training.data.captioned_image import CaptionedImage

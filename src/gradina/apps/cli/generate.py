@@ -105,16 +105,16 @@ def generate(
 
 
 def again(
-    picture: o.Drawn,
-    output: o.Again = None,
-    model: o.ItsModel = None,
+    picture: o.GeneratedPicture,
+    output: o.AgainOutput = None,
+    model: o.RecordedModel = None,
     variant: o.Variant = None,
     prediction: o.Prediction = None,
     device: o.Device = None,
     dtype: o.Dtype = None,
     engine: o.Engine = None,
     low_memory: o.LowMemory = False,
-    vae: o.ItsVae = None,
+    vae: o.RecordedVae = None,
     threads: o.Threads = None,
     quiet: o.Quiet = False,
 ) -> None:

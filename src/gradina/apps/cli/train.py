@@ -25,7 +25,7 @@ Result = TypeVar("Result")
 SHOW_EVERY = 30.0  # seconds, where there is no terminal
 
 
-def train(recipe: o.Recipe, out: o.Out = None, threads: o.Threads = None, quiet: o.Quiet = False) -> None:
+def train(recipe: o.Recipe, out: o.RunFolder = None, threads: o.Threads = None, quiet: o.Quiet = False) -> None:
     """Train a model from a recipe; the same command resumes."""
     from gradina.runtime.device import use_threads
     from gradina.training.pretrain.recipes import read_recipe
