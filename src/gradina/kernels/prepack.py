@@ -23,7 +23,7 @@ class Order:
     """The order of values in memory that a kernel wants of its weights, and back."""
 
     name: str
-    native: bool  # whether the kernel is one of ours, else it is oneDNN's
+    native: bool  # whether it is of a kernel in C, else of oneDNN
     pack: Callable[[Tensor], Tensor]
     unpack: Callable[[Tensor, torch.Size], Tensor]
     geometry: tuple[Any, ...] = ()  # padding, stride, dilation and groups of a convolution by oneDNN
