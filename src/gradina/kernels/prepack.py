@@ -99,6 +99,9 @@ class PackedWeight(Tensor):
     def __deepcopy__(self, memo: dict[int, Any]) -> nn.Parameter:
         return nn.Parameter(self.plain(), requires_grad=False)
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return nn.Parameter(self.plain(), requires_grad=False).__reduce_ex__(protocol)  # type: ignore[no-untyped-call]
+
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         if func is torch.ops.aten._to_dense.default:
