@@ -13,7 +13,6 @@ import pytest
 from gradina import request
 from gradina.diffusion.samplers import SAMPLERS
 from gradina.diffusion.schedule import SCHEDULES
-from gradina.kernels.dispatch import ROWS
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
@@ -23,7 +22,7 @@ def test_the_python_examples_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(request, "SAMPLER_NAMES", (*request.SAMPLER_NAMES, "ralston"))  # step 3 edits a file
     names: dict[str, Any] = {}
     blocks = re.findall(r"^( *)```python\n(.*?)^\1```", PAGE, re.DOTALL | re.MULTILINE)
-    with patch.dict(SAMPLERS), patch.dict(SCHEDULES), patch.dict(ROWS):
+    with patch.dict(SAMPLERS), patch.dict(SCHEDULES):
         for _, block in blocks:
             exec(compile(textwrap.dedent(block), "CONTRIBUTING.md", "exec"), names)
     assert len(blocks) >= 8

@@ -67,7 +67,7 @@ def test_a_run_ends_at_the_first_step_that_is_not_finite(tiny_model: Tiny) -> No
         next(steps(spoilt(tiny_model(), "unet.mid.res1.conv1.weight"), ASKED))
 
 
-def test_packed_networks_are_searched_too(tiny_model: Tiny, as_loaded: Callable[..., StableDiffusion]) -> None:
+def test_prepacked_networks_are_searched_too(tiny_model: Tiny, as_loaded: Callable[..., StableDiffusion]) -> None:
     model = as_loaded(spoilt(tiny_model(), "unet.mid.res1.conv1.weight"))
     with pytest.raises(NumericalError, match=r"mid.res1.conv1.weight holds such values"):
         list(generate(model, ASKED))

@@ -15,7 +15,7 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Linear(3, 4), nn.ModuleList([nn.Conv2d(1, 2, 3), nn.Linear(4, 4, bias=False)]))
 
 
-def test_what_was_put_in_comes_out() -> None:
+def test_injected_layers_are_removed() -> None:
     net = network()
     before, state = dict(net.named_modules()), {k: v.clone() for k, v in net.state_dict().items()}
     injected = inject(net, {"0": nn.Identity(), "1.1": nn.Identity()})
@@ -26,7 +26,7 @@ def test_what_was_put_in_comes_out() -> None:
     assert list(net.state_dict()) == list(state)
 
 
-def test_what_was_put_on_top_comes_out_first() -> None:
+def test_layers_on_top_are_removed_first() -> None:
     net = network()
     one = inject(net, {"0": nn.Identity()})
     two = inject(net, {"0": nn.Identity()})
@@ -39,14 +39,14 @@ def test_what_was_put_on_top_comes_out_first() -> None:
     assert isinstance(net.get_submodule("0"), nn.Linear)
 
 
-def test_a_layer_that_is_not_there_changes_nothing() -> None:
+def test_an_unknown_layer_changes_nothing() -> None:
     net = network()
     with pytest.raises(WeightsError, match=r"1\.7: there is no such layer in Sequential"):
         inject(net, {"0": nn.Identity(), "1.7": nn.Identity()})
     assert isinstance(net.get_submodule("0"), nn.Linear)
 
 
-def test_twins_share_parameters_and_no_places() -> None:
+def test_shallow_clones_share_parameters_but_not_modules() -> None:
     net = network()
     other = shallow_clone(net)
     inject(other, {"1.0": nn.Identity()})
@@ -56,5 +56,5 @@ def test_twins_share_parameters_and_no_places() -> None:
     assert net.get_submodule("0").weight.abs().sum() > 0
 
 
-def test_layers_that_multiply_are_listed() -> None:
+def test_linear_and_conv_layers_are_listed() -> None:
     assert [name for name, _ in linear_and_conv_layers(network())] == ["0", "1.0", "1.1"]

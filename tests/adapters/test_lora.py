@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gradina.adapters.lora import Adapted, LoRAWeights, adapt, fresh, merged
+from gradina.adapters.lora import Adapted, LoRAWeights, adapt, initial_lora, merged
 from gradina.errors import WeightsError
 from gradina.models.unet import UNet, UNetConfig
 from gradina.runtime.prepack import prepack
@@ -29,7 +29,7 @@ def learnt(
 ) -> dict[str, LoRAWeights]:
     """A LoRA that has learnt something."""
     key = torch.Generator().manual_seed(seed)
-    layers = fresh(network, 2, key, targets, alpha)
+    layers = initial_lora(network, 2, key, targets, alpha)
     return {n: LoRAWeights(x.down, torch.randn(x.up.shape, generator=key) / 10, x.alpha) for n, x in layers.items()}
 
 
@@ -42,25 +42,25 @@ def far(one: Tensor, other: Tensor) -> float:
     return float((one - other).abs().max().detach() / other.abs().max().detach())
 
 
-def test_the_equation() -> None:
+def test_linear_update_is_the_equation() -> None:
     key = torch.Generator().manual_seed(0)
-    thin = LoRAWeights(torch.randn(2, 6, generator=key), torch.randn(5, 2, generator=key), 3.0)
+    weights = LoRAWeights(torch.randn(2, 6, generator=key), torch.randn(5, 2, generator=key), 3.0)
     layer, x = nn.Linear(6, 5), torch.randn(4, 6, generator=key)
-    expected = layer(x) + 0.7 * 3.0 / 2 * (x @ thin.down.T @ thin.up.T)
-    assert torch.allclose(Adapted(layer, thin, 0.7)(x), expected, atol=1e-6)
-    assert torch.allclose(F.linear(x, layer.weight + 0.7 * thin.product(), layer.bias), expected, atol=1e-6)
+    expected = layer(x) + 0.7 * 3.0 / 2 * (x @ weights.down.T @ weights.up.T)
+    assert torch.allclose(Adapted(layer, weights, 0.7)(x), expected, atol=1e-6)
+    assert torch.allclose(F.linear(x, layer.weight + 0.7 * weights.product(), layer.bias), expected, atol=1e-6)
 
 
-def test_the_equation_for_convolutions() -> None:
+def test_convolution_update_is_the_equation() -> None:
     key = torch.Generator().manual_seed(0)
-    thin = LoRAWeights(torch.randn(2, 3, 3, 3, generator=key), torch.randn(5, 2, 1, 1, generator=key), 1.0)
+    weights = LoRAWeights(torch.randn(2, 3, 3, 3, generator=key), torch.randn(5, 2, 1, 1, generator=key), 1.0)
     layer, x = nn.Conv2d(3, 5, 3, stride=2, padding=1), torch.randn(1, 3, 9, 7, generator=key)
-    whole = F.conv2d(x, layer.weight + thin.product(), layer.bias, stride=2, padding=1)
-    assert torch.allclose(Adapted(layer, thin)(x), whole, atol=1e-5)
+    whole = F.conv2d(x, layer.weight + weights.product(), layer.bias, stride=2, padding=1)
+    assert torch.allclose(Adapted(layer, weights)(x), whole, atol=1e-5)
 
 
-def test_a_fresh_one_changes_nothing_and_is_decided_by_its_key(unet: UNet) -> None:
-    one, same = (fresh(unet, 4, torch.Generator().manual_seed(1)) for _ in range(2))
+def test_a_new_lora_changes_nothing_and_depends_on_its_key(unet: UNet) -> None:
+    one, same = (initial_lora(unet, 4, torch.Generator().manual_seed(1)) for _ in range(2))
     assert all(torch.equal(one[name].down, same[name].down) for name in one)
     assert all(x.down.abs().sum() > 0 for x in one.values())
     assert {name.rpartition(".")[2] for name in one} == {"q", "k", "v", "out"}
@@ -70,7 +70,7 @@ def test_a_fresh_one_changes_nothing_and_is_decided_by_its_key(unet: UNet) -> No
     assert torch.equal(unet(*asked()), before)
 
 
-def test_in_scaled_and_out_again(unet: UNet) -> None:
+def test_loras_are_injected_scaled_and_removed(unet: UNet) -> None:
     state, before = {k: v.clone() for k, v in unet.state_dict().items()}, unet(*asked())
     injected = adapt(unet, learnt(unet, 1))
     full = unet(*asked())
@@ -86,9 +86,7 @@ def test_in_scaled_and_out_again(unet: UNet) -> None:
 
 
 @pytest.mark.parametrize("in_order", [lambda net: net, prepack], ids=["plain", "packed"])
-def test_several_on_top_of_each_other_are_their_sum_in_the_weights(
-    unet: UNet, in_order: Callable[[UNet], UNet]
-) -> None:
+def test_merging_several_adds_their_updates(unet: UNet, in_order: Callable[[UNet], UNet]) -> None:
     one, two = learnt(unet, 1), learnt(unet, 2, (r".*attn\.q",))
     unet = in_order(unet)
     state, before = {k: v.clone() for k, v in unet.state_dict().items()}, unet(*asked())
@@ -106,7 +104,7 @@ def test_several_on_top_of_each_other_are_their_sum_in_the_weights(
     assert set(together.state_dict()) == set(state)
 
 
-def test_what_is_merged_keeps_its_type_of_numbers_and_shares_the_rest(unet: UNet) -> None:
+def test_merging_keeps_the_dtype_and_shares_other_parameters(unet: UNet) -> None:
     half = unet.to(torch.bfloat16)
     together = merged(half, (learnt(half, 1, (r".*attn\.q",)), 1.0))
     assert {p.dtype for p in together.parameters()} == {torch.bfloat16}
@@ -115,8 +113,8 @@ def test_what_is_merged_keeps_its_type_of_numbers_and_shares_the_rest(unet: UNet
     assert len(shared) == len(list(half.parameters())) - changed
 
 
-def test_it_learns_while_the_network_stays(unet: UNet) -> None:
-    injected = adapt(unet, fresh(unet, 2, torch.Generator().manual_seed(0)))
+def test_training_changes_the_lora_alone(unet: UNet) -> None:
+    injected = adapt(unet, initial_lora(unet, 2, torch.Generator().manual_seed(0)))
     learning = [p for p in unet.parameters() if p.requires_grad]
     assert len(learning) == 2 * len(injected.layers)
     optimizer, losses = torch.optim.Adam(learning, 1e-2), []
@@ -128,7 +126,7 @@ def test_it_learns_while_the_network_stays(unet: UNet) -> None:
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.9 * losses[0]
-    layers = {name: layer.thin for name, layer in injected.layers.items() if isinstance(layer, Adapted)}
+    layers = {name: layer.weights for name, layer in injected.layers.items() if isinstance(layer, Adapted)}
     adapted = unet(*asked())
     injected.remove()
     assert far(merged(unet, (layers, 1.0))(*asked()), adapted) < 1e-5
@@ -142,7 +140,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("layers", "words"), WRONG)
-def test_what_does_not_fit_is_named(unet: UNet, layers: dict[str, tuple[int, int]], words: str) -> None:
+def test_misfits_are_named(unet: UNet, layers: dict[str, tuple[int, int]], words: str) -> None:
     made = {name: LoRAWeights(torch.zeros(1, inner), torch.zeros(out, 1), 1.0) for name, (out, inner) in layers.items()}
     for put in (lambda: adapt(unet, made), lambda: merged(unet, (made, 1.0))):
         with pytest.raises(WeightsError, match=words):
@@ -151,4 +149,4 @@ def test_what_does_not_fit_is_named(unet: UNet, layers: dict[str, tuple[int, int
 
 def test_targets_that_match_nothing_are_named(unet: UNet) -> None:
     with pytest.raises(WeightsError, match=r"targets: no layer of UNet matches attn or ponies"):
-        fresh(unet, 2, torch.Generator(), ("attn", "ponies"))
+        initial_lora(unet, 2, torch.Generator(), ("attn", "ponies"))

@@ -10,7 +10,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gradina.adapters.textual_inversion import Concept, taught
+from gradina.adapters.textual_inversion import Concept, with_concepts
 from gradina.errors import WeightsError
 from gradina.models.tokenizer import Tokenizer
 from gradina.pipeline.model import StableDiffusion
@@ -22,7 +22,7 @@ def vectors(count: int, width: int = 32) -> torch.Tensor:
     return torch.randn(count, width, generator=torch.Generator().manual_seed(count))
 
 
-def test_a_word_is_read_as_its_own_tokens() -> None:
+def test_a_placeholder_is_read_as_its_own_tokens() -> None:
     tokenizer = Tokenizer.clip()
     more = tokenizer.with_placeholder("<teddy>", 3)
     assert len(more) == len(tokenizer) + 3
@@ -37,14 +37,14 @@ def test_a_word_is_read_as_its_own_tokens() -> None:
     assert two.ids("sks2024xy") != [49411], "no beginning of another word"
 
 
-def test_it_counts_as_so_many_tokens_of_a_chunk() -> None:
+def test_each_vector_counts_as_a_token_of_a_chunk() -> None:
     more = Tokenizer.clip(length=10).with_placeholder("<teddy>", 4)
     assert more.chunks(["<teddy> <teddy> a"]).shape == (1, 2, 10)
     assert more.chunk_count("<teddy> <teddy> a") == 2
     assert more.with_length(20).ids("<teddy> a") == more.ids("<teddy> a")
 
 
-def test_it_is_saved_and_loaded_with_the_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_placeholders_are_saved_with_the_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> None:
     folder, more = tmp_path_factory.mktemp("tokens"), Tokenizer.clip().with_placeholder("<teddy>", 2)
     more.save(folder)
     assert Tokenizer.load(folder).ids("a <teddy> bear") == more.ids("a <teddy> bear")
@@ -59,12 +59,12 @@ def test_it_is_saved_and_loaded_with_the_tokenizer(tmp_path_factory: pytest.Temp
         ("", "'': expected a word without spaces"),
     ],
 )
-def test_a_word_that_cannot_be_new_is_refused(word: str, words: str) -> None:
+def test_a_placeholder_that_is_no_new_word_is_refused(word: str, words: str) -> None:
     with pytest.raises(WeightsError, match=words):
         Tokenizer.clip().with_placeholder(word)
 
 
-def test_a_word_cannot_be_learnt_twice() -> None:
+def test_a_placeholder_cannot_be_added_twice() -> None:
     more = Tokenizer.clip().with_placeholder("<teddy>", 2)
     for word in ("<teddy>", "<Teddy>"):
         with pytest.raises(WeightsError, match="is a token of this model already"):
@@ -76,12 +76,12 @@ WORDS = ("<toy>", "<toy>_1", "<toy>_1_1", "<toy>_2", "toy", "toy-1", "my-toy", "
 
 @given(order=st.permutations(WORDS), count=st.integers(1, len(WORDS)), sizes=st.lists(st.integers(1, 4), min_size=10))
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
-def test_the_vectors_of_a_word_are_its_own_whatever_else_is_loaded(
+def test_vectors_of_a_placeholder_are_independent_of_others(
     tiny_model: Tiny, order: list[str], count: int, sizes: list[int]
 ) -> None:
     model = tiny_model("sd1")
     concepts = [Concept(word, vectors(k) + i) for i, (word, k) in enumerate(zip(order[:count], sizes, strict=False))]
-    tokenizer, text = taught(model.tokenizer, model.text, concepts)
+    tokenizer, text = with_concepts(model.tokenizer, model.text, concepts)
     for concept in concepts:
         for prompt in (f"a {concept.token} boat", f"a {concept.token.upper()} boat"):
             read = text.token.weight[tokenizer.ids(prompt)]
@@ -89,7 +89,7 @@ def test_the_vectors_of_a_word_are_its_own_whatever_else_is_loaded(
             assert torch.equal(read, torch.cat([a, concept.vectors, boat]))
 
 
-def test_words_whose_tokens_would_be_called_alike_are_not_saved_together(tmp_path: Path) -> None:
+def test_placeholders_of_clashing_token_names_are_not_saved_together(tmp_path: Path) -> None:
     """transformers knows the tokens of a word by their names alone."""
     more = Tokenizer.clip().with_placeholder("<toy>", 2).with_placeholder("<toy>_1")
     with pytest.raises(WeightsError, match=r"the words <toy>, .*: one has the name of another's tokens"):
@@ -98,7 +98,7 @@ def test_words_whose_tokens_would_be_called_alike_are_not_saved_together(tmp_pat
         Tokenizer.clip().with_placeholder("<toy>").with_placeholder("<toy>_1").save(tmp_path)
 
 
-def test_two_files_do_not_teach_the_same_word(tiny_model: Tiny) -> None:
+def test_two_files_with_the_same_placeholder_are_refused(tiny_model: Tiny) -> None:
     model = tiny_model("sd1")
     concepts = [
         Concept("<Toy>", vectors(1), Path("a.safetensors")),
@@ -108,18 +108,18 @@ def test_two_files_do_not_teach_the_same_word(tiny_model: Tiny) -> None:
         WeightsError,
         match=r"b.safetensors: teaches the word <toy>, as a.safetensors does; name another, by WORD=b.safe",
     ):
-        taught(model.tokenizer, model.text, concepts)
+        with_concepts(model.tokenizer, model.text, concepts)
     with pytest.raises(WeightsError, match=r"a.safetensors: 'seven' is a token of this model already; .* by WORD=FILE"):
-        taught(model.tokenizer, model.text, [Concept("seven", vectors(1), Path("a.safetensors"))])
+        with_concepts(model.tokenizer, model.text, [Concept("seven", vectors(1), Path("a.safetensors"))])
     with pytest.raises(WeightsError, match=r"a.safetensors: its vectors have 9 numbers"):
-        taught(model.tokenizer, model.text, [Concept("<toy>", vectors(1, 9), Path("a.safetensors"))])
+        with_concepts(model.tokenizer, model.text, [Concept("<toy>", vectors(1, 9), Path("a.safetensors"))])
 
 
 def test_all_other_rows_stay_as_they_were(tiny_model: Tiny) -> None:
     model = tiny_model("sd1")
     before = model.text.token.weight.clone()
     concepts = [Concept("<one>", vectors(2)), Concept("<two>", vectors(1))]
-    tokenizer, text = taught(model.tokenizer, model.text, concepts)
+    tokenizer, text = with_concepts(model.tokenizer, model.text, concepts)
     assert torch.equal(text.token.weight[: len(before)], before)
     assert torch.equal(text.token.weight[len(before) :], torch.cat([vectors(2), vectors(1)]))
     assert torch.equal(model.text.token.weight, before)
@@ -133,4 +133,4 @@ def test_all_other_rows_stay_as_they_were(tiny_model: Tiny) -> None:
 def test_vectors_of_another_family_are_refused(tiny_model: Tiny) -> None:
     model = tiny_model("sd1")
     with pytest.raises(WeightsError, match="<one>: its vectors have 768 numbers, this model's words 32; take one that"):
-        taught(model.tokenizer, model.text, [Concept("<one>", vectors(1, 768))])
+        with_concepts(model.tokenizer, model.text, [Concept("<one>", vectors(1, 768))])

@@ -24,7 +24,7 @@ def data() -> IconScenes:
     colours = F.interpolate(torch.rand(12, 3, 8, 8, generator=key), 64, mode="bilinear") * 255
     pictures = torch.cat([colours, alpha[things]], dim=1).to(torch.uint8)
     words = vocabulary("abcd")
-    return IconScenes(Icons(things, styles, pictures), words, ("x", "y", "z"), 8, 0.0, 1, smallest=0.84, places=0.03)
+    return IconScenes(Icons(things, styles, pictures), words, ("x", "y", "z"), 8, 0.0, 1, smallest=0.84, jitter=0.03)
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.3])
@@ -37,7 +37,7 @@ def test_nearest_icon_style_finds_the_style(data: IconScenes, noise: float) -> N
 
 
 def test_nearest_icon_style_of_a_blend_is_that_of_the_larger_part(data: IconScenes) -> None:
-    single = replace(data, variants=1, smallest=0.98, places=0.0)
+    single = replace(data, variants=1, smallest=0.98, jitter=0.0)
     single.plan["background"].zero_()
     one, other = (single.pixels(torch.tensor([row])) for row in (0, 1))
     for weight, style in ((0.65, 0), (0.35, 1)):
@@ -47,7 +47,7 @@ def test_nearest_icon_style_of_a_blend_is_that_of_the_larger_part(data: IconScen
 
 
 def test_background_is_read_from_the_rim(data: IconScenes) -> None:
-    small = replace(data, smallest=0.5, places=0.0)
+    small = replace(data, smallest=0.5, jitter=0.0)
     grounds = small.plan["background"]
     assert torch.equal(background_of(small.pixels(torch.arange(len(small)))), grounds)
     assert set(grounds.tolist()) == set(range(len(BACKGROUND_NAMES)))

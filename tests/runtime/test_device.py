@@ -21,7 +21,7 @@ def test_devices() -> None:
 
 
 @pytest.mark.parametrize("name", ["gpu", "", "cuda:99", "mps:7", "xpu", "cpu:x", "meta", "toaster"])
-def test_devices_that_are_not_there(name: str) -> None:
+def test_unavailable_devices_are_refused(name: str) -> None:
     with pytest.raises(RequestError, match=f"^device: .*{name}.*cpu") as caught:
         pick_device(name)
     assert "\n" not in str(caught.value)
@@ -33,7 +33,7 @@ def test_dtypes() -> None:
     assert pick_dtype(torch.bfloat16, CPU) == torch.bfloat16
 
 
-def test_without_a_name_numbers_are_the_quickest(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_dtype_is_the_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GRADINA_DTYPE")
     assert pick_dtype(None, torch.device("cuda")) == torch.float16
     for has, expected in ((True, torch.bfloat16), (False, torch.float32)):
@@ -49,7 +49,7 @@ def test_without_a_name_numbers_are_the_quickest(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("dtype", ["fp8", "float", "", "bf-16", torch.int8, torch.bool])
-def test_dtypes_that_are_not_there(dtype: Any) -> None:
+def test_unknown_dtypes_are_refused(dtype: Any) -> None:
     with pytest.raises(RequestError, match=r"^dtype: .*choices: fp32, bf16, fp16"):
         pick_dtype(dtype, CPU)
 

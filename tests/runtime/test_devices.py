@@ -30,7 +30,7 @@ def folder(tiny_model: Any, tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
-def drawn(folder: Path, *requests: gradina.Request, **options: str) -> list[torch.Tensor]:
+def generated(folder: Path, *requests: gradina.Request, **options: str) -> list[torch.Tensor]:
     model = gradina.load(folder, **options)
     return [to_pixels(p.image) for request in requests for p in gradina.generate(model, request)]
 
@@ -42,8 +42,8 @@ def drawn(folder: Path, *requests: gradina.Request, **options: str) -> list[torc
 @pytest.mark.filterwarnings("ignore")  # within torch.compile itself
 def test_pictures_are_those_of_the_cpu(folder: Path, engine: str, dtype: str, db: float) -> None:
     asked = ASKED, replace(ASKED, images=3, sampler="dpmpp_2m_sde"), replace(ASKED, sampler="heun", width=96), ASKED
-    expected = drawn(folder, *asked, device="cpu", dtype="fp32")
-    got = drawn(folder, *asked, device="cuda", dtype=dtype, engine=engine)
+    expected = generated(folder, *asked, device="cpu", dtype="fp32")
+    got = generated(folder, *asked, device="cuda", dtype=dtype, engine=engine)
     for one, two in zip(expected, got, strict=True):
         assert psnr(one, two, 2.0) > db
 
@@ -55,19 +55,19 @@ def test_pictures_to_start_from_and_masks(
         picture.save(tmp_path / name)
     for masked in (None, str(tmp_path / "mask.png")):
         request = replace(ASKED, init_image=str(tmp_path / "init.png"), mask_image=masked, strength=0.7)
-        (expected,) = drawn(folder, request, device="cpu", dtype="fp32")
-        (got,) = drawn(folder, request, device="cuda", dtype="fp32")
+        (expected,) = generated(folder, request, device="cpu", dtype="fp32")
+        (got,) = generated(folder, request, device="cuda", dtype="fp32")
         assert psnr(expected, got, 2.0) > 45
 
 
 def test_chunks_give_the_whole(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (expected,) = drawn(folder, ASKED, device="cuda", dtype="fp32")
+    (expected,) = generated(folder, ASKED, device="cuda", dtype="fp32")
     monkeypatch.setattr(ops, "is_large", lambda x, upsample=1: not torch.is_grad_enabled())
-    (got,) = drawn(folder, ASKED, device="cuda", dtype="fp32")
+    (got,) = generated(folder, ASKED, device="cuda", dtype="fp32")
     assert psnr(expected, got, 2.0) > 60
 
 
-def test_the_quickest_is_chosen_there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cuda_defaults_to_fp16_and_graphs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GRADINA_DTYPE")
     model = gradina.load(folder)
     assert model.device.type == "cuda"
@@ -81,32 +81,32 @@ def inputs(b: int, seed: int) -> tuple[torch.Tensor, ...]:
     return x.cuda(), torch.full((b,), 100.0 * seed, device="cuda"), cond.cuda()
 
 
-def test_what_is_recorded_is_what_is_computed() -> None:
+def test_replayed_graphs_compute_the_same() -> None:
     torch.manual_seed(0)
     network = UNet(SMALL).cuda().requires_grad_(False)
-    recorded, kept = CUDAGraphed(network), []
+    graphed, kept = CUDAGraphed(network), []
     with torch.no_grad():
         for seed in range(5):
             for b in (1, 2):
                 given = inputs(b, seed)
-                kept.append((recorded(*given), network(*given)))
+                kept.append((graphed(*given), network(*given)))
     for got, expected in kept:  # what came out is not written over by the next
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.mul_(0.9)
-        torch.testing.assert_close(recorded(*given), network(*given), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(graphed(*given), network(*given), rtol=1e-4, atol=1e-5)
     with torch.inference_mode():
-        torch.testing.assert_close(recorded(*given), network(*given), rtol=1e-4, atol=1e-5)
-    assert recorded(*(x.requires_grad_() for x in given)).requires_grad
+        torch.testing.assert_close(graphed(*given), network(*given), rtol=1e-4, atol=1e-5)
+    assert graphed(*(x.requires_grad_() for x in given)).requires_grad
 
 
-def test_few_recordings_are_kept() -> None:
-    recorded = CUDAGraphed(UNet(SMALL).cuda().requires_grad_(False))
+def test_few_graphs_are_kept() -> None:
+    graphed = CUDAGraphed(UNet(SMALL).cuda().requires_grad_(False))
     with torch.no_grad():
         for b in range(1, 2 * MAX_GRAPHS):
             for seed in range(2):
-                recorded(*inputs(b, seed))
-        assert len(recorded.graphs) == MAX_GRAPHS
+                graphed(*inputs(b, seed))
+        assert len(graphed.graphs) == MAX_GRAPHS
         first = inputs(1, 0)
-        torch.testing.assert_close(recorded(*first), recorded.network(*first))
+        torch.testing.assert_close(graphed(*first), graphed.network(*first))

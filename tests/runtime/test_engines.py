@@ -28,7 +28,7 @@ def folder(tiny_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     return tmp_path / "model"
 
 
-def drawn(folder: Path, request: gradina.Request, **options: str) -> list[gradina.Picture]:
+def generated(folder: Path, request: gradina.Request, **options: str) -> list[gradina.Picture]:
     return list(gradina.generate(gradina.load(folder, device="cpu", **options), request))
 
 
@@ -36,10 +36,10 @@ def exports(folder: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in (folder.parent / "cache" / "openvino").rglob("*.xml")}
 
 
-def test_openvino_draws_the_same_and_keeps_what_it_made(folder: Path) -> None:
+def test_openvino_generates_the_same_and_caches_exports(folder: Path) -> None:
     request = replace(ASKED, images=3)
-    eager = drawn(folder, request, engine="eager")
-    other = drawn(folder, request, engine="openvino")
+    eager = generated(folder, request, engine="eager")
+    other = generated(folder, request, engine="openvino")
     for one, two in zip(eager, other, strict=True):
         assert psnr(to_pixels(one.image), to_pixels(two.image), 2.0) > 40
         assert two.model is not None
@@ -48,15 +48,15 @@ def test_openvino_draws_the_same_and_keeps_what_it_made(folder: Path) -> None:
         assert "engine" not in one.model
     made = exports(folder)
     assert len(made) == 2, "three guided pictures are six examples, two at a time; and the decoder"
-    drawn(folder, request, engine="openvino")
+    generated(folder, request, engine="openvino")
     assert exports(folder) == made, "what was made is used again"
-    drawn(folder, replace(request, width=96), engine="openvino")
+    generated(folder, replace(request, width=96), engine="openvino")
     assert len(exports(folder)) == 4, "each shape has its own"
 
 
-def test_openvino_knows_other_weights_from_these(folder: Path, tiny_model: Any) -> None:
+def test_exports_are_cached_by_weights(folder: Path, tiny_model: Any) -> None:
     gradina.load(folder, device="cpu", engine="openvino")
-    drawn(folder, ASKED, engine="openvino")
+    generated(folder, ASKED, engine="openvino")
     before = exports(folder)
     network = torch.nn.Linear(3, 2).requires_grad_(False)
     x = torch.randn(2, 3)
@@ -70,11 +70,11 @@ def test_openvino_knows_other_weights_from_these(folder: Path, tiny_model: Any) 
     assert len(exports(folder)) == len(before) + 2
 
 
-def test_an_export_belongs_to_the_numbers_that_the_weights_are_in(folder: Path) -> None:
-    drawn(folder, ASKED, engine="openvino", dtype="bf16")
+def test_exports_are_cached_by_dtype(folder: Path) -> None:
+    generated(folder, ASKED, engine="openvino", dtype="bf16")
     assert len(exports(folder)) == 2
-    (exact,) = drawn(folder, ASKED, engine="eager")
-    (after,) = drawn(folder, ASKED, engine="openvino")
+    (exact,) = generated(folder, ASKED, engine="eager")
+    (after,) = generated(folder, ASKED, engine="openvino")
     assert len(exports(folder)) == 4, "rounded weights are others"
     assert psnr(to_pixels(exact.image), to_pixels(after.image), 2.0) > 40
 

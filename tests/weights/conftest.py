@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from gradina.adapters.lora import ATTENTION, LoRA, LoRAWeights, fresh
+from gradina.adapters.lora import ATTENTION, LoRA, LoRAWeights, initial_lora
 from gradina.diffusion.schedule import sd_schedule
 from gradina.errors import WeightsError
 from gradina.models.clip import TextConfig, TextTower
@@ -147,7 +147,7 @@ def random_layers() -> Callable[..., dict[str, LoRAWeights]]:
         network: nn.Module, seed: int, targets: tuple[str, ...] = ATTENTION, alpha: float = 2.0
     ) -> dict[str, LoRAWeights]:
         key = torch.Generator().manual_seed(seed)
-        layers = fresh(network, 2, key, targets, alpha)
+        layers = initial_lora(network, 2, key, targets, alpha)
         return {n: LoRAWeights(x.down, torch.randn(x.up.shape, generator=key) / 4, x.alpha) for n, x in layers.items()}
 
     return make

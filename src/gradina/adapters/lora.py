@@ -61,10 +61,10 @@ class LoRA:
 class Adapted(nn.Module):
     """A layer with a LoRA; `scale` may be changed at any time."""
 
-    def __init__(self, base: nn.Module, thin: LoRAWeights, scale: float = 1.0) -> None:
+    def __init__(self, base: nn.Module, weights: LoRAWeights, scale: float = 1.0) -> None:
         super().__init__()
-        self.base, self.alpha, self.scale = base, thin.alpha, scale
-        self.down, self.up = nn.Parameter(thin.down), nn.Parameter(thin.up)
+        self.base, self.alpha, self.scale = base, weights.alpha, scale
+        self.down, self.up = nn.Parameter(weights.down), nn.Parameter(weights.up)
         plain = base
         while isinstance(plain, Adapted):
             plain = plain.base
@@ -86,12 +86,12 @@ class Adapted(nn.Module):
         return cast(Tensor, self.base.weight)
 
     @property
-    def thin(self) -> LoRAWeights:
+    def weights(self) -> LoRAWeights:
         """The update as trained so far."""
         return LoRAWeights(self.down.detach(), self.up.detach(), self.alpha)
 
 
-def fresh(
+def initial_lora(
     network: nn.Module, rank: int, key: torch.Generator, targets: Iterable[str] = ATTENTION, alpha: float | None = None
 ) -> dict[str, LoRAWeights]:
     """A LoRA that changes nothing yet, for the layers whose whole names match one of the patterns `targets`.
@@ -141,7 +141,7 @@ def merged(network: Network, *stack: tuple[Layers, float]) -> Network:
     return other
 
 
-def _fitting(network: nn.Module, name: str, thin: LoRAWeights) -> nn.Module:
+def _fitting(network: nn.Module, name: str, weights: LoRAWeights) -> nn.Module:
     """The layer that a LoRA is for, checked to fit."""
     layer = plain = layer_of(network, name)
     while isinstance(plain, Adapted):
@@ -149,9 +149,9 @@ def _fitting(network: nn.Module, name: str, thin: LoRAWeights) -> nn.Module:
     if not isinstance(plain, nn.Linear | nn.Conv2d):
         raise WeightsError(f"{name}: is {type(plain).__name__}; a LoRA goes beside linear layers and convolutions")
     shape = tuple(plain.weight.shape)
-    if thin.shape != shape or thin.up.shape[1] != thin.rank:
+    if weights.shape != shape or weights.up.shape[1] != weights.rank:
         raise WeightsError(
-            f"{name}: the LoRA is for a layer of shape {'x'.join(map(str, thin.shape))}, "
+            f"{name}: the LoRA is for a layer of shape {'x'.join(map(str, weights.shape))}, "
             f"this model's has {'x'.join(map(str, shape))}; take one that was made for this family"
         )
     return layer

@@ -27,12 +27,12 @@ class Concept:
     file: Path | None = None  # where it comes from, for messages
 
     @property
-    def said(self) -> str:
-        """What messages call it."""
+    def source(self) -> str:
+        """Its file, or else its word, for messages."""
         return self.token if self.file is None else str(self.file)
 
 
-def taught(tokenizer: Tokenizer, text: TextTower, concepts: Sequence[Concept]) -> tuple[Tokenizer, TextTower]:
+def with_concepts(tokenizer: Tokenizer, text: TextTower, concepts: Sequence[Concept]) -> tuple[Tokenizer, TextTower]:
     """A tokenizer and a text tower that know the concepts; all other rows are the same, and these two stay as they are.
 
     Raises WeightsError for a word that the tokenizer has already, one that two concepts teach, or vectors of another
@@ -43,14 +43,14 @@ def taught(tokenizer: Tokenizer, text: TextTower, concepts: Sequence[Concept]) -
         width = concept.vectors.shape[-1]
         if width != text.config.width:
             raise WeightsError(
-                f"{concept.said}: its vectors have {width} numbers, this model's words {text.config.width}; "
+                f"{concept.source}: its vectors have {width} numbers, this model's words {text.config.width}; "
                 "take one that was made for this family"
             )
         first = words.setdefault(as_placeholder(concept.token), concept)
         if first is not concept:
             raise WeightsError(
-                f"{concept.said}: teaches the word {concept.token}, as {first.said} does; "
-                f"name another, by WORD={concept.said}"
+                f"{concept.source}: teaches the word {concept.token}, as {first.source} does; "
+                f"name another, by WORD={concept.source}"
             )
         try:
             tokenizer = tokenizer.with_placeholder(concept.token, len(concept.vectors))

@@ -61,13 +61,13 @@ def _is_unvisited(path: Path, root: str, visited: set[str]) -> bool:
     return True
 
 
-def pictures_in(folder: Path) -> list[Path]:
-    """The visible files in a folder and its subfolders that have the suffix of a picture, in order.
+def pictures_in(folder: Path, files: list[Path] | None = None) -> list[Path]:
+    """The visible files in a folder and its subfolders with the suffix of a picture, in order, or those of `files`.
 
     Warnings count those in formats that are not read, such as HEIC, and broken links. Raises PictureError where all
     are in such formats.
     """
-    files = files_in(folder)
+    files = files_in(folder) if files is None else files
     named = [path for path in files if path.suffix.lower() in SUFFIXES]
     found = [path for path in named if path.is_file()]
     broken = [path for path in named if path.is_symlink() and not path.exists()]

@@ -71,8 +71,11 @@ class Row:
 
 def dispatch(operation: str, x: Tensor, *given: Any, weight: Tensor | None = None) -> Operation | None:
     """The kernel for an operation on x with a weight and what else decides; None: PyTorch's."""
-    build, layout = None, ""
     packed = weight if isinstance(weight, PackedWeight) else None
+    now = phase(x, packed)
+    if now is None:
+        return None
+    build, layout = None, ""
     if packed is None:
         build = build_for(x.dtype)
         if operation in OF_MAPS and x.is_contiguous(memory_format=torch.channels_last):
@@ -81,7 +84,7 @@ def dispatch(operation: str, x: Tensor, *given: Any, weight: Tensor | None = Non
         layout = packed.order.name
         if packed.order.native:
             build = build_for(x.dtype)
-    for kernel, fits in kernels_for(operation, x.dtype, phase(x, packed), layout, build):
+    for kernel, fits in kernels_for(operation, x.dtype, now, layout, build):
         if fits is None or fits(x, *given):
             return kernel
     return None
@@ -111,7 +114,7 @@ def is_traced(x: Tensor) -> bool:
 
 @cache
 def kernels_for(
-    operation: str, dtype: torch.dtype, phase: Phase | None, layout: str, build: Build | None
+    operation: str, dtype: torch.dtype, phase: Phase, layout: str, build: Build | None
 ) -> tuple[tuple[Operation | None, Callable[..., bool] | None], ...]:
     """The kernels of the table, or None where one cannot be compiled, each with what it fits."""
     return tuple(

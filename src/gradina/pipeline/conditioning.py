@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gradina.adapters.lora import merged
-from gradina.adapters.textual_inversion import taught
+from gradina.adapters.textual_inversion import with_concepts
 from gradina.diffusion.conditioning import Cond
 from gradina.errors import RequestError
 from gradina.files import file_sha256
@@ -37,7 +37,7 @@ def adapted(model: StableDiffusion, request: Request) -> StableDiffusion:
         unet = merged(model.unet, *((lora.unet, scale) for lora, scale in stack))
         text = merged(model.text, *((lora.text, scale) for lora, scale in stack))
         concepts = tuple(map(read_embedding, request.concepts))
-        tokenizer, text = taught(model.tokenizer, text, concepts)
+        tokenizer, text = with_concepts(model.tokenizer, text, concepts)
         states = None if edit is None else read_states(edit, model.text.config.width)
         model.adapted.clear()
         model.adapted[key] = replace(model, unet=unet, text=text, tokenizer=tokenizer, concepts=concepts, edit=states)

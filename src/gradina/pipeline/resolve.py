@@ -98,7 +98,7 @@ def _warn_of_ineffective(resolved: Resolved, grey: Image.Image | None, holes: bo
     """Logs a warning for each field that has no effect on the picture."""
     model, request = resolved.model, resolved.request
     used = {i for ids in resolved.ids.values() for i in ids}
-    unread = [(c.token, c.said) for c in model.concepts if model.tokenizer.ids(c.token)[0] not in used]
+    unread = [(c.token, c.source) for c in model.concepts if model.tokenizer.ids(c.token)[0] not in used]
     for note in notes(request, resolved.sigmas.tolist(), resolved.sampler.options, unread):
         log.warning(note)
     if grey is not None and resolved.mask is not None:

@@ -155,7 +155,7 @@ def digest(network: nn.Module) -> str:
     found = hashlib.sha256(repr([m.config for m in network.modules() if hasattr(m, "config")]).encode())
     for name, value in network.state_dict().items():
         found.update(f"{name} {value.dtype}".encode())
-        found.update(value.contiguous().reshape(-1).view(torch.uint8).numpy())
+        found.update(value.contiguous().reshape(-1).view(torch.uint8).cpu().numpy())
     return found.hexdigest()[:16]
 
 

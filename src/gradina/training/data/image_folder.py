@@ -90,13 +90,14 @@ def _inside(source: Path, out: str | Path | None) -> Path | None:
 def _read_folder(
     source: Path, caption: str | None, out: Path | None, read: ReadText, note: Note
 ) -> list[CaptionedImage]:
-    files = [path for path in files_in(source) if out is None or not path.is_relative_to(out)]
+    every = files_in(source)
+    files = [path for path in every if out is None or not path.is_relative_to(out)]
     shards = [path for path in files if SHARD.fullmatch(path.name) and path.is_file()]
     for path in files:
         known = shards or path.with_suffix("").is_dir()  # img2dataset's .parquet repeats what the folder holds
         if path.suffix.lower() in (ARCHIVES if known else (*ARCHIVES, ".parquet", ".arrow", ".tfrecord")):
             note(str(path), "is not read; unpack it first")
-    pictures = _without_masks(_pictures(source, out, bool(shards), note), note)
+    pictures = _without_masks(_pictures(source, every, out, bool(shards), note), note)
     by_name = dict(zip(_relative(source, pictures), pictures, strict=True))
     members = [image for path in shards for image in read_shard(path, caption, read, note)]
     names = [*by_name, *_relative(source, [image.file for image in members])]
@@ -113,9 +114,9 @@ def _read_folder(
     return list(_repeated([*loose, *members], source, repeats, note)) if repeats else [*loose, *members]
 
 
-def _pictures(source: Path, out: Path | None, optional: bool, note: Note) -> list[Path]:
+def _pictures(source: Path, files: list[Path], out: Path | None, optional: bool, note: Note) -> list[Path]:
     try:
-        found = pictures_in(source)
+        found = pictures_in(source, files)
     except PictureError as error:
         if optional:
             return []

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from gradina.adapters.inject import shallow_clone
 from gradina.adapters.lora import LoRA
-from gradina.adapters.textual_inversion import Concept, taught
+from gradina.adapters.textual_inversion import Concept, with_concepts
 from gradina.diffusion.conditioning import Cond
 from gradina.errors import PictureError, RecipeError
 from gradina.files import unused_path
@@ -108,7 +108,7 @@ def textual_inversion(
     Worth One Word" (2208.01618), equation 2.
     """
     initial = first_vectors(model, start, config.vectors)
-    tokenizer, text = taught(model.tokenizer, restore(shallow_clone(model.text)), [Concept(word, initial)])
+    tokenizer, text = with_concepts(model.tokenizer, restore(shallow_clone(model.text)), [Concept(word, initial)])
     vectors = nn.Parameter(initial)
     known = model.text.token.weight[: len(tokenizer) - config.vectors]
     text.token = cast(nn.Embedding, ExtendedEmbedding(known, vectors))
@@ -127,7 +127,7 @@ def textual_inversion(
         return Concept(word, trained.values("word")["vectors"])
 
     def with_word(trained: Trainable) -> StableDiffusion:
-        extended, tower = taught(model.tokenizer, model.text, [concept(trained)])
+        extended, tower = with_concepts(model.tokenizer, model.text, [concept(trained)])
         return replace(model, tokenizer=extended, text=tower)
 
     def write(trained: Trainable, folder: Path) -> Path:

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from gradina.adapters.inject import inject, replaced, shallow_clone
-from gradina.adapters.lora import Adapted, LoRA, LoRAWeights, adapt, fresh, merged
+from gradina.adapters.lora import Adapted, LoRA, LoRAWeights, adapt, initial_lora, merged
 from gradina.diffusion.conditioning import Cond
 from gradina.diffusion.denoiser import Denoiser, on_states
 from gradina.diffusion.prediction import prediction_named
@@ -226,7 +226,7 @@ def prepared(model: StableDiffusion, config: FinetuneConfig) -> tuple[FinetuneSt
             networks[part] = replaced(network, parts[part])
         else:
             device = device_of(network)
-            layers = fresh(network, config.rank, generator(config.seed, part), config.targets, config.alpha)
+            layers = initial_lora(network, config.rank, generator(config.seed, part), config.targets, config.alpha)
             layers = {n: replace(x, down=x.down.to(device), up=x.up.to(device)) for n, x in layers.items()}
             adapted = cast(Mapping[str, Adapted], adapt(network, layers).layers)
             parts[part] = {f"{n}.{half}": getattr(x, half) for n, x in adapted.items() for half in ("down", "up")}
