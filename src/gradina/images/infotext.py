@@ -190,7 +190,7 @@ def write_parameters(request: Request, model: dict[str, str] | None = None, vers
     pairs: dict[str, object] = {
         "Steps": request.steps,
         "Sampler": {sampler: name for name, sampler, _, _ in SAMPLERS}.get(str(request.sampler)),
-        "Schedule type": {schedule: name for name, schedule in reversed(SCHEDULES)}.get(str(request.schedule)),
+        "Schedule type": SCHEDULES[request.schedule][0] if request.schedule else None,
         "CFG scale": request.guidance_scale,
         "Seed": request.seed,
         "Size": f"{request.width}x{request.height}" if request.width and request.height else None,
