@@ -9,26 +9,22 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from gradina.errors import RequestError
 from gradina.images.infotext_grammar import NEGATIVE, parse
 from gradina.images.programs.names import SAMPLERS, SCHEDULES, sampler_and_schedule, short
-from gradina.images.programs.settings import noted, syntax_notes, without_networks
+from gradina.images.programs.settings import noted, syntax_notes, to_number, without_networks
 from gradina.request import Request
 
 
-def integer(text: str) -> int:
-    """An integer, also as 20.0; raises ValueError for any other number."""
-    value = number(text)
-    if value != int(value):
-        raise ValueError(f"{text} is no whole number")
-    return int(text) if text.strip().removeprefix("-").isdecimal() else int(value)
+def number(text: str, kind: type = float) -> float:
+    """A number, also with a decimal comma; raises ValueError."""
+    return to_number(text.replace(",", "."), kind)
 
 
-def number(text: str) -> float:
-    """A number, also with a decimal comma."""
-    return float(text.replace(",", "."))
+integer = partial(number, kind=int)
 
 
 # A1111's key           field                conversion

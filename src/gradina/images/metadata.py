@@ -27,10 +27,10 @@ from gradina.images.open import check_file, open_image, open_mask, open_picture
 from gradina.images.programs import comfyui, drawthings, easydiffusion, fooocus, invokeai, novelai, swarmui
 from gradina.images.programs import settings as program_settings
 from gradina.images.programs.settings import ProgramSettings
-from gradina.images.stealth import read_hidden_texts
-from gradina.images.text_chunks import read_texts
+from gradina.images.text_chunks import read_hidden_texts, read_texts
 from gradina.request import Request
 from gradina.request_checks import choice
+from gradina.texts import json_or_none
 
 log = logging.getLogger(__name__)
 
@@ -179,10 +179,7 @@ def _read(texts: Mapping[str, str], path: Path, strict: bool) -> Record | None:
 
 def _is_json(text: str) -> bool:
     """Whether a text is a JSON object, and not a prompt that begins with a brace."""
-    try:
-        return text.lstrip().startswith("{") and isinstance(json.loads(text), dict)
-    except (ValueError, RecursionError):
-        return False
+    return isinstance(json_or_none(text), dict)
 
 
 def _from_program(source: str, settings: ProgramSettings | str, path: Path) -> Record:
