@@ -7,7 +7,7 @@ import json
 import logging
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from os import PathLike
 from pathlib import Path
 
@@ -115,6 +115,13 @@ def parse_json(text: str, unique_keys: bool = False) -> object:
         raise ValueError(f"{error.msg}, {line}column {error.colno}") from None
     except RecursionError:
         raise ValueError("it is nested too deep") from None
+
+
+def json_or_none(text: str) -> object:
+    """The value of a JSON text; None where it is invalid."""
+    with suppress(ValueError):
+        return parse_json(text)
+    return None
 
 
 def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:

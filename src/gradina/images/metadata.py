@@ -12,7 +12,7 @@ import io
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from os import PathLike
 from pathlib import Path
@@ -24,14 +24,13 @@ from gradina.errors import PictureError, RequestError
 from gradina.files import file_sha256
 from gradina.images.infotext import has_settings, model_of, read_parameters
 from gradina.images.open import check_file, open_image, open_mask, open_picture
-from gradina.images.programs import comfyui
+from gradina.images.programs import comfyui, drawthings, easydiffusion, fooocus, invokeai, novelai, swarmui
 from gradina.images.programs import settings as program_settings
-from gradina.images.programs.registry import read_programs
 from gradina.images.programs.settings import ProgramSettings
-from gradina.images.stealth import read_hidden_texts
-from gradina.images.text_chunks import read_texts
+from gradina.images.text_chunks import read_hidden_texts, read_texts
 from gradina.request import Request
 from gradina.request_checks import choice
+from gradina.texts import json_or_none
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +39,10 @@ IMAGES = {"init_image": open_picture, "mask_image": open_mask}
 
 EXIF, COMMENT, DESCRIPTION = 0x8769, 0x9286, 0x010E
 KNOWN = "A1111's web UI, ComfyUI, Draw Things, Easy Diffusion, Fooocus, InvokeAI, NovelAI or SwarmUI"
+PROGRAMS: dict[str, Callable[[Mapping[str, str]], ProgramSettings | str | None]] = {  # tried before A1111's text
+    "invokeai": invokeai.read, "swarmui": swarmui.read, "fooocus": fooocus.read, "novelai": novelai.read,
+    "easydiffusion": easydiffusion.read, "drawthings": drawthings.read,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +50,7 @@ class Record:
     """The request and the model in a picture's file; `notes` are sentences on what is not honoured."""
 
     request: Request
-    source: str  # gradina, or the program: a1111, comfyui, or one of images/programs/registry.py
+    source: str  # gradina, or the program: a1111, comfyui, or one of PROGRAMS
     model: dict[str, str] | None = None  # name, hash, source, dtype, engine
     notes: tuple[str, ...] = ()
     parameters: str | None = None  # the A1111 text in the file
@@ -160,8 +163,9 @@ def _read(texts: Mapping[str, str], path: Path, strict: bool) -> Record | None:
     for text in (texts.get("gradina", ""), texts.get("ImageDescription", "")):
         if text.startswith("{") and (record := _from_gradina(text, path.parent, strict)):
             return replace(record, parameters=parameters)
-    if found := read_programs(texts):
-        return _from_program(*found, path)
+    for name, read in PROGRAMS.items():
+        if (written := read(texts)) is not None:
+            return _from_program(name, written, path)
     a1111 = texts.get("parameters", "")
     if not a1111 or _is_json(a1111):
         comments = (texts.get(key, "") for key in ("UserComment", "ImageDescription", "XPComment", "comment"))
@@ -175,10 +179,7 @@ def _read(texts: Mapping[str, str], path: Path, strict: bool) -> Record | None:
 
 def _is_json(text: str) -> bool:
     """Whether a text is a JSON object, and not a prompt that begins with a brace."""
-    try:
-        return text.lstrip().startswith("{") and isinstance(json.loads(text), dict)
-    except (ValueError, RecursionError):
-        return False
+    return isinstance(json_or_none(text), dict)
 
 
 def _from_program(source: str, settings: ProgramSettings | str, path: Path) -> Record:

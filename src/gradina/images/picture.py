@@ -35,19 +35,43 @@ class Picture:
     model: dict[str, str] | None = None  # name, hash, source, dtype, engine
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Writes the picture; a PNG carries its request as the A1111 text and as JSON. Atomic."""
-        save_picture(self, path)
+        """Writes the picture with its request and model, atomically: PNG, lossless WebP, or JPEG (quality 95).
+
+        A JPEG of more than 64 KiB of metadata keeps the A1111 text alone, with a warning. Raises RequestError for
+        another suffix, and DiskError.
+        """
+        suffix = choice("suffix of the picture's name", Path(path).suffix.lower(), tuple(SAVE_OPTIONS))
+        text, record = _metadata(self)
+        if suffix == ".png":
+            chunks = PngInfo()
+            chunks.add_text("parameters", text)
+            chunks.add_text("gradina", record)
+            metadata: dict[str, Any] = {"pnginfo": chunks}
+        else:
+            exif = _exif(text, record)
+            if suffix != ".webp" and len(exif) > MAX_EXIF_BYTES:
+                log.warning(
+                    "%s: the request is too large for a JPEG, which now holds the A1111 text alone; use PNG", path
+                )
+                exif = _exif(text, None)
+                if len(exif) > MAX_EXIF_BYTES:
+                    raise RequestError(
+                        f"prompt: too long for a JPEG ({len(exif)} bytes, at most {MAX_EXIF_BYTES}); save a PNG"
+                    )
+            metadata = {"exif": exif}
+        with atomic_write(path) as file:
+            self.image.convert("RGB").save(file, **SAVE_OPTIONS[suffix], **metadata)
 
 
 def _metadata(picture: Picture) -> tuple[str, str]:
     """The A1111 text and the JSON of a picture; init and mask in memory are embedded no larger than they were used."""
-    size = picture.image.size
-    request = replace(picture.request, seed=picture.seed)
+    changed: dict[str, Any] = {"seed": picture.seed}
+    width, height = picture.image.size
     for name, open_ in IMAGES.items():
-        image = getattr(request, name)
-        if isinstance(image, Image.Image) and image.width * image.height > size[0] * size[1]:
-            changed: dict[str, Any] = {name: resize(open_(image, name), *size)}
-            request = replace(request, **changed)
+        image = getattr(picture.request, name)
+        if isinstance(image, Image.Image) and image.width * image.height > width * height:
+            changed[name] = resize(open_(image, name), width, height)
+    request = replace(picture.request, **changed)
     text = write_parameters(request, picture.model, version()).replace("\0", " ")
     record = {"format": FORMAT, "gradina": version(), "model": picture.model, "request": request_to_dict(request)}
     return text.encode("utf-8", "replace").decode(), json.dumps(record)
@@ -59,30 +83,3 @@ def _exif(text: str, record: str | None) -> bytes:
     if record is not None:
         exif[DESCRIPTION] = record
     return exif.tobytes()
-
-
-def save_picture(picture: Picture, path: str | PathLike[str]) -> None:
-    """Writes the picture with its request, atomically: PNG, lossless WebP, or JPEG (quality 95).
-
-    A JPEG of more than 64 KiB of metadata keeps the A1111 text alone, with a warning. Raises RequestError for another
-    suffix, and DiskError.
-    """
-    suffix = choice("suffix of the picture's name", Path(path).suffix.lower(), tuple(SAVE_OPTIONS))
-    text, record = _metadata(picture)
-    if suffix == ".png":
-        chunks = PngInfo()
-        chunks.add_text("parameters", text)
-        chunks.add_text("gradina", record)
-        metadata: dict[str, Any] = {"pnginfo": chunks}
-    else:
-        exif = _exif(text, record)
-        if suffix != ".webp" and len(exif) > MAX_EXIF_BYTES:
-            log.warning("%s: the request is too large for a JPEG, which now holds the A1111 text alone; use PNG", path)
-            exif = _exif(text, None)
-            if len(exif) > MAX_EXIF_BYTES:
-                raise RequestError(
-                    f"prompt: too long for a JPEG ({len(exif)} bytes, at most {MAX_EXIF_BYTES}); save a PNG"
-                )
-        metadata = {"exif": exif}
-    with atomic_write(path) as file:
-        picture.image.convert("RGB").save(file, **SAVE_OPTIONS[suffix], **metadata)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from gradina.errors import RecipeError
 from gradina.images.folder import SUFFIXES
-from gradina.texts import ReadText, parse_json
+from gradina.texts import ReadText, json_or_none, parse_json
 from gradina.training.data.captioned_image import CAPTION_KEYS, Note, caption_from_row, first_few, shortened
 from gradina.training.data.sidecars import NameIndex
 
@@ -91,7 +91,7 @@ def is_table(name: str) -> bool:
 
 def _read_json_lines(text: str, name: str) -> Rows:
     """An object in each line; or a list of them, whatever the suffix of the file."""
-    if text.lstrip("\ufeff \t\n").startswith("[") and _is_json(text, list):
+    if text.lstrip("\ufeff \t\n").startswith("[") and isinstance(json_or_none(text), list):
         text = text if not (rows := list(_read_json(text, name))) else ""
         yield from rows
     for number, line in enumerate(text.split("\n"), 1):
@@ -115,7 +115,7 @@ def _read_json(text: str, name: str) -> Rows:
     try:
         content = parse_json(text, unique_keys=True)
     except ValueError as error:
-        if not _is_json(text.strip("\ufeff \t\n").partition("\n")[0], dict):
+        if not isinstance(json_or_none(text.strip("\ufeff \t\n").partition("\n")[0]), dict):
             raise RecipeError(f"{name}: is not JSON ({error})") from error
         yield from _read_json_lines(text, name)
         return
@@ -133,13 +133,6 @@ def _read_json(text: str, name: str) -> Rows:
             values = [row.get(part) for part in ("caption", "tags")] if isinstance(row, dict) else []
             texts = [_joined(value, where) for value in values]
             yield where, {"file_name": path, "caption": ", ".join(filter(None, texts))}
-
-
-def _is_json(text: str, kind: type) -> bool:
-    try:
-        return isinstance(parse_json(text), kind)
-    except ValueError:
-        return False
 
 
 def _joined(value: object, where: str) -> str:

@@ -19,8 +19,7 @@ from PIL.Image import Resampling
 from gradina.errors import WeightsError
 from gradina.files import MODEL_SUFFIXES, atomic_folder, write_json
 from gradina.models.clip import TextConfig
-from gradina.models.clip_pair import CLIP
-from gradina.models.clip_vision import ConvConfig, VisionConfig
+from gradina.models.clip_vision import CLIP, ConvConfig, VisionConfig
 from gradina.models.tokenizer import Tokenizer
 from gradina.weights.build import build, export
 from gradina.weights.formats import diffusers_configs

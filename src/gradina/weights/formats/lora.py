@@ -1,6 +1,7 @@
 """LoRA files, as diffusers and peft write them, and as kohya's scripts do, which most others follow; both are written.
 
-The names of layers in a file are looked up among all spellings of the layers that the model has.
+The names of layers in a file are looked up among all spellings of the layers that the model has. An Imagic file holds
+text states beside a LoRA.
 """
 
 from __future__ import annotations
@@ -107,6 +108,23 @@ def lora_state_dict(lora: LoRA, unet: UNet, text: TextTower, dialect: LoRADialec
                 up = weights.up if scale == 1 else (weights.up.float() * scale).to(weights.up.dtype)
                 tensors |= {f"{name}.lora_A.weight": weights.down, f"{name}.lora_B.weight": up}
     return tensors
+
+
+def write_imagic(states: Tensor, lora: LoRA, path: str | PathLike[str], unet: UNet, text: TextTower) -> None:
+    """Writes text states (n, width), tuned towards a picture, and the LoRA where there is one. Raises DiskError."""
+    save_weights({STATES: states.detach().float(), **lora_state_dict(lora, unet, text)}, Path(path))
+
+
+def read_states(path: str | PathLike[str], width: int) -> Tensor:
+    """The text states (n, width) of an Imagic file. Raises WeightsError where there are none, or of another width."""
+    states = open_weights(Path(path)).tensors.get(STATES)
+    if states is None or states.ndim != 2:
+        raise WeightsError(f"{path}: is no edit (it has no states); expected a file that `gradina imagic` made")
+    if states.shape[1] != width:
+        raise WeightsError(f"{path}: its states are {states.shape[1]} wide, this model's {width}; take its own model")
+    if not torch.isfinite(states).all():
+        raise WeightsError(f"{path}: its states hold NaN or infinite values; make it again with `gradina imagic`")
+    return states
 
 
 def check_plain_lora(path: Path, names: Iterable[str]) -> None:
