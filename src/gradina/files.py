@@ -153,7 +153,7 @@ def check_model_folder(path: str | PathLike[str]) -> None:
 def _create(target: Path) -> Path:
     """An empty temporary file in the folder of `target`."""
     temporary = _temporary(target, "part")
-    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    temporary.touch(exist_ok=False)
     return temporary
 
 

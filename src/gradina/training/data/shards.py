@@ -51,10 +51,8 @@ def read_shard(path: Path, caption: str | None, read: ReadText, note: Note) -> l
     texts = sidecars(pictures, members, keyed=True)
     if caption is not None:
         if any(texts.values()):
-            note(
-                str(path),
-                f'has captions that are not read, since "{shortened(caption)}" is the caption of all pictures',
-            )
+            why = f'since "{shortened(caption)}" is the caption of all pictures'
+            note(str(path), f"has captions that are not read, {why}")
         return [CaptionedImage(path, caption, name, GIVEN_CAPTION, span=members[name]) for name in pictures]
     found = []
     for name in pictures:
