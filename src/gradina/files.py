@@ -236,11 +236,7 @@ def atomic_write(path: str | PathLike[str]) -> Iterator[BinaryIO]:
 
 
 def replaceable(folder: Path) -> bool:
-    """Whether a folder holds only what saving a model writes.
-
-    It is empty, or has one of MODEL_INDEXES, and otherwise only folders and plain files, no links, with one of
-    MODEL_SUFFIXES.
-    """
+    """Whether a folder is empty, or has one of MODEL_INDEXES and only folders and plain files of MODEL_SUFFIXES."""
     entries = list(folder.rglob("*"))
     plain = all(
         not entry.is_symlink() and (entry.is_dir() or (entry.is_file() and entry.suffix in MODEL_SUFFIXES))

@@ -50,8 +50,13 @@ def read_tables(
             if picture is None:
                 missing.append(name)
             elif picture:
-                caption = caption_from_row(row, where, note)
-                _add(found, picture, Row(where, caption, table.relative_to(source).as_posix()), note)
+                named = Row(where, caption_from_row(row, where, note), table.relative_to(source).as_posix())
+                first = found.setdefault(picture, named)
+                if first.caption != named.caption:
+                    other = f"{picture} has another caption than in {first.where}"
+                    raise RecipeError(f"{where}: {other}; keep one of them")
+                if first is not named:
+                    note(where, "repeats another row")
         if not rows and reader is _read_json:
             note(str(table), "has no captions in a known form, and is not read")
         elif not rows:
@@ -209,16 +214,6 @@ def _find_picture(name: str, source: Path, folder: Path, find: NameIndex, where:
             note(where, "names a file that is no picture, or of a kind that is left out")
             return ""
     return None
-
-
-def _add(found: dict[str, Row], picture: str, row: Row, note: Note) -> None:
-    """Adds a row; a note names a repeated one, a RecipeError one with another caption."""
-    before = found.setdefault(picture, row)
-    if before is row:
-        return
-    if before.caption != row.caption:
-        raise RecipeError(f"{row.where}: {picture} has another caption than in {before.where}; keep one of them")
-    note(row.where, "repeats another row")
 
 
 TABLES: Sequence[tuple[str, Callable[[str, str], Rows]]] = (  # patterns of names in small letters, by priority
