@@ -85,11 +85,7 @@ def read_folder(
 
 
 def write_folder(components: Components, path: str | Path, dtype: torch.dtype | None = None) -> None:
-    """Writes the diffusers layout, whole or not at all; its card is the model's own, or a new one.
-
-    The text tower's projection, which no picture needs, is left out; a contrastive pair goes along in `clip/`.
-    Raises DiskError, or WeightsError for a pair that is gone.
-    """
+    """Writes the diffusers layout, whole or not at all. Raises DiskError, WeightsError for a pair that is gone."""
     has_card = bool(components.card)
     card = with_dtype(components.card, components, dtype) if has_card else model_card(components, dtype)
     unet, vae, text = components.unet.config, components.vae.config, components.text.config

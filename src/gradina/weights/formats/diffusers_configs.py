@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, cast
+from reprlib import repr as shortened
+from typing import Any
 
 from gradina.errors import WeightsError
 from gradina.models.clip import TextConfig
 from gradina.models.clip_vision import ConvConfig, VisionConfig
 from gradina.models.unet import UNetConfig
 from gradina.models.vae import VAEConfig
-from gradina.nn.transformer import ACTIVATIONS, Activation
+from gradina.nn.transformer import ACTIVATIONS
 from gradina.request import Defaults, Request
-from gradina.weights.json_config import Json, check_fixed, shortened, validated
+from gradina.weights.json_config import Json, check_fixed, validated
 
 # Settings that our networks have built in; a file may leave them out, and must not give them another value.
 UNET_FIXED: Json = {
@@ -31,6 +32,18 @@ VAE_FIXED: Json = {
     "shift_factor": None, "use_post_quant_conv": True, "use_quant_conv": True,
 }  # fmt: skip
 CLIP_FIXED: Json = {"layer_norm_eps": 1e-5}
+
+# Fields of the configs of CLIP's towers, and their keys in config.json.
+CLIP_KEYS = {
+    "width": "hidden_size", "inner": "intermediate_size", "layers": "num_hidden_layers",
+    "heads": "num_attention_heads", "activation": "hidden_act",
+}  # fmt: skip
+TEXT_KEYS = {"vocabulary": "vocab_size", "length": "max_position_embeddings", **CLIP_KEYS}
+VISION_KEYS = {"size": "image_size", "patch": "patch_size", "channels": "num_channels", **CLIP_KEYS}
+VISION_DEFAULTS = {  # of transformers' CLIPVisionConfig
+    "image_size": 224, "patch_size": 32, "num_channels": 3, "hidden_size": 768, "intermediate_size": 3072,
+    "num_hidden_layers": 12, "num_attention_heads": 12, "hidden_act": "quick_gelu",
+}  # fmt: skip
 CONV_TOWER = "gradina_conv_vision"  # our own model type, for ConvConfig
 
 HAS_ATTENTION = {"CrossAttnDownBlock2D": True, "DownBlock2D": False, "CrossAttnUpBlock2D": True, "UpBlock2D": False}
@@ -120,20 +133,10 @@ def vae_to_json(c: VAEConfig, size: int) -> dict[str, Any]:
 
 def text_from_json(json: Json, projection: int | None = None) -> TextConfig:
     """The text tower that text_encoder/config.json describes; `projection` is known from the weights alone."""
-    check_fixed("text tower", json, CLIP_FIXED)
-    vocabulary, eos = json.get("vocab_size", 49408), json.get("eos_token_id")
-    config = TextConfig(
-        vocabulary=vocabulary,
-        length=json.get("max_position_embeddings", 77),
-        width=json["hidden_size"],
-        inner=json["intermediate_size"],
-        layers=json["num_hidden_layers"],
-        heads=json["num_attention_heads"],
-        activation=_activation(json),
-        projection=projection,
-        eos=eos_id(vocabulary) if eos in (None, 2) else eos,  # older files say 2 and mean the highest id
-    )
-    return validated(config)
+    given = {"vocab_size": 49408, "max_position_embeddings": 77, "hidden_act": "quick_gelu", **json}
+    fields, eos = _clip_fields("text tower", given, TEXT_KEYS), json.get("eos_token_id")
+    eos = eos_id(fields["vocabulary"]) if eos in (None, 2) else eos  # older files say 2 and mean the highest id
+    return validated(TextConfig(**fields, projection=projection, eos=eos))
 
 
 def text_to_json(c: TextConfig) -> dict[str, Any]:
@@ -141,15 +144,9 @@ def text_to_json(c: TextConfig) -> dict[str, Any]:
     return {
         "architectures": ["CLIPTextModel"],
         "model_type": "clip_text_model",
-        "vocab_size": c.vocabulary,
-        "max_position_embeddings": c.length,
-        "hidden_size": c.width,
-        "intermediate_size": c.inner,
-        "num_hidden_layers": c.layers,
-        "num_attention_heads": c.heads,
-        "hidden_act": c.activation,
+        **{key: getattr(c, field) for field, key in TEXT_KEYS.items()},
         "projection_dim": c.projection or c.width,
-        "layer_norm_eps": 1e-5,
+        **CLIP_FIXED,
         "attention_dropout": 0.0,
         "bos_token_id": c.eos - 1,
         "eos_token_id": c.eos,
@@ -162,19 +159,8 @@ def vision_from_json(json: Json, projection: int) -> VisionConfig | ConvConfig:
     if json.get("model_type") == CONV_TOWER:
         size, channels, widths = json["image_size"], json["num_channels"], tuple(json["widths"])
         return validated(ConvConfig(size=size, channels=channels, widths=widths, projection=projection))
-    check_fixed("image tower", json, CLIP_FIXED)
-    config = VisionConfig(
-        size=json.get("image_size", 224),
-        patch=json.get("patch_size", 32),
-        channels=json.get("num_channels", 3),
-        width=json.get("hidden_size", 768),
-        inner=json.get("intermediate_size", 3072),
-        layers=json.get("num_hidden_layers", 12),
-        heads=json.get("num_attention_heads", 12),
-        activation=_activation(json),
-        projection=projection,
-    )
-    return validated(config)
+    fields = _clip_fields("image tower", {**VISION_DEFAULTS, **json}, VISION_KEYS)
+    return validated(VisionConfig(**fields, projection=projection))
 
 
 def vision_to_json(c: VisionConfig | ConvConfig) -> dict[str, Any]:
@@ -184,18 +170,22 @@ def vision_to_json(c: VisionConfig | ConvConfig) -> dict[str, Any]:
         return {"model_type": CONV_TOWER, **sizes}
     return {
         "model_type": "clip_vision_model",
-        "image_size": c.size,
-        "patch_size": c.patch,
-        "num_channels": c.channels,
-        "hidden_size": c.width,
-        "intermediate_size": c.inner,
-        "num_hidden_layers": c.layers,
-        "num_attention_heads": c.heads,
-        "hidden_act": c.activation,
+        **{key: getattr(c, field) for field, key in VISION_KEYS.items()},
         "projection_dim": c.projection,
-        "layer_norm_eps": 1e-5,
+        **CLIP_FIXED,
         "attention_dropout": 0.0,
     }
+
+
+def _clip_fields(network: str, json: Json, keys: Mapping[str, str]) -> dict[str, Any]:
+    check_fixed(network, json, CLIP_FIXED)
+    fields = {field: json[key] for field, key in keys.items()}
+    if fields["activation"] not in ACTIVATIONS:
+        raise WeightsError(
+            f"text or image tower config: hidden_act is {shortened(fields['activation'])} "
+            f"(choices: {', '.join(ACTIVATIONS)})"
+        )
+    return fields
 
 
 def eos_id(vocabulary: int) -> int:
@@ -211,11 +201,7 @@ def defaults_from_json(json: Json) -> Defaults:
 
 
 def _size(json: Json) -> int:
-    """The side of the latents that a U-Net was trained on.
-
-    The first files of Stable Diffusion have 32 where 64 is right; as diffusers does, files before version 0.9 are
-    corrected.
-    """
+    """The side of the latents that a U-Net was trained on; the 32 of files before diffusers 0.9 means 64, as there."""
     size = _one_for_all("sample_size", json.get("sample_size") or 64)
     version = re.match(r"(\d+)\.(\d+)", str(json.get("_diffusers_version", "")))
     old = version is not None and (int(version[1]), int(version[2])) < (0, 9)
@@ -247,12 +233,3 @@ def _one_for_all(key: str, value: int | list[int]) -> int:
     if not isinstance(value, int):
         raise WeightsError(f"U-Net config: {key} is {shortened(value)}, expected the same number for all levels")
     return value
-
-
-def _activation(json: Json) -> Activation:
-    name = json.get("hidden_act", "quick_gelu")
-    if name not in ACTIVATIONS:
-        raise WeightsError(
-            f"text or image tower config: hidden_act is {shortened(name)} (choices: {', '.join(ACTIVATIONS)})"
-        )
-    return cast(Activation, name)

@@ -105,10 +105,7 @@ def components_of(
 
 
 def write_file(components: Components, path: str | Path, dtype: torch.dtype | None = None) -> None:
-    """Writes the original layout as one safetensors file, whole or not at all.
-
-    The text tower takes the names of SD 1 (quick GELU) or SD 2 (GELU); its projection is left out. Raises DiskError.
-    """
+    """Writes the original layout as one safetensors file, whole or not at all, without projection. Raises DiskError."""
     unet, vae, text = components.unet, components.vae, components.text
     text_format = next(row for row in detect.TEXT_ENCODERS if row.activation == text.config.activation)
     tensors = {

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import count, takewhile
+from reprlib import repr as shortened
 from typing import Any
 
 from gradina.diffusion.schedule import Schedule
@@ -25,7 +26,7 @@ from gradina.weights import detect
 from gradina.weights.detect import TextEncoderFormat
 from gradina.weights.formats import diffusers_configs
 from gradina.weights.formats.scheduler_config import schedule_and_prediction
-from gradina.weights.json_config import Config, config_errors, shortened, validated
+from gradina.weights.json_config import Config, config_errors, validated
 from gradina.weights.safetensors import Weights
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -208,10 +209,7 @@ def stated_prediction(weights: Weights) -> str | None:
 
 
 def guess_prediction(weights: Weights, configs: Configs) -> str:
-    """eps or v, for a file that does not say: eps for SD 1 and inpainting; for SD 2 a guess, with a warning.
-
-    The guess is ComfyUI's, by the standard deviation of one bias.
-    """
+    """eps for SD 1 and inpainting; for SD 2 eps or v, as ComfyUI guesses by the spread of one bias, with a warning."""
     if not configs.unet.linear or configs.unet.channels != configs.unet.out_channels:
         return "eps"
     bias = weights.tensors.get(V_BIAS)

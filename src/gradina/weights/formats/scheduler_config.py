@@ -14,10 +14,7 @@ from gradina.weights.json_config import Json, check_int, check_number
 
 
 def schedule_from_config(config: Json) -> Schedule:
-    """The schedule that a scheduler_config.json describes; missing entries have diffusers' defaults.
-
-    Raises WeightsError for an unknown beta schedule.
-    """
+    """The schedule of a scheduler_config.json, with diffusers' defaults. Raises WeightsError for unknown betas."""
     known = {
         "steps_offset": config.get("steps_offset", 0),
         "set_alpha_to_one": config.get("set_alpha_to_one", config.get("_class_name") != "PNDMScheduler"),
