@@ -27,6 +27,7 @@ from gradina.request import Defaults
 from gradina.weights import detect
 from gradina.weights.build import build, export
 from gradina.weights.components import Components, checked_components, resolve_prediction
+from gradina.weights.formats.diffusers_configs import schedule_to_config
 from gradina.weights.formats.ldm_config import (
     IN_METADATA,
     METADATA,
@@ -37,7 +38,6 @@ from gradina.weights.formats.ldm_config import (
     stated_prediction,
     with_metadata,
 )
-from gradina.weights.formats.scheduler_config import schedule_to_config
 from gradina.weights.formats.vae import build_vae, read_vae
 from gradina.weights.json_config import config_errors
 from gradina.weights.key_tables import DROPPED, TEXT, UNET, VAE, add_text_model, unet_indices, vae_indices

@@ -88,7 +88,7 @@ def _read_configured(weights: Weights, path: Path, like: VAEConfig | None) -> Si
 def _read_detected(weights: Weights, dialect: str, like: VAEConfig | None) -> SingleVAE:
     """An autoencoder by its shapes, and by the metadata of files that were written here."""
     try:
-        config = vae_from_shapes(shapes_of(weights), dialect)
+        config = vae_from_shapes(shapes_of(weights.tensors), dialect)
     except (KeyError, IndexError) as error:
         raise WeightsError(f"{weights.path}: is an autoencoder that lacks {error.args[0]}; fetch it again") from error
     metadata = read_metadata(weights)
