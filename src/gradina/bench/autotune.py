@@ -1,7 +1,6 @@
 """Searches for settings that are worth their seconds, by measuring with a model on this machine.
 
-With very many steps all samplers converge to the same picture. Settings are judged by their PSNR to it and by their
-time; presets are chosen from the Pareto front of both.
+With very many steps all samplers converge to one picture; settings are judged by their PSNR to it, and their time.
 """
 
 from __future__ import annotations
@@ -52,10 +51,7 @@ class Trial:
 
 
 def tune(model: StableDiffusion, request: Request, seconds: float, clock: Clock = time.perf_counter) -> Iterator[Trial]:
-    """Tries settings for the prompts of a request, the most promising first, for about so many seconds.
-
-    Raises GradinaError if they do not suffice for the first picture.
-    """
+    """Tries settings for a request's prompts, promising ones first. Raises GradinaError if the seconds are too few."""
     start = clock()
     request = resolve(model, request).request
     requests = [request.alone(i) for i in range(len(request.prompts))]
@@ -104,10 +100,7 @@ def save_trials(model: StableDiffusion, trials: Sequence[Trial]) -> Path:
 
 
 def preset(model: StableDiffusion, name: str) -> Settings:
-    """The settings of a preset: fast, balanced, best, or the closest within some seconds ("1.5s").
-
-    Raises RequestError if there is no such preset, or nothing was measured for this model.
-    """
+    """The settings of fast, balanced, best, or the closest within "1.5s". Raises RequestError where there are none."""
     path = _cache_file(model)
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))["trials"]

@@ -1,7 +1,4 @@
-"""The backends that are compared: Gradina, and the peers that are installed, on the same folder and inputs.
-
-On the CPU in fp32 and bf16, on other devices in fp32 and fp16, eager and compiled.
-"""
+"""Gradina, and the peers that are installed, on the same folder and inputs: in two dtypes, eager and compiled."""
 
 from __future__ import annotations
 
