@@ -30,8 +30,7 @@ from handwriting import PACKAGE
 from lesson import full_or_short
 
 from gradina.models.clip import TextConfig
-from gradina.models.clip_pair import CLIP
-from gradina.models.clip_vision import VisionConfig
+from gradina.models.clip_vision import CLIP, VisionConfig
 from gradina.models.tokenizer import Tokenizer
 from gradina.training.data.dataset import generator
 from gradina.training.data.mnist import mnist

@@ -15,8 +15,7 @@ from torch.nn import functional as F
 
 from gradina.diffusion.schedule import sd_schedule
 from gradina.models.clip import TextConfig, TextTower
-from gradina.models.clip_pair import CLIP
-from gradina.models.clip_vision import VisionConfig
+from gradina.models.clip_vision import CLIP, VisionConfig
 from gradina.models.tokenizer import Tokenizer
 from gradina.models.unet import UNet, UNetConfig
 from gradina.models.vae import AutoencoderKL, VAEConfig

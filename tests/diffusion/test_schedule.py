@@ -8,6 +8,7 @@ from typing import Any
 import diffusers
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from diffusers.schedulers.scheduling_utils import AysSchedules
 
@@ -15,6 +16,7 @@ from gradina.diffusion.betas import cosine_betas, linear_betas, scaled_linear_be
 from gradina.diffusion.schedule import (
     SCHEDULES,
     Schedule,
+    beta_quantile,
     img2img_sigmas,
     sampling_sigmas,
     sd_schedule,
@@ -206,3 +208,9 @@ def test_heun_cuts_the_same_sigmas() -> None:
         rtol=1e-5,
         atol=0,
     )
+
+
+def test_beta_quantile_is_that_of_scipy() -> None:
+    p = torch.cat([torch.linspace(0, 1, 201, dtype=torch.float64), torch.tensor([1e-9, 1e-4, 1 - 1e-6]).double()])
+    expected = scipy.stats.beta.ppf(p.numpy(), 0.6, 0.6)
+    np.testing.assert_allclose(beta_quantile(p), expected, rtol=1e-12, atol=1e-15)

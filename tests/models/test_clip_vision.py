@@ -1,13 +1,14 @@
-"""The image towers: against transformers, and against torch's own layers, on random weights."""
+"""The image towers and the pair: against transformers, and against torch's own layers, on random weights."""
 
 import copy
 
 import torch
 from torch import Tensor, nn
-from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from gradina.models.clip_vision import ConvConfig, ConvTower, VisionConfig, VisionTower
-from gradina.weights.key_tables import VISION
+from gradina.models.clip import TextConfig
+from gradina.models.clip_vision import CLIP, ConvConfig, ConvTower, VisionConfig, VisionTower
+from gradina.weights.key_tables import PAIR, VISION
 from gradina.weights.remap import read, sources, unclaimed
 
 TOLERANCE = 1e-4
@@ -48,7 +49,7 @@ def test_patches_that_are_kept_stand_for_the_picture():
     pixels = torch.randn(2, 3, 32, 32)
     whole = vision(pixels)
     shuffled = torch.stack([torch.randperm(16) for _ in range(2)])
-    assert torch.allclose(vision(pixels, shuffled), whole, atol=1e-5), "the places of patches go with them"
+    assert torch.allclose(vision(pixels, shuffled), whole, atol=1e-5), "the positions of patches go with them"
     half = shuffled[:, :8]
     elsewhere = pixels.clone()
     for picture, kept in zip(elsewhere, half, strict=True):
@@ -82,3 +83,29 @@ def test_tower_of_convolutions():
     assert tower.config.positions == 16
     assert torch.allclose(tower(pixels, every), tower(pixels), atol=1e-6)
     assert not torch.allclose(tower(pixels, every[:, :4]), tower(pixels), atol=1e-3)
+
+
+def test_contrastive_pair():
+    text = TextConfig(
+        vocabulary=99, length=16, width=48, inner=80, layers=3, heads=4, eos=98, projection=24,
+    )  # fmt: skip
+    vision = VisionConfig(size=24, patch=6, width=32, inner=64, layers=2, heads=4, projection=24)
+    reference = CLIPModel(
+        CLIPConfig(
+            text_config={"vocab_size": 99, "max_position_embeddings": 16, "hidden_size": 48, "intermediate_size": 80,
+                         "num_hidden_layers": 3, "num_attention_heads": 4, "eos_token_id": 98},
+            vision_config={"image_size": 24, "patch_size": 6, "hidden_size": 32, "intermediate_size": 64,
+                           "num_hidden_layers": 2, "num_attention_heads": 4},
+            projection_dim=24,
+        )
+    )  # fmt: skip
+    ours, weights = CLIP(text, vision).eval(), randomise(reference).state_dict()
+    where = sources(ours.state_dict(), PAIR, "transformers")
+    assert unclaimed(weights, where) == []
+    ours.load_state_dict(read(weights, where), assign=True)
+    ids, pixels = torch.randint(98, (4, 16)), torch.randn(3, 3, 24, 24)
+    ids[:, -1] = 98
+    with torch.no_grad():
+        theirs = reference(input_ids=ids, pixel_values=pixels)
+        assert error(ours(ids, pixels), theirs.logits_per_text) < TOLERANCE
+        assert error(ours(ids, pixels).T, theirs.logits_per_image) < TOLERANCE

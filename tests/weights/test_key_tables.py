@@ -18,8 +18,7 @@ from torch import nn
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPVisionModelWithProjection
 
 from gradina.models.clip import TextConfig, TextTower
-from gradina.models.clip_pair import CLIP
-from gradina.models.clip_vision import VisionConfig, VisionTower
+from gradina.models.clip_vision import CLIP, VisionConfig, VisionTower
 from gradina.models.unet import UNet, UNetConfig
 from gradina.models.vae import AutoencoderKL, VAEConfig
 from gradina.weights.formats import diffusers_configs

@@ -1,4 +1,4 @@
-"""Noise levels: betas <-> sigmas <-> time steps, and the falling levels at which a sampler stops.
+"""Noise levels: betas <-> sigmas <-> time steps, and the falling levels of a sampler's run.
 
 Time steps exist only where a network was trained with them, and are converted here and nowhere else.
 """
@@ -13,7 +13,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from gradina.diffusion.beta_quantile import beta_quantile
 from gradina.diffusion.betas import BetaLaw
 from gradina.errors import RequestError, WeightsError
 from gradina.request_checks import choice
@@ -28,7 +27,7 @@ class Schedule:
     sigmas: Tensor  # (T,) float64, rising
     steps_offset: int = 1  # time steps by which the leading levels are moved up
     set_alpha_to_one: bool = False  # whether ddim and pndm end at sigma 0 instead of sigmas[0]
-    timestep_spacing: str = "leading"  # how the model's makers drew from it: leading, linspace or trailing
+    timestep_spacing: str = "leading"  # how the model's authors sampled: leading, linspace or trailing
     law: BetaLaw | None = None  # how the betas were made, if it has a name
 
     @classmethod
@@ -75,7 +74,7 @@ def sd_schedule(**fields: Any) -> Schedule:
 
 
 # --- the levels of a run ---
-# A spacing gives n falling levels of a schedule; `whole` asks for whole time steps. Levels before the end only.
+# A spacing gives n falling levels of a schedule, without the end; `whole` rounds time steps.
 
 Spacing = Callable[[Schedule, int, bool], Tensor]
 
@@ -125,6 +124,21 @@ def beta(schedule: Schedule, n: int, whole: bool) -> Tensor:
     """Levels at the quantiles of Beta(0.6, 0.6) between the highest and the lowest (Lee et al. 2407.12173)."""
     low, high = schedule.sigmas[0], schedule.sigmas[-1]
     return low + beta_quantile(_even(1, 0, n)) * (high - low)
+
+
+def beta_quantile(p: Tensor, a: float = 0.6) -> Tensor:
+    """The quantile at p (n,) of the symmetric beta distribution Beta(a, a): bisection on its power series.
+
+    B(x; a, a) = x^a * sum_k (1 - a)_k / (k! (a + k)) * x^k, for x <= 1/2; the other half is its mirror image.
+    """
+    low, high = torch.zeros_like(p), torch.full_like(p, 0.5)
+    terms = p.new_tensor([math.gamma(1 - a + k) / math.gamma(1 - a) / math.factorial(k) / (a + k) for k in range(60)])
+    whole = math.gamma(a) ** 2 / math.gamma(2 * a)
+    for _ in range(64):
+        x = (low + high) / 2
+        below = x**a * (terms * x[:, None] ** torch.arange(60)).sum(1) < torch.minimum(p, 1 - p) * whole
+        low, high = torch.where(below, x, low), torch.where(below, high, x)
+    return torch.where(p <= 0.5, high * (p > 0), 1 - high * (p < 1))
 
 
 AYS = (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029)

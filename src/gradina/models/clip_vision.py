@@ -1,7 +1,8 @@
-"""CLIP's image towers: a vision transformer, and a smaller one of convolutions."""
+"""CLIP's image towers, a vision transformer and a smaller one of convolutions, and their pair with the text tower."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gradina.models.clip import TextConfig, TextTower
 from gradina.nn.conv import Conv2d
 from gradina.nn.linear import Linear
 from gradina.nn.norm import LayerNorm
@@ -74,10 +76,7 @@ class VisionTower(nn.Module):
         nn.init.normal_(self.position.weight, std=c.width**-0.5)
 
     def forward(self, pixels: Tensor, kept: Tensor | None = None) -> Tensor:
-        """The embeddings; of the patches (b, n) that are `kept` alone, which trains faster.
-
-        Source: Li et al. 2023, "Scaling Language-Image Pre-training via Masking" (2212.00794).
-        """
+        """The embeddings; of the `kept` patches (b, n) alone, which trains faster (Li et al., FLIP, 2212.00794)."""
         x = self.patch(pixels).flatten(2).transpose(1, 2) + self.position.weight[1:]
         if kept is not None:
             x = x.gather(1, kept[:, :, None].expand(-1, -1, x.shape[2]))
@@ -140,3 +139,25 @@ class ConvTower(nn.Module):
 def vision_tower(config: VisionConfig | ConvConfig) -> VisionTower | ConvTower:
     """The image tower of that shape."""
     return VisionTower(config) if isinstance(config, VisionConfig) else ConvTower(config)
+
+
+class CLIP(nn.Module):
+    """The contrastive pair: how well each of some texts describes each of some pictures."""
+
+    def __init__(self, text: TextConfig, vision: VisionConfig | ConvConfig) -> None:
+        super().__init__()
+        self.text = TextTower(text)
+        self.vision = vision_tower(vision)
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+
+    def texts(self, ids: Tensor) -> Tensor:
+        """Embeddings of norm 1 for token ids (b, n): (b, projection)."""
+        return F.normalize(self.text.embed(ids), dim=1)
+
+    def pictures(self, pixels: Tensor, kept: Tensor | None = None) -> Tensor:
+        """Embeddings of norm 1 for pictures (b, c, size, size), or for some of their patches: (b, projection)."""
+        return F.normalize(self.vision(pixels, kept), dim=1)
+
+    def forward(self, ids: Tensor, pixels: Tensor) -> Tensor:
+        """Scaled cosine similarities (texts, pictures), as in figure 3 of Radford et al. (2103.00020)."""
+        return self.logit_scale.exp() * self.texts(ids) @ self.pictures(pixels).T

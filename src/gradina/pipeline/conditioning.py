@@ -16,8 +16,7 @@ from gradina.errors import RequestError
 from gradina.files import file_sha256
 from gradina.pipeline.model import StableDiffusion
 from gradina.request import Request, parse_concept
-from gradina.weights.formats.imagic import read_states
-from gradina.weights.formats.lora import read_lora
+from gradina.weights.formats.lora import read_lora, read_states
 from gradina.weights.formats.textual_inversion import read_embedding
 
 

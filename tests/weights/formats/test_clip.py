@@ -14,8 +14,7 @@ from transformers import AutoModel, CLIPModel, CLIPProcessor
 
 from gradina.errors import DiskError, WeightsError
 from gradina.models.clip import TextConfig
-from gradina.models.clip_pair import CLIP
-from gradina.models.clip_vision import ConvConfig, VisionConfig
+from gradina.models.clip_vision import CLIP, ConvConfig, VisionConfig
 from gradina.models.tokenizer import Tokenizer
 from gradina.tasks.retrieval import preprocess
 from gradina.weights.convert import convert

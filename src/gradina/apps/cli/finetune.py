@@ -201,7 +201,7 @@ def imagic(
     """Change what a picture shows, by words (Imagic); afterwards `--edit` draws it at any strength."""
     from gradina.training.data.captioned_image import CaptionedImage
     from gradina.training.finetune import methods
-    from gradina.weights.formats.imagic import read_states
+    from gradina.weights.formats.lora import read_states
 
     pictures = [CaptionedImage(Path(picture), prompt)]
     if not Path(picture).is_file():

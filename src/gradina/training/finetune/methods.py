@@ -30,7 +30,7 @@ from gradina.training.data.latents import LatentDataset
 from gradina.training.finetune.config import METHODS, FinetuneConfig
 from gradina.training.finetune.trainable import ExtendedEmbedding, FinetuneState, Trainable, prepared
 from gradina.training.loop import Loss
-from gradina.weights.formats.imagic import write_imagic
+from gradina.weights.formats.lora import write_imagic
 from gradina.weights.formats.textual_inversion import write_embedding
 
 log = logging.getLogger(__name__)

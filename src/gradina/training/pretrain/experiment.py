@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gradina.diffusion.schedule import Schedule
 from gradina.models.clip import TextTower
-from gradina.models.clip_pair import CLIP
+from gradina.models.clip_vision import CLIP
 from gradina.models.tokenizer import Tokenizer
 from gradina.models.vae import AutoencoderKL
 from gradina.pipeline.model import StableDiffusion

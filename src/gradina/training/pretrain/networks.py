@@ -10,8 +10,7 @@ import torch
 from torch import nn
 
 from gradina.models.clip import TextTower
-from gradina.models.clip_pair import CLIP
-from gradina.models.clip_vision import vision_tower
+from gradina.models.clip_vision import CLIP, vision_tower
 from gradina.models.tokenizer import Tokenizer
 from gradina.models.unet import UNet
 from gradina.training.data.dataset import generator

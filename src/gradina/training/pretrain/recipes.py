@@ -15,8 +15,7 @@ from gradina.diffusion.betas import BetaLaw
 from gradina.diffusion.schedule import Schedule
 from gradina.errors import RecipeError, RequestError, WeightsError
 from gradina.models.clip import TextConfig
-from gradina.models.clip_pair import CLIP
-from gradina.models.clip_vision import ConvConfig, VisionConfig
+from gradina.models.clip_vision import CLIP, ConvConfig, VisionConfig
 from gradina.models.unet import UNet, UNetConfig
 from gradina.models.vae import AutoencoderKL, VAEConfig
 from gradina.request import Defaults, Request

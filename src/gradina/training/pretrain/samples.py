@@ -7,7 +7,7 @@ from PIL import Image
 from torch import Tensor
 
 from gradina.images import grid
-from gradina.models.clip_pair import CLIP
+from gradina.models.clip_vision import CLIP
 from gradina.models.vae import AutoencoderKL
 from gradina.pipeline.generate import generate
 from gradina.pipeline.model import to_image

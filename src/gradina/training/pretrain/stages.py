@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from gradina.diffusion.conditioning import Cond
 from gradina.diffusion.denoiser import Denoiser, on_states
 from gradina.diffusion.prediction import prediction_named
-from gradina.models.clip_pair import CLIP
+from gradina.models.clip_vision import CLIP
 from gradina.models.vae import AutoencoderKL
 from gradina.training.data.dataset import Dataset, augment, generator
 from gradina.training.data.sources import load_dataset

@@ -1,6 +1,7 @@
 """LoRA files, as diffusers and peft write them, and as kohya's scripts do, which most others follow; both are written.
 
-The names of layers in a file are looked up among all spellings of the layers that the model has.
+The names of layers in a file are looked up among all spellings of the layers that the model has. An Imagic file holds
+text states beside a LoRA.
 """
 
 from __future__ import annotations
@@ -45,11 +46,7 @@ PEFT_CONFIG = "adapter_config.json"  # the same, beside peft's own files
 
 
 def read_lora(path: str | PathLike[str], unet: UNet, text: TextTower) -> LoRA:
-    """The LoRA in a safetensors file, for these networks; what is for a second text tower is left out, with a warning.
-
-    Raises WeightsError for a file that holds none, one of another kind, one that was made for another family, or one
-    with NaN or infinite values.
-    """
+    """The LoRA in a safetensors file, for these networks. Raises WeightsError for other kinds, families, and NaN."""
     path = Path(path)
     file = open_weights(path)
     check_plain_lora(path, file.tensors)
@@ -85,10 +82,7 @@ def write_lora(
     dialect: LoRADialect = "diffusers",
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes a LoRA for these networks. Raises DiskError.
-
-    diffusers and peft take alpha to be the rank unless their config says otherwise, so alpha is multiplied into `up`.
-    """
+    """Writes a LoRA for these networks. Raises DiskError."""
     save_weights(lora_state_dict(lora, unet, text, dialect), Path(path), metadata)
 
 
@@ -103,10 +97,28 @@ def lora_state_dict(lora: LoRA, unet: UNet, text: TextTower, dialect: LoRADialec
                 tensors |= {f"{name}.lora_down.weight": weights.down, f"{name}.lora_up.weight": weights.up}
                 tensors[f"{name}.alpha"] = torch.tensor(weights.alpha)
             else:
+                # diffusers and peft take alpha to be the rank unless their config says otherwise
                 name, scale = prefix + known[layer], weights.alpha / weights.rank
                 up = weights.up if scale == 1 else (weights.up.float() * scale).to(weights.up.dtype)
                 tensors |= {f"{name}.lora_A.weight": weights.down, f"{name}.lora_B.weight": up}
     return tensors
+
+
+def write_imagic(states: Tensor, lora: LoRA, path: str | PathLike[str], unet: UNet, text: TextTower) -> None:
+    """Writes text states (n, width), tuned towards a picture, and the LoRA where there is one. Raises DiskError."""
+    save_weights({STATES: states.detach().float(), **lora_state_dict(lora, unet, text)}, Path(path))
+
+
+def read_states(path: str | PathLike[str], width: int) -> Tensor:
+    """The text states (n, width) of an Imagic file. Raises WeightsError where there are none, or of another width."""
+    states = open_weights(Path(path)).tensors.get(STATES)
+    if states is None or states.ndim != 2:
+        raise WeightsError(f"{path}: is no edit (it has no states); expected a file that `gradina imagic` made")
+    if states.shape[1] != width:
+        raise WeightsError(f"{path}: its states are {states.shape[1]} wide, this model's {width}; take its own model")
+    if not torch.isfinite(states).all():
+        raise WeightsError(f"{path}: its states hold NaN or infinite values; make it again with `gradina imagic`")
+    return states
 
 
 def check_plain_lora(path: Path, names: Iterable[str]) -> None:

@@ -23,7 +23,7 @@ from gradina.tasks import retrieval
 from gradina.tasks.codec import Latents
 from gradina.weights import convert as weights_convert
 
-RECIPE = Path(__file__).parents[2] / "recipes" / "digits.toml"
+RECIPE = Path(__file__).parents[3] / "recipes" / "digits.toml"
 
 
 def names(room: Path) -> list[str]:
