@@ -30,7 +30,7 @@ from gradina.tasks.metrics import psnr
 from gradina.training.data.dataset import Split, generator
 from gradina.training.data.icons import Icons, with_article
 from gradina.training.data.sources import load_dataset
-from gradina.training.data.synthetic import BACKGROUND_NAMES, RELATIONS, IconScenes, pair_centres
+from gradina.training.data.synthetic import BACKGROUND_NAMES, PAIR_CENTRES, RELATIONS, IconScenes
 from gradina.training.pretrain.recipes import Recipe
 
 SCALES = (1.0, 3.0, 7.5, 14.0)
@@ -320,7 +320,7 @@ def two_things(evaluation: Evaluation, count: int) -> tuple[Figures, Image.Image
         things = torch.stack([vocabulary[torch.randperm(len(vocabulary), generator=key)[:2]] for _ in range(count)])
         prompts = [f"{evaluation.name_of(a)} {name} {evaluation.name_of(b)}" for a, b in things.tolist()]
         pixels = evaluation.draw(prompts)
-        found = torch.stack([predicted(evaluation.things, crop(pixels, at)) for at in pair_centres(relation)], dim=1)
+        found = torch.stack([predicted(evaluation.things, crop(pixels, at)) for at in PAIR_CENTRES[relation]], dim=1)
         figures[name] = {
             "both, where they should be": fraction((found == things).all(1)),
             "each, where it should be": fraction(found == things),
@@ -330,7 +330,7 @@ def two_things(evaluation: Evaluation, count: int) -> tuple[Figures, Image.Image
     scenes = replace(evaluation.trained, scenes=1.0, variants=1, seed=SEED)
     rows, correct = (scenes.plan["second"] >= 0).nonzero()[:200, 0], []
     for row in torch.split(rows, 1):
-        picture, places = scenes.pixels(row), pair_centres(int(scenes.plan["relation"][row]))
+        picture, places = scenes.pixels(row), PAIR_CENTRES[int(scenes.plan["relation"][row])]
         shown_there = scenes.icons.things[torch.cat([scenes.plan["first"][row], scenes.plan["second"][row]])]
         correct.append(predicted(evaluation.things, torch.cat([crop(picture, at) for at in places])) == shown_there)
     figures["real scenes"] = {"both, where they should be": fraction(torch.stack(correct).all(1))}

@@ -9,11 +9,10 @@ import struct
 import threading
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
 from os import PathLike
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image, ImageChops, ImageFilter, ImageOps, UnidentifiedImageError
 
@@ -22,8 +21,6 @@ from gradina.request_checks import MAX_PIXELS
 
 if TYPE_CHECKING:
     from gradina.request import ImageLike
-
-T = TypeVar("T")
 
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM")
 SAVE_OPTIONS: dict[str, dict[str, Any]] = {  # of Pillow, by the suffix of the file
@@ -143,10 +140,11 @@ def _flatten(image: Image.Image, mode: str, background: str) -> Image.Image:
     return flat
 
 
-def _read(source: ImageLike | bytes, what: str, convert: Callable[[Image.Image], T], max_pixels: int = MAX_PIXELS) -> T:
+@contextmanager
+def _decoding(source: ImageLike | bytes, what: str, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
     with open_image(source, what, max_pixels) as image:
         try:
-            return convert(image)
+            yield image
         except DECODE_ERRORS as error:
             reason = f"{_name(source)} is damaged or truncated ({error}); give another file"
             raise PictureError(f"{what}: {reason}") from error
@@ -158,7 +156,8 @@ def open_picture(source: ImageLike | bytes, what: str = "init_image", max_pixels
     Applies the EXIF orientation, composites transparency over white, and scales grey of more than eight bits. Raises
     PictureError, which begins with `what`: no such file, no picture, damaged, or larger than `max_pixels`.
     """
-    return _read(source, what, partial(_flatten, mode="RGB", background="white"), max_pixels)
+    with _decoding(source, what, max_pixels) as image:
+        return _flatten(image, "RGB", "white")
 
 
 def open_mask(source: ImageLike | bytes, what: str = "mask_image") -> Image.Image:
@@ -168,7 +167,8 @@ def open_mask(source: ImageLike | bytes, what: str = "mask_image") -> Image.Imag
 
 def open_mask_and_holes(source: ImageLike | bytes, what: str = "mask_image") -> tuple[Image.Image, bool]:
     """The mask as `open_mask` gives it, and whether it is really a picture with holes, as some programs mark masks."""
-    return _read(source, what, lambda image: (_flatten(image, "L", "black"), _has_holes(image)))
+    with _decoding(source, what) as image:
+        return _flatten(image, "L", "black"), _has_holes(image)
 
 
 def _has_holes(image: Image.Image) -> bool:

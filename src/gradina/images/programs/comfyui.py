@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gradina.errors import PictureError
-from gradina.images.programs.settings import ProgramSettings, load_object
+from gradina.images.programs.settings import ProgramSettings, load_object, pick
 
 PIPES = ("pipe", "basic_pipe", "sdxl_pipe", "context", "base_ctx")  # inputs with model, prompts and latents in one
 IMAGES = (  # inputs that lead from a saved picture to a sampler, and on to its first latents
@@ -26,7 +26,7 @@ SIDES = (("width", "height"), ("empty_latent_width", "empty_latent_height"))
 _PASSED_ON = re.compile(r"|\*|in|source|value|(any|anything|input)(_?\d+)?")  # inputs of reroutes and switches
 _PIECE = re.compile(r"(?:text|string|str|arg|prompt)_?(?:[a-z]|\d+)")  # inputs of nodes that join texts
 _LORA = re.compile(r"lora_name(_\d+)?|lora(\d+)_name")
-VALUES = {"steps": "steps", "seed": "seed", "guidance_scale": "cfg"}  # field of a Request: key
+VALUES = {"steps": "steps", "seed": "seed", "cfg": "guidance_scale"}  # key: field of a Request
 SAMPLER_KEYS = ("steps", "cfg", "sampler_name", "scheduler", "denoise", "add_noise")
 SCHEDULES = {"SDTurbo": "Turbo", "BetaSampling": "Beta"}  # nodes whose name is not that of the schedule
 
@@ -179,10 +179,7 @@ def _settings(graph: Graph) -> ProgramSettings:
     return ProgramSettings(
         prompt=found["positive"],
         negative_prompt=found["negative"],
-        values={
-            **{name: (key, found[key]) for name, key in VALUES.items()},
-            **{side: (side, sides.get(side)) for side in ("width", "height")},
-        },
+        values=pick(found, VALUES) | {side: (side, sides.get(side)) for side in ("width", "height")},
         sampler=found["sampler_name"],
         schedule=found["scheduler"],
         model={"name": next((name for value in names if (name := _value(graph, value, "ckpt_name"))), None)},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 from gradina.errors import RecipeError
@@ -13,6 +14,8 @@ from gradina.training.data.captioned_image import CaptionedImage, Note, caption_
 
 SIDECAR_SUFFIXES = (".txt", ".caption", ".json")  # by priority
 CAPTION_PARTS = ("", "caption", "text", "prompt")  # between the key of a sample in a shard and the suffix, by priority
+
+nfc = partial(unicodedata.normalize, "NFC")  # a name in composed Unicode, as all systems but macOS write it
 
 
 class NameIndex:
@@ -33,11 +36,6 @@ class NameIndex:
             if len(found) == 1:
                 return found[0]
         return None
-
-
-def nfc(name: str) -> str:
-    """A name in composed Unicode, as all systems but macOS write it."""
-    return unicodedata.normalize("NFC", name)
 
 
 def stem(name: str) -> str:

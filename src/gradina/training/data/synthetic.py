@@ -29,6 +29,8 @@ MAX_SCALE = 0.98  # side of a thing, as a fraction of the picture's
 PAIR_SCALE = 0.48  # the same, of each of two
 STYLE_NAMED, OTHER_STYLE_NAMED = 0.6, 0.97  # how often a caption names the style; the same where it is not the default
 RELATIONS = ("and", "left of", "right of", "above", "below")
+LEFT, RIGHT, UP, DOWN = (0.26, 0.5), (0.74, 0.5), (0.5, 0.26), (0.5, 0.74)  # (x, y) in fractions of the side
+PAIR_CENTRES = ((LEFT, RIGHT), (LEFT, RIGHT), (RIGHT, LEFT), (UP, DOWN), (DOWN, UP))  # of two things, by relation
 
 
 @dataclass(frozen=True)
@@ -187,7 +189,7 @@ def layers(plan: dict[str, Tensor]) -> list[tuple[Tensor, Tensor, Tensor, Tensor
     """The layers of some planned pictures, bottom-up: the pictures that have it, icons, scales, centres (x, y)."""
     two = plan["second"] >= 0
     slack = ((1 - plan["scale"]) / 2)[:, None]
-    centres = torch.tensor([pair_centres(i) for i in range(len(RELATIONS))])[plan["relation"]]  # (b, 2, 2)
+    centres = torch.tensor(PAIR_CENTRES)[plan["relation"]]  # (b, 2, 2)
     first = torch.where(two[:, None], centres[:, 0], 0.5 + plan["offset"].clamp(-slack, slack))
     scale = torch.where(two, PAIR_SCALE, plan["scale"])
     pairs = two.nonzero()[:, 0]
@@ -222,12 +224,6 @@ def place(icons: Tensor, scale: Tensor, centre: Tensor, degrees: float, key: tor
     linear = rows.view(-1, 2, 2) / scale[:, None, None]
     theta = torch.cat([linear, -linear @ (2 * centre - 1)[:, :, None]], dim=2)
     return F.grid_sample(icons, F.affine_grid(theta, list(icons.shape), align_corners=False), align_corners=False)
-
-
-def pair_centres(relation: int) -> tuple[tuple[float, float], tuple[float, float]]:
-    """The centres (x, y) of two things in one of `RELATIONS`, in fractions of the side."""
-    left, right, up, down = (0.26, 0.5), (0.74, 0.5), (0.5, 0.26), (0.5, 0.74)
-    return ((left, right), (left, right), (right, left), (up, down), (down, up))[relation]
 
 
 def icon_scenes(recipe: Recipe, folders: list[Path], split: Split = "train") -> IconScenes:
