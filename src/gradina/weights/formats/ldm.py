@@ -57,8 +57,7 @@ def read_file(
     """An original single-file checkpoint of Stable Diffusion 1.x or 2.x; mapped, and detected by its tensors.
 
     `prediction` (eps, v, x0) overrides what is detected; `fallback_vae` is read where the file has no autoencoder.
-    Warns with PredictionWarning where the prediction is a guess; raises WeightsError for a file that is truncated, of
-    another family, or lacking parameters.
+    Warns with PredictionWarning where the prediction is a guess; raises WeightsError for a file of another kind.
     """
     weights = open_weights(path)
     if fallback_vae is not None and not weights.under(detect.VAE):
