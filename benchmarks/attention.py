@@ -20,7 +20,8 @@ from torch.nn import functional as F
 
 from gradina.bench.timing import Times
 from gradina.kernels.bindings import SoftmaxKernel, native
-from gradina.kernels.dispatch import SHORT, matmul_attention
+from gradina.kernels.dispatch import SHORT
+from gradina.kernels.operations import matmul_attention
 from gradina.nn.ops import attention
 
 # batch, heads, queries, keys, head dimension

@@ -7,7 +7,7 @@ import json
 import logging
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from os import PathLike
 from pathlib import Path
 
@@ -74,17 +74,12 @@ def read_text(path: str | PathLike[str], error: type[GradinaError], what: str = 
 def decode_text(data: bytes) -> tuple[str | None, str]:
     """Text and encoding: that of the byte-order mark, else UTF-8, else what fits; None where nothing does."""
     marked = [encoding for mark, encoding in BYTE_ORDER_MARKS if data.startswith(mark)]
-    if marked:
-        return next(
-            ((text, name) for name in marked if (text := _decode_as(data, name)) is not None), (None, marked[0])
-        )
-    text, encoding = _decode_as(data, "utf-8"), "utf-8"
-    if text is None and (wide := _utf16_without_mark(data)):
-        text, encoding = _decode_as(data, wide), wide
-    if text is None:
-        text, encoding = _decode_as(data, FALLBACK), FALLBACK
-        text = None if text is None or CONTROL.search(text) or NON_LATIN.search(text) else text
-    return text, encoding
+    for encoding in marked or ("utf-8", _utf16_without_mark(data), FALLBACK):
+        text = _decode_as(data, encoding) if encoding else None
+        is_other = encoding == FALLBACK and text and (CONTROL.search(text) or NON_LATIN.search(text))
+        if text is not None and not is_other:
+            return text, encoding
+    return None, encoding
 
 
 def _decode_as(data: bytes, encoding: str) -> str | None:
@@ -115,6 +110,13 @@ def parse_json(text: str, unique_keys: bool = False) -> object:
         raise ValueError(f"{error.msg}, {line}column {error.colno}") from None
     except RecursionError:
         raise ValueError("it is nested too deep") from None
+
+
+def json_or_none(text: str) -> object:
+    """The value of a JSON text; None where it is invalid."""
+    with suppress(ValueError):
+        return parse_json(text)
+    return None
 
 
 def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:

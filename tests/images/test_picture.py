@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from gradina.errors import DiskError, RequestError
-from gradina.images.metadata import read_picture
 from gradina.images.open import SAVE_OPTIONS, open_picture
-from gradina.images.picture import Picture, save_picture
+from gradina.images.picture import Picture, read_picture
 from gradina.request import Defaults, Request
 
 from .conftest import requests
@@ -39,7 +38,7 @@ ANY = requests(st.text(st.characters(), max_size=60))  # lone surrogates, contro
 @QUICK
 def test_file_round_trip(tmp_path: Path, suffix: str, request_: Request) -> None:
     path = tmp_path / f"a{suffix}"
-    save_picture(picture(request_), path)
+    picture(request_).save(path)
     record = read_picture(path)
     assert record.request == request_
     assert record.model == MODEL
@@ -53,7 +52,7 @@ def test_file_round_trip(tmp_path: Path, suffix: str, request_: Request) -> None
 @pytest.mark.parametrize("suffix", SAVE_OPTIONS)
 def test_text_is_where_other_programs_read_it(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a{suffix}"
-    save_picture(picture(Request(prompt="Кот, 猫 🐈", seed=3)), path)
+    picture(Request(prompt="Кот, 猫 🐈", seed=3)).save(path)
     with Image.open(path) as image:
         if suffix == ".png":
             text = image.info["parameters"]
@@ -68,18 +67,18 @@ def test_text_is_where_other_programs_read_it(tmp_path: Path, suffix: str) -> No
 @pytest.mark.parametrize("suffix", [".png", ".webp"])
 def test_lossless_formats_keep_pixels(tmp_path: Path, suffix: str) -> None:
     one = picture(Request(prompt="x"))
-    save_picture(one, tmp_path / f"a{suffix}")
+    one.save(tmp_path / f"a{suffix}")
     with Image.open(tmp_path / f"a{suffix}") as image:
         assert image.convert("RGB").tobytes() == one.image.tobytes()
 
 
 def test_embedded_picture_is_no_larger_than_used(tmp_path: Path) -> None:
-    save_picture(picture(Request(init_image=Image.effect_noise((640, 320), 80))), tmp_path / "a.png")
+    picture(Request(init_image=Image.effect_noise((640, 320), 80))).save(tmp_path / "a.png")
     got = read_picture(tmp_path / "a.png").request.init_image
     assert isinstance(got, Image.Image)
     assert got.size == (16, 8)
     small = Image.new("RGB", (5, 3), (1, 2, 3))
-    save_picture(picture(Request(init_image=small)), tmp_path / "a.png")
+    picture(Request(init_image=small)).save(tmp_path / "a.png")
     assert read_picture(tmp_path / "a.png").request.init_image == small
 
 
@@ -87,20 +86,20 @@ def test_jpeg_without_room_keeps_the_a1111_text(tmp_path: Path, caplog: pytest.L
     noise = Image.effect_noise((256, 256), 90)
     request = Request(prompt="x", init_image=noise, seed=1).resolved(Defaults())
     with caplog.at_level(logging.WARNING):
-        save_picture(Picture(noise, 1, request), tmp_path / "a.jpg")
+        Picture(noise, 1, request).save(tmp_path / "a.jpg")
     assert "too large for a JPEG" in caplog.text
     assert read_picture(tmp_path / "a.jpg").source == "a1111"
-    save_picture(Picture(noise, 1, request), tmp_path / "a.webp")
+    Picture(noise, 1, request).save(tmp_path / "a.webp")
     assert read_picture(tmp_path / "a.webp").request.init_image == open_picture(noise)
     with pytest.raises(RequestError, match="too long for a JPEG"):
-        save_picture(picture(Request(prompt="x" * 40_000)), tmp_path / "b.jpg")
+        picture(Request(prompt="x" * 40_000)).save(tmp_path / "b.jpg")
 
 
 def test_unsavable_pictures(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=r"there is no '\.bmp'.*\.png, \.jpg, \.jpeg, \.webp"):
-        save_picture(picture(Request()), tmp_path / "a.bmp")
+        picture(Request()).save(tmp_path / "a.bmp")
     with pytest.raises(RequestError, match=r"draws 3 pictures; describe one, request\.alone\(i\)"):
-        save_picture(picture(Request(images=3)), tmp_path / "a.png")
+        picture(Request(images=3)).save(tmp_path / "a.png")
     with pytest.raises(DiskError, match="make the folder first"):
         picture(Request()).save(tmp_path / "none" / "a.png")
     assert not list(tmp_path.iterdir())

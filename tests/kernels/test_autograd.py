@@ -14,7 +14,8 @@ from gradina.kernels import autograd
 from gradina.kernels import dispatch as dispatch_module
 from gradina.kernels.autograd import BlockwiseAttention, Conv3x3Function, GEGLUFunction, GroupNormFunction
 from gradina.kernels.bindings import GEGLUKernel, SoftmaxKernel, native
-from gradina.kernels.dispatch import dispatch, matmul_attention
+from gradina.kernels.dispatch import dispatch
+from gradina.kernels.operations import matmul_attention
 from gradina.nn.conv import Conv2d
 from gradina.nn.ops import geglu
 

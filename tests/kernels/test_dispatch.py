@@ -23,10 +23,10 @@ from gradina.kernels.dispatch import (
     heads,
     is_conv3x3,
     kernels_for,
-    matmul_attention,
     phase,
 )
 from gradina.kernels.gemm import Conv3x3Kernel
+from gradina.kernels.operations import matmul_attention
 from gradina.nn.conv import Conv2d
 from gradina.nn.ops import attention
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from gradina.errors import RecipeError
-from gradina.models.clip import TextConfig, VisionConfig
-from gradina.models.clip_vision import CLIP
+from gradina.models.clip import TextConfig
+from gradina.models.clip_vision import CLIP, VisionConfig
 from gradina.training import loop
 from gradina.training.loop import Settings, State, autocast, train
 from gradina.training.losses import contrastive

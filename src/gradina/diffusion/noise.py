@@ -1,4 +1,4 @@
-"""Randomness as an argument: one seed per picture, drawn on the CPU, so that a batch never changes a picture."""
+"""Randomness as an argument: one seed per picture, drawn on the CPU, so that batching never changes a picture."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ class Noise:
         self._paths = [Brownian(seed, shape) for seed in seeds]
 
     def __call__(self) -> Tensor:
-        """Fresh noise (b, *shape), independent of all before."""
+        """New noise (b, *shape), independent of all before."""
         drawn = [torch.randn((1, *self.shape), generator=generator) for generator in self._generators]
         return torch.cat(drawn).to(self.device, self.dtype)
 
-    def brownian(self, a: float | Tensor, b: float | Tensor) -> Tensor:
-        """Unit noise (b, *shape) of one Brownian path per picture between the noise levels a != b: its increment over
-        sqrt(|a - b|). Intervals that overlap share their noise; the order of the questions changes nothing."""
-        a, b = float(a), float(b)
-        increments = [path(b) - path(a) for path in self._paths]
-        return (torch.stack(increments) / math.sqrt(abs(a - b))).to(self.device, self.dtype)
+    def brownian(self, sigma: float | Tensor, sigma_next: float | Tensor) -> Tensor:
+        """Unit noise (b, *shape) of one Brownian path per picture, for sigma != sigma_next: its increment over
+        sqrt(|sigma - sigma_next|). Overlapping intervals share their noise; the order of calls changes nothing."""
+        start, end = float(sigma), float(sigma_next)
+        increments = [path(end) - path(start) for path in self._paths]
+        return (torch.stack(increments) / math.sqrt(abs(start - end))).to(self.device, self.dtype)

@@ -1,9 +1,9 @@
-"""What a network was trained to say (the noise, the velocity or the picture), as scalings of one equation.
+"""What a network was trained to predict (the noise, the velocity or the picture), as scalings of one equation.
 
     denoised = c_skip(sigma) * x + c_out(sigma) * network(c_in(sigma) * x, t)
 
-The fourth scaling, c_noise, is `Schedule.t_of`: the time step at which the network knows a noise level. What a network
-should say is the same equation solved for its output, with both scalings in the form that has its limits.
+The fourth scaling, c_noise, is `Schedule.t_of`: the time step that stands for a noise level. The training target is the
+same equation solved for the output, with both scalings in the form that is finite at sigma 0 and infinity.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Scaling = Callable[[Tensor], Tensor]
 
 
 def over(a: Tensor, x: Tensor) -> Tensor:
-    """`a`, one number for all (0-d) or one for each image (b,), shaped to multiply x (b, c, h, w) in x's type."""
+    """`a`, a scalar () or one value for each example (b,), shaped to multiply x (b, c, h, w), in x's dtype."""
     return a if a.ndim == 0 else a.to(x).view(-1, *[1] * (x.ndim - 1))
 
 
@@ -37,20 +37,20 @@ class Prediction:
     diffusers: str
     c_skip: Scaling
     c_out: Scaling
-    of_picture: Scaling  # how much of z, and
-    of_noise: Scaling  # how much of n is in what a perfect network says
+    of_picture: Scaling  # the weight of z in the target, and
+    of_noise: Scaling  # the weight of n
     c_in: Scaling = _variance_preserving
 
     def denoised(self, x: Tensor, sigma: Tensor, output: Tensor) -> Tensor:
-        """The guess of x0 that the network's `output` at (x, sigma) stands for; all (b, c, h, w)."""
+        """The estimate of x0 that the network's `output` at (x, sigma) stands for; all (b, c, h, w)."""
         return over(self.c_skip(sigma), x) * x + over(self.c_out(sigma), x) * output
 
     def output(self, x: Tensor, sigma: Tensor, denoised: Tensor) -> Tensor:
-        """What the network said at (x, sigma > 0) to mean `denoised`; the inverse of `denoised`."""
+        """The network's output at (x, sigma > 0) for a `denoised`: the inverse of the method `denoised`."""
         return (denoised - over(self.c_skip(sigma), x) * x) / over(self.c_out(sigma), x)
 
     def target(self, z: Tensor, n: Tensor, sigma: Tensor) -> Tensor:
-        """What a perfect network says at x = z + sigma * n, from sigma 0 to infinity: `output` of (x, z)."""
+        """The output to train for at x = z + sigma * n, for sigma from 0 to infinity: `output` of (x, sigma, z)."""
         return over(self.of_picture(sigma), z) * z + over(self.of_noise(sigma), z) * n
 
 

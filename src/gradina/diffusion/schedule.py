@@ -1,4 +1,4 @@
-"""Noise levels: betas <-> sigmas <-> time steps, and the falling levels at which a sampler stops.
+"""Noise levels: betas <-> sigmas <-> time steps, and the falling levels of a sampler's run.
 
 Time steps exist only where a network was trained with them, and are converted here and nowhere else.
 """
@@ -27,7 +27,7 @@ class Schedule:
     sigmas: Tensor  # (T,) float64, rising
     steps_offset: int = 1  # time steps by which the leading levels are moved up
     set_alpha_to_one: bool = False  # whether ddim and pndm end at sigma 0 instead of sigmas[0]
-    timestep_spacing: str = "leading"  # how the model's makers drew from it: leading, linspace or trailing
+    timestep_spacing: str = "leading"  # how the model's authors sampled: leading, linspace or trailing
     law: BetaLaw | None = None  # how the betas were made, if it has a name
 
     @classmethod
@@ -74,7 +74,7 @@ def sd_schedule(**fields: Any) -> Schedule:
 
 
 # --- the levels of a run ---
-# A spacing gives n falling levels of a schedule; `whole` asks for whole time steps. Levels before the end only.
+# A spacing gives n falling levels of a schedule, without the end; `whole` rounds time steps.
 
 Spacing = Callable[[Schedule, int, bool], Tensor]
 

@@ -9,26 +9,22 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from gradina.errors import RequestError
 from gradina.images.infotext_grammar import NEGATIVE, parse
 from gradina.images.programs.names import SAMPLERS, SCHEDULES, sampler_and_schedule, short
-from gradina.images.programs.settings import noted, syntax_notes, without_networks
+from gradina.images.programs.settings import noted, syntax_notes, to_number, without_networks
 from gradina.request import Request
 
 
-def integer(text: str) -> int:
-    """An integer, also as 20.0; raises ValueError for any other number."""
-    value = number(text)
-    if value != int(value):
-        raise ValueError(f"{text} is no whole number")
-    return int(text) if text.strip().removeprefix("-").isdecimal() else int(value)
+def number(text: str, kind: type = float) -> float:
+    """A number, also with a decimal comma; raises ValueError."""
+    return to_number(text.replace(",", "."), kind)
 
 
-def number(text: str) -> float:
-    """A number, also with a decimal comma."""
-    return float(text.replace(",", "."))
+integer = partial(number, kind=int)
 
 
 # A1111's key           field                conversion
@@ -190,7 +186,7 @@ def write_parameters(request: Request, model: dict[str, str] | None = None, vers
     pairs: dict[str, object] = {
         "Steps": request.steps,
         "Sampler": {sampler: name for name, sampler, _, _ in SAMPLERS}.get(str(request.sampler)),
-        "Schedule type": {schedule: name for name, schedule in reversed(SCHEDULES)}.get(str(request.schedule)),
+        "Schedule type": SCHEDULES[request.schedule][0] if request.schedule else None,
         "CFG scale": request.guidance_scale,
         "Seed": request.seed,
         "Size": f"{request.width}x{request.height}" if request.width and request.height else None,

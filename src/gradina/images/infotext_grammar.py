@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice
 
 NEGATIVE = "Negative prompt:"
 MAX_TRIES = 8  # of positions inside a line at which settings may begin
@@ -86,14 +87,18 @@ def _without_separator(text: str) -> str:
 def _find_settings(text: str, known: Mapping[str, str]) -> tuple[int, int, dict[str, str]]:
     """Start and end of the settings, and the settings; both are the end of the text if there are none."""
     names = set(known.values())
-    found: tuple[int, int, dict[str, str]] | None = None
-    at = 0
-    while line := _STEPS_LINE.search(text, at):  # not one inside a quoted value: the search continues after it
-        pairs, at = _settings(text, line.start(), known)
-        found = line.start(), at, pairs
-    if found:
-        return _with_further_lines(text, *found, known)
-    for inside, _ in zip(_INSIDE.finditer(text), range(MAX_TRIES), strict=False):
+    start, end, pairs = 0, 0, dict[str, str]()
+    while line := _STEPS_LINE.search(text, end):  # not one inside a quoted value: the search continues after it
+        start = line.start()
+        pairs, end = _settings(text, start, known)
+    while pairs and end < len(text):  # the next lines, as long as they have only known keys
+        more, at = _settings(text, end + 1, known)
+        if not more or not more.keys() <= names or not all(more.values()):
+            break
+        pairs, end = more | pairs, at
+    if pairs:
+        return start, end, pairs
+    for inside in islice(_INSIDE.finditer(text), MAX_TRIES):
         pairs, end = _settings(text, inside.start(), known)
         no_prompt = inside[0].startswith("Steps") or all(pairs.values())  # no words without a key
         if len(pairs.keys() & names) >= 3 and "Steps" in pairs and no_prompt:
@@ -106,19 +111,6 @@ def _find_settings(text: str, known: Mapping[str, str]) -> tuple[int, int, dict[
     if begins and len(with_value) >= 3 and len(pairs.keys() & names) >= least:
         return start, end, pairs
     return len(text), len(text), {}
-
-
-def _with_further_lines(
-    text: str, start: int, end: int, pairs: dict[str, str], known: Mapping[str, str]
-) -> tuple[int, int, dict[str, str]]:
-    """The settings of a line, with those of the next lines that have only known keys."""
-    names = set(known.values())
-    while end < len(text):
-        more, at = _settings(text, end + 1, known)
-        if not more or not more.keys() <= names or not all(more.values()):
-            break
-        pairs, end = more | pairs, at
-    return start, end, pairs
 
 
 def parse(text: str, known: Mapping[str, str]) -> Parts:

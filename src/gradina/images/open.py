@@ -10,7 +10,7 @@ import threading
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from os import PathLike
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -33,6 +33,7 @@ SAVE_OPTIONS: dict[str, dict[str, Any]] = {  # of Pillow, by the suffix of the f
     ".webp": {"format": "WEBP", "lossless": True},
 }  # fmt: skip
 UNSUPPORTED_SIGNATURES = (  # the first bytes of other files with the suffix of a picture
+    (rb"\Z", "empty"),
     (rb".{4}ftyp(hei|hev|mif|msf)", "HEIC"),
     (rb"\xff\x0a|\0\0\0\x0cJXL", "JPEG XL"),
     (rb"8BPS", "PSD"),
@@ -53,14 +54,6 @@ DECODE_ERRORS = (
 _filter_lock = threading.Lock()  # the list of warning filters belongs to the whole process
 
 
-@contextmanager
-def _without_warnings() -> Iterator[None]:
-    """Suppresses Pillow's warnings, whose causes are harmless here or raise PictureError."""
-    with _filter_lock, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
 def _name(source: ImageLike | bytes) -> str:
     if isinstance(source, Image.Image | bytes):
         return "the file" if isinstance(source, bytes) else "the picture"
@@ -78,17 +71,20 @@ def check_file(path: str | PathLike[str], what: str) -> str:
 @contextmanager
 def open_image(source: ImageLike | bytes, what: str, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
     """The picture with its header read and its size checked, its pixels not yet decoded; raises PictureError."""
-    with _without_warnings():
-        if isinstance(source, Image.Image):
-            _check_size(source, what, _name(source), max_pixels)
-            yield source
-            return
-        with _open_file(source, what, max_pixels) as image:
-            _check_size(image, what, _name(source), max_pixels)
-            yield image
+    # What Pillow warns of is harmless here or raises PictureError.
+    with _filter_lock, warnings.catch_warnings(action="ignore"), _open(source, what, max_pixels) as image:
+        name, (width, height) = _name(source), image.size
+        if width * height > max_pixels:
+            got = f"{width} x {height} pixels, {width * height / 1e6:.1f} megapixels"
+            raise PictureError(f"{what}: {name} is {got} (at most {max_pixels / 1e6:.1f}); make it smaller first")
+        if not width or not height:
+            raise PictureError(f"{what}: {name} is {width} x {height} pixels; give a picture with pixels in it")
+        yield image
 
 
-def _open_file(source: str | PathLike[str] | bytes, what: str, max_pixels: int) -> Image.Image:
+def _open(source: ImageLike | bytes, what: str, max_pixels: int) -> AbstractContextManager[Image.Image]:
+    if isinstance(source, Image.Image):
+        return nullcontext(source)
     path = _name(source)
     file = io.BytesIO(source) if isinstance(source, bytes) else check_file(source, what)
     try:
@@ -114,21 +110,10 @@ def _signature(source: str | PathLike[str] | bytes) -> str:
     """What a file is by its first bytes, for a message; "" where that is unknown."""
     with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
         data = file.read(64)
-    if not data:
-        return "it is empty; "
-    return next(
-        (f"it is {kind}; " for mark, kind in UNSUPPORTED_SIGNATURES if re.match(mark, data, re.IGNORECASE | re.DOTALL)),
-        "",
-    )
-
-
-def _check_size(image: Image.Image, what: str, name: str, max_pixels: int) -> None:
-    width, height = image.size
-    if width * height > max_pixels:
-        got = f"{width} x {height} pixels, {width * height / 1e6:.1f} megapixels"
-        raise PictureError(f"{what}: {name} is {got} (at most {max_pixels / 1e6:.1f}); make it smaller first")
-    if not width or not height:
-        raise PictureError(f"{what}: {name} is {width} x {height} pixels; give a picture with pixels in it")
+    for mark, kind in UNSUPPORTED_SIGNATURES:
+        if re.match(mark, data, re.IGNORECASE | re.DOTALL):
+            return f"it is {kind}; "
+    return ""
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

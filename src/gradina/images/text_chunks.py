@@ -1,4 +1,4 @@
-"""The texts in a picture's file, decoded, by keyword or tag: PNG chunks, Exif, XMP, comments.
+"""The texts in a picture's file, decoded, by keyword or tag: PNG chunks, Exif, XMP, comments, low bits of pixels.
 
 Many writers ignore the encoding that a format prescribes, so the most plausible of several encodings is taken.
 """
@@ -6,6 +6,7 @@ Many writers ignore the encoding that a format prescribes, so the most plausible
 from __future__ import annotations
 
 import html
+import json
 import os
 import re
 import struct
@@ -18,7 +19,8 @@ from typing import Any, BinaryIO
 from PIL import ExifTags, Image
 
 from gradina.errors import PictureError
-from gradina.images.open import DECODE_ERRORS, check_file, open_image
+from gradina.images.open import DECODE_ERRORS, MAX_SOURCE_PIXELS, check_file, open_image
+from gradina.texts import json_or_none
 
 MAX_TEXT_BYTES = 64 * 2**20  # of one file
 MAX_CHUNKS = 1_000_000
@@ -29,6 +31,9 @@ COMMENT_CODES = (b"UNICODE\0", b"ASCII\0\0\0", b"JIS\0\0\0\0\0", bytes(8))  # at
 XMP = {  # elements, by the names of the same in Exif
     "sdcpp:parameters": "parameters", "exif:UserComment": "UserComment", "dc:description": "ImageDescription",
 }  # fmt: skip
+
+MAGIC = {b"stealth_pngcomp": True, b"stealth_pnginfo": False}  # whether the text is compressed (gzip)
+HEAD_BITS = 8 * (len(b"stealth_pngcomp") + 4)  # magic, and length in bits
 
 
 def read_texts(path: str | PathLike[str], what: str = "picture") -> dict[str, str]:
@@ -137,6 +142,43 @@ def _exif(exif: Image.Exif) -> dict[str, str]:
             decode = decode_comment if name == "UserComment" else _utf16 if name.startswith("XP") else decode_text
             found.setdefault(name, decode(data))
     return found
+
+
+def read_hidden_texts(path: str | PathLike[str], what: str = "picture") -> dict[str, str]:
+    """The texts in the lowest bits of the alpha channel, column by column, as NovelAI writes them; decodes the pixels.
+
+    Raises PictureError for a damaged text.
+    """
+    try:
+        with open_image(path, what, MAX_SOURCE_PIXELS) as image:
+            if image.mode != "RGBA" or image.format not in ("PNG", "WEBP"):
+                return {}
+            alpha = image.getchannel("A").transpose(Image.Transpose.TRANSPOSE).tobytes()
+    except DECODE_ERRORS:  # among them PictureError: a file that cannot be opened hides nothing
+        return {}
+    head = _low_bits(alpha[:HEAD_BITS])
+    if head[:15] not in MAGIC:
+        return {}
+    length = int.from_bytes(head[15:])
+    data = _low_bits(alpha[HEAD_BITS : HEAD_BITS + length])
+    try:
+        unpacked = zlib.decompressobj(31).decompress(data, MAX_TEXT_BYTES) if MAGIC[head[:15]] else data
+    except zlib.error:
+        unpacked = b""
+    if not unpacked or length > len(alpha) - HEAD_BITS:
+        raise PictureError(f"{what}: {os.fspath(path)} hides a damaged text in its alpha channel; give another copy")
+    text = decode_text(unpacked)
+    chunks = json_or_none(text)
+    if not isinstance(chunks, dict) or "Comment" not in chunks:
+        return {"parameters": text}  # of A1111
+    return {str(key): value if isinstance(value, str) else json.dumps(value) for key, value in chunks.items()}
+
+
+def _low_bits(pixels: bytes) -> bytes:
+    """The lowest bits of the pixels as bytes, most significant first."""
+    whole = pixels[: len(pixels) // 8 * 8]
+    bits = whole.translate(bytes(48 + (value & 1) for value in range(256)))  # "0" or "1"
+    return int(bits, 2).to_bytes(len(whole) // 8) if whole else b""
 
 
 def decode_text(data: bytes) -> str:

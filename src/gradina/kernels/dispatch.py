@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +18,7 @@ from torch.nn import functional as F
 from gradina.kernels.autograd import (
     SMALL_MAP,
     BlockwiseAttention,
-    Conv3x3Function,
     GEGLUFunction,
-    GroupNormFunction,
-    SoftmaxFunction,
 )
 from gradina.kernels.bindings import (
     AttentionKernel,
@@ -36,10 +33,22 @@ from gradina.kernels.bindings import (
 )
 from gradina.kernels.build import Build, build_for
 from gradina.kernels.gemm import Conv3x3Kernel, LinearKernel
+from gradina.kernels.operations import (
+    Operation,
+    bfloat16,
+    conv3x3,
+    linear,
+    matmul_attention,
+    native_pointwise,
+    onednn_conv,
+    onednn_linear,
+    onednn_pointwise,
+    train_conv3x3,
+    train_group_norm,
+    train_pointwise,
+)
 from gradina.kernels.prepack import PackedWeight
 
-Operation = Callable[..., Tensor]
-Bias = Tensor | None
 Make = Callable[[Build | None], Operation | None]
 Phase = Literal["inference", "frozen", "training"]
 
@@ -190,77 +199,18 @@ def trains_in_c(x: Tensor, conv: nn.Conv2d, residual: Tensor | None = None) -> b
     return len(x) * pixels * conv.out_channels * conv.in_channels >= MIN_CONV_WORK
 
 
+def has_bfloat16(x: Tensor) -> bool:
+    """Whether there is a kernel that converts to bfloat16."""
+    return native(BFloat16Kernel, torch.bfloat16) is not None
+
+
 def _is_plain(conv: nn.Conv2d) -> bool:
     return conv.stride == conv.dilation == (1, 1) and conv.groups == 1 and conv.padding_mode == "zeros"
-
-
-def matmul_attention(softmax: SoftmaxKernel | None, q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> Tensor:
-    """Attention as plain products: its backward in bf16 is three to seven times as fast (benchmarks/attention.py)."""
-    scale = q.shape[-1] ** -0.5
-    if softmax is not None and not causal:
-        return cast(Tensor, SoftmaxFunction.apply(softmax, q @ k.mT, scale)) @ v  # type: ignore[no-untyped-call]
-    scores = q * scale @ k.mT
-    if causal:
-        later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
-        scores = scores.masked_fill(later, float("-inf"))
-    return torch.softmax(scores, dim=-1) @ v
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Attention in the phase that it is called in."""
     return (dispatch("attention", q, k) or F.scaled_dot_product_attention)(q, k, v)
-
-
-def _train_group_norm(
-    kernel: GroupNormKernel, norm: nn.GroupNorm, x: Tensor, shift: Tensor | None = None, silu: bool = False
-) -> Any:
-    return GroupNormFunction.apply(kernel, norm, x, norm.weight, norm.bias, shift, silu)  # type: ignore[no-untyped-call]
-
-
-def _train_conv3x3(kernel: Conv3x3Kernel, x: Tensor, weight: Tensor, bias: Tensor | None) -> Any:
-    bias = None if bias is None else bias.to(x.dtype)
-    return Conv3x3Function.apply(kernel, x, weight.to(x.dtype), bias)  # type: ignore[no-untyped-call]
-
-
-def _train_pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return F.linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
-
-
-def _conv3x3(
-    kernel: Conv3x3Kernel, x: Tensor, w: PackedWeight, bias: Bias, residual: Bias = None, **how: int
-) -> Tensor:
-    return kernel(x, w.packed, w.shape[0], bias, residual, **how)
-
-
-def _linear(kernel: LinearKernel, x: Tensor, w: PackedWeight, bias: Bias, residual: Bias = None, **how: bool) -> Tensor:
-    return kernel(x, w.packed, w.shape[0], bias, residual, **how)
-
-
-def _onednn_linear(x: Tensor, w: PackedWeight, bias: Bias, residual: Bias = None) -> Any:
-    if residual is None:
-        return torch.ops.mkldnn._linear_pointwise(x, w.packed, bias, "none", [], "")
-    return torch.ops.mkldnn._linear_pointwise.binary(x, residual, w.packed, bias, "add")
-
-
-def _onednn_conv(x: Tensor, w: PackedWeight, bias: Bias, residual: Bias = None) -> Any:
-    if residual is None:
-        return torch.ops.mkldnn._convolution_pointwise(x, w.packed, bias, *w.order.geometry, "none", [], "")
-    add: Any = ("add", None, None, [], None)
-    return torch.ops.mkldnn._convolution_pointwise.binary(x, residual, w.packed, bias, *w.order.geometry, *add)
-
-
-def _pointwise(linear: Operation, x: Tensor, w: PackedWeight, bias: Bias, residual: Bias = None) -> Tensor:
-    """A 1x1 convolution of a channels-last feature map, as the linear layer that it is to each pixel."""
-    rows = None if residual is None else residual.permute(0, 2, 3, 1)
-    return linear(x.permute(0, 2, 3, 1), w, bias, rows).permute(0, 3, 1, 2)
-
-
-def _onednn_pointwise(x: Tensor, w: PackedWeight, bias: Bias, residual: Bias = None) -> Tensor:
-    return _pointwise(_onednn_linear, x, w, bias, residual)
-
-
-def _native_pointwise(kernel: LinearKernel, x: Tensor, w: PackedWeight, bias: Bias, residual: Bias = None) -> Tensor:
-    return _pointwise(partial(_linear, kernel), x, w, bias, residual)
 
 
 def _softmax(build: Build | None) -> SoftmaxKernel | None:
@@ -279,10 +229,6 @@ def _causal(build: Build | None) -> Operation:
     return partial(matmul_attention, None, causal=True)
 
 
-def _bfloat16(build: Build | None) -> Operation | None:
-    return native(BFloat16Kernel, torch.bfloat16)
-
-
 def _by(kind: type[Kernel], function: Callable[..., Any] | None = None, **how: Any) -> Make:
     """A kernel by itself, or a function that gets it first."""
 
@@ -297,41 +243,41 @@ def _torch(function: Operation) -> Make:
     return lambda build: function
 
 
-AMX, VNNI, AVX = "amx_bf16", "avx512_bf16", "avx512f"  # CPU features, as build.py has them; None: any
-ATTEND, CONV, NORM = _by(AttentionKernel), _by(Conv3x3Kernel, _conv3x3), _by(GroupNormKernel)
-LINEAR, GEGLU = _by(LinearKernel, _linear), _by(LinearKernel, _linear, halves=True, geglu=True)
-HALVES, POINTWISE = _by(LinearKernel, _linear, halves=True), _by(LinearKernel, _native_pointwise)
-UPSAMPLE, TRAIN_CONV = _by(Conv3x3Kernel, _conv3x3, upsample=2), _by(Conv3x3Kernel, _train_conv3x3)
-TRAIN_NORM, TRAIN_GEGLU = _by(GroupNormKernel, _train_group_norm), _by(GEGLUKernel, GEGLUFunction.apply)
-ONEDNN, ONEDNN_CONV, ONEDNN_POINTWISE = map(_torch, (_onednn_linear, _onednn_conv, _onednn_pointwise))
+AMX, AVX_BF16, AVX = "amx_bf16", "avx512_bf16", "avx512f"  # CPU features, as build.py has them; None: any
+ATTEND, CONV, NORM = _by(AttentionKernel), _by(Conv3x3Kernel, conv3x3), _by(GroupNormKernel)
+LINEAR, GEGLU = _by(LinearKernel, linear), _by(LinearKernel, linear, halves=True, geglu=True)
+HALVES, POINTWISE = _by(LinearKernel, linear, halves=True), _by(LinearKernel, native_pointwise)
+UPSAMPLE, TRAIN_CONV = _by(Conv3x3Kernel, conv3x3, upsample=2), _by(Conv3x3Kernel, train_conv3x3)
+TRAIN_NORM, TRAIN_GEGLU = _by(GroupNormKernel, train_group_norm), _by(GEGLUKernel, GEGLUFunction.apply)
+ONEDNN, ONEDNN_CONV, ONEDNN_POINTWISE = map(_torch, (onednn_linear, onednn_conv, onednn_pointwise))
 
 # fmt: off
 TABLE = (
-    #   operation           dtype phase      layout           CPU   kernel                   sizes
-    Row("attention",        BF16, INFERENCE, None,            AMX,  ATTEND,                  heads(1, 256)),
-    Row("attention",        BF16, INFERENCE, None,            VNNI, ATTEND,                  heads(1, 512)),
-    Row("attention",        FP32, INFERENCE, None,            AMX,  ATTEND,                  heads(1024, 256)),
-    Row("attention",        FP32, INFERENCE, None,            AVX,  ATTEND,                  heads(1, 512)),
-    Row("attention",        BF16, TRAINING,  None,            None, _matmul,                 is_short),
-    Row("attention",        None, TRAINING,  None,            None, _blockwise,              is_long),
-    Row("causal_attention", BF16, TRAINING,  None,            None, _causal,                 is_short),
-    Row("geglu",            BOTH, INFERENCE, None,            None, _by(GEGLUKernel)),
-    Row("geglu",            BOTH, TRAINING,  None,            None, TRAIN_GEGLU),
-    Row("layer_norm",       BOTH, INFERENCE, None,            None, _by(LayerNormKernel),    same_dtype),
-    Row("group_norm",       BOTH, INFERENCE, LAST,            None, NORM),
-    Row("group_norm",       BOTH, TRAINING,  LAST,            None, TRAIN_NORM),
-    Row("linear",           BF16, FIXED,     "linear",        AMX,  LINEAR,                  adds),
-    Row("linear",           BOTH, FIXED,     "geglu",         None, HALVES,                  adds),
-    Row("linear",           BOTH, FIXED,     "onednn_linear", None, ONEDNN,                  adds),
-    Row("linear_geglu",     BF16, FIXED,     "geglu",         AMX,  GEGLU),
-    Row("linear_geglu",     FP32, FIXED,     "geglu",         None, GEGLU),
-    Row("conv2d",           BOTH, FIXED,     "conv3x3",       None, CONV,                    adds),
-    Row("conv2d",           BF16, FIXED,     "linear",        AMX,  POINTWISE,               adds),
-    Row("conv2d",           BOTH, FIXED,     "onednn_linear", None, ONEDNN_POINTWISE,        adds),
-    Row("conv2d",           BOTH, FIXED,     "onednn_conv",   None, ONEDNN_CONV,             adds),
-    Row("conv2d",           BOTH, TRAINING,  LAST,            None, _torch(_train_pointwise), trains_as_linear),
-    Row("conv2d",           BOTH, TRAINING,  LAST,            None, TRAIN_CONV,              trains_in_c),
-    Row("upsample_conv",    BOTH, FIXED,     "conv3x3",       None, UPSAMPLE),
-    Row("bfloat16",         FP16, FIXED,     None,            None, _bfloat16),
+    #   operation           dtype phase      layout           CPU       kernel                   sizes
+    Row("attention",        BF16, INFERENCE, None,            AMX,      ATTEND,                  heads(1, 256)),
+    Row("attention",        BF16, INFERENCE, None,            AVX_BF16, ATTEND,                  heads(1, 512)),
+    Row("attention",        FP32, INFERENCE, None,            AMX,      ATTEND,                  heads(1024, 256)),
+    Row("attention",        FP32, INFERENCE, None,            AVX,      ATTEND,                  heads(1, 512)),
+    Row("attention",        BF16, TRAINING,  None,            None,     _matmul,                 is_short),
+    Row("attention",        None, TRAINING,  None,            None,     _blockwise,              is_long),
+    Row("causal_attention", BF16, TRAINING,  None,            None,     _causal,                 is_short),
+    Row("geglu",            BOTH, INFERENCE, None,            None,     _by(GEGLUKernel)),
+    Row("geglu",            BOTH, TRAINING,  None,            None,     TRAIN_GEGLU),
+    Row("layer_norm",       BOTH, INFERENCE, None,            None,     _by(LayerNormKernel),    same_dtype),
+    Row("group_norm",       BOTH, INFERENCE, LAST,            None,     NORM),
+    Row("group_norm",       BOTH, TRAINING,  LAST,            None,     TRAIN_NORM),
+    Row("linear",           BF16, FIXED,     "linear",        AMX,      LINEAR,                  adds),
+    Row("linear",           BOTH, FIXED,     "geglu",         None,     HALVES,                  adds),
+    Row("linear",           BOTH, FIXED,     "onednn_linear", None,     ONEDNN,                  adds),
+    Row("linear_geglu",     BF16, FIXED,     "geglu",         AMX,      GEGLU),
+    Row("linear_geglu",     FP32, FIXED,     "geglu",         None,     GEGLU),
+    Row("conv2d",           BOTH, FIXED,     "conv3x3",       None,     CONV,                    adds),
+    Row("conv2d",           BF16, FIXED,     "linear",        AMX,      POINTWISE,               adds),
+    Row("conv2d",           BOTH, FIXED,     "onednn_linear", None,     ONEDNN_POINTWISE,        adds),
+    Row("conv2d",           BOTH, FIXED,     "onednn_conv",   None,     ONEDNN_CONV,             adds),
+    Row("conv2d",           BOTH, TRAINING,  LAST,            None,     _torch(train_pointwise), trains_as_linear),
+    Row("conv2d",           BOTH, TRAINING,  LAST,            None,     TRAIN_CONV,              trains_in_c),
+    Row("upsample_conv",    BOTH, FIXED,     "conv3x3",       None,     UPSAMPLE),
+    Row("bfloat16",         FP16, FIXED,     None,            None,     _torch(bfloat16),        has_bfloat16),
 )
 # fmt: on

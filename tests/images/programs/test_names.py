@@ -115,5 +115,5 @@ def test_unknown_names_are_noted() -> None:
 
 
 def test_nearest_names_are_available() -> None:
-    assert {row[1] for row in NEAREST_SAMPLERS} <= set(SAMPLER_NAMES)
-    assert {expected for _, expected in NEAREST_SCHEDULES} <= set(SCHEDULE_NAMES)
+    assert {row[0] for row in NEAREST_SAMPLERS} <= set(SAMPLER_NAMES)
+    assert set(NEAREST_SCHEDULES) <= set(SCHEDULE_NAMES)

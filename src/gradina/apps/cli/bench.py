@@ -80,7 +80,9 @@ def tune(
         check_target("--plot", plot, (".png", ".svg", ".pdf"))
     check_writable_folder(cache_folder())
     request = Request(prompt=tuple(prompts or TUNING_PROMPTS), seed=0)
-    opened = open_model(model, variant, prediction, device, dtype, threads, engine, vae=vae)
+    opened = open_model(
+        model, threads, engine, variant=variant, prediction=prediction, device=device, dtype=dtype, vae=vae
+    )
     from gradina.bench import autotune
     from gradina.bench.report import plot_trials, pyplot
 

@@ -16,7 +16,7 @@ from gradina.files import check_model_folder, check_writable, with_ending
 
 def info(picture: o.Picture, as_json: o.Json = False) -> None:
     """Show what is written in a picture's file."""
-    from gradina.images.metadata import read_picture, to_json
+    from gradina.images.picture import read_picture, to_json
 
     record = read_picture(picture, strict=False)
     if as_json:
@@ -54,7 +54,7 @@ def encode(
         raise RequestError(f"--output: got {target}, a picture's name, for latents; end it in .latents")
     check_distinct(("PICTURE", picture), ("--output", target))
     before = Path(picture).stat().st_size
-    loaded = open_model(model, variant, None, device, dtype, threads, vae=vae)
+    loaded = open_model(model, threads, variant=variant, device=device, dtype=dtype, vae=vae)
     latents = codec.encode(loaded, opened)
     latents.save(target)
     compression = codec.measure(loaded, opened, latents)
@@ -83,7 +83,8 @@ def decode(
 
     read = codec.open_latents(latents)
     target = check_target("--output", output or str(with_ending(Path(latents), ".png")), SAVE_OPTIONS)
-    loaded = open_model(model or read.model or None, variant, None, device, dtype, threads, vae=vae or read.vae or None)
+    name, own = model or read.model or None, vae or read.vae or None
+    loaded = open_model(name, threads, variant=variant, device=device, dtype=dtype, vae=own)
     save_image(codec.decode(loaded, read), target)
 
 

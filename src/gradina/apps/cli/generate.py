@@ -95,7 +95,8 @@ def generate(
     check_grid(axes, request, film or strip)
     if tiny and not (film or strip):
         raise RequestError(f"--tiny: got {tiny}, but no --film and no --strip, for which alone it is; add one")
-    opened = open_model(model, variant, prediction, device, dtype, threads, engine, low_memory, tiny, vae)
+    options = {"variant": variant, "prediction": prediction, "device": device, "dtype": dtype, "vae": vae}
+    opened = open_model(model, threads, engine, low_memory=low_memory, tiny=tiny, **options)
     if preset is not None:
         request = with_preset(opened, request, preset)
     if axes:
@@ -119,7 +120,7 @@ def again(
     quiet: o.Quiet = False,
 ) -> None:
     """Make a picture again from what is written in its file."""
-    from gradina.images.metadata import read_picture
+    from gradina.images.picture import read_picture
 
     record = read_picture(picture)
     for note in record.notes:
@@ -127,11 +128,12 @@ def again(
     target = output or str(with_ending(Path(picture), "-again.png"))
     check_files(record.request, target, None, None)
     was = record.model or {}
-    name, numbers = model or was.get("source") or was.get("name"), dtype or was.get("dtype")
+    name, dtype = model or was.get("source") or was.get("name"), dtype or was.get("dtype")
     try:
         engine = engine or was.get("engine")
         own = vae or was.get("vae")
-        opened = open_model(name, variant, prediction, device, numbers, threads, engine, low_memory, vae=own)
+        options = {"variant": variant, "prediction": prediction, "device": device, "dtype": dtype, "vae": own}
+        opened = open_model(name, threads, engine, low_memory=low_memory, **options)
     except WeightsError as error:
         missing = [] if model else ["the model yourself with --model"]
         missing += ["the autoencoder with --vae"] if was.get("vae") and not vae else []
@@ -152,34 +154,13 @@ def hash_differs(hash_: str, own: str) -> bool:
     return re.fullmatch("[0-9a-f]{10,64}", hash_) is not None and length > 0 and hash_[:length] != own[:length]
 
 
-def open_model(
-    name: str | None,
-    variant: str | None,
-    prediction: str | None,
-    device: str | None,
-    dtype: str | None,
-    threads: int | None,
-    engine: str | None = None,
-    low_memory: bool = False,
-    tiny: str | None = None,
-    vae: str | None = None,
-) -> StableDiffusion:
-    """Loads the model that the options name."""
+def open_model(name: str | None, threads: int | None, engine: str | None = None, **options: Any) -> StableDiffusion:
+    """Loads the model that the options name; `options` are those of `load`."""
     from gradina.pipeline.load import load
     from gradina.runtime.device import use_threads
 
     use_threads(threads)
-    return load(
-        name,
-        variant=variant,
-        prediction=prediction,
-        device=device,
-        dtype=dtype,
-        engine=engine or "auto",
-        low_memory=low_memory,
-        tiny=tiny,
-        vae=vae,
-    )
+    return load(name, engine=engine or "auto", **options)
 
 
 def draw(

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
+from itertools import product
 from typing import Any
-
-from gradina.request import SCHEDULE_NAMES
 
 # A1111's name          name here          schedule: not named  "Automatic"
 SAMPLERS = (
@@ -26,65 +25,42 @@ SAMPLERS = (
     ("Adam",            "adam",            "linspace",          "linspace"),
 )  # fmt: skip
 
-# Not available here    nearest            schedule: not named  "Automatic"
+# Nearest here      schedule: not named  "Automatic"    not available here
 NEAREST_SAMPLERS = (
-    ("DPM2",            "heun",            "linspace",          "karras"),
-    ("DPM2 a",          "euler_ancestral", "linspace",          "karras"),
-    ("DPM++ 2S",        "dpmpp_2m",        "linspace",          "karras"),
-    ("DPM++ 2S a",      "dpmpp_sde",       "linspace",          "karras"),
-    ("DPM++ 2M SDE Heun", "dpmpp_2m_sde",  "linspace",          "exponential"),
-    ("DPM++ 2Mv2",      "dpmpp_2m",        "linspace",          "karras"),
-    ("DPM++ 3M",        "dpmpp_2m",        "linspace",          "karras"),
-    ("DPM++ 3M SDE",    "dpmpp_2m_sde",    "linspace",          "exponential"),
-    ("DPM fast",        "dpmpp_2m",        "linspace",          "linspace"),
-    ("DPM adaptive",    "dpmpp_2m",        "linspace",          "linspace"),
-    ("Restart",         "heun",            "karras",            "karras"),
-    ("LCM",             "euler_ancestral", "linspace",          "linspace"),
-    ("TCD",             "euler_ancestral", "linspace",          "linspace"),
-    ("DEIS",            "dpmpp_2m",        "linspace",          "linspace"),
-    ("IPNDM",           "pndm",            "linspace",          "linspace"),
-    ("IPNDM V",         "pndm",            "linspace",          "linspace"),
-    ("HeunPP2",         "heun",            "linspace",          "linspace"),
-    ("SA Solver",       "dpmpp_2m_sde",    "linspace",          "linspace"),
-    ("RES Multistep",   "dpmpp_2m",        "linspace",          "linspace"),
-    ("ER SDE",          "dpmpp_2m_sde",    "linspace",          "linspace"),
-    ("UniPC bh2",       "unipc",           "linspace",          "linspace"),
+    ("heun",            "linspace",          "karras",      ("DPM2",)),
+    ("heun",            "linspace",          "linspace",    ("HeunPP2",)),
+    ("heun",            "karras",            "karras",      ("Restart",)),
+    ("euler_ancestral", "linspace",          "karras",      ("DPM2 a",)),
+    ("euler_ancestral", "linspace",          "linspace",    ("LCM", "TCD")),
+    ("pndm",            "linspace",          "linspace",    ("IPNDM", "IPNDM V")),
+    ("unipc",           "linspace",          "linspace",    ("UniPC bh2",)),
+    ("dpmpp_2m",        "linspace",          "karras",      ("DPM++ 2S", "DPM++ 2Mv2", "DPM++ 3M")),
+    ("dpmpp_2m",        "linspace",          "linspace",    ("DPM fast", "DPM adaptive", "DEIS", "RES Multistep")),
+    ("dpmpp_2m_sde",    "linspace",          "exponential", ("DPM++ 2M SDE Heun", "DPM++ 3M SDE")),
+    ("dpmpp_2m_sde",    "linspace",          "linspace",    ("SA Solver", "ER SDE")),
+    ("dpmpp_sde",       "linspace",          "karras",      ("DPM++ 2S a",)),
 )  # fmt: skip
 
-# Name there              here; the first row of a schedule is the one that is written
-SCHEDULES = (
-    ("Karras",            "karras"),
-    ("Exponential",       "exponential"),
-    ("SGM Uniform",       "sgm_uniform"),
-    ("Align Your Steps",  "ays"),
-    ("Beta",              "beta"),
-    ("Uniform",           "linspace"),
-    ("Normal",            "linspace"),
-    ("DDIM",              "leading"),
-    ("Simple",            "trailing"),
-    ("DDIM Uniform",      "leading"),
-    ("Turbo",             "trailing"),
-    ("Polyexponential",   "exponential"),  # the same at rho 1, the default
-    ("Discrete",          "linspace"),
-    ("Native",            "linspace"),
-)  # fmt: skip
+# Name here: names there, of which the first is written
+SCHEDULES = {
+    "karras":      ("Karras",),
+    "exponential": ("Exponential", "Polyexponential"),  # the same at rho 1, the default
+    "sgm_uniform": ("SGM Uniform",),
+    "ays":         ("Align Your Steps",),
+    "beta":        ("Beta",),
+    "linspace":    ("Uniform", "Normal", "Discrete", "Native"),
+    "leading":     ("DDIM", "DDIM Uniform"),
+    "trailing":    ("Simple", "Turbo"),
+}  # fmt: skip
 
-# Not available here        nearest
-NEAREST_SCHEDULES = (
-    ("KL Optimal",            "ays"),
-    ("Align Your Steps GITS", "ays"),
-    ("Align Your Steps 11",   "ays"),
-    ("Align Your Steps 32",   "ays"),
-    ("GITS",                  "ays"),
-    ("Karras Exponential",    "karras"),
-    ("Karras Dynamic",        "karras"),
-    ("EDM Playground v2.5",   "karras"),
-    ("Linear Quadratic",      "linspace"),
-    ("Smoothstep",            "linspace"),
-    ("Beta57",                "beta"),
-    ("LCM",                   "trailing"),
-    ("TCD",                   "trailing"),
-)  # fmt: skip
+# Nearest here: not available here
+NEAREST_SCHEDULES = {
+    "ays":      ("KL Optimal", "Align Your Steps GITS", "Align Your Steps 11", "Align Your Steps 32", "GITS"),
+    "karras":   ("Karras Exponential", "Karras Dynamic", "EDM Playground v2.5"),
+    "linspace": ("Linear Quadratic", "Smoothstep"),
+    "beta":     ("Beta57",),
+    "trailing": ("LCM", "TCD"),
+}  # fmt: skip
 
 ALIASES = {  # by `_key`
     "lmsd": "lms", "dpmsde": "dpmppsde", "dpmad": "dpmadaptive", "ddimv3": "ddim", "unipcmultistep": "unipc",
@@ -103,25 +79,21 @@ def _key(name: str) -> str:
     return ALIASES.get(key, key)
 
 
-_SAMPLERS = {_key(row[0]): (row, False) for row in NEAREST_SAMPLERS} | {
-    _key(name): (row, True) for row in SAMPLERS for name in row[:2]
+_SAMPLERS = {_key(name): (row, False) for *row, names in NEAREST_SAMPLERS for name in names} | {
+    _key(name): (row, True) for there, *row in SAMPLERS for name in (there, row[0])
 }
-_SCHEDULES = {_key(name): (schedule, False) for name, schedule in NEAREST_SCHEDULES} | {
-    _key(name): (schedule, True) for name, schedule in (*SCHEDULES, *zip(SCHEDULE_NAMES, SCHEDULE_NAMES, strict=True))
+_SCHEDULES = {_key(name): (here, False) for here, names in NEAREST_SCHEDULES.items() for name in names} | {
+    _key(name): (here, True) for here, names in SCHEDULES.items() for name in (here, *names)
 }
-_ENDS = sorted({**_SCHEDULES, "k": ("karras", True), "ka": ("karras", True)}.items(), key=lambda row: -len(row[0]))
-Row = tuple[str, str, str, str]
+_ENDS = _SCHEDULES | {"k": ("karras", True), "ka": ("karras", True)}  # of the names of samplers
 
 
-def _sampler(name: str) -> tuple[Row | None, bool, str]:
-    """The row of a sampler, whether it is exact, and the key of a schedule at the end of its name."""
+def _sampler(name: str) -> tuple[list[str] | None, bool, str]:
+    """A sampler here and its two schedules, whether it is exact, and the key of a schedule at the end of its name."""
     key = _key(name)
-    for end, _ in [("", ("", True)), *_ENDS]:
-        begin = key.removesuffix(end)
-        for tail in ("", "cfgpp"):
-            found = _SAMPLERS.get(begin.removesuffix(tail))
-            if found and begin.endswith(tail) and (not end or key.endswith(end)):
-                return found[0], found[1] and not tail, end
+    for end, tail in product(("", *sorted(_ENDS, key=len, reverse=True)), ("", "cfgpp")):
+        if key.endswith(tail + end) and (found := _SAMPLERS.get(key.removesuffix(tail + end))):
+            return found[0], found[1] and not tail, end
     return None, False, ""
 
 
@@ -134,17 +106,17 @@ def sampler_and_schedule(
     instead of a name that is not available here.
     """
     row, exact, end = (None, True, "") if sampler.lower() in AUTOMATIC else _sampler(sampler)
-    if sampler.lower() not in AUTOMATIC and not exact:
-        instead = f"not available; {row[1]} is used" if row else "unknown; the model's default is used"
+    if not exact:
+        instead = f"not available; {row[0]} is used" if row else "unknown; the model's default is used"
         notes.append(f"Sampler: {short(sampler)} ({instead} instead)")
     named = _key(schedule) if schedule.lower() not in AUTOMATIC else end
-    found, exact = dict(_ENDS).get(named, ("", False))
+    found, exact = _ENDS.get(named, ("", False))
     if schedule and named and not exact:
         instead = f"not available; {found} is used" if found else "unknown; the model's default is used"
         notes.append(f"Schedule type: {short(schedule)} ({instead} instead)")
     if not named and row and default_schedule:
-        found = row[3] if schedule else row[2]
-    return {"sampler": row[1] if row else None, "schedule": found or None}
+        found = row[2] if schedule else row[1]
+    return {"sampler": row[0] if row else None, "schedule": found or None}
 
 
 def short(value: object) -> str:

@@ -107,7 +107,8 @@ def noted(key: str, value: object, notes: list[str]) -> Iterator[None]:
         notes.append(f"{key}: {short(value)} (cannot be used, left open)")
 
 
-def _number(value: object, type_: type) -> int | float:
+def to_number(value: object, type_: type) -> int | float:
+    """A value as a number of a type; raises ValueError or TypeError where it is none."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise TypeError
     if isinstance(value, str):
@@ -124,7 +125,7 @@ def request_fields(values: Mapping[str, tuple[str, object]], notes: list[str]) -
         if value is None or value == "":
             continue
         with noted(key, value, notes):
-            number = _number(value, TYPES[name])
+            number = to_number(value, TYPES[name])
             if name in ("width", "height") and number % 8:
                 notes.append(f"{key}: {number} (cut to a multiple of 8)")
                 number -= number % 8

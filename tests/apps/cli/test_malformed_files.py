@@ -24,7 +24,6 @@ from safetensors.torch import save
 
 from gradina import Picture, Request
 from gradina.apps.cli.main import main
-from gradina.images.picture import save_picture
 from gradina.pipeline.model import StableDiffusion
 
 Tiny = Callable[..., StableDiffusion]
@@ -168,7 +167,7 @@ def folder(tiny_model: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a model, a picture, and pictures with captions."""
     folder = tmp_path_factory.mktemp("malformed")
     tiny_model("sd1").save(folder / "model")
-    save_picture(Picture(Image.new("RGB", (64, 64), "red"), 0, Request(seed=0)), folder / "photo.png")
+    Picture(Image.new("RGB", (64, 64), "red"), 0, Request(seed=0)).save(folder / "photo.png")
     (folder / "pictures").mkdir()
     Image.new("RGB", (64, 64), "red").save(folder / "pictures" / "a red boat.png")
     return folder

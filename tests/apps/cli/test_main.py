@@ -17,14 +17,13 @@ from PIL import Image
 import gradina
 from gradina import Picture, Request
 from gradina.apps.cli.main import main
-from gradina.images.picture import save_picture
 from gradina.pipeline import load as loading
 from gradina.pipeline.model import StableDiffusion
 from gradina.tasks import retrieval
 from gradina.tasks.codec import Latents
 from gradina.weights import convert as weights_convert
 
-RECIPE = Path(__file__).parents[2] / "recipes" / "digits.toml"
+RECIPE = Path(__file__).parents[3] / "recipes" / "digits.toml"
 
 
 def names(room: Path) -> list[str]:
@@ -202,7 +201,7 @@ def test_unwritable_paths_are_refused_before_anything_is_loaded(
 
     for place, name in ((loading, "load"), (retrieval, "open_pair"), (weights_convert, "convert")):
         monkeypatch.setattr(place, name, nothing)
-    save_picture(Picture(Image.new("RGB", (8, 8)), 0, Request(seed=0)), "drawn.png")
+    Picture(Image.new("RGB", (8, 8)), 0, Request(seed=0)).save("drawn.png")
     Latents(torch.zeros(4, 8, 8), 64, 64).save("photo.latents")
     (room / "text.txt").touch()
     (room / "pictures").mkdir()

@@ -16,15 +16,15 @@ from hypothesis import strategies as st
 from sd_parsers import ParserManager
 
 from gradina.errors import PictureError
-from gradina.images.metadata import read_picture
+from gradina.images.picture import PROGRAMS, read_picture
 from gradina.images.programs import comfyui
 from gradina.images.programs.names import sampler_and_schedule
-from gradina.images.programs.registry import read_programs
 from gradina.images.programs.settings import to_request
 from gradina.request import Request
 
 from .conftest import A1111, FILES, KITE, NOVEL_CHUNKS, record_of, write_png
 
+READERS = (*PROGRAMS.values(), comfyui.read)
 UNKNOWN_TO_SD_PARSERS = {"swarmui", "easydiffusion", "easydiffusion-shown", "drawthings"}  # which it does not know
 
 
@@ -150,7 +150,7 @@ def test_invalid_values_are_notes_or_errors(name: str) -> None:
     for changed in (changed for value in ODD_VALUES for changed in replaced_values(FILES[name][KEYS[name]], value)):
         found = texts | {KEYS[name]: json.dumps(changed)}
         try:
-            _, result = read_programs(found) or ("", comfyui.read(found) or "")
+            result = next(filter(None, (read(found) for read in READERS)), "")
             notes = [] if isinstance(result, str) else to_request(result)[1]
         except PictureError as error:
             notes = [str(error)]
@@ -211,6 +211,6 @@ def test_any_json_is_read_or_refused(data: dict[str, Any], which: str, software:
     if which == "fooocus":
         found = {"parameters": json.dumps(data), "fooocus_scheme": "fooocus"}
     with suppress(PictureError):
-        result = read_programs(found) or ("", comfyui.read(found) or "")
-        if not isinstance(result[1], str):
-            assert isinstance(to_request(result[1])[0], Request)
+        result = next(filter(None, (read(found) for read in READERS)), "")
+        if not isinstance(result, str):
+            assert isinstance(to_request(result)[0], Request)
