@@ -1,7 +1,4 @@
-"""A network built around mapped weights, without initialisation or copies, and its weights by foreign names.
-
-Loading is strict: every parameter is found, and every tensor of the file is known, or the error names what is not.
-"""
+"""A network built around mapped weights, strictly and without copies, and its weights by foreign names."""
 
 from __future__ import annotations
 
