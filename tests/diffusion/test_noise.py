@@ -9,8 +9,7 @@ import random
 import pytest
 import torch
 
-from gradina.diffusion.brownian import Brownian
-from gradina.diffusion.noise import Noise
+from gradina.diffusion.noise import Brownian, Noise
 
 SHAPE = (4, 8, 8)
 

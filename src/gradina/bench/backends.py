@@ -28,10 +28,9 @@ def gradina(
 ) -> Runner:  # fmt: skip
     """Gradina, with the engine that it picks, or compiled."""
     model = load(folder, device=device, dtype=dtype, engine="compile" if compile else "auto")
-    inputs, torch_dtype = shapes.inputs, DTYPES[dtype]
     unet, decode = with_engine(model.unet, model.engine), with_engine(Decoding(model.vae), model.engine, often=False)
-    ids, states, latents = (x.to(device) for x in (inputs.ids, inputs.states, inputs.latents))
-    states, latents, t = states.to(torch_dtype), latents.to(torch_dtype), torch.full((2,), 500.0, device=device)
+    ids, states, latents = (x.to(device) for x in shapes.inputs)
+    states, latents, t = states.to(model.dtype), latents.to(model.dtype), torch.full((2,), 500.0, device=device)
     runners: dict[str, Callable[[], torch.Tensor]] = {
         "text encoder": lambda: model.text(ids),
         "U-Net step": lambda: _guided(unet(latents.expand(2, -1, -1, -1), t, states)),
@@ -93,10 +92,10 @@ def _reference(dtype: torch.dtype, folder: Path, workload: str, device: str = "c
 
 
 def _inputs(dtype: torch.dtype, shapes: Shapes, workload: str) -> tuple[torch.Tensor, ...]:
-    inputs = shapes.inputs
-    states, latents = inputs.states.to(dtype), inputs.latents.to(dtype)
+    ids, states, latents = shapes.inputs
+    states, latents = states.to(dtype), latents.to(dtype)
     return {
-        "text encoder": (inputs.ids,),
+        "text encoder": (ids,),
         "U-Net step": (torch.cat([latents, latents]), torch.tensor(500), states),
         "decoder": (latents / shapes.family.vae.scale,),
     }[workload]

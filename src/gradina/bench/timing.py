@@ -56,13 +56,11 @@ def medians(runners: Mapping[str, Runner], rounds: int, digits: int = 4) -> dict
     return found
 
 
-def time_interleaved(
-    runners: Mapping[str, Runner | Failed], rounds: int, warmup: int = 1
-) -> dict[str, Times | Failed]:  # fmt: skip
-    """Runs each once per round, in alternating order, after `warmup` rounds; a runner that fails drops out."""
+def time_interleaved(runners: Mapping[str, Runner | Failed], rounds: int) -> dict[str, Times | Failed]:
+    """Runs each once per round, in alternating order, after a warmup; a runner that fails drops out."""
     names, seconds = list(runners), {name: list[float]() for name in runners}
     active = dict(runners)
-    for i in range(warmup + rounds):
+    for i in range(1 + rounds):  # the first is the warmup
         for name in names if i % 2 else reversed(names):
             runner = active[name]
             if isinstance(runner, Failed):
@@ -72,6 +70,6 @@ def time_interleaved(
                 runner()
             except Exception as error:
                 active[name] = Failed.of(error)
-            if i >= warmup:
+            if i > 0:
                 seconds[name].append(time.perf_counter() - start)
     return {name: x if isinstance(x, Failed) else Times(tuple(seconds[name])) for name, x in active.items()}

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -24,8 +25,7 @@ WORKLOADS = ("text encoder", "U-Net step", "decoder")
 GUIDANCE_SCALE = 7.5  # a step is one forward pass with a batch of two, and their combination
 
 
-@dataclass(frozen=True)
-class Inputs:
+class Inputs(NamedTuple):
     """Token ids (2, n), text states (2, n, width), noisy latents (1, 4, h, w)."""
 
     ids: torch.Tensor
@@ -56,8 +56,7 @@ class Shapes:
         """Of each workload, counted on the meta device; a multiplication and its addition are two operations."""
         with torch.device("meta"):
             text, unet, vae = TextTower(self.family.text), UNet(self.family.unet), AutoencoderKL(self.family.vae)
-            inputs = self.inputs
-            ids, states, latents = (x.to("meta") for x in (inputs.ids, inputs.states, inputs.latents))
+            ids, states, latents = (x.to("meta") for x in self.inputs)
             runs: dict[str, Callable[[], object]] = {
                 "text encoder": lambda: text(ids),
                 "U-Net step": lambda: unet(latents.expand(2, -1, -1, -1), torch.zeros(2), states),

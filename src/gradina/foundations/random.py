@@ -13,10 +13,7 @@ MULTIPLIERS = (171, 172, 170)
 
 
 class Random:
-    """Three linear congruential generators whose sum is uniform; the period is 7 · 10^12.
-
-    Source: Wichmann & Hill, "Algorithm AS 183", Applied Statistics 31 (1982).
-    """
+    """Three linear congruential generators whose sum is uniform, of period 7 · 10^12 (Wichmann & Hill 1982, AS 183)."""
 
     def __init__(self, seed: int) -> None:
         if not isinstance(seed, int) or isinstance(seed, bool):

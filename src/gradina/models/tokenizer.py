@@ -13,7 +13,6 @@ from tokenizers import AddedToken
 
 from gradina.errors import WeightsError
 from gradina.models import bpe
-from gradina.models.tokenizer_files import HIDDEN, find_multi_token, read_merges, read_tokenizer, write_tokenizer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,20 +45,19 @@ class Tokenizer:
         self.length, self.bos, self.eos, self.pad = length, bos, eos, pad
         self._engine = engine
         added = {token.content: i for i, token in engine.get_added_tokens_decoder().items()}
-        self._multi_token = dict(find_multi_token(added) if multi_token is None else multi_token)
+        self._multi_token = dict(bpe.find_multi_token(added) if multi_token is None else multi_token)
 
     @classmethod
     def clip(cls, length: int = 77, pad: int | None = None) -> Tokenizer:
         """CLIP's shipped 49408 entries (Radford et al. 2103.00020); `pad` is `eos` for Stable Diffusion 1, 0 for 2."""
         lines = gzip.decompress(bpe.ASSET.read_bytes()).decode().split("\n")
-        return cls._from_merges(read_merges(bpe.ASSET, lines), length, pad)
+        return cls._from_merges(bpe.read_merges(bpe.ASSET, lines), length, pad)
 
     @classmethod
     def train(cls, captions: Iterable[str], size: int, length: int = 77) -> Tokenizer:
-        """A vocabulary of CLIP's form, of at most `size` entries, learned from captions; it can encode any text.
+        """A vocabulary for any text of at most `size` entries, learned from captions, whose order does not matter.
 
-        The same captions, in any order, give the same vocabulary. Raises ValueError for a size below 514.
-        Source: Sennrich et al. 2016, "Neural Machine Translation of Rare Words with Subword Units".
+        Raises ValueError for a size below 514. Source: Sennrich et al. 2016 (1508.07909).
         """
         smallest = len(bpe.vocabulary_of([]))
         if size < smallest:
@@ -79,13 +77,12 @@ class Tokenizer:
     @classmethod
     def load(cls, folder: str | Path) -> Tokenizer:
         """The tokenizer of a diffusers or transformers folder. Raises WeightsError, naming the malformed file."""
-        return cls(*read_tokenizer(Path(folder)))
+        return cls(*bpe.read_tokenizer(Path(folder)))
 
     def with_placeholder(self, word: str, tokens: int = 1) -> Tokenizer:
         """A tokenizer with one more word, in upper or lower case, that becomes so many tokens at the vocabulary's end.
 
-        No other word, whatever its name, becomes one of these tokens. Raises WeightsError for a word that is a token
-        already, or that no prompt could contain.
+        Raises WeightsError for a word that is a token already, or that no prompt could contain.
         """
         if not word.strip() or len(word.split()) != 1 or word != bpe.valid_text(word):
             raise WeightsError(f"{word!r}: expected a word without spaces, such as <teddy>")
@@ -94,7 +91,7 @@ class Tokenizer:
         if {lower, lower + bpe.SUFFIX} & (added | self._engine.get_vocab(with_added_tokens=False).keys()):
             raise WeightsError(f"{word!r} is a token of this model already; choose another word, such as <{word}>")
         engine = tokenizers.Tokenizer.from_str(self._engine.to_str())
-        names = [lower, *(f"{HIDDEN}{lower}_{i}" for i in range(1, tokens))]
+        names = [lower, *(f"{bpe.HIDDEN}{lower}_{i}" for i in range(1, tokens))]
         engine.add_tokens([AddedToken(name, single_word=name.isalnum(), normalized=True) for name in names])
         ids = engine.get_vocab(with_added_tokens=True)
         first, *more = (ids[name] for name in names)
@@ -107,7 +104,7 @@ class Tokenizer:
     def save(self, folder: str | Path) -> None:
         """Writes the files that transformers has. Raises WeightsError where two placeholders would share a name."""
         ids = {"bos_token": self.bos, "eos_token": self.eos, "pad_token": self.pad}
-        write_tokenizer(self._engine, self.length, ids, self._multi_token, Path(folder))
+        bpe.write_tokenizer(self._engine, self.length, ids, self._multi_token, Path(folder))
 
     def __len__(self) -> int:
         """How many entries the vocabulary has: the rows of a text tower's token embedding."""

@@ -105,10 +105,7 @@ def embed_texts(pair: ContrastivePair, texts: Sequence[str]) -> Tensor:
 
 
 def scores(pair: ContrastivePair, pictures: Tensor, texts: Tensor) -> Tensor:
-    """Scaled cosines (pictures, texts) of embeddings (n, d) and (m, d); softmax over texts makes them probabilities.
-
-    Source: Radford et al. 2021, figure 3 (2103.00020).
-    """
+    """Logits over texts (pictures, texts) of embeddings (n, d) and (m, d) (Radford et al. 2103.00020, figure 3)."""
     return pair.clip.logit_scale.exp().float().cpu() * pictures @ texts.T
 
 

@@ -1,7 +1,4 @@
-"""A network built around mapped weights, without initialisation or copies, and its weights by foreign names.
-
-Loading is strict: every parameter is found, and every tensor of the file is known, or the error names what is not.
-"""
+"""A network built around mapped weights, strictly and without copies, and its weights by foreign names."""
 
 from __future__ import annotations
 
@@ -40,10 +37,7 @@ def build(
     what: str,
     dtype: torch.dtype | None = None,
 ) -> Network:
-    """The network of that config around weights with the names that `table` has for the dialect; nothing is copied.
-
-    Raises WeightsError with the file, `what` was expected, the counts and the first names, where they do not fit.
-    """
+    """The network of a config around weights with the names of a dialect. Raises WeightsError where they do not fit."""
     with torch.device("meta"), _SkipInit():
         built = network(config)
     wanted = built.state_dict()

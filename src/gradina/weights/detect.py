@@ -5,7 +5,7 @@ A new dialect is a file in formats/ and a row here; a kind of single file that i
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import Literal, NamedTuple
 
 from gradina.errors import WeightsError
@@ -122,10 +122,10 @@ def check_unet_inputs(path: object, channels: int, out_channels: int) -> None:
         )
 
 
-def find_format(names: Iterable[str], kinds: Iterable[str] = ("leftover", "other", "component")) -> Format | None:
+def find_format(names: Iterable[str], kinds: Container[str] = ("leftover", "other", "component")) -> Format | None:
     """What a file with these names is, of some kinds; None where that cannot be told."""
     names = list(names)
-    return next((row for row in FORMATS if row.kind in kinds and any(map(wildcards(row.names).match, names))), None)
+    return next((row for row in FORMATS if row.kind in kinds and any(map(wildcards(row.names).fullmatch, names))), None)
 
 
 def find_text_encoder(path: object, names: Iterable[str]) -> TextEncoderFormat:

@@ -1,7 +1,4 @@
-"""The names that load() accepts: shipped models, those in the hub's cache, folders, files, and "owner/name".
-
-Nothing heavy is imported here, so that models can be listed without torch.
-"""
+"""The names that load() accepts, for shipped, cached and other models; without torch, so that listing them is quick."""
 
 from __future__ import annotations
 
@@ -72,10 +69,7 @@ def shipped_with_pair() -> dict[str, Path]:
 
 
 def locate_pair(source: str | PathLike[str] | None = None) -> Path:
-    """The folder of the contrastive pair that a name stands for: a model's, or a folder of a CLIPModel itself.
-
-    The names are those of `locate`; None is the first shipped model that has a pair. Raises WeightsError, HubError.
-    """
+    """The folder of a model's pair (see `locate`); None is the first shipped pair. Raises WeightsError, HubError."""
     models, having = shipped(), shipped_with_pair()
     name = str(next(iter(having), DEFAULT) if source is None else source)
     folders = [Path(name)]

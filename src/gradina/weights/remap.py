@@ -6,7 +6,6 @@ computed of them (`Indices`). ` | rule` after a foreign name says how its values
 
 from __future__ import annotations
 
-import fnmatch
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
@@ -101,12 +100,13 @@ def unclaimed(names: Iterable[str], where: Mapping[str, Source], dropped: Iterab
     """Foreign names that no parameter of ours is read from and that match no `dropped` pattern (`*` is anything)."""
     used = {source.name for source in where.values()}
     ignored = wildcards(dropped)
-    return [name for name in names if name not in used and not ignored.match(name)]
+    return [name for name in names if name not in used and not ignored.fullmatch(name)]
 
 
 def wildcards(patterns: Iterable[str]) -> re.Pattern[str]:
     """A regular expression of names that one of the patterns fits: `*` is anything, `[AB]` one of these letters."""
-    return re.compile("|".join(map(fnmatch.translate, patterns)) or r"(?!)")
+    escaped = (re.escape(p).replace(r"\*", ".*").replace(r"\[", "[").replace(r"\]", "]") for p in patterns)
+    return re.compile("|".join(escaped) or r"(?!)")
 
 
 @cache

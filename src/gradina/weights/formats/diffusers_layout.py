@@ -1,7 +1,4 @@
-"""What lies in a model folder of the diffusers layout: components, whether they are supported, and files of weights.
-
-Nothing heavy is imported, so that models can be listed without torch.
-"""
+"""What lies in a model folder of the diffusers layout; without torch, so that listing models is quick."""
 
 from __future__ import annotations
 

@@ -51,26 +51,22 @@ def read_file(
     path: str | Path,
     dtype: torch.dtype | None = None,
     prediction: str | None = None,
-    name: str | None = None,
     fallback_vae: Path | None = None,
 ) -> Components:
     """An original single-file checkpoint of Stable Diffusion 1.x or 2.x; mapped, and detected by its tensors.
 
     `prediction` (eps, v, x0) overrides what is detected; `fallback_vae` is read where the file has no autoencoder.
-    Warns with PredictionWarning where the prediction is a guess; raises WeightsError for a file that is truncated, of
-    another family, or lacking parameters.
+    Warns with PredictionWarning where the prediction is a guess; raises WeightsError for a file of another kind.
     """
     weights = open_weights(path)
     if fallback_vae is not None and not weights.under(detect.VAE):
         vae = read_vae(fallback_vae).vae
         added = export(vae, VAE, "original", vae_indices(vae.config), detect.VAE)
         weights = replace(weights, tensors={**weights.tensors, **added})
-    return components_of(weights, dtype, prediction, name)
+    return components_of(weights, dtype, prediction)
 
 
-def components_of(
-    weights: Weights, dtype: torch.dtype | None = None, prediction: str | None = None, name: str | None = None
-) -> Components:
+def components_of(weights: Weights, dtype: torch.dtype | None = None, prediction: str | None = None) -> Components:
     """The components of an original checkpoint whose tensors are open; see `read_file`."""
     weights = replace(weights, tensors=strip_wrappers(weights.tensors))
     path, configs = weights.path, configs_from_shapes(weights)
@@ -98,7 +94,7 @@ def components_of(
         schedule=metadata.schedule or sd_schedule(rescale_betas_zero_snr="ztsnr" in weights.tensors),
         prediction=prediction,
         defaults=metadata.defaults or Defaults(width=side, height=side),
-        name=name or path.stem,
+        name=path.stem,
         files=(path,),
     )
     return checked_components(components, path)

@@ -1,8 +1,4 @@
-"""LoRA files, as diffusers and peft write them, and as kohya's scripts do, which most others follow; both are written.
-
-The names of layers in a file are looked up among all spellings of the layers that the model has. An Imagic file holds
-text states beside a LoRA.
-"""
+"""LoRA files of diffusers, peft and kohya's scripts, read and written; and Imagic files, which add text states."""
 
 from __future__ import annotations
 
@@ -75,15 +71,10 @@ def read_lora(path: str | PathLike[str], unet: UNet, text: TextTower) -> LoRA:
 
 
 def write_lora(
-    lora: LoRA,
-    path: str | PathLike[str],
-    unet: UNet,
-    text: TextTower,
-    dialect: LoRADialect = "diffusers",
-    metadata: Mapping[str, str] | None = None,
+    lora: LoRA, path: str | PathLike[str], unet: UNet, text: TextTower, dialect: LoRADialect = "diffusers"
 ) -> None:
     """Writes a LoRA for these networks. Raises DiskError."""
-    save_weights(lora_state_dict(lora, unet, text, dialect), Path(path), metadata)
+    save_weights(lora_state_dict(lora, unet, text, dialect), Path(path))
 
 
 def lora_state_dict(lora: LoRA, unet: UNet, text: TextTower, dialect: LoRADialect = "diffusers") -> dict[str, Tensor]:

@@ -100,12 +100,7 @@ def embedding_of(tensors: Mapping[str, Tensor], path: Path) -> Concept:
     return Concept(token, vectors, path)
 
 
-def write_embedding(
-    embedding: Concept,
-    path: str | PathLike[str],
-    metadata: Mapping[str, str] | None = None,
-    dtype: torch.dtype | None = None,
-) -> None:
+def write_embedding(embedding: Concept, path: str | PathLike[str], dtype: torch.dtype | None = None) -> None:
     """Writes an embedding, for diffusers and A1111's web UI alike; in fp32, or in `dtype`. Raises DiskError."""
     tensors = {as_placeholder(embedding.token): embedding.vectors.detach()}  # lower case, as transformers has prompts
-    save_weights(tensors, Path(path), metadata, dtype or torch.float32)
+    save_weights(tensors, Path(path), dtype=dtype or torch.float32)
