@@ -42,7 +42,7 @@ def hours_and_losses(experiment: Experiment, stage: str) -> tuple[float, dict[in
 
 def generate(experiment: Experiment, weights: Path, side: int | None, prompts: list[str]) -> Tensor:
     """One picture for each prompt by the U-Net with those weights, at 128x128."""
-    networks = load_average(experiment.untrained(experiment.networks.text_to_latent, "unet"), weights)
+    networks = load_average(experiment.untrained(experiment.new_text_to_latent, "unet"), weights)
     request = gradina.Request(prompt=tuple(prompts), seed=SEED, width=side, height=side)
     pictures = gradina.generate(experiment.model(networks), request)
     pixels = torch.stack([to_pixels(picture.image) for picture in pictures])

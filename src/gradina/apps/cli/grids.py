@@ -12,6 +12,7 @@ from gradina.request import Request, parse_concept
 from gradina.request_checks import choice
 
 Axis = tuple[str, list[Any]]
+INTERVALS = ("guidance_interval", "interval")  # of drawing, of training
 NUMBERS: dict[str, Callable[[str], Any]] = {
     "steps": int, "reuse": int, "seed": int, "width": int, "height": int, "images": int,
     "guidance_scale": float, "guidance_rescale": float, "eta": float, "strength": float,
@@ -19,11 +20,11 @@ NUMBERS: dict[str, Callable[[str], Any]] = {
 
 
 def parse(name: str, text: str | None) -> Any:
-    """The value of a request's field, written as text; RequestError if it is none."""
+    """The value of a request's field, or of the `interval` of training, written as text; RequestError if it is none."""
     if text is None:
         return None
     try:
-        if name == "guidance_interval":
+        if name in INTERVALS:
             low, high = text.split(":")
             return float(low), float(high)
         if name == "edit":
@@ -36,7 +37,7 @@ def parse(name: str, text: str | None) -> Any:
     except RequestError:
         raise
     except ValueError:
-        expected = "LOW:HIGH" if name == "guidance_interval" else "a number"
+        expected = "LOW:HIGH" if name in INTERVALS else "a number"
         raise RequestError(f"{name}: got {text!r}, expected {expected}") from None
 
 

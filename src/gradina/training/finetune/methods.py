@@ -94,9 +94,8 @@ def dreambooth(
         latents, captions = class_data.batch(config.batch, key)
         return error + config.prior * state.loss(latents, state.cond(captions), key)
 
-    return Method(
-        trainable, loss, state, export.model, export.write, {"text": config.text_rate}, passes=len(both)
-    )  # fmt: skip
+    rates = {"text": config.text_rate}
+    return Method(trainable, loss, state, export.model, export.write, rates, passes=len(both))
 
 
 def textual_inversion(
@@ -114,7 +113,10 @@ def textual_inversion(
     text.token = cast(nn.Embedding, ExtendedEmbedding(known, vectors))
     state = FinetuneState(model, restore(shallow_clone(model.unet)), text, config)
     state.tokenizer = tokenizer
-    word = lowercase_word(word)
+    lower = as_placeholder(word)
+    if lower != word:
+        log.warning("word: %s is kept as %s, as prompts are read in lower case", word, lower)
+        word = lower
     state.announce([template.format(word) for template in TEMPLATES])
 
     def loss(_: nn.Module, k: int) -> Tensor:
@@ -145,10 +147,7 @@ def imagic_embedding(model: StableDiffusion, data: LatentDataset, text: str, con
     """
     states = nn.Parameter(model.encode_text([text]).states[0].float())
     state = FinetuneState(model, restore(shallow_clone(model.unet)), model.text, config)
-
-    def loss(_: nn.Module, k: int) -> Tensor:
-        key = generator(config.seed, METHODS["imagic_embedding"].key, k)
-        return state.loss(data.batch(config.batch, key)[0], Cond(states[None]).expand(config.batch), key)
+    loss = imagic_loss(state, data, states, "imagic_embedding")
 
     def write(trained: Trainable, folder: Path) -> Path:
         path = folder / "edit.safetensors"
@@ -162,10 +161,7 @@ def imagic_finetune(model: StableDiffusion, data: LatentDataset, states: Tensor,
     """Imagic's second stage: the U-Net is fine-tuned on the picture with those states (n, width). Source: as above."""
     state, trainable, export = prepared(model, replace(config, text_rate=0.0))
     states = states.float()
-
-    def loss(_: nn.Module, k: int) -> Tensor:
-        key = generator(config.seed, METHODS["imagic_finetune"].key, k)
-        return state.loss(data.batch(config.batch, key)[0], Cond(states[None]).expand(config.batch), key)
+    loss = imagic_loss(state, data, states, "imagic_finetune")
 
     def write(trained: Trainable, folder: Path) -> Path:
         lora = LoRA(unet=export.layers(trained, "unet")) if export.lora else LoRA()
@@ -178,12 +174,14 @@ def imagic_finetune(model: StableDiffusion, data: LatentDataset, states: Tensor,
     return Method(trainable, loss, state, export.model, write)
 
 
-def lowercase_word(word: str) -> str:
-    """The word in lower case, as it is kept; logs a warning where that differs."""
-    lower = as_placeholder(word)
-    if lower != word:
-        log.warning("word: %s is kept as %s, as prompts are read in lower case", word, lower)
-    return lower
+def imagic_loss(state: FinetuneState, data: LatentDataset, states: Tensor, method: str) -> Loss:
+    """The denoising loss on the picture with text states (n, width)."""
+
+    def loss(_: nn.Module, k: int) -> Tensor:
+        batch, key = state.config.batch, generator(state.config.seed, METHODS[method].key, k)
+        return state.loss(data.batch(batch, key)[0], Cond(states[None]).expand(batch), key)
+
+    return loss
 
 
 def first_vectors(model: StableDiffusion, start: str, count: int) -> Tensor:

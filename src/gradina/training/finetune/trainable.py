@@ -50,21 +50,13 @@ class Trainable(nn.Module):
     def __init__(self, parts: Mapping[str, Mapping[str, nn.Parameter]]) -> None:
         super().__init__()
         for part, parameters in parts.items():
-            self.add_module(part, _Named(parameters))
+            named = ((name.replace(".", "/"), p) for name, p in parameters.items())  # PyTorch allows no "." in names
+            self.add_module(part, nn.ParameterDict(named))
 
     def values(self, part: str) -> dict[str, Tensor]:
         """The parameters of a part, by name."""
         named = getattr(self, part, None)
         return {} if named is None else {n.replace("/", "."): p.detach() for n, p in named.named_parameters()}
-
-
-class _Named(nn.Module):
-    """Parameters under their dotted names, with "/" for ".", which PyTorch does not allow; checkpoints have it too."""
-
-    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        super().__init__()
-        for name, parameter in parameters.items():
-            self.register_parameter(name.replace(".", "/"), parameter)
 
 
 class Recomputed(nn.Module):

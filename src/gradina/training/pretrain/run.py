@@ -48,7 +48,13 @@ def run(recipe: Recipe, folder: Path) -> Generator[Progress]:
     with locked(folder):
         for name in experiment.folder.stages:
             if not experiment.folder.is_finished(name):
-                yield from _train(experiment, name)
+                fingerprint = experiment.folder.fingerprint(name)
+                state = yield from train_stage(
+                    stage(experiment, name), folder / name, fingerprint,
+                    recipe.sample_every, recipe.checkpoint_every, recipe.snapshots,
+                )  # fmt: skip
+                save_average(state, experiment.folder.weights(name), fingerprint)
+                experiment.folder.state(name).unlink(missing_ok=True)
         _write_model(experiment)
 
 
@@ -75,16 +81,6 @@ def _write_model(experiment: Experiment) -> None:
         model = replace(model, clip=Path(room) / "clip")
         card = model_card(model, torch.float16, recipe.license, training_report(experiment))
         write_folder(replace(model, card=card), experiment.path / "model", torch.float16)
-
-
-def _train(experiment: Experiment, name: str) -> Generator[Progress]:
-    recipe, folder, fingerprint = experiment.recipe, experiment.folder, experiment.folder.fingerprint(name)
-    state = yield from train_stage(
-        stage(experiment, name), experiment.path / name, fingerprint,
-        recipe.sample_every, recipe.checkpoint_every, recipe.snapshots,
-    )  # fmt: skip
-    save_average(state, folder.weights(name), fingerprint)
-    folder.state(name).unlink(missing_ok=True)
 
 
 def train_stage(
@@ -133,6 +129,8 @@ def training_report(experiment: Experiment) -> str:
         rows.append(f"| {name} | {settings.steps} | {settings.batch} | {settings.lr:g} | {loss:.4f} | {minutes:.0f} |")
         total += minutes
     packages = ", ".join(recipe.with_vision_data.data.packages)
+    names, *continuations = experiment.data.phrases()
+    names = names[: recipe.unet.training[-1].classes]  # those that the U-Net draws
     origin = f"{recipe.data.source} (npm: {packages})" if packages else recipe.data.source
     return "\n".join(
         (
@@ -146,18 +144,10 @@ def training_report(experiment: Experiment) -> str:
             "",
             f"Together {total / 60:.1f} hours on {torch.get_num_threads()} threads (the median step, times the steps).",
             "",
-            vocabulary_report(experiment.data.phrases(), recipe.unet.training[-1].classes),
+            f"It has words for {len(names)} things: {', '.join(names)}.",
+            *(f"\nEach may go on {' or '.join(filter(None, each))}." for each in continuations),
         )
     )
-
-
-def vocabulary_report(phrases: tuple[tuple[str, ...], ...], classes: int | None) -> str:
-    """What prompts can be made of, in Markdown: the names of the first so many classes, and their continuations."""
-    names, *more = phrases
-    names = names[:classes]
-    rows = [f"It has words for {len(names)} things: {', '.join(names)}."]
-    rows += ["Each may go on " + " or ".join(filter(None, each)) + "." for each in more]
-    return "\n\n".join(rows)
 
 
 class Log:
