@@ -291,6 +291,5 @@ class FinetuneCommand(ExitStack):
 
 def _hashed(pictures: Sequence[CaptionedImage]) -> list[tuple[object, ...]]:
     """What decides what is learned from pictures: a hash, the caption, and the number of repeats, if above one."""
-    hashes = [hashlib.sha256(one.data()).hexdigest() for one in pictures]
-    repeats = [(one.repeats,) if one.repeats > 1 else () for one in pictures]
-    return [(digest, one.caption, *n) for digest, one, n in zip(hashes, pictures, repeats, strict=True)]
+    rows = ((hashlib.sha256(one.data()).hexdigest(), one.caption, one.repeats) for one in pictures)
+    return [row if row[-1] > 1 else row[:-1] for row in rows]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -88,8 +89,5 @@ def cell_label(name: str, value: Any) -> str:
 
 def cells(axes: list[Axis]) -> Iterator[dict[str, Any]]:
     """What differs in each cell of a grid, row by row; the first field goes across."""
-    (across, columns), *rest = axes
-    down, rows = rest[0] if rest else ("", [None])
-    for row in rows:
-        for column in columns:
-            yield {across: column} | ({down: row} if down else {})
+    names, values = zip(*reversed(axes), strict=True)
+    return (dict(zip(names, cell, strict=True)) for cell in product(*values))

@@ -6,6 +6,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,10 +43,8 @@ def caption(
 ) -> None:
     """Say what pictures show, and write it down for training."""
     given = None if phrases is None else read_phrases(phrases)
-    files = [
-        path for name in pictures for path in (pictures_under(name) if Path(name).is_dir() else [check_picture(name)])
-    ]
-    files = list(dict.fromkeys(files))
+    named = (pictures_under(name) if Path(name).is_dir() else [check_picture(name)] for name in pictures)
+    files = list(dict.fromkeys(chain.from_iterable(named)))
     if write:
         from gradina.training.data.sidecars import without_captions
 
@@ -146,13 +145,10 @@ def generate_captions(
 
 def caption_paths(pictures: Sequence[Path]) -> dict[Path, Path]:
     """The caption file of each picture: dog.txt, or dog.png.txt where there is also a dog.jpg."""
-    alike = Counter(str(path.with_suffix(".txt")).lower() for path in pictures)
-    return {
-        path: path.with_suffix(".txt")
-        if alike[str(path.with_suffix(".txt")).lower()] == 1
-        else path.with_name(path.name + ".txt")
-        for path in pictures
-    }
+    short = {path: path.with_suffix(".txt") for path in pictures}
+    alike = Counter(str(place).lower() for place in short.values())
+    unique = {path for path, place in short.items() if alike[str(place).lower()] == 1}
+    return {path: place if path in unique else path.with_name(path.name + ".txt") for path, place in short.items()}
 
 
 def write_captions(rows: Sequence[Mapping[str, Any]]) -> None:
@@ -191,8 +187,7 @@ def caption_pictures(
 
 def read_phrases(path: str) -> list[str]:
     """The lines of a text file that are not empty."""
-    lines = read_text(path, RequestError, "--phrases: ").split("\n")
-    found = [line.strip() for line in lines if line.strip()]
+    found = [line.strip() for line in read_text(path, RequestError, "--phrases: ").split("\n") if line.strip()]
     if not found:
         raise RequestError(f"--phrases: {path} has no lines; write one phrase per line")
     return found

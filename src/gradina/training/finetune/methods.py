@@ -227,12 +227,11 @@ def class_pictures(model: StableDiffusion, prompt: str, count: int, folder: Path
         else:
             unmarked.append(path)
     if others:
-        note = f"pictures that are not of the class {prompt!r} stay there and are not used ({len(others)}: {others[0]})"
-        log.warning("%s: %s", folder, note)
+        note = "%s: pictures that are not of the class %r stay there and are not used (%d: %s)"
+        log.warning(note, folder, prompt, len(others), others[0])
     if unmarked:
-        note = f"pictures that do not say what they show are taken for the class {prompt!r} "
-        note += f"({len(unmarked)}: {unmarked[0].name})"
-        log.warning("%s: %s", folder, note)
+        note = "%s: pictures that do not say what they show are taken for the class %r (%d: %s)"
+        log.warning(note, folder, prompt, len(unmarked), unmarked[0].name)
     missing = [seed for seed in range(count) if seed not in drawn][: max(0, count - len(unmarked) - len(drawn))]
     if missing:
         log.info("draws %d pictures of the class", len(missing))

@@ -1,7 +1,4 @@
-"""The trainable parameters of a model, kept apart from the networks that they are part of.
-
-So a checkpoint holds them alone, and the model that they come from is not changed.
-"""
+"""The trainable parameters of a model, apart from its networks: checkpoints hold them alone, the model is unchanged."""
 
 from __future__ import annotations
 
@@ -206,10 +203,7 @@ class Export:
 def prepared(model: StableDiffusion, config: FinetuneConfig) -> tuple[FinetuneState, Trainable, Export]:
     """The networks ready for training: trainable parameters apart, in fp32; frozen ones in the model's dtype."""
     parts: dict[str, dict[str, nn.Parameter]] = {}
-    networks: dict[str, nn.Module] = {
-        "unet": restore(shallow_clone(model.unet)),
-        "text": restore(shallow_clone(model.text)),
-    }
+    networks: dict[str, nn.Module] = {part: restore(shallow_clone(getattr(model, part))) for part in ("unet", "text")}
     for part, network in networks.items():
         if part == "text" and not config.text_rate:
             continue

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from textwrap import shorten
 from typing import Any, TypeVar
 
@@ -28,7 +27,7 @@ from gradina.training.loop import autocast, device_of
 from gradina.training.losses import resized
 from gradina.training.pretrain.folder import RunFolder
 from gradina.training.pretrain.networks import LatentPredictor, TextToLatent
-from gradina.training.pretrain.recipes import KEYS, Recipe
+from gradina.training.pretrain.recipes import KEYS
 from gradina.training.settings import Settings
 from gradina.weights.formats.clip import ContrastivePair
 
@@ -39,17 +38,8 @@ ENCODE_BATCH = 8  # pictures; larger batches do not fit into the caches, and tak
 CHECKED_CAPTIONS = 1000  # for those that are too long
 
 
-@dataclass(frozen=True)
-class Experiment:
+class Experiment(RunFolder):
     """A recipe, the folder of its run, and what has been made of it so far."""
-
-    recipe: Recipe
-    path: Path
-
-    @cached_property
-    def folder(self) -> RunFolder:
-        """The files of the stages."""
-        return RunFolder(self.recipe, self.path)
 
     @cached_property
     def data(self) -> Dataset:
@@ -87,7 +77,7 @@ class Experiment:
 
     def finished(self, make: Callable[[], Network], stage: str) -> Network:
         """A network with the weights of a finished stage."""
-        return load_average(self.untrained(make, stage), self.folder.weights(stage))
+        return load_average(self.untrained(make, stage), self.weights(stage))
 
     def new_vae(self) -> AutoencoderKL:
         """An autoencoder of the recipe's shape."""
@@ -122,7 +112,7 @@ class Experiment:
     @cached_property
     def vae(self) -> AutoencoderKL:
         """The finished autoencoder, scaled so that latents have a standard deviation of 1."""
-        vae = self.finished(self.new_vae, self.folder.phases("vae")[-1])
+        vae = self.finished(self.new_vae, self.phases("vae")[-1])
         mean, _ = self._posteriors(vae)
         vae.config = replace(vae.config, scale=round(1 / mean.std().item(), 5))
         return vae
@@ -140,12 +130,12 @@ class Experiment:
     @property
     def text_to_latent(self) -> TextToLatent:
         """The finished text tower and U-Net."""
-        return self.finished(self.new_text_to_latent, self.folder.phases("unet")[-1])
+        return self.finished(self.new_text_to_latent, self.phases("unet")[-1])
 
     @property
     def pair(self) -> ContrastivePair:
         """The finished contrastive pair with what retrieval needs."""
-        (last,) = self.folder.phases("vision") or self.folder.phases("clip")
+        (last,) = self.phases("vision") or self.phases("clip")
         clip = self.finished(self.new_final_clip, last)
         return ContrastivePair(clip=clip, tokenizer=self.tokenizer, phrases=self.data.phrases(), name=self.recipe.name)
 
@@ -154,24 +144,22 @@ class Experiment:
 
         `placed` replaces fields of the data that decide the size and place of icons in synthetic pictures.
         """
-        mean, std = self._posteriors(self.vae, side, placed or {})
+        mean, std = self._posteriors(self.vae, side, placed)
         return mean * self.vae.config.scale, std * self.vae.config.scale
 
     def _posteriors(
         self, vae: AutoencoderKL, side: int | None = None, placed: Mapping[str, Any] | None = None
     ) -> tuple[Tensor, Tensor]:
         """The same, not scaled; kept in a file."""
-        suffixes = [str(side)] * (side is not None) + [
-            f"{KEYS.get(name, name)}-{x:g}" for name, x in (placed or {}).items()
-        ]
-        path = self.path / f"{'-'.join(['latents', *suffixes])}.safetensors"
-        data = self.data
+        suffixes = [f"{KEYS.get(name, name)}-{x:g}" for name, x in (placed or {}).items()]
+        suffixes = suffixes if side is None else [str(side), *suffixes]
+        path, data = self.path / f"{'-'.join(['latents', *suffixes])}.safetensors", self.data
         if placed:
             assert isinstance(data, IconScenes)
             data = replace(data, **placed)  # the same icons in the same order, on the same grounds
-        phases = zip(self.folder.phases("vae"), self.recipe.vae.training, strict=True)
+        phases = zip(self.phases("vae"), self.recipe.vae.training, strict=True)
         last, settings = [(name, phase) for name, phase in phases if phase.only != "decoder"][-1]
-        cached = cached_tensors(path, self.folder.fingerprint(last), lambda: encoded(vae, data, side, settings))
+        cached = cached_tensors(path, self.fingerprint(last), lambda: encoded(vae, data, side, settings))
         return cached["mean"], cached["std"]
 
     def model(self, networks: TextToLatent) -> StableDiffusion:

@@ -37,16 +37,6 @@ class Planned:
         return f"{self.part}-{self.phase + 1}" if self.phase else self.part
 
 
-def plan(recipe: Recipe) -> dict[str, Planned]:
-    """The stages of a recipe, by name, in their order."""
-    stages = [Planned("vae", settings, phase) for phase, settings in enumerate(recipe.vae.training)]
-    stages += [Planned("clip", recipe.clip.training)]
-    stages += [Planned("words", recipe.words.training)] if recipe.words else []
-    stages += [Planned("unet", settings, phase) for phase, settings in enumerate(recipe.unet.training)]
-    stages += [Planned("vision", recipe.vision.training)] if recipe.vision else []
-    return {stage.name: stage for stage in stages}
-
-
 def as_table(recipe: Recipe) -> dict[str, Any]:
     """A recipe as nested tables, for fingerprints: without None, and without the defaults of what was added later."""
 
@@ -66,7 +56,13 @@ class RunFolder:
     @cached_property
     def stages(self) -> dict[str, Planned]:
         """The stages of the recipe, by name, in their order."""
-        return plan(self.recipe)
+        recipe = self.recipe
+        stages = [Planned("vae", settings, phase) for phase, settings in enumerate(recipe.vae.training)]
+        stages += [Planned("clip", recipe.clip.training)]
+        stages += [Planned("words", recipe.words.training)] if recipe.words else []
+        stages += [Planned("unet", settings, phase) for phase, settings in enumerate(recipe.unet.training)]
+        stages += [Planned("vision", recipe.vision.training)] if recipe.vision else []
+        return {stage.name: stage for stage in stages}
 
     def phases(self, part: str) -> list[str]:
         """The names of the stages that train a part, in their order."""
@@ -76,10 +72,6 @@ class RunFolder:
         """The phase that a stage continues; None for the first of its part."""
         planned = self.stages[stage]
         return self.phases(planned.part)[planned.phase - 1] if planned.phase else None
-
-    def state(self, stage: str) -> Path:
-        """The checkpoint of an unfinished stage."""
-        return self.path / stage / "state.safetensors"
 
     def weights(self, stage: str) -> Path:
         """The averaged weights of a finished stage, in fp16."""

@@ -46,15 +46,15 @@ def run(recipe: Recipe, folder: Path) -> Generator[Progress]:
     """
     experiment = Experiment(recipe, folder)
     with locked(folder):
-        for name in experiment.folder.stages:
-            if not experiment.folder.is_finished(name):
-                fingerprint = experiment.folder.fingerprint(name)
+        for name in experiment.stages:
+            if not experiment.is_finished(name):
+                fingerprint = experiment.fingerprint(name)
                 state = yield from train_stage(
                     stage(experiment, name), folder / name, fingerprint,
                     recipe.sample_every, recipe.checkpoint_every, recipe.snapshots,
                 )  # fmt: skip
-                save_average(state, experiment.folder.weights(name), fingerprint)
-                experiment.folder.state(name).unlink(missing_ok=True)
+                save_average(state, experiment.weights(name), fingerprint)
+                (folder / name / "state.safetensors").unlink(missing_ok=True)
         _write_model(experiment)
 
 
@@ -62,15 +62,12 @@ def run(recipe: Recipe, folder: Path) -> Generator[Progress]:
 def locked(folder: Path) -> Iterator[None]:
     """Keeps other processes from training in this folder; the lock is freed however a process ends."""
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock")
     try:
-        lock.acquire(timeout=0)
+        lock = FileLock(folder / ".lock").acquire(timeout=0)
     except Timeout:
         raise RecipeError(f"{folder}: somebody trains here already; wait, or choose another --out folder") from None
-    try:
+    with lock:
         yield
-    finally:
-        lock.release()
 
 
 def _write_model(experiment: Experiment) -> None:
@@ -119,7 +116,7 @@ def train_stage(
 def training_report(experiment: Experiment) -> str:
     """How a model was trained, in Markdown, for its card; stages whose log was removed are left out."""
     recipe, rows, total = experiment.recipe, [], 0.0
-    for name, planned in experiment.folder.stages.items():
+    for name, planned in experiment.stages.items():
         settings, log = planned.settings, experiment.path / name / "log.jsonl"
         steps = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.exists() else []
         if not steps:

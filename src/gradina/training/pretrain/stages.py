@@ -52,13 +52,12 @@ class Stage:
 
 def stage(experiment: Experiment, name: str) -> Stage:
     """The stage of that name; those before it have to be finished."""
-    return STAGES[experiment.folder.stages[name].part](experiment, name)
+    return STAGES[experiment.stages[name].part](experiment, name)
 
 
 def vae_stage(experiment: Experiment, name: str) -> Stage:
     """The autoencoder reconstructs pictures."""
-    recipe, folder = experiment.recipe.vae, experiment.folder
-    phase, previous = folder.stages[name].settings, folder.previous(name)
+    recipe, phase, previous = experiment.recipe.vae, experiment.stages[name].settings, experiment.previous(name)
     assert isinstance(phase, VAEPhase)
     factor, channels = recipe.network.factor, recipe.network.latent_channels
 
@@ -98,7 +97,7 @@ def clip_stage(experiment: Experiment, name: str) -> Stage:
     loss = contrastive_loss(
         experiment, name, data, recipe, lambda rows, degrees, key: augment(data.pixels(rows), degrees, key)
     )
-    return Stage(network, experiment.folder.stages[name].settings, loss, partial(retrieved, experiment))
+    return Stage(network, experiment.stages[name].settings, loss, partial(retrieved, experiment))
 
 
 def vision_stage(experiment: Experiment, name: str) -> Stage:
@@ -124,7 +123,7 @@ def contrastive_loss(
     experiment: Experiment, name: str, data: Dataset, section: CLIPRecipe | VisionRecipe, augmented: Augmented
 ) -> Loss:
     """The contrastive loss on batch k of pictures that are augmented and partly hidden as a recipe's section says."""
-    recipe, batch = experiment.recipe.clip, experiment.folder.stages[name].settings.batch
+    recipe, batch = experiment.recipe.clip, experiment.stages[name].settings.batch
     names = experiment.tokenizer(data.phrases()[0])
 
     def loss(clip: CLIP, k: int) -> Tensor:
@@ -148,7 +147,7 @@ def contrastive_loss(
 
 def words_stage(experiment: Experiment, name: str) -> Stage:
     """The text tower is pretrained by latent prediction, before a U-Net is conditioned on it."""
-    settings = experiment.folder.stages[name].settings
+    settings = experiment.stages[name].settings
     predictor, (mean, _) = experiment.untrained(experiment.new_latent_predictor, "words"), experiment.latents()
     predictor.text.load_state_dict(experiment.clip.text.state_dict())
 
@@ -170,8 +169,7 @@ def captions_with_dropout(experiment: Experiment, data: Dataset, rows: Tensor, k
 
 def unet_stage(experiment: Experiment, name: str) -> Stage:
     """The U-Net denoises latents, conditioned on captions; a phase may train the text tower along with it."""
-    recipe, folder = experiment.recipe.unet, experiment.folder
-    phase, previous = folder.stages[name].settings, folder.previous(name)
+    recipe, phase, previous = experiment.recipe.unet, experiment.stages[name].settings, experiment.previous(name)
     assert isinstance(phase, UNetPhase)
     if previous:
         networks = experiment.finished(experiment.new_text_to_latent, previous)
