@@ -144,7 +144,7 @@ def common_icons(recipe: Recipe, held: bool = False) -> IconScenes:
     settings = recipe.data.icons
     assert settings is not None
     sets = dict(zip(settings.styles, map(npm_package, recipe.data.packages), strict=False))
-    names_by_set = [set(read_icon_set(folder)["icons"]) for folder in sets.values()]  # type: ignore[call-overload]
+    names_by_set = [set(read_icon_set(folder)["icons"]) for folder in sets.values()]
     names = sorted(n for n in set.intersection(*names_by_set) if "-skin-tone" not in n and "-hair" not in n)
     icons = render_icons(names, sets, settings.size, held_out=held)
     return IconScenes(icons, vocabulary(names), settings.styles, 2, 0.0, SEED, mirrored=True)

@@ -28,7 +28,7 @@ def icons(names: Sequence[str], style: str = "noto", held_out: bool = False) -> 
 
 def held_out_icons(count: int, style: str = "noto") -> tuple[Tensor, list[str]]:
     """The first `count` held-out icons of a style, and their captions."""
-    all_icons: dict[str, object] = read_icon_set(icon_folder(style))["icons"]  # type: ignore[assignment]
+    all_icons = read_icon_set(icon_folder(style))["icons"]
     names = [
         name for name in all_icons if is_held_out(style, name) and not re.search("skin|hair|tone|square|keycap", name)
     ]

@@ -153,7 +153,7 @@ def check_model_folder(path: str | PathLike[str]) -> None:
 def _create(target: Path) -> Path:
     """An empty temporary file in the folder of `target`."""
     temporary = _temporary(target, "part")
-    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    temporary.touch(exist_ok=False)
     return temporary
 
 
@@ -236,11 +236,7 @@ def atomic_write(path: str | PathLike[str]) -> Iterator[BinaryIO]:
 
 
 def replaceable(folder: Path) -> bool:
-    """Whether a folder holds only what saving a model writes.
-
-    It is empty, or has one of MODEL_INDEXES, and otherwise only folders and plain files, no links, with one of
-    MODEL_SUFFIXES.
-    """
+    """Whether a folder is empty, or has one of MODEL_INDEXES and only folders and plain files of MODEL_SUFFIXES."""
     entries = list(folder.rglob("*"))
     plain = all(
         not entry.is_symlink() and (entry.is_dir() or (entry.is_file() and entry.suffix in MODEL_SUFFIXES))

@@ -25,12 +25,18 @@ UNGUIDED = (0, 1)  # guidance scales without guidance
 def notes(
     request: Request, sigmas: list[float], options: tuple[str, ...], unread: Iterable[tuple[str, str]]
 ) -> Iterator[str]:
-    """Of all fields of a resolved request but its mask: its noise levels, its sampler's options, unread concepts."""
+    """On all fields of a resolved request but its mask, by its sigmas, its sampler's options, and its unread concepts.
+
+    Those are textual inversions, as words with their files, that no prompt contains.
+    """
     yield from prompt_notes(request)
     yield from guidance_notes(request, sigmas[:-1])
-    yield from sampler_notes(request, options)
+    for name in ("eta", "rates"):
+        if getattr(request, name) is not None and name not in options:
+            yield f"{name}: has no effect, as the sampler {request.sampler} takes none; leave it out"
     yield from start_notes(request, len(sigmas))
-    yield from concept_notes(unread)
+    for word, file in unread:
+        yield f"concepts: {file} has no effect, as no prompt holds its word, {word}; write it in one"
 
 
 def prompt_notes(request: Request) -> Iterator[str]:
@@ -75,13 +81,6 @@ def guidance_notes(request: Request, sigmas: list[float]) -> Iterator[str]:
             yield f"{name}: has no effect {unguided}; give a guidance_scale above 1 (7.5, say), or leave it out"
 
 
-def sampler_notes(request: Request, options: tuple[str, ...]) -> Iterator[str]:
-    """On options that the sampler of a resolved request does not take."""
-    for name in ("eta", "rates"):
-        if getattr(request, name) is not None and name not in options:
-            yield f"{name}: has no effect, as the sampler {request.sampler} takes none; leave it out"
-
-
 def start_notes(request: Request, levels: int) -> Iterator[str]:
     """On the init image, for a resolved request whose run has so many noise levels, the last included."""
     if request.init_image is None:
@@ -92,12 +91,6 @@ def start_notes(request: Request, levels: int) -> Iterator[str]:
             f"strength: {request.strength:g} of {request.steps} steps is less than one, so nothing is drawn, and the "
             "picture comes back as the autoencoder gives it; give a higher strength, or more steps"
         )
-
-
-def concept_notes(unread: Iterable[tuple[str, str]]) -> Iterator[str]:
-    """On textual inversions, as words with their files, that no prompt contains."""
-    for word, file in unread:
-        yield f"concepts: {file} has no effect, as no prompt holds its word, {word}; write it in one"
 
 
 def mask_notes(

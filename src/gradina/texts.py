@@ -74,17 +74,12 @@ def read_text(path: str | PathLike[str], error: type[GradinaError], what: str = 
 def decode_text(data: bytes) -> tuple[str | None, str]:
     """Text and encoding: that of the byte-order mark, else UTF-8, else what fits; None where nothing does."""
     marked = [encoding for mark, encoding in BYTE_ORDER_MARKS if data.startswith(mark)]
-    if marked:
-        return next(
-            ((text, name) for name in marked if (text := _decode_as(data, name)) is not None), (None, marked[0])
-        )
-    text, encoding = _decode_as(data, "utf-8"), "utf-8"
-    if text is None and (wide := _utf16_without_mark(data)):
-        text, encoding = _decode_as(data, wide), wide
-    if text is None:
-        text, encoding = _decode_as(data, FALLBACK), FALLBACK
-        text = None if text is None or CONTROL.search(text) or NON_LATIN.search(text) else text
-    return text, encoding
+    for encoding in marked or ("utf-8", _utf16_without_mark(data), FALLBACK):
+        text = _decode_as(data, encoding) if encoding else None
+        is_other = encoding == FALLBACK and text and (CONTROL.search(text) or NON_LATIN.search(text))
+        if text is not None and not is_other:
+            return text, encoding
+    return None, encoding
 
 
 def _decode_as(data: bytes, encoding: str) -> str | None:

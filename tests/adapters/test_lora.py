@@ -96,7 +96,7 @@ def test_merging_several_adds_their_updates(unet: UNet, in_order: Callable[[UNet
     first, second = adapt(unet, one, 0.8), adapt(unet, two, -0.5)
     with torch.no_grad():
         assert far(together(*asked()), unet(*asked())) < 1e-5
-    with pytest.raises(WeightsError, match="has a LoRA beside it already"):
+    with pytest.raises(WeightsError, match="has a LoRA already"):
         merged(unet, (one, 1.0))
     second.remove()
     first.remove()
@@ -134,7 +134,7 @@ def test_training_changes_the_lora_alone(unet: UNet) -> None:
 
 WRONG = [
     ({"down.9.attn": (4, 4)}, r"down\.9\.attn: there is no such layer in UNet"),
-    ({"mid": (4, 4)}, "mid: is Middle; a LoRA goes beside linear layers and convolutions"),
+    ({"mid": (4, 4)}, "mid: is Middle; a LoRA adapts linear layers and convolutions"),
     ({"conv_in": (16, 5)}, "conv_in: the LoRA is for a layer of shape 16x5, this model's has 16x4x3x3; take one that"),
 ]
 

@@ -33,7 +33,7 @@ def test_backends_agree(workload: str, folder: Path, tiny: Shapes) -> None:
 @pytest.mark.parametrize("workload", WORKLOADS)
 def test_accelerator_backends_agree(workload: str, folder: Path, tiny: Shapes) -> None:
     """On the CPU, where the compiled ones cannot be tested."""
-    eager = {name: opener for name, (_, opener) in accelerator_backends("cpu").items() if "compiled" not in name}
+    eager = {name: opener for name, opener in accelerator_backends("cpu").items() if "compiled" not in name}
     found = outputs(eager, folder, tiny, workload)
     assert set(found) == {"gradina fp32", "gradina fp16", "diffusers fp32", "diffusers fp16"}
     expected = found["diffusers fp32"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -54,9 +55,10 @@ def test_a_layer_with_it_is_saved_loaded_moved_and_copied_as_a_plain_one(
     saved = layer.state_dict()["weight"]
     assert type(saved) is Tensor
     assert torch.equal(saved, plain)
-    copied = copy.deepcopy(layer)
-    assert type(copied.weight) is nn.Parameter
-    assert torch.equal(copied.weight, plain)
+    for copied in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert type(copied.weight) is nn.Parameter
+        assert not copied.weight.requires_grad
+        assert torch.equal(copied.weight, plain)
     layer.load_state_dict({**layer.state_dict(), "weight": 2 * plain})
     assert layer.weight is packed
     assert torch.equal(packed.plain(), 2 * plain)

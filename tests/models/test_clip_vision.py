@@ -49,7 +49,7 @@ def test_patches_that_are_kept_stand_for_the_picture():
     pixels = torch.randn(2, 3, 32, 32)
     whole = vision(pixels)
     shuffled = torch.stack([torch.randperm(16) for _ in range(2)])
-    assert torch.allclose(vision(pixels, shuffled), whole, atol=1e-5), "the places of patches go with them"
+    assert torch.allclose(vision(pixels, shuffled), whole, atol=1e-5), "the positions of patches go with them"
     half = shuffled[:, :8]
     elsewhere = pixels.clone()
     for picture, kept in zip(elsewhere, half, strict=True):

@@ -1,4 +1,4 @@
-"""The fused operations: each as its PyTorch definition, in place only where that is said, in chunks as at once."""
+"""The fused operations: as their PyTorch definitions, in place only with an underscore, the same in chunks."""
 
 from __future__ import annotations
 
@@ -9,12 +9,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gradina.kernels.prepack import ONEDNN_LINEAR, PackedWeight
 from gradina.models.vae import AutoencoderKL, VAEConfig
 from gradina.nn import chunked, ops
 from gradina.nn.chunked import TOKENS
 from gradina.nn.conv import ResBlock, Upsample
 from gradina.nn.geglu import GEGLU
-from gradina.nn.ops import add_, attention, cast_half, norm_silu_, norm_silu_conv, norm_silu_conv_, silu_
+from gradina.nn.ops import (
+    add_,
+    attention,
+    cast_half,
+    norm_silu_,
+    norm_silu_conv,
+    norm_silu_conv_,
+    silu_,
+    weight_like,
+)
 from gradina.runtime.prepack import prepack
 
 
@@ -185,3 +195,15 @@ def test_cast_half(given: torch.dtype, dtype: torch.dtype, native: str, monkeypa
     x = (100 * torch.randn(37, 41, generator=torch.Generator().manual_seed(0))).to(given)
     for each in (x, x.T):
         assert torch.equal(cast_half(each, dtype), each.to(dtype))
+
+
+def test_other_values_keep_the_order_of_a_weight() -> None:
+    plain = torch.randn(5, 3)
+    packed = weight_like(PackedWeight(plain, ONEDNN_LINEAR), 2 * plain)
+    assert isinstance(packed, PackedWeight)
+    assert packed.order is ONEDNN_LINEAR
+    assert torch.equal(packed.plain(), 2 * plain)
+    other = weight_like(nn.Parameter(plain), 2 * plain)
+    assert type(other) is nn.Parameter
+    assert not other.requires_grad
+    assert torch.equal(other, 2 * plain)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from gradina.kernels import dispatch
 from gradina.kernels.dispatch import LAST, available
 from gradina.kernels.prepack import PackedWeight
 from gradina.models.unet import UNet, UNetConfig
@@ -207,6 +209,25 @@ def test_3x3_convolutions_are_computed_in_c(
     same_in_all_phases(monkeypatch, same)
     with FakeTensorMode(allow_non_fake_inputs=True):
         assert fast(torch.zeros(2, 16, 9, 6, dtype=dtype)).shape == (2, 24, 9, 6)
+
+
+@pytest.fixture
+def native_fp32(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The rows for linear layers with AMX hold for fp32, so that CPUs without it can test them."""
+    if not available("linear_geglu", torch.float32, "geglu"):
+        pytest.skip("needs a C compiler and a CPU with AVX-512")
+    rows = [replace(row, dtypes=dispatch.FP32, feature=None) for row in dispatch.TABLE if row.layout == "linear"]
+    assert len(rows) == 2
+    monkeypatch.setattr(dispatch, "TABLE", (*rows, *dispatch.TABLE))
+    dispatch.kernels_for.cache_clear()
+    yield
+    dispatch.kernels_for.cache_clear()
+
+
+@pytest.mark.usefixtures("native_fp32")
+def test_linear_layers_are_computed_in_c(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert available("linear", torch.float32, "linear")
+    test_linear_layers_are_prepacked(torch.float32, FP32, monkeypatch)
 
 
 @pytest.mark.parametrize(("dtype", "near"), [(torch.float32, FP32), (torch.bfloat16, BF16)])

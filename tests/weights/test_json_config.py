@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from gradina.errors import GradinaError, WeightsError
 from gradina.weights.formats import diffusers_configs as configs
 from gradina.weights.formats.diffusers import read_folder
-from gradina.weights.formats.scheduler_config import schedule_and_prediction
+from gradina.weights.formats.diffusers_configs import schedule_and_prediction
 from gradina.weights.json_config import read_config
 
 

@@ -132,7 +132,7 @@ def merged(network: Network, *stack: tuple[Layers, float]) -> Network:
                 plain = _fitting(network, name, layers[name])
                 added = added + scale * layers[name].product()
         if isinstance(plain, Adapted):
-            raise WeightsError(f"{name}: has a LoRA beside it already; remove that one first")
+            raise WeightsError(f"{name}: has a LoRA already; remove that one first")
         layer = shallow_clone(plain)
         assert isinstance(layer.weight, Tensor)
         weight = (layer.weight.float() + added.to(layer.weight.device)).to(layer.weight.dtype)
@@ -147,7 +147,7 @@ def _fitting(network: nn.Module, name: str, weights: LoRAWeights) -> nn.Module:
     while isinstance(plain, Adapted):
         plain = plain.base
     if not isinstance(plain, nn.Linear | nn.Conv2d):
-        raise WeightsError(f"{name}: is {type(plain).__name__}; a LoRA goes beside linear layers and convolutions")
+        raise WeightsError(f"{name}: is {type(plain).__name__}; a LoRA adapts linear layers and convolutions")
     shape = tuple(plain.weight.shape)
     if weights.shape != shape or weights.up.shape[1] != weights.rank:
         raise WeightsError(

@@ -1,7 +1,6 @@
 """Searches for settings that are worth their seconds, by measuring with a model on this machine.
 
-With very many steps all samplers converge to the same picture. Settings are judged by their PSNR to it and by their
-time; presets are chosen from the Pareto front of both.
+With very many steps all samplers converge to one picture; settings are judged by their PSNR to it, and their time.
 """
 
 from __future__ import annotations
@@ -28,6 +27,7 @@ from gradina.request_checks import choice
 from gradina.tasks.metrics import psnr
 
 Settings = Mapping[str, Any]  # fields of a Request
+Clock = Callable[[], float]
 
 SAMPLERS = ("dpmpp_2m", "unipc", "euler", "ddim", "heun", "pndm", "lms")  # the deterministic ones
 SHORTCUTS: tuple[Settings, ...] = (
@@ -50,13 +50,8 @@ class Trial:
     psnr: float
 
 
-def tune(
-    model: StableDiffusion, request: Request, seconds: float, clock: Callable[[], float] = time.perf_counter
-) -> Iterator[Trial]:
-    """Tries settings for the prompts of a request, the most promising first, for about so many seconds.
-
-    Raises GradinaError if they do not suffice for the first picture.
-    """
+def tune(model: StableDiffusion, request: Request, seconds: float, clock: Clock = time.perf_counter) -> Iterator[Trial]:
+    """Tries settings for a request's prompts, promising ones first. Raises GradinaError if the seconds are too few."""
     start = clock()
     request = resolve(model, request).request
     requests = [request.alone(i) for i in range(len(request.prompts))]
@@ -68,12 +63,12 @@ def tune(
             f"a step takes {step:.2g} s here, so the picture to compare with takes {reference_seconds / 60:.1f} "
             f"minutes; give at least {math.ceil(2 * reference_seconds / 60)} minutes"
         )
-    references = [_draw(model, one, REFERENCE)[0] for one in requests]
+    references = [(one, _draw(model, one, REFERENCE)) for one in requests]
     trials: list[Trial] = []
     for settings in _candidates(model, request, trials):
         calls = settings["steps"] * (2 if settings["sampler"] == "heun" else 1)
         if clock() - start + calls * step * len(requests) <= seconds:
-            trials.append(_run_trial(model, requests, references, settings, clock))
+            trials.append(_run_trial(model, references, settings, clock))
             yield trials[-1]
 
 
@@ -105,10 +100,7 @@ def save_trials(model: StableDiffusion, trials: Sequence[Trial]) -> Path:
 
 
 def preset(model: StableDiffusion, name: str) -> Settings:
-    """The settings of a preset: fast, balanced, best, or the closest within some seconds ("1.5s").
-
-    Raises RequestError if there is no such preset, or nothing was measured for this model.
-    """
+    """The settings of fast, balanced, best, or the closest within "1.5s". Raises RequestError where there are none."""
     path = _cache_file(model)
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))["trials"]
@@ -134,8 +126,7 @@ def _cache_file(model: StableDiffusion) -> Path:
 
 def _candidates(model: StableDiffusion, request: Request, trials: Sequence[Trial]) -> Iterator[Settings]:
     """Settings to try next, given the trials so far; `trials` grows between them."""
-    schedules = dict.fromkeys((request.schedule, "karras", "trailing"))
-    for schedule in schedules:
+    for schedule in dict.fromkeys((request.schedule, "karras", "trailing")):
         for sampler in SAMPLERS:
             yield {"sampler": sampler, "schedule": schedule, "steps": SURVEY_STEPS}
     survey = sorted(front(trials), key=lambda t: -t.psnr)
@@ -150,22 +141,18 @@ def _candidates(model: StableDiffusion, request: Request, trials: Sequence[Trial
 
 
 def _run_trial(
-    model: StableDiffusion,
-    requests: Sequence[Request],
-    references: Sequence[torch.Tensor],
-    settings: Settings,
-    clock: Callable[[], float],
+    model: StableDiffusion, references: Sequence[tuple[Request, torch.Tensor]], settings: Settings, clock: Clock
 ) -> Trial:
     taken, similarity = [], []
-    for one, reference in zip(requests, references, strict=True):
+    for request, reference in references:
         start = clock()
-        (pixels,) = _draw(model, one, settings)
+        pixels = _draw(model, request, settings)
         taken.append(clock() - start)
         similarity.append(min(99.0, psnr(pixels, reference, 2)))
     return Trial(settings, statistics.median(taken), statistics.fmean(similarity))
 
 
-def _seconds_per_step(model: StableDiffusion, request: Request, clock: Callable[[], float]) -> float:
+def _seconds_per_step(model: StableDiffusion, request: Request, clock: Clock) -> float:
     run = steps(model, replace(request, steps=3))
     next(run)  # includes what is prepared once
     start = clock()
@@ -174,5 +161,6 @@ def _seconds_per_step(model: StableDiffusion, request: Request, clock: Callable[
     return (clock() - start) / 2
 
 
-def _draw(model: StableDiffusion, request: Request, settings: Settings) -> list[torch.Tensor]:
-    return [to_pixels(picture.image) for picture in generate(model, replace(request, **settings))]
+def _draw(model: StableDiffusion, request: Request, settings: Settings) -> torch.Tensor:
+    (picture,) = generate(model, replace(request, **settings))
+    return to_pixels(picture.image)

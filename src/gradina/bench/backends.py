@@ -1,12 +1,9 @@
-"""The backends that are compared: Gradina, and the peers that are installed, on the same folder and inputs.
-
-On the CPU in fp32 and bf16, on other devices in fp32 and fp16, eager and compiled.
-"""
+"""Gradina, and the peers that are installed, on the same folder and inputs: in two dtypes, eager and compiled."""
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
@@ -15,7 +12,7 @@ from typing import Any
 
 import torch
 
-from gradina.bench.machine import synchronize
+from gradina.bench.machine import dtypes, synchronize
 from gradina.bench.timing import Runner
 from gradina.bench.workloads import GUIDANCE_SCALE, Shapes
 from gradina.pipeline.load import load
@@ -27,10 +24,11 @@ Opener = Callable[[Path, Shapes, str], Runner]  # folder, shapes, workload
 
 
 def gradina(
-    dtype: str, folder: Path, shapes: Shapes, workload: str, device: str = "cpu", engine: str = "auto"
+    dtype: str, folder: Path, shapes: Shapes, workload: str, device: str = "cpu", compile: bool = False
 ) -> Runner:  # fmt: skip
-    """Gradina, with its engine."""
-    model, inputs, torch_dtype = load(folder, device=device, dtype=dtype, engine=engine), shapes.inputs, DTYPES[dtype]
+    """Gradina, with the engine that it picks, or compiled."""
+    model = load(folder, device=device, dtype=dtype, engine="compile" if compile else "auto")
+    inputs, torch_dtype = shapes.inputs, DTYPES[dtype]
     unet, decode = with_engine(model.unet, model.engine), with_engine(Decoding(model.vae), model.engine, often=False)
     ids, states, latents = (x.to(device) for x in (inputs.ids, inputs.states, inputs.latents))
     states, latents, t = states.to(torch_dtype), latents.to(torch_dtype), torch.full((2,), 500.0, device=device)
@@ -104,33 +102,24 @@ def _inputs(dtype: torch.dtype, shapes: Shapes, workload: str) -> tuple[torch.Te
     }[workload]
 
 
-CPU_BACKENDS: dict[str, tuple[str | None, Opener]] = {  # with the package that each needs
-    "gradina fp32": (None, partial(gradina, "fp32")),
-    "gradina bf16": (None, partial(gradina, "bf16")),
-    "diffusers fp32": ("diffusers", partial(diffusers, "fp32")),
-    "diffusers bf16": ("diffusers", partial(diffusers, "bf16")),
-    "openvino fp32": ("openvino", partial(openvino, "fp32")),
-    "openvino bf16": ("openvino", partial(openvino, "bf16")),
-}
-
-
-def accelerator_backends(device: str) -> dict[str, tuple[str | None, Opener]]:
-    """The backends on a device other than the CPU, each with the package that it needs."""
-    ours, theirs = partial(gradina, device=device), partial(diffusers, device=device)
-    return {
-        "gradina fp32": (None, partial(ours, "fp32")),
-        "gradina fp16": (None, partial(ours, "fp16")),
-        "gradina, compiled, fp16": (None, partial(ours, "fp16", engine="compile")),
-        "diffusers fp32": ("diffusers", partial(theirs, "fp32")),
-        "diffusers fp16": ("diffusers", partial(theirs, "fp16")),
-        "diffusers, compiled, fp16": ("diffusers", partial(theirs, "fp16", compile=True)),
-    }
-
-
-def backends(device: str = "cpu") -> Mapping[str, Opener]:
+def backends(device: str = "cpu") -> dict[str, Opener]:
     """The backends that are installed, by a name that ends in the dtype."""
-    known = CPU_BACKENDS if device == "cpu" else accelerator_backends(device)
-    return {name: opener for name, (package, opener) in known.items() if package is None or find_spec(package)}
+    if device != "cpu":
+        return accelerator_backends(device)
+    openers = {"gradina": gradina, "diffusers": diffusers, "openvino": openvino}
+    installed = {name: opener for name, opener in openers.items() if find_spec(name)}
+    return {f"{name} {dtype}": partial(opener, dtype) for name, opener in installed.items() for dtype in dtypes(device)}
+
+
+def accelerator_backends(device: str) -> dict[str, Opener]:
+    """The installed backends on a device other than the CPU."""
+    found: dict[str, Opener] = {}
+    for name, opener in (("gradina", gradina), ("diffusers", diffusers)):
+        if find_spec(name):
+            on_device = partial(opener, device=device)
+            found |= {f"{name} {dtype}": partial(on_device, dtype) for dtype in ("fp32", "fp16")}
+            found[f"{name}, compiled, fp16"] = partial(on_device, "fp16", compile=True)
+    return found
 
 
 def _guided(pair: torch.Tensor) -> torch.Tensor:

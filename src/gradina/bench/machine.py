@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-import time
+import timeit
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -46,14 +46,12 @@ def peaks(device: str = "cpu") -> dict[str, dict[str, float]]:
 
 
 def _best(run: Callable[[], object], flops: int, device: str) -> float:
-    times = []
-    for _ in range(ROUNDS + 1):
-        synchronize(device)
-        start = time.perf_counter()
+    def synchronized() -> None:
         run()
         synchronize(device)
-        times.append(time.perf_counter() - start)
-    return flops / min(times) / 1e9
+
+    synchronize(device)
+    return flops / min(timeit.repeat(synchronized, repeat=ROUNDS + 1, number=1)) / 1e9
 
 
 def dtypes(device: str) -> tuple[str, str]:

@@ -18,10 +18,7 @@ Peaks = Mapping[str, Mapping[str, float]]  # GFLOP/s by dtype and operation
 
 
 def timing_rows(times: Mapping[str, Times | Failed], gflop: float | None, peaks: Peaks) -> Report:
-    """One row per backend: median and quartiles in seconds, GFLOP/s, fraction of the machine's peak, Gradina's speedup.
-
-    The speedup over each peer is the median and the quartiles of the ratios, round by round.
-    """
+    """One row per backend: seconds, GFLOP/s, fraction of the peak, and over peers Gradina's speedup, round by round."""
     rows: Report = {}
     for name, taken in times.items():
         if isinstance(taken, Failed):

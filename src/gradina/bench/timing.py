@@ -59,10 +59,7 @@ def medians(runners: Mapping[str, Runner], rounds: int, digits: int = 4) -> dict
 def time_interleaved(
     runners: Mapping[str, Runner | Failed], rounds: int, warmup: int = 1
 ) -> dict[str, Times | Failed]:  # fmt: skip
-    """Runs each once per round, in alternating order, after `warmup` rounds that are not counted.
-
-    A runner that fails drops out; the others continue.
-    """
+    """Runs each once per round, in alternating order, after `warmup` rounds; a runner that fails drops out."""
     names, seconds = list(runners), {name: list[float]() for name in runners}
     active = dict(runners)
     for i in range(warmup + rounds):

@@ -1,7 +1,4 @@
-"""One training step of a U-Net, beside the same step with diffusers' modules.
-
-All backends do the same in it: loss, backward, gradient clipping, AdamW, and the exponential moving average.
-"""
+"""One training step (loss, backward, clipping, AdamW, moving average), beside the same with diffusers' modules."""
 
 from __future__ import annotations
 

@@ -13,10 +13,7 @@ T = TypeVar("T")
 
 
 def read_idx(path: str | Path, limit: int | None = None) -> tuple[tuple[int, ...], bytes]:
-    """The shape and the bytes of an IDX file of unsigned bytes, or of its first `limit` entries.
-
-    Raises ValueError for any other file and for a truncated one.
-    """
+    """The shape and bytes of an IDX file of unsigned bytes, or its first `limit` entries. Raises ValueError."""
     data = Path(path).read_bytes()
     if len(data) < 4 or data[:3] != b"\x00\x00\x08":
         raise ValueError(f"{path}: not an IDX file of unsigned bytes (starts with {data[:4].hex() or 'nothing'})")

@@ -91,7 +91,7 @@ class Tensor:
             count = len(self.values)
             return _result([math.fsum(self.values)], (), (self,), lambda grad: (grad * count,))
         axis = _axis(axis, self.shape)
-        last = self.movedim(axis, len(self.shape) - 1)
+        last = self.permute(*(i for i in range(len(self.shape)) if i != axis), axis)
         n = self.shape[axis]
         sums = [math.fsum(last.values[i : i + n]) for i in range(0, len(last.values), n)]
         return _result(sums, last.shape[:-1], (last,), lambda grad: ([g for g in grad for _ in range(n)],))
@@ -152,12 +152,6 @@ class Tensor:
         if math.prod(shape) != len(self.values):
             raise ValueError(f"cannot reshape {as_text(self.shape)} to {as_text(shape)}")
         return self.gather(range(len(self.values)), shape)
-
-    def movedim(self, source: int, destination: int) -> Tensor:
-        """With one axis moved to another position."""
-        order = [i for i in range(len(self.shape)) if i != source]
-        order.insert(destination, source)
-        return self.permute(*order)
 
     def permute(self, *order: int) -> Tensor:
         """With the axes in another order."""

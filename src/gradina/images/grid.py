@@ -51,6 +51,11 @@ class _Label(NamedTuple):
     def height(self) -> int:
         return self.line_height * len(self.lines)
 
+    def write(self, draw: ImageDraw.ImageDraw, x: float, y: float, align: str, colour: tuple[int, int, int]) -> None:
+        """Draws the lines down from y, with the middle (m) or the right end (r) of each at x."""
+        for i, line in enumerate(self.lines):
+            draw.text((x, y + (i + 0.5) * self.line_height), line, fill=colour, font=self.font, anchor=f"{align}m")
+
 
 def _label(text: object, width: int, ascii_only: bool, size: int = LABEL_SIZE) -> _Label:
     """The text in at most MAX_LINES lines of at most `width` pixels, wrapped between words where possible."""
@@ -70,14 +75,6 @@ def _label(text: object, width: int, ascii_only: bool, size: int = LABEL_SIZE) -
             last = last[:-1]
         lines[-1] = last.rstrip() + "…"
     return _Label(tuple(lines), font, round(size * LINE_HEIGHT), math.ceil(max(map(font.getlength, lines), default=0)))
-
-
-def _write(
-    draw: ImageDraw.ImageDraw, label: _Label, x: float, y: float, align: str, colour: tuple[int, int, int]
-) -> None:
-    """Draws a label down from y, with the middle (m) or the right end (r) of each line at x."""
-    for i, line in enumerate(label.lines):
-        draw.text((x, y + (i + 0.5) * label.line_height), line, fill=colour, font=label.font, anchor=f"{align}m")
 
 
 def _enlarged(image: Image.Image, factor: int) -> Image.Image:
@@ -142,17 +139,17 @@ def grid(
     page = Image.new("RGB", (right + margin, y0 + rows * step_y - pad + margin), BACKGROUND)
     draw = ImageDraw.Draw(page)
     if head:
-        _write(draw, head, (right + margin) / 2, margin - pad / 2, "m", TITLE_COLOUR)
+        head.write(draw, (right + margin) / 2, margin - pad / 2, "m", TITLE_COLOUR)
     for column, label in enumerate(above):
-        _write(draw, label, x0 + column * step_x + width / 2, y0 - gap - label.height, "m", LABEL_COLOUR)
+        label.write(draw, x0 + column * step_x + width / 2, y0 - gap - label.height, "m", LABEL_COLOUR)
     for row, label in enumerate(left):
-        _write(draw, label, x0 - pad - gap, y0 + row * step_y + (height - label.height) / 2, "r", LABEL_COLOUR)
+        label.write(draw, x0 - pad - gap, y0 + row * step_y + (height - label.height) / 2, "r", LABEL_COLOUR)
     for i, image in enumerate(images):
         enlarged = _enlarged(image, factor)
         x, y = x0 + i % columns * step_x, y0 + i // columns * step_y
         page.paste(enlarged, (x + (width - enlarged.width) // 2, y + (height - enlarged.height) // 2))
         if below:
-            _write(draw, below[i], x + width / 2, y + height + gap, "m", LABEL_COLOUR)
+            below[i].write(draw, x + width / 2, y + height + gap, "m", LABEL_COLOUR)
     return page
 
 

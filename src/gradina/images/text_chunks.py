@@ -167,7 +167,11 @@ def read_hidden_texts(path: str | PathLike[str], what: str = "picture") -> dict[
         unpacked = b""
     if not unpacked or length > len(alpha) - HEAD_BITS:
         raise PictureError(f"{what}: {os.fspath(path)} hides a damaged text in its alpha channel; give another copy")
-    return _by_keyword(decode_text(unpacked))
+    text = decode_text(unpacked)
+    chunks = json_or_none(text)
+    if not isinstance(chunks, dict) or "Comment" not in chunks:
+        return {"parameters": text}  # of A1111
+    return {str(key): value if isinstance(value, str) else json.dumps(value) for key, value in chunks.items()}
 
 
 def _low_bits(pixels: bytes) -> bytes:
@@ -175,14 +179,6 @@ def _low_bits(pixels: bytes) -> bytes:
     whole = pixels[: len(pixels) // 8 * 8]
     bits = whole.translate(bytes(48 + (value & 1) for value in range(256)))  # "0" or "1"
     return int(bits, 2).to_bytes(len(whole) // 8) if whole else b""
-
-
-def _by_keyword(text: str) -> dict[str, str]:
-    """A JSON object holds the chunks of NovelAI; any other text is A1111's."""
-    data = json_or_none(text)
-    if not isinstance(data, dict) or "Comment" not in data:
-        return {"parameters": text}
-    return {str(key): value if isinstance(value, str) else json.dumps(value) for key, value in data.items()}
 
 
 def decode_text(data: bytes) -> str:

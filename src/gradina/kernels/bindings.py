@@ -63,7 +63,7 @@ class SoftmaxKernel(Kernel):
         """The gradient of x from the output and its gradient; `out` may be the latter."""
         grad_output = grad_output.contiguous()
         out = torch.empty_like(probs) if out is None else out
-        call(self.library.softmax_back, probs, grad_output, out, *rows(probs), scale)
+        call(self.library.softmax_backward, probs, grad_output, out, *rows(probs), scale)
         return out
 
 
@@ -74,14 +74,14 @@ class GEGLUKernel(Kernel):
         """(..., 2 · width) -> (..., width)"""
         x = x.contiguous()
         out = x.new_empty(*x.shape[:-1], x.shape[-1] // 2)
-        call(self.library.gated, x, out, *rows(out))
+        call(self.library.geglu, x, out, *rows(out))
         return out
 
     def backward(self, x: Tensor, grad_output: Tensor) -> Tensor:
         """The gradient of x from that of the output, (..., width)."""
         x, grad_output = x.contiguous(), grad_output.contiguous()
         grad_x = torch.empty_like(x)
-        call(self.library.gated_back, x, grad_output, grad_x, *rows(grad_output))
+        call(self.library.geglu_backward, x, grad_output, grad_x, *rows(grad_output))
         return grad_x
 
 
@@ -92,7 +92,7 @@ class LayerNormKernel(Kernel):
         """For x (..., width) of the dtype of the weights."""
         x = x.contiguous()
         out = torch.empty_like(x)
-        call(self.library.rows_scaled, x, out, *rows(x), weight, bias, eps)
+        call(self.library.layer_norm, x, out, *rows(x), weight, bias, eps)
         return out
 
 
@@ -111,14 +111,14 @@ class GroupNormKernel(Kernel):
         """
         made = torch.empty(4, *x.shape[:2])
         given = (None if t is None else t.detach().float().contiguous() for t in (shift, norm.weight, norm.bias))
-        call(self.library.moments, x, *pixels(x), norm.num_groups, *given, norm.eps, *made)
+        call(self.library.group_norm_moments, x, *pixels(x), norm.num_groups, *given, norm.eps, *made)
         return made
 
     def scaled(self, x: Tensor, scale: Tensor, offset: Tensor, silu: bool) -> Tensor:
         """scale · x + offset, and its SiLU."""
         x = x.contiguous(memory_format=torch.channels_last)
         out = torch.empty_like(x)
-        call(self.library.scaled, x, out, *pixels(x), scale, offset, silu)
+        call(self.library.group_norm_apply, x, out, *pixels(x), scale, offset, silu)
         return out
 
     def backward(
@@ -130,7 +130,7 @@ class GroupNormKernel(Kernel):
         grad_weight, grad_bias = torch.empty(2, x.shape[1])
         given = (groups, silu, *moments, weight.float())
         grads = (grad_x, grad_weight, grad_bias, grad_shift)
-        call(self.library.moments_back, x, grad_output, *pixels(x), *given, *grads)
+        call(self.library.group_norm_backward, x, grad_output, *pixels(x), *given, *grads)
         return grads
 
 
@@ -140,7 +140,7 @@ class BFloat16Kernel(Kernel):
     def __call__(self, x: Tensor) -> Tensor:
         """For a contiguous x of any shape."""
         out = torch.empty_like(x, dtype=torch.bfloat16)
-        call(self.library.nearest, x, out, x.numel())
+        call(self.library.f16_to_bf16, x, out, x.numel())
         return out
 
 
@@ -149,7 +149,7 @@ class DenormalsKernel(Kernel):
 
     def __call__(self, flush: int) -> int:
         """Sets the mode (1 to flush, or what an earlier call returned); returns the mode before."""
-        before: int = self.library.flush(ctypes.c_int64(flush))
+        before: int = self.library.flush_denormals(ctypes.c_int64(flush))
         return before
 
 

@@ -76,7 +76,7 @@ def library(flags: tuple[str, ...]) -> ctypes.CDLL | None:
     except (OSError, subprocess.SubprocessError) as error:
         log.info("native kernels cannot be compiled or loaded here, PyTorch's are used (%s)", error)
         return None
-    return found if found.usable() else None
+    return found if found.supported() else None
 
 
 def _compiled(flags: tuple[str, ...]) -> Path:

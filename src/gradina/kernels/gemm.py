@@ -25,7 +25,7 @@ class Conv3x3Kernel(Kernel):
         out, channels = (channels, out) if transpose else (out, channels)
         tiled = (-(-out // TILE), -(-channels // TILE), 9, 2, LANES, LANES, 2)
         made = weight.new_empty(tiled if self.tiles else (-(-out // LANES), channels, 9, LANES))
-        call(self.library.order, weight, made, channels, out, last, transpose)
+        call(self.library.reorder_conv3x3, weight, made, channels, out, last, transpose)
         return made
 
     def __call__(
@@ -43,7 +43,7 @@ class Conv3x3Kernel(Kernel):
         x = x.contiguous(memory_format=last)
         residual = None if residual is None else residual.contiguous(memory_format=last)
         made = torch.empty(b, out, *size, dtype=x.dtype, memory_format=last)
-        call(self.library.convolved, x, reordered, bias, residual, made, b, *size, channels, out, upsample)
+        call(self.library.conv3x3, x, reordered, bias, residual, made, b, *size, channels, out, upsample)
         return made
 
 
@@ -71,7 +71,7 @@ class LinearKernel(Kernel):
         panels = -(-(out // 2) // (wide // 2)) if halves else -(-out // wide)
         each = (2, LANES, LANES, 2) if self.tiles else (2, wide // 2) if halves else (wide,)
         made = weight.new_empty(panels, deep, *each)
-        call(self.library.order_rows, weight, made, width, out, halves)
+        call(self.library.reorder_linear, weight, made, width, out, halves)
         return made
 
     def __call__(
@@ -87,7 +87,7 @@ class LinearKernel(Kernel):
         """x (..., in) -> (..., out), plus a residual; with `geglu` its halves become (..., out / 2)."""
         x, residual = x.contiguous(), None if residual is None else residual.contiguous()
         made = x.new_empty(*x.shape[:-1], out // 2 if geglu else out)
-        call(self.library.multiplied, x, reordered, bias, residual, made, *rows(x), out, halves, geglu)
+        call(self.library.linear, x, reordered, bias, residual, made, *rows(x), out, halves, geglu)
         return made
 
 

@@ -1,4 +1,4 @@
-"""What the table of dispatch.py chooses from, beside the kernels themselves: functions around them, and oneDNN's."""
+"""Operations that the table of dispatch.py chooses from: functions around the kernels, oneDNN's and PyTorch's."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ class Order:
     """The order of values in memory that a kernel wants of its weights, and back."""
 
     name: str
-    native: bool  # whether the kernel is one of ours, else it is oneDNN's
+    native: bool  # whether it is of a kernel in C, else of oneDNN
     pack: Callable[[Tensor], Tensor]
     unpack: Callable[[Tensor, torch.Size], Tensor]
     geometry: tuple[Any, ...] = ()  # padding, stride, dilation and groups of a convolution by oneDNN
@@ -98,6 +98,9 @@ class PackedWeight(Tensor):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> nn.Parameter:
         return nn.Parameter(self.plain(), requires_grad=False)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return nn.Parameter(self.plain(), requires_grad=False).__reduce_ex__(protocol)  # type: ignore[no-untyped-call]
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]

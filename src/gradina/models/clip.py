@@ -1,7 +1,4 @@
-"""CLIP's text tower, whose states the U-Net is conditioned on.
-
-Source: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision" (2103.00020).
-"""
+"""CLIP's text tower, whose states the U-Net is conditioned on (Radford et al. 2103.00020)."""
 
 from __future__ import annotations
 

@@ -76,10 +76,7 @@ class VisionTower(nn.Module):
         nn.init.normal_(self.position.weight, std=c.width**-0.5)
 
     def forward(self, pixels: Tensor, kept: Tensor | None = None) -> Tensor:
-        """The embeddings; of the patches (b, n) that are `kept` alone, which trains faster.
-
-        Source: Li et al. 2023, "Scaling Language-Image Pre-training via Masking" (2212.00794).
-        """
+        """The embeddings; of the `kept` patches (b, n) alone, which trains faster (Li et al., FLIP, 2212.00794)."""
         x = self.patch(pixels).flatten(2).transpose(1, 2) + self.position.weight[1:]
         if kept is not None:
             x = x.gather(1, kept[:, :, None].expand(-1, -1, x.shape[2]))
@@ -162,8 +159,5 @@ class CLIP(nn.Module):
         return F.normalize(self.vision(pixels, kept), dim=1)
 
     def forward(self, ids: Tensor, pixels: Tensor) -> Tensor:
-        """Scaled cosine similarities, (texts, pictures); its transpose reads them the other way.
-
-        Source: Radford et al., figure 3.
-        """
+        """Scaled cosine similarities (texts, pictures), as in figure 3 of Radford et al. (2103.00020)."""
         return self.logit_scale.exp() * self.texts(ids) @ self.pictures(pixels).T

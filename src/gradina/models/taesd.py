@@ -1,7 +1,4 @@
-"""A tiny decoder of latents, fast and rough, for previews.
-
-Source: Bohan, "TAESD: Tiny AutoEncoder for Stable Diffusion" (github.com/madebyollin/taesd), which has no paper.
-"""
+"""A tiny decoder of latents, fast and rough, for previews: TAESD (Bohan, github.com/madebyollin/taesd; no paper)."""
 
 from __future__ import annotations
 

@@ -50,10 +50,7 @@ class Tokenizer:
 
     @classmethod
     def clip(cls, length: int = 77, pad: int | None = None) -> Tokenizer:
-        """CLIP's own vocabulary of 49408 entries, shipped; `pad` is `eos` for Stable Diffusion 1, and 0 for 2.
-
-        Source: Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision".
-        """
+        """CLIP's shipped 49408 entries (Radford et al. 2103.00020); `pad` is `eos` for Stable Diffusion 1, 0 for 2."""
         lines = gzip.decompress(bpe.ASSET.read_bytes()).decode().split("\n")
         return cls._from_merges(read_merges(bpe.ASSET, lines), length, pad)
 
@@ -81,10 +78,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: str | Path) -> Tokenizer:
-        """The tokenizer of a diffusers or transformers folder: vocab.json and merges.txt, or tokenizer.json.
-
-        Raises WeightsError, naming the file, for one that is missing or malformed.
-        """
+        """The tokenizer of a diffusers or transformers folder. Raises WeightsError, naming the malformed file."""
         return cls(*read_tokenizer(Path(folder)))
 
     def with_placeholder(self, word: str, tokens: int = 1) -> Tokenizer:
@@ -111,10 +105,7 @@ class Tokenizer:
         return Tokenizer(self._engine, length, self.bos, self.eos, self.pad, self._multi_token)
 
     def save(self, folder: str | Path) -> None:
-        """Writes vocab.json, merges.txt, tokenizer_config.json and special_tokens_map.json as transformers has them.
-
-        Raises WeightsError where two placeholders' tokens would have the same names there.
-        """
+        """Writes the files that transformers has. Raises WeightsError where two placeholders would share a name."""
         ids = {"bos_token": self.bos, "eos_token": self.eos, "pad_token": self.pad}
         write_tokenizer(self._engine, self.length, ids, self._multi_token, Path(folder))
 

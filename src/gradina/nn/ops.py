@@ -1,4 +1,4 @@
-"""The few fused operations, each beside its PyTorch definition: the only door to the kernels.
+"""The few fused operations, each with its PyTorch definition: the only door to the kernels.
 
 A trailing underscore says that an operation may overwrite its first tensor, if gradients are disabled. Then memory is
 used again: to have fresh memory cleared takes as long as to write a feature map into it.

@@ -1,6 +1,6 @@
 """Prepacks networks for inference on a CPU: their weights in the order in which kernels read them, and back.
 
-What is put in a layer's place is its weight alone, a `PackedWeight`, which is plain to everything but its kernel. So
+Only the weight of a layer is replaced, by a `PackedWeight`, which is plain to everything but its kernel. So
 a prepacked network is saved, moved, copied, and given LoRAs as any other.
 """
 

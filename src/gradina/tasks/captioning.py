@@ -18,10 +18,7 @@ Captioner = Callable[[Image.Image], str]
 
 
 def captioner(name: str = BLIP, device: str | torch.device = "cpu") -> Captioner:
-    """A captioning model: any image-to-text checkpoint, by its name on the hub or a local folder.
-
-    Raises MissingExtra where transformers is not installed, HubError where there is no such model.
-    """
+    """An image-to-text model by its name on the hub or a folder. Raises MissingExtra without transformers, HubError."""
     if not find_spec("transformers"):
         raise MissingExtra("captioning models are an extra; install it with: pip install 'gradina[caption]'")
     library = import_module("transformers")

@@ -8,10 +8,7 @@ from torch import Tensor
 
 
 def psnr(a: Tensor, b: Tensor, peak: float = 1.0) -> float:
-    """Peak signal-to-noise ratio of two pictures, in dB: 10 log10(peak² / mean squared difference).
-
-    Raises ValueError if their shapes differ.
-    """
+    """PSNR in dB: 10 log10(peak² / mean squared difference). Raises ValueError where the shapes differ."""
     if a.shape != b.shape:
         raise ValueError(f"psnr: got pictures of shapes {tuple(a.shape)} and {tuple(b.shape)}, expected one shape")
     error = ((a.double() - b.double()) ** 2).mean().item()

@@ -53,11 +53,7 @@ def open_pair(
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
 ) -> ContrastivePair:
-    """The contrastive pair of a model, or of a name: shipped, a model's folder, a CLIPModel's, or one of the hub.
-
-    None is the first shipped model that has one. Raises WeightsError where there is no image tower, HubError,
-    RequestError for a device that is not there.
-    """
+    """The pair of a model, or that `locate_pair` finds. Raises WeightsError, HubError, RequestError for the device."""
     place = pick_device(device)
     if isinstance(source, Components):
         if source.clip is None:
@@ -74,10 +70,7 @@ def open_pair(
 
 
 def preprocess(pair: ContrastivePair, picture: ImageLike) -> Tensor:
-    """The image tower's input (3, h, w): the centre crop over white, resized and normalized.
-
-    The pixels are those of transformers' CLIPImageProcessor. Raises PictureError.
-    """
+    """The image tower's input (3, h, w), that of transformers' CLIPImageProcessor. Raises PictureError."""
     small = resize_and_center_crop(open_picture(picture, "picture", MAX_SOURCE_PIXELS), pair.size, pair.resample)
     pixels = torch.from_numpy(np.array(small, dtype=np.float32)) / 255
     return ((pixels - torch.tensor(pair.mean)) / torch.tensor(pair.std)).permute(2, 0, 1)

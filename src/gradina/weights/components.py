@@ -59,10 +59,7 @@ class Components:
 
 
 def checked_components(components: Components, path: Path) -> Components:
-    """The components, if they are of one model; texts are cut to the length of the text tower.
-
-    Raises WeightsError, naming both numbers, where they are not.
-    """
+    """The components, texts cut to the text tower's length. Raises WeightsError for those of different models."""
     unet, vae, text, tokenizer = (getattr(components, name) for name in ("unet", "vae", "text", "tokenizer"))
     channels = unet.config.out_channels, vae.config.latent_channels
     for what, wanted, other, got in (

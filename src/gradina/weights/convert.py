@@ -37,12 +37,10 @@ def convert(
     variant: str | None = None,
     prediction: str | None = None,
 ) -> Path:
-    """Writes the model `source` as `target`: one file if that ends in .safetensors, else a folder for diffusers.
+    """Writes `source` as `target`: one file if that ends in .safetensors, else a folder for diffusers; returns it.
 
-    An embedding, a LoRA or a tiny decoder becomes one file, an autoencoder either. Round trips are exact to the bit
-    unless `dtype` asks for another dtype; a contrastive pair that goes with the model is copied into a folder, and left
-    out of one file. Returns the target; raises WeightsError for a source that cannot be read, DiskError for a target
-    that cannot be written.
+    Exact to the bit unless `dtype` asks for another dtype; a contrastive pair goes along into a folder. Raises
+    WeightsError for a source that cannot be read, DiskError for a target that cannot be written.
     """
     path, target = Path(source), Path(target)
     if target.suffix in PICKLES:

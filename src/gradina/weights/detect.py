@@ -5,12 +5,12 @@ A new dialect is a file in formats/ and a row here; a kind of single file that i
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
 from gradina.errors import WeightsError
 from gradina.nn.transformer import Activation
+from gradina.weights.remap import wildcards
 
 UNET, VAE, TEXT = "model.diffusion_model.", "first_stage_model.", ("cond_stage_model.", "conditioner.")  # in one file
 
@@ -99,10 +99,9 @@ def check_checkpoint(path: object, names: Iterable[str]) -> None:
     names = list(names)
     has_unet, has_vae, has_text = (any(n.startswith(prefix) for n in names) for prefix in (UNET, VAE, TEXT))
     whole, component = has_unet and has_vae and has_text, not has_unet and not (has_vae and has_text)
-    for row in FORMATS:
-        possible = {"leftover": not whole, "other": True, "component": component}[row.kind]
-        if possible and _any(names, row.names):
-            raise WeightsError(f"{path}: is {row.what}; {row.advice}")
+    possible = {"leftover": not whole, "other": True, "component": component}
+    if row := find_format(names, [kind for kind, is_possible in possible.items() if is_possible]):
+        raise WeightsError(f"{path}: is {row.what}; {row.advice}")
     found = (("U-Net", has_unet), ("autoencoder", has_vae), ("text tower", has_text))
     missing = [what for what, there in found if not there]
     if len(missing) == 3:
@@ -123,16 +122,10 @@ def check_unet_inputs(path: object, channels: int, out_channels: int) -> None:
         )
 
 
-def format_name(names: Iterable[str]) -> str:
-    """What a file with these names is, if no checkpoint that is read here; "" if that cannot be told."""
+def find_format(names: Iterable[str], kinds: Iterable[str] = ("leftover", "other", "component")) -> Format | None:
+    """What a file with these names is, of some kinds; None where that cannot be told."""
     names = list(names)
-    return next((row.what for row in FORMATS if _any(names, row.names)), "")
-
-
-def other_family(names: Iterable[str]) -> str:
-    """The family of a whole checkpoint, if another than those that are read here; else ""."""
-    names = list(names)
-    return next((row.what for row in FORMATS if row.kind == "other" and _any(names, row.names)), "")
+    return next((row for row in FORMATS if row.kind in kinds and any(map(wildcards(row.names).match, names))), None)
 
 
 def find_text_encoder(path: object, names: Iterable[str]) -> TextEncoderFormat:
@@ -148,9 +141,3 @@ def find_vae(names: Iterable[str]) -> tuple[str, str] | None:
     """Prefix and dialect of the autoencoder among these names; None where there is none."""
     names, rows = set(names), [(p, d, p + first.format(0, 0)) for p in VAE_PREFIXES for d, first in VAE_RESNETS.items()]
     return next(((prefix, dialect) for prefix, dialect, name in rows if name in names), None)
-
-
-def _any(names: Iterable[str], patterns: Iterable[str]) -> bool:
-    wild = "|".join(re.escape(p).replace(r"\*", ".*").replace(r"\[", "[").replace(r"\]", "]") for p in patterns)
-    known = re.compile(wild)
-    return any(known.fullmatch(name) for name in names)

@@ -65,10 +65,7 @@ def fetch(name: str, variant: str | None = None, pickles: bool = False) -> Path:
 
 
 def fetch_only(name: str, kind: str) -> Path:
-    """The folder of "owner/name" in the hub's cache with one network (see ONLY), or "owner/name/file.safetensors".
-
-    Raises HubError.
-    """
+    """The folder of "owner/name" in the hub's cache with one network (see ONLY), or the file named. Raises HubError."""
     with _hub_errors(name):
         if name.count("/") > 1:
             return _fetch_file(name)
@@ -101,10 +98,7 @@ def _suffixes(variant: str | None, kind: str = "safetensors") -> list[str]:
 
 
 def push(components: Components, name: str, *, private: bool = False) -> str:
-    """Uploads a model to the hub as "owner/name" in the diffusers layout, with its card; returns its URL.
-
-    Raises HubError.
-    """
+    """Uploads a model as "owner/name" in the diffusers layout, with its card; returns its URL. Raises HubError."""
     from gradina.weights.formats.diffusers import write_folder
 
     with tempfile.TemporaryDirectory() as scratch:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-import reprlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
+from reprlib import repr as shortened
 from typing import Any, TypeVar
 
 from gradina.errors import RequestError, WeightsError
@@ -107,11 +107,6 @@ def check_number(name: str, value: Any, above: float, most: float) -> None:
     """Raises WeightsError unless `value` is a number above `above` and at most `most`."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not above < value <= most:
         raise WeightsError(f"{name} is {shortened(value)}, expected a number above {above:g}, at most {most:g}")
-
-
-def shortened(value: object) -> str:
-    """The repr of a value, cut where it is long."""
-    return reprlib.repr(value)
 
 
 def _check_divisible(config: UNetConfig | VAEConfig | TextConfig | VisionConfig | ConvConfig) -> None:

@@ -65,10 +65,7 @@ PREDICTIONS = {"eps": "the noise (eps)", "v": "the velocity (v)", "x0": "the pic
 def model_card(
     components: Components, dtype: torch.dtype | None = None, license: str | None = None, about: str = ""
 ) -> str:
-    """README.md for a saved model: front matter for the hub, sizes, defaults, and how to draw with it.
-
-    `license` is an identifier of the hub ("apache-2.0"); `about` is Markdown on data, training and limits.
-    """
+    """README.md for a saved model; `license` is an identifier of the hub ("apache-2.0"), `about` more Markdown."""
     text, unet = components.text, components.unet.config
     inpaint = unet.channels == 2 * unet.out_channels + 1
     return CARD.format(

@@ -49,11 +49,7 @@ def open_source(
 
 
 def with_vae(components: Components, source: str | PathLike[str]) -> Components:
-    """A model with another autoencoder in place of its own; see `registry.locate_vae` for what can be named.
-
-    Scale and groups are those of the model's own where the file does not give them. Raises WeightsError, also where
-    it is for other latents, or HubError where the hub does not give it.
-    """
+    """A model with the autoencoder that `locate_vae` finds. Raises WeightsError, also for other latents, HubError."""
     own = components.vae.config
     other = read_vae(locate_vae(source), own, name=str(source))
     got, expected = ((c.latent_channels, c.channels, c.factor) for c in (other.vae.config, own))

@@ -99,10 +99,7 @@ def locate_taesd(source: str | PathLike[str]) -> Path:
 
 
 def locate_vae(source: str | PathLike[str]) -> Path:
-    """The folder or file of the autoencoder that a name stands for: its own, or a model's that has one.
-
-    Raises WeightsError, HubError.
-    """
+    """The file or folder of the autoencoder, or of a model with one, by its name. Raises WeightsError, HubError."""
     if not Path(source).exists() and str(source) in shipped():
         return shipped()[str(source)]
     expected = "a safetensors file, a folder, a shipped model's name, or an owner/name of the hub"

@@ -6,9 +6,10 @@ computed of them (`Indices`). ` | rule` after a foreign name says how its values
 
 from __future__ import annotations
 
+import fnmatch
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 
@@ -27,11 +28,6 @@ class Table:
 
     columns: tuple[str, ...]
     rows: Rows
-
-    def pairs(self, dialect: str) -> Iterator[tuple[str, str]]:
-        """(ours, foreign) for each row that the dialect has."""
-        column = self.columns.index(dialect)
-        return ((row[0], row[column]) for row in self.rows if row[column] is not None)
 
 
 @dataclass(frozen=True)
@@ -79,7 +75,8 @@ def sources(
     ours: Iterable[str], table: Table, dialect: str, indices: Indices | None = None, prefix: str = ""
 ) -> dict[str, Source]:
     """Where each of our parameters lies in a file of that dialect; raises WeightsError for one that no row has."""
-    patterns = [(_pattern(own), foreign) for own, foreign in table.pairs(dialect)]
+    column = table.columns.index(dialect)
+    patterns = [(_pattern(row[0]), row[column]) for row in table.rows]
     return {name: _source(name, patterns, indices or {}, prefix) for name in ours}
 
 
@@ -103,8 +100,13 @@ def write(ours: Mapping[str, Tensor], where: Mapping[str, Source]) -> dict[str, 
 def unclaimed(names: Iterable[str], where: Mapping[str, Source], dropped: Iterable[str] = ()) -> list[str]:
     """Foreign names that no parameter of ours is read from and that match no `dropped` pattern (`*` is anything)."""
     used = {source.name for source in where.values()}
-    ignored = re.compile("|".join(re.escape(p).replace(r"\*", ".*") for p in dropped) or r"(?!)")
-    return [name for name in names if name not in used and not ignored.fullmatch(name)]
+    ignored = wildcards(dropped)
+    return [name for name in names if name not in used and not ignored.match(name)]
+
+
+def wildcards(patterns: Iterable[str]) -> re.Pattern[str]:
+    """A regular expression of names that one of the patterns fits: `*` is anything, `[AB]` one of these letters."""
+    return re.compile("|".join(map(fnmatch.translate, patterns)) or r"(?!)")
 
 
 @cache

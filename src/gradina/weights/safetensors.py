@@ -67,10 +67,7 @@ def strip_wrappers(tensors: Mapping[str, Value]) -> Mapping[str, Value]:
 
 
 def open_weights(path: str | Path) -> Weights:
-    """A safetensors file, or all files that a `*.safetensors.index.json` names.
-
-    Raises WeightsError for a file that is missing, truncated, or of another format.
-    """
+    """A safetensors file, or all that a `*.safetensors.index.json` names. Raises WeightsError for any other file."""
     path = Path(path)
     if path.suffix == ".json":
         return join_shards(path, open_weights)
@@ -137,16 +134,11 @@ def to_dtype(x: Tensor, dtype: torch.dtype, mapped: MappedFiles) -> Tensor:
 
 
 def model_hash(files: Iterable[Path]) -> str:
-    """The first ten hex digits of the SHA-256 of these files, one after the other.
-
-    For a single file this is the hash that A1111 and Civitai show. It reads all bytes, which takes seconds for
-    gigabytes, so ask for it when a picture is saved and not before.
-    """
+    """The first ten hex digits of the SHA-256 of files in a row, as A1111 and Civitai show; it reads all bytes."""
     digest = hashlib.sha256()
     for path in files:
         with open(path, "rb") as file:
-            while block := file.read(1 << 22):
-                digest.update(block)
+            hashlib.file_digest(file, lambda: digest)
     return digest.hexdigest()[:10]
 
 

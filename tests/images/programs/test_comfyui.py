@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from gradina.errors import PictureError
-from gradina.images.metadata import read_picture
+from gradina.images.picture import read_picture
 from gradina.images.programs.comfyui import read
 from gradina.images.programs.settings import ProgramSettings, model_of, to_request
 from gradina.request import Request

@@ -25,7 +25,7 @@ from gradina import Request, generate, load
 from gradina.adapters.lora import ATTENTION, LoRA, LoRAWeights
 from gradina.apps.cli.main import main
 from gradina.errors import WeightsError
-from gradina.images.metadata import read_picture
+from gradina.images.picture import read_picture
 from gradina.pipeline import conditioning
 from gradina.pipeline.model import StableDiffusion
 from gradina.weights.formats.lora import read_lora, read_states, write_imagic, write_lora

@@ -17,7 +17,7 @@ from gradina.request_checks import choice
 
 def info(picture: o.Picture, as_json: o.Json = False) -> None:
     """Show what is written in a picture's file."""
-    from gradina.images.metadata import read_picture, to_json
+    from gradina.images.picture import read_picture, to_json
 
     record = read_picture(picture, strict=False)
     if as_json:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from itertools import chain, repeat
 
 from gradina.images.programs.settings import ProgramSettings, load_object, pick
 
@@ -41,14 +42,14 @@ def read(texts: Mapping[str, str]) -> ProgramSettings | None:
     data = {LABELS.get(key, key): value for key, value in settings.items()}
     if not data.keys() >= REQUIRED:
         return None
-    loras, scales = _list(data.get("use_lora_model")), _list(data.get("lora_alpha"))
+    scales = chain(_list(data.get("lora_alpha")), repeat(1))
     return ProgramSettings(
         prompt=data.get("prompt"),
         negative_prompt=data.get("negative_prompt"),
         values=pick(data, VALUES),
         sampler=data.get("sampler_name"),
         model={"name": data["use_stable_diffusion_model"]},
-        loras=[(name, scales[i] if i < len(scales) else 1) for i, name in enumerate(loras)],
+        loras=list(zip(_list(data.get("use_lora_model")), scales, strict=False)),
         unsupported={key: data[key] for key in sorted({*LABELS.values()} - READ) if data.get(key) not in EMPTY},
     )
 

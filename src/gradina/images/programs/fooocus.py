@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from gradina.images.programs.settings import ProgramSettings, load_object, pick, pick_size, without
 
@@ -24,10 +23,9 @@ def read(texts: Mapping[str, str]) -> ProgramSettings | str | None:
     is_json = text.lstrip().startswith("{")
     if not text or not (scheme in SCHEMES or (is_json and '"metadata_scheme"' in text)):
         return None
-    return _settings(load_object(text, "Fooocus", "parameters")) if is_json or scheme == "fooocus" else text
-
-
-def _settings(data: Mapping[str, Any]) -> ProgramSettings:
+    if not is_json and scheme == "a1111":
+        return text
+    data = load_object(text, "Fooocus", "parameters")
     loras = data.get("loras")
     rows = [row for row in loras if isinstance(row, list) and len(row) > 1] if isinstance(loras, list) else []
     combined = [str(value).rsplit(" : ", 1) for key, value in data.items() if key.startswith("lora_combined_")]

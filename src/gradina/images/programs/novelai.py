@@ -39,6 +39,9 @@ def read(texts: Mapping[str, str]) -> ProgramSettings | None:
     img2img = ("strength", "noise") if data.get("request_type") == "Img2ImgRequest" else ()
     braces = "prompt: weights such as {word} or 1.2::word:: are read as plain words"
     weighted = any(isinstance(text, str) and re.search(r"[{}]|\d::", text) for text in (prompt, negative))
+    rows = as_objects(_captions(data, "v4_prompt").get("char_captions"))
+    characters = [text for row in rows if isinstance(text := row.get("char_caption"), str)]  # of version 4, not read
+    rest = without(data, READ, HARMLESS) | {key: data.get(key) for key in img2img}
     return ProgramSettings(
         prompt=prompt,
         negative_prompt=negative,
@@ -46,7 +49,7 @@ def read(texts: Mapping[str, str]) -> ProgramSettings | None:
         sampler=data.get("sampler"),
         schedule=data.get("noise_schedule"),
         model={"name": named[1] if named else source, "hash": named[2] if named else None},
-        unsupported=without(data, READ, HARMLESS) | {key: data.get(key) for key in img2img} | _characters(data),
+        unsupported=rest | {"characters": "; ".join(characters)},
         notes=[*([braces] if weighted else []), MODEL_NOTE],
         size_of_picture=True,
     )
@@ -56,10 +59,3 @@ def _captions(data: Mapping[str, Any], key: str) -> dict[str, Any]:
     prompt = data.get(key)
     caption = prompt.get("caption") if isinstance(prompt, dict) else None
     return caption if isinstance(caption, dict) else {}
-
-
-def _characters(data: Mapping[str, Any]) -> dict[str, object]:
-    """The captions of characters in version 4, which are no part of the prompt here."""
-    rows = as_objects(_captions(data, "v4_prompt").get("char_captions"))
-    captions = [row.get("char_caption") for row in rows]
-    return {"characters": "; ".join(text for text in captions if isinstance(text, str))}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import chain, repeat
 
 from gradina.images.programs.settings import ProgramSettings, as_object, as_objects, load_object, pick, without
 
@@ -24,14 +25,16 @@ def read(texts: Mapping[str, str]) -> ProgramSettings | None:
         return None
     metadata = load_object(text, "SwarmUI", key)
     data = as_object(metadata.get("sui_image_params"), "SwarmUI", "sui_image_params")
+    main = next((row for row in as_objects(metadata.get("sui_models")) if row.get("param") == "model"), {})
+    scales = chain(_list(data.get("loraweights")), repeat(1))
     return ProgramSettings(
         prompt=data.get("prompt"),
         negative_prompt=data.get("negativeprompt"),
         values=pick(data, VALUES),
         sampler=data.get("sampler") or data.get("comfyuisampler"),
         schedule=data.get("scheduler") or data.get("comfyuischeduler"),
-        model={"name": data.get("model"), "hash": _hash(metadata.get("sui_models"))},
-        loras=_loras(data.get("loras"), data.get("loraweights")),
+        model={"name": data.get("model"), "hash": main.get("hash")},
+        loras=list(zip(_list(data.get("loras")), scales, strict=False)),
         unsupported=without(data, READ),
     )
 
@@ -39,13 +42,3 @@ def read(texts: Mapping[str, str]) -> ProgramSettings | None:
 def _list(value: object) -> list[object]:
     """A list, or a text with commas as one."""
     return list(value.split(",")) if isinstance(value, str) and value else value if isinstance(value, list) else []
-
-
-def _loras(names: object, scales: object) -> list[tuple[object, object]]:
-    weights = _list(scales)
-    return [(name, weights[i] if i < len(weights) else 1) for i, name in enumerate(_list(names))]
-
-
-def _hash(models: object) -> object:
-    """The hash of the main model."""
-    return next((row.get("hash") for row in as_objects(models) if row.get("param") == "model"), None)

@@ -33,7 +33,7 @@ typedef struct { i64 top, bottom, left, right; } Region; /* rows count through a
 typedef struct { const scalar_t *patch; i64 row, column; } Tile; /* 16 pixels: their top left input, the first output */
 
 /* Packs weights (out, in, taps) as [out / 32][in / 32][tap][2][16 pairs of in][16 of out][2], zero-padded. */
-int order(const scalar_t *weight, scalar_t *to, i64 in, i64 out, i64 channels_last, i64 transposed)
+int reorder_conv3x3(const scalar_t *weight, scalar_t *to, i64 in, i64 out, i64 channels_last, i64 transposed)
 {
     Weights w = weights_view(weight, in, out, channels_last, transposed);
     i64 k_steps = ceil_div(in, TILE_K);
@@ -182,8 +182,8 @@ static void convolve_region(const Conv *conv, Region region, i64 from, i64 to, T
 /* x (batch, height / upsample, width / upsample, in), upsampled and zero-padded by 1 -> out (batch, height, width,
    out_channels), plus a bias (out_channels) and a residual of the shape of out, unless they are null; weights as
    `order` packs them. */
-int convolved(const scalar_t *x, const scalar_t *weight, const scalar_t *bias, const scalar_t *residual, scalar_t *out,
-              i64 batch, i64 height, i64 width, i64 in, i64 out_channels, i64 upsample)
+int conv3x3(const scalar_t *x, const scalar_t *weight, const scalar_t *bias, const scalar_t *residual, scalar_t *out,
+            i64 batch, i64 height, i64 width, i64 in, i64 out_channels, i64 upsample)
 {
     Conv conv = {x, weight, bias, residual, out, height, width, in, out_channels, upsample};
     conv.k_steps = ceil_div(in, TILE_K);

@@ -175,7 +175,7 @@ static void store_tile(const float *products, const Shape *shape, i64 tile, i64 
 }
 
 /* Packs weights (out, in, taps) as [out / 16][in][tap][16], zero-padded. */
-int order(const scalar_t *weight, scalar_t *to, i64 in, i64 out, i64 channels_last, i64 transposed)
+int reorder_conv3x3(const scalar_t *weight, scalar_t *to, i64 in, i64 out, i64 channels_last, i64 transposed)
 {
     enum { ALL_TAPS = TAPS * TAPS };
     Weights w = weights_view(weight, in, out, channels_last, transposed);
@@ -191,8 +191,8 @@ int order(const scalar_t *weight, scalar_t *to, i64 in, i64 out, i64 channels_la
 
 /* x (batch, height / upsample, width / upsample, in), upsampled and zero-padded by 1 -> to (batch, height, width, out),
    plus a bias (out) and a residual of the shape of the output, unless they are null; weights as `order` packs them. */
-int convolved(const scalar_t *x, const scalar_t *weight, const scalar_t *bias, const scalar_t *residual, scalar_t *to,
-              i64 batch, i64 height, i64 width, i64 in, i64 out, i64 upsample)
+int conv3x3(const scalar_t *x, const scalar_t *weight, const scalar_t *bias, const scalar_t *residual, scalar_t *to,
+            i64 batch, i64 height, i64 width, i64 in, i64 out, i64 upsample)
 {
     Shape shape = {height, width, in, out, upsample, ceil_div(width, OUT_TILE), 0};
     shape.map_tiles = ceil_div(height, OUT_TILE) * shape.row_tiles;

@@ -3,7 +3,7 @@
 #include "simd.h"
 
 #ifdef BF16
-int nearest(const uint16_t *in, scalar_t *out, i64 count)
+int f16_to_bf16(const uint16_t *in, scalar_t *out, i64 count)
 {
     enum { CHUNK = 1 << 14 };
 #pragma omp parallel for schedule(static)

@@ -6,7 +6,7 @@
 #include <unistd.h>
 #endif
 
-int usable(void)
+int supported(void)
 {
 #ifdef BF16
     if (!__builtin_cpu_supports("avx512bf16")) return 0;

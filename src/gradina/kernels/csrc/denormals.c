@@ -4,7 +4,7 @@
 
 /* Sets or clears flush-to-zero (results) and denormals-are-zero (operands) in all OpenMP threads; returns whether both
    were set before. */
-int flush(i64 on)
+int flush_denormals(i64 on)
 {
     const unsigned flags = _MM_FLUSH_ZERO_MASK | _MM_DENORMALS_ZERO_MASK;
     int before = (_mm_getcsr() & flags) == flags;

@@ -4,7 +4,7 @@
 #include "simd.h"
 
 /* in (rows, 2 width) -> out (rows, width) */
-int gated(const scalar_t *in, scalar_t *out, i64 rows, i64 width)
+int geglu(const scalar_t *in, scalar_t *out, i64 rows, i64 width)
 {
 #pragma omp parallel for schedule(static)
     for (i64 r = 0; r < rows; r++)
@@ -17,7 +17,7 @@ int gated(const scalar_t *in, scalar_t *out, i64 rows, i64 width)
 }
 
 /* backward: in (rows, 2 width) and the gradient of the output (rows, width) -> the gradient of in */
-int gated_back(const scalar_t *in, const scalar_t *grad_output, scalar_t *grad_in, i64 rows, i64 width)
+int geglu_backward(const scalar_t *in, const scalar_t *grad_output, scalar_t *grad_in, i64 rows, i64 width)
 {
     const __m512 half_log2e = _mm512_set1_ps(-0.5f * 1.44269504f),
                  peak = _mm512_set1_ps(0.398942280f); /* 1 / sqrt(2 pi) */

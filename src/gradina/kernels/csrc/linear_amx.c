@@ -27,7 +27,7 @@ typedef struct { i64 top, bottom, from, to; } Block; /* rows [top, bottom) by pa
 
 /* Packs weights (out, in) as [out / 32][in / 32][2][16 pairs of in][16 of out][2], zero-padded. With `halves`, for
    GEGLU, each panel has 16 rows of the first half and 16 of the second. */
-int order_rows(const scalar_t *weight, scalar_t *to, i64 in, i64 out, i64 halves)
+int reorder_linear(const scalar_t *weight, scalar_t *to, i64 in, i64 out, i64 halves)
 {
     i64 k_steps = ceil_div(in, TILE_K), end = halves ? out / 2 : out, width = halves ? LANES : TILE_K;
 #pragma omp parallel for schedule(static)
@@ -131,8 +131,8 @@ static void multiply_block(const Linear *op, Block block, scalar_t *gathered, fl
 /* x (rows, in) -> out (rows, out_features), plus a bias (out_features) and a residual of the shape of out, unless they
    are null; weights as `order_rows` packs them. With `geglu`, gelu(second half) * first half: out (rows, out_features /
    2). */
-int multiplied(const scalar_t *x, const scalar_t *weight, const scalar_t *bias, const scalar_t *residual, scalar_t *out,
-               i64 rows, i64 in, i64 out_features, i64 halves, i64 geglu)
+int linear(const scalar_t *x, const scalar_t *weight, const scalar_t *bias, const scalar_t *residual, scalar_t *out,
+           i64 rows, i64 in, i64 out_features, i64 halves, i64 geglu)
 {
     Linear op = {x, weight, bias, residual, out, in, out_features, halves, geglu, ceil_div(in, TILE_K), 0, 0, 0};
     i64 panels = halves ? ceil_div(out_features / 2, LANES) : ceil_div(out_features, TILE_K);

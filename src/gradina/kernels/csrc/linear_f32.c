@@ -20,7 +20,7 @@ typedef struct {
 
 /* Packs weights (out, in) as [out / 64][in][64], zero-padded. With `halves`, for GEGLU, each panel has 32 output
    features of the first half and 32 of the second. */
-int order_rows(const scalar_t *weight, scalar_t *to, i64 in, i64 out, i64 halves)
+int reorder_linear(const scalar_t *weight, scalar_t *to, i64 in, i64 out, i64 halves)
 {
     i64 end = halves ? out / 2 : out, width = halves ? PANEL / 2 : PANEL;
 #pragma omp parallel for schedule(static)
@@ -66,8 +66,8 @@ INLINE void multiply_rows(const Linear *op, i64 row, int rows, i64 panel)
 /* x (rows, in) -> out (rows, out_features), plus a bias (out_features) and a residual of the shape of out, unless they
    are null; weights as `order_rows` packs them. With `geglu`, gelu(second half) * first half: out (rows, out_features /
    2). */
-int multiplied(const scalar_t *x, const scalar_t *weight, const scalar_t *bias, const scalar_t *residual, scalar_t *out,
-               i64 rows, i64 in, i64 out_features, i64 halves, i64 geglu)
+int linear(const scalar_t *x, const scalar_t *weight, const scalar_t *bias, const scalar_t *residual, scalar_t *out,
+           i64 rows, i64 in, i64 out_features, i64 halves, i64 geglu)
 {
     Linear op = {x, weight, bias, residual, out, in, out_features, geglu};
     op.half = halves ? out_features / 2 : out_features, op.panel_width = halves ? PANEL / 2 : PANEL;

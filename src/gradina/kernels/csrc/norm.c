@@ -36,8 +36,9 @@ static void channel_sums(const scalar_t *x, i64 n, i64 channels, const float *pi
 
 /* GroupNorm of x + shift (batch, channels; may be null) as scale x + offset, and without weight and bias as
    rstd (x - centre); all four are (batch, channels). Sums are taken about a pivot per channel against cancellation. */
-int moments(const scalar_t *x, i64 batch, i64 pixels, i64 channels, i64 groups, const float *shift, const float *weight,
-            const float *bias, double eps, float *scale, float *offset, float *rstd, float *centre)
+int group_norm_moments(const scalar_t *x, i64 batch, i64 pixels, i64 channels, i64 groups, const float *shift,
+                       const float *weight, const float *bias, double eps, float *scale, float *offset, float *rstd,
+                       float *centre)
 {
     i64 blocks = ceil_div(pixels, BLOCK_PIXELS), group_size = channels / groups;
     float *scratch = malloc(sizeof(float) * (size_t)(batch * (2 * blocks + 1) * channels));
@@ -110,8 +111,8 @@ static inline __m512 silu_grad(__m512 x)
 }
 
 /* out = scale x + offset with scale and offset (batch, channels), or SiLU of that if `activated` */
-int scaled(const scalar_t *x, scalar_t *out, i64 batch, i64 pixels, i64 channels, const float *scale,
-           const float *offset, i64 activated)
+int group_norm_apply(const scalar_t *x, scalar_t *out, i64 batch, i64 pixels, i64 channels, const float *scale,
+                     const float *offset, i64 activated)
 {
 #pragma omp parallel for schedule(static)
     for (i64 p = 0; p < batch * pixels; p++) {
@@ -169,9 +170,9 @@ static void grad_sums(const Backward *f, i64 b, i64 from, i64 to, float *sums)
 /* backward of `moments` and `scaled`: the gradient of the output -> those of x, weight and bias (channels) and shift
    (batch, channels). Source: Ioffe & Szegedy, "Batch Normalization" (1502.03167), section 3, over a group's pixels and
    channels. */
-int moments_back(const scalar_t *x, const scalar_t *grad_output, i64 batch, i64 pixels, i64 channels, i64 groups,
-                 i64 activated, const float *scale, const float *offset, const float *rstd, const float *centre,
-                 const float *weight, scalar_t *grad_x, float *grad_weight, float *grad_bias, float *grad_shift)
+int group_norm_backward(const scalar_t *x, const scalar_t *grad_output, i64 batch, i64 pixels, i64 channels, i64 groups,
+                        i64 activated, const float *scale, const float *offset, const float *rstd, const float *centre,
+                        const float *weight, scalar_t *grad_x, float *grad_weight, float *grad_bias, float *grad_shift)
 {
     Backward f = {x, grad_output, pixels, channels, groups, activated, scale, offset, rstd, centre};
     i64 blocks = ceil_div(pixels, BLOCK_PIXELS), group_size = channels / groups, size = SUMS * channels;
@@ -231,8 +232,8 @@ int moments_back(const scalar_t *x, const scalar_t *grad_output, i64 batch, i64 
 }
 
 /* LayerNorm of rows (rows, width), equation 4: out = weight (x - mean) / sqrt(variance + eps) + bias */
-int rows_scaled(const scalar_t *x, scalar_t *out, i64 rows, i64 width, const scalar_t *weight, const scalar_t *bias,
-                double eps)
+int layer_norm(const scalar_t *x, scalar_t *out, i64 rows, i64 width, const scalar_t *weight, const scalar_t *bias,
+               double eps)
 {
 #pragma omp parallel for schedule(static)
     for (i64 r = 0; r < rows; r++) {

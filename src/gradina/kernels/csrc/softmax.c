@@ -34,8 +34,8 @@ int softmax(const scalar_t *x, scalar_t *out, i64 rows, i64 width, double scale)
 }
 
 /* backward, with probs = softmax(scale x): grad_x = scale probs (grad_output - sum(probs grad_output)) */
-int softmax_back(const scalar_t *probs, const scalar_t *grad_output, scalar_t *grad_x, i64 rows, i64 width,
-                 double scale)
+int softmax_backward(const scalar_t *probs, const scalar_t *grad_output, scalar_t *grad_x, i64 rows, i64 width,
+                     double scale)
 {
     const __m512 factor = _mm512_set1_ps((float)scale);
 #pragma omp parallel for schedule(static)

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -57,17 +58,16 @@ def render_svg(svg: str, size: int) -> Tensor:
     return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous()
 
 
-def icon_svg(icons: dict[str, object], name: str) -> str:
+def icon_svg(icons: dict[str, Any], name: str) -> str:
     """One icon of an Iconify set as a complete SVG file; KeyError if the set has none of that name."""
-    sets: dict[str, dict[str, object]] = icons["icons"]  # type: ignore[assignment]
-    icon = sets[name]
+    icon = icons["icons"][name]
     width, height = icon.get("width", icons.get("width", 16)), icon.get("height", icons.get("height", 16))
     box = f"{icon.get('left', 0)} {icon.get('top', 0)} {width} {height}"
     spaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
     return f'<svg {spaces} viewBox="{box}" width="{width}" height="{height}">{icon["body"]}</svg>'
 
 
-def read_icon_set(folder: Path) -> dict[str, object]:
+def read_icon_set(folder: Path) -> dict[str, Any]:
     """The icons.json of an unpacked Iconify package; raises RecipeError."""
     path = folder / "icons.json"
     try:
@@ -98,7 +98,7 @@ def render_icons(names: Sequence[str], sets: dict[str, Path], size: int, held_ou
     for s, (style, folder) in enumerate(sets.items()):
         icons = read_icon_set(folder)
         for t, name in enumerate(names):
-            if is_held_out(style, name) == held_out and name in icons["icons"]:  # type: ignore[operator]
+            if is_held_out(style, name) == held_out and name in icons["icons"]:
                 rows.append((t, s, render_svg(icon_svg(icons, name), size)))
     if not rows:
         raise RecipeError(f"no icon of {len(names)} things in {', '.join(sets)}; check the names")

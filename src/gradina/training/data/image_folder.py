@@ -173,10 +173,7 @@ def _note_unread(source: Path, names: Sequence[str], note: Note) -> None:
         if name.lower().endswith((".txt", ".caption")):
             note(str(source / name), "has the name of no picture, and is not read")
         elif name.lower().endswith(UNREAD) and not is_table(PurePosixPath(name).name):
-            note(
-                str(source / name),
-                "is not read; captions are read from metadata.csv and .txt files",
-            )
+            note(str(source / name), "is not read; captions are read from metadata.csv and .txt files")
     above = source.resolve().parent
     with suppress(OSError):
         for name in sorted(os.listdir(above)):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -53,14 +52,11 @@ class LatentDataset:
 
     def batch(self, count: int, key: torch.Generator) -> tuple[Tensor, list[str]]:
         """Random latents (count, c, h, w) of pictures in one bucket, and their captions."""
-        totals = [int(ends[-1]) for ends in self._cumulative]
-        draw = int(torch.randint(sum(totals), (1,), generator=key))
-        bucket = 0
-        while draw >= totals[bucket]:
-            draw -= totals[bucket]
-            bucket += 1
+        totals = torch.stack([ends[-1] for ends in self._cumulative]).cumsum(0)
+        draw = torch.randint(int(totals[-1]), (1,), generator=key)
+        bucket = int(torch.searchsorted(totals, draw, right=True))
         mean, std, ends = self.mean[bucket], self.std[bucket], self._cumulative[bucket]
-        rows = torch.searchsorted(ends, torch.randint(totals[bucket], (count,), generator=key), right=True)
+        rows = torch.searchsorted(ends, torch.randint(int(ends[-1]), (count,), generator=key), right=True)
         crop = torch.randint(mean.shape[1], (count,), generator=key)
         noise = torch.randn(count, *mean.shape[2:], generator=key)
         return mean[rows, crop] + std[rows, crop] * noise, [self.captions[bucket][i] for i in rows.tolist()]
@@ -74,31 +70,27 @@ def encode_pictures(
     Raises RecipeError, naming files, for pictures that are too small or cannot be read.
     """
     multiple = model.vae.config.factor * 2 ** (len(model.unet.config.widths) - 1)
-    fitted, keys = _fit(pictures, bucket_sizes(pixels, multiple, square=not crop.buckets), crop)
-    means, stds, captions, repeats = [], [], [], []
+    fitted = _fit(pictures, bucket_sizes(pixels, multiple, square=not crop.buckets), crop)
     encoder = digest(model.vae)
-    for size, _ in Counter(size for _, size in fitted.values()).most_common():
-        rows = [(picture, image) for picture, (image, bucket) in fitted.items() if bucket == size]
-        row_keys = [key for key, (_, bucket) in zip(keys, fitted.values(), strict=True) if bucket == size]
-        name = hashlib.sha256(repr((encoder, size, crop, seed, row_keys)).encode()).hexdigest()[:24]
+    buckets = []
+    for size, rows in sorted(fitted.items(), key=lambda bucket: -len(bucket[1])):
+        keys = [key for _, _, key in rows]
+        name = hashlib.sha256(repr((encoder, size, crop, seed, keys)).encode()).hexdigest()[:24]
         path = cache_folder() / "latents" / f"{name}.safetensors"
         posterior = cached_tensors(path, name, partial(_encode, model.vae, rows, size, crop, seed))
-        means.append(posterior["mean"] * model.vae.config.scale)
-        stds.append(posterior["std"] * model.vae.config.scale)
-        captions.append(tuple(picture.caption for picture, _ in rows))
-        repeats.append(tuple(picture.repeats for picture, _ in rows))
-    return LatentDataset(tuple(means), tuple(stds), tuple(captions), tuple(repeats))
+        mean, std = (posterior[part] * model.vae.config.scale for part in ("mean", "std"))
+        captions, repeats = zip(*((picture.caption, picture.repeats) for picture, _, _ in rows), strict=True)
+        buckets.append((mean, std, captions, repeats))
+    return LatentDataset(*zip(*buckets, strict=True))
 
 
-Fitted = dict[CaptionedImage, tuple[Image.Image, Size]]  # pictures that cover their buckets
+Fitted = tuple[CaptionedImage, Image.Image, tuple[str, str]]  # resized to cover its bucket; its key in the cache
 
 
-def _fit(
-    pictures: Sequence[CaptionedImage], buckets: Sequence[Size], crop: Crop
-) -> tuple[Fitted, list[tuple[str, str]]]:
-    """The pictures resized to cover their buckets, so that memory holds no more, and their keys in the cache."""
-    fitted: Fitted = {}
-    small, keys = [], []
+def _fit(pictures: Sequence[CaptionedImage], buckets: Sequence[Size], crop: Crop) -> dict[Size, list[Fitted]]:
+    """The pictures of each bucket, resized at once, so that memory holds no more."""
+    fitted: dict[Size, list[Fitted]] = {}
+    small = []
     with collected_notes() as note:
         for picture in pictures:
             data = picture.data()
@@ -108,15 +100,15 @@ def _fit(
                 small.append(f"{picture.name}: {image.width}x{image.height}")
             else:
                 image = resize_to_cover(image, size)
-            fitted[picture] = image, size
-            keys.append((hashlib.sha256(data).hexdigest(), picture.caption))
+            key = hashlib.sha256(data).hexdigest(), picture.caption
+            fitted.setdefault(size, []).append((picture, image, key))
     if small:
         expected = "x".join(map(str, buckets[0]))
         raise RecipeError(
             f"{len(small)} of {len(pictures)} pictures are too small, expected about {expected} pixels "
             f"({first_few(small)}); take larger ones, or allow that they are enlarged"
         )
-    return fitted, keys
+    return fitted
 
 
 def _open(picture: CaptionedImage, data: bytes, note: Note) -> Image.Image:
@@ -129,12 +121,10 @@ def _open(picture: CaptionedImage, data: bytes, note: Note) -> Image.Image:
 
 
 @torch.no_grad()
-def _encode(
-    vae: AutoencoderKL, rows: Sequence[tuple[CaptionedImage, Image.Image]], size: Size, crop: Crop, seed: int
-) -> dict[str, Tensor]:
+def _encode(vae: AutoencoderKL, rows: Sequence[Fitted], size: Size, crop: Crop, seed: int) -> dict[str, Tensor]:
     log.info("encoding %d pictures", len(rows))
     like, means, stds = vae.quant.weight, [], []
-    for picture, image in rows:
+    for picture, image, _ in rows:
         parts = crops(image, size, crop, generator(seed, "crop", picture.name))
         posteriors = [vae.posterior(to_pixels(part)[None].to(like.device, like.dtype)) for part in parts]
         means.append(torch.cat([p.mean.float().cpu() for p in posteriors]))

@@ -50,8 +50,13 @@ def read_tables(
             if picture is None:
                 missing.append(name)
             elif picture:
-                caption = caption_from_row(row, where, note)
-                _add(found, picture, Row(where, caption, table.relative_to(source).as_posix()), note)
+                named = Row(where, caption_from_row(row, where, note), table.relative_to(source).as_posix())
+                first = found.setdefault(picture, named)
+                if first.caption != named.caption:
+                    other = f"{picture} has another caption than in {first.where}"
+                    raise RecipeError(f"{where}: {other}; keep one of them")
+                if first is not named:
+                    note(where, "repeats another row")
         if not rows and reader is _read_json:
             note(str(table), "has no captions in a known form, and is not read")
         elif not rows:
@@ -153,24 +158,22 @@ def _read_csv(text: str, name: str) -> Rows:
     lines = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True, skipinitialspace=True)
     keys: list[str] = []
     start = 1
-    while True:
-        try:
-            fields = next(lines)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            raise RecipeError(f"{name}: line {start} cannot be read ({error}); are its quotes in pairs?") from error
-        where, start = f"{name}: line {start}", lines.line_num + 1
-        if not any(field.strip() for field in fields):
-            continue
-        if not keys:
-            keys = [field.strip().lower() for field in fields]
-            _check_header(keys, name)
-            continue
-        if any(field.strip() for field in fields[len(keys) :]):
-            hint = f"put a text that has {'commas' if separator == ',' else repr(separator)} in it into double quotes"
-            raise RecipeError(f"{where} has {len(fields)} fields, expected {len(keys)}; {hint}")
-        yield where, dict(zip(keys, fields, strict=False))
+    try:
+        for fields in lines:
+            where, start = f"{name}: line {start}", lines.line_num + 1
+            if not any(map(str.strip, fields)):
+                continue
+            if not keys:
+                keys = [field.strip().lower() for field in fields]
+                _check_header(keys, name)
+            elif any(map(str.strip, fields[len(keys) :])):
+                quoted = "commas" if separator == "," else repr(separator)
+                hint = f"put a text that has {quoted} in it into double quotes"
+                raise RecipeError(f"{where} has {len(fields)} fields, expected {len(keys)}; {hint}")
+            else:
+                yield where, dict(zip(keys, fields, strict=False))
+    except csv.Error as error:
+        raise RecipeError(f"{name}: line {start} cannot be read ({error}); are its quotes in pairs?") from error
 
 
 def _check_header(keys: Sequence[str], name: str) -> None:
@@ -186,12 +189,8 @@ def _check_header(keys: Sequence[str], name: str) -> None:
 def _file_name(row: Mapping[str, object], where: str) -> str:
     name = next((row[key] for key in FILE_KEYS if key in row), None)
     if not isinstance(name, str) or not name.strip():
-        got = (
-            f"got {shortened(repr(name))} for it"
-            if name is not None
-            else f"got {first_few([repr(key) for key in row])}"
-        )
-        raise RecipeError(f"{where} has no file_name ({got}); expected file_name and {CAPTION_KEYS[0]}")
+        got = first_few(list(map(repr, row))) if name is None else f"{shortened(repr(name))} for it"
+        raise RecipeError(f"{where} has no file_name (got {got}); expected file_name and {CAPTION_KEYS[0]}")
     return name
 
 
@@ -215,16 +214,6 @@ def _find_picture(name: str, source: Path, folder: Path, find: NameIndex, where:
             note(where, "names a file that is no picture, or of a kind that is left out")
             return ""
     return None
-
-
-def _add(found: dict[str, Row], picture: str, row: Row, note: Note) -> None:
-    """Adds a row; a note names a repeated one, a RecipeError one with another caption."""
-    before = found.setdefault(picture, row)
-    if before is row:
-        return
-    if before.caption != row.caption:
-        raise RecipeError(f"{row.where}: {picture} has another caption than in {before.where}; keep one of them")
-    note(row.where, "repeats another row")
 
 
 TABLES: Sequence[tuple[str, Callable[[str, str], Rows]]] = (  # patterns of names in small letters, by priority

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import bz2
 import gzip
-import hashlib
 import logging
 import lzma
 import posixpath
@@ -17,7 +16,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 from gradina.errors import DiskError, RecipeError
-from gradina.files import atomic_write, cache_folder, check_writable_folder
+from gradina.files import atomic_write, cache_folder, check_writable_folder, file_sha256
 from gradina.images.folder import CONVERT_ADVICE, SUFFIXES, UNSUPPORTED_SUFFIXES, is_visible
 from gradina.texts import ReadText
 from gradina.training.data.captioned_image import GIVEN_CAPTION, CaptionedImage, Note, read_span, shortened
@@ -51,10 +50,8 @@ def read_shard(path: Path, caption: str | None, read: ReadText, note: Note) -> l
     texts = sidecars(pictures, members, keyed=True)
     if caption is not None:
         if any(texts.values()):
-            note(
-                str(path),
-                f'has captions that are not read, since "{shortened(caption)}" is the caption of all pictures',
-            )
+            why = f'since "{shortened(caption)}" is the caption of all pictures'
+            note(str(path), f"has captions that are not read, {why}")
         return [CaptionedImage(path, caption, name, GIVEN_CAPTION, span=members[name]) for name in pictures]
     found = []
     for name in pictures:
@@ -140,12 +137,10 @@ def _decompress(path: Path) -> Path:
     """The shard itself; for a compressed one the tar file in it, kept in the cache under the hash of its bytes."""
     with path.open("rb") as file:
         head = file.read(8)
-        decompressor = next((opener for magic, opener in DECOMPRESSORS if head.startswith(magic)), None)
-        if decompressor is None:
-            return path
-        file.seek(0)
-        name = hashlib.file_digest(file, "sha256").hexdigest()[:24]
-    target = cache_folder() / "shards" / f"{name}.tar"
+    decompressor = next((opener for magic, opener in DECOMPRESSORS if head.startswith(magic)), None)
+    if decompressor is None:
+        return path
+    target = cache_folder() / "shards" / f"{file_sha256(path)[:24]}.tar"
     if not target.is_file():
         check_writable_folder(target.parent)
         log.info("unpacking %s", path)

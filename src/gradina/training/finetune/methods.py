@@ -18,7 +18,7 @@ from gradina.diffusion.conditioning import Cond
 from gradina.errors import PictureError, RecipeError
 from gradina.files import unused_path
 from gradina.images.folder import pictures_in
-from gradina.images.metadata import Record, read_picture
+from gradina.images.picture import Record, read_picture
 from gradina.models.tokenizer import as_placeholder
 from gradina.pipeline.generate import generate
 from gradina.pipeline.model import StableDiffusion

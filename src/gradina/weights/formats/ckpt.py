@@ -58,10 +58,7 @@ def is_pickle(path: str | Path) -> bool:
 
 
 def read_pickle(path: str | Path) -> Weights:
-    """The tensors of a `.ckpt`, mapped; nothing in it is run.
-
-    Raises WeightsError for a pickle that is damaged, holds no tensors, or wants more than tensors need.
-    """
+    """The tensors of a `.ckpt`, mapped; nothing in it is run. Raises WeightsError where it holds anything else."""
     path = Path(path)
     return Weights(path, state_dict_of(path, unpickle(path)))
 

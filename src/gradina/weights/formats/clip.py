@@ -1,7 +1,4 @@
-"""A contrastive pair as transformers keeps it: one folder of weights, configs, vocabulary and pixel preprocessing.
-
-And what transformers has no file for: phrases, of which captions can be composed.
-"""
+"""A contrastive pair as transformers keeps it, and what that has no file for: phrases to compose captions of."""
 
 from __future__ import annotations
 
@@ -11,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from reprlib import repr as shortened
 from typing import Any, TypeAlias
 
 import torch
@@ -24,7 +22,7 @@ from gradina.models.tokenizer import Tokenizer
 from gradina.weights.build import build, export
 from gradina.weights.formats import diffusers_configs
 from gradina.weights.formats.diffusers_layout import find_weights
-from gradina.weights.json_config import Json, check_fixed, read_config, shortened
+from gradina.weights.json_config import Json, check_fixed, read_config
 from gradina.weights.key_tables import CONV_PAIR, PAIR
 from gradina.weights.remap import Table
 from gradina.weights.safetensors import model_hash, open_weights, save_weights
@@ -82,10 +80,7 @@ class ContrastivePair:
 
 
 def read_pair(path: str | Path, dtype: torch.dtype | None = None, name: str | None = None) -> ContrastivePair:
-    """The pair in a transformers folder of a CLIPModel, such as openai/clip-vit-large-patch14; its weights are mapped.
-
-    Preprocessing is OpenAI's where the folder does not say. Raises WeightsError.
-    """
+    """The pair in a folder of transformers' CLIPModel, mapped, with OpenAI's pixels by default. Raises WeightsError."""
     folder = Path(path)
     text, vision = read_config(folder / "config.json", _towers_from_json)
     weights = open_weights(find_weights(folder, STEM))
@@ -114,10 +109,7 @@ def read_pair(path: str | Path, dtype: torch.dtype | None = None, name: str | No
 
 
 def write_pair(pair: ContrastivePair, path: str | Path, dtype: torch.dtype | None = None) -> None:
-    """Writes a folder that transformers' CLIPModel and CLIPProcessor load, whole or not at all. Raises DiskError.
-
-    With a convolutional image tower only Gradina loads it.
-    """
+    """Writes a folder that transformers loads, except a convolutional tower; whole or not at all. Raises DiskError."""
     text, vision = pair.clip.text.config, pair.clip.vision.config
     config = {
         **({"architectures": ["CLIPModel"], "model_type": "clip"} if isinstance(vision, VisionConfig) else CONV_MODEL),
@@ -136,10 +128,7 @@ def write_pair(pair: ContrastivePair, path: str | Path, dtype: torch.dtype | Non
 
 
 def copy_pair(source: Path, target: Path, dtype: torch.dtype | None = None) -> None:
-    """Copies the files of a pair's folder into a new one, with the weights converted to `dtype`.
-
-    Raises WeightsError for a pair that is no longer there.
-    """
+    """Copies a pair's folder into a new one, its weights converted to `dtype`. Raises WeightsError where it is gone."""
     if not source.is_dir():
         raise WeightsError(f"{source}: the contrastive pair that goes with the model is gone; load the model again")
     target.mkdir()

@@ -33,7 +33,6 @@ from gradina.weights.formats.diffusers_layout import (
     unsupported_reason,
     weight_files,
 )
-from gradina.weights.formats.scheduler_config import schedule_and_prediction, schedule_to_config
 from gradina.weights.formats.vae import build_vae, read_vae
 from gradina.weights.json_config import read_config
 from gradina.weights.key_tables import DROPPED, TEXT, UNET, VAE, add_text_model
@@ -66,7 +65,7 @@ def read_folder(
     unet, text = _unet(folder, opened["unet"], dtype), _text(folder, opened["text_encoder"], dtype)
     vae = read_vae(fallback_vae).vae if fallback_vae and not has_vae else _vae(folder, opened["vae"], dtype)
     scheduler = folder / "scheduler" / "scheduler_config.json"
-    schedule, stated = read_config(scheduler, schedule_and_prediction)
+    schedule, stated = read_config(scheduler, diffusers_configs.schedule_and_prediction)
     card = folder / CARD
     components = Components(
         unet=unet,
@@ -85,15 +84,11 @@ def read_folder(
 
 
 def write_folder(components: Components, path: str | Path, dtype: torch.dtype | None = None) -> None:
-    """Writes the diffusers layout, whole or not at all; its card is the model's own, or a new one.
-
-    The text tower's projection, which no picture needs, is left out; a contrastive pair goes along in `clip/`.
-    Raises DiskError, or WeightsError for a pair that is gone.
-    """
+    """Writes the diffusers layout, whole or not at all. Raises DiskError, WeightsError for a pair that is gone."""
     has_card = bool(components.card)
     card = with_dtype(components.card, components, dtype) if has_card else model_card(components, dtype)
     unet, vae, text = components.unet.config, components.vae.config, components.text.config
-    scheduler = schedule_to_config(components.schedule, components.prediction)
+    scheduler = diffusers_configs.schedule_to_config(components.schedule, components.prediction)
     with atomic_folder(path) as folder:
         for name, network, table, dialect, config in (
             ("unet", components.unet, UNET, "diffusers", diffusers_configs.unet_to_json(unet)),

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, cast
+from reprlib import repr as shortened
+from typing import Any
 
+import torch
+
+from gradina.diffusion.betas import BetaLaw, zero_terminal_snr
+from gradina.diffusion.prediction import prediction_named
+from gradina.diffusion.schedule import Schedule
 from gradina.errors import WeightsError
 from gradina.models.clip import TextConfig
 from gradina.models.clip_vision import ConvConfig, VisionConfig
 from gradina.models.unet import UNetConfig
 from gradina.models.vae import VAEConfig
-from gradina.nn.transformer import ACTIVATIONS, Activation
+from gradina.nn.transformer import ACTIVATIONS
 from gradina.request import Defaults, Request
-from gradina.weights.json_config import Json, check_fixed, shortened, validated
+from gradina.weights.json_config import Json, check_fixed, check_int, check_number, validated
 
 # Settings that our networks have built in; a file may leave them out, and must not give them another value.
 UNET_FIXED: Json = {
@@ -31,6 +37,18 @@ VAE_FIXED: Json = {
     "shift_factor": None, "use_post_quant_conv": True, "use_quant_conv": True,
 }  # fmt: skip
 CLIP_FIXED: Json = {"layer_norm_eps": 1e-5}
+
+# Fields of the configs of CLIP's towers, and their keys in config.json.
+CLIP_KEYS = {
+    "width": "hidden_size", "inner": "intermediate_size", "layers": "num_hidden_layers",
+    "heads": "num_attention_heads", "activation": "hidden_act",
+}  # fmt: skip
+TEXT_KEYS = {"vocabulary": "vocab_size", "length": "max_position_embeddings", **CLIP_KEYS}
+VISION_KEYS = {"size": "image_size", "patch": "patch_size", "channels": "num_channels", **CLIP_KEYS}
+VISION_DEFAULTS = {  # of transformers' CLIPVisionConfig
+    "image_size": 224, "patch_size": 32, "num_channels": 3, "hidden_size": 768, "intermediate_size": 3072,
+    "num_hidden_layers": 12, "num_attention_heads": 12, "hidden_act": "quick_gelu",
+}  # fmt: skip
 CONV_TOWER = "gradina_conv_vision"  # our own model type, for ConvConfig
 
 HAS_ATTENTION = {"CrossAttnDownBlock2D": True, "DownBlock2D": False, "CrossAttnUpBlock2D": True, "UpBlock2D": False}
@@ -120,20 +138,10 @@ def vae_to_json(c: VAEConfig, size: int) -> dict[str, Any]:
 
 def text_from_json(json: Json, projection: int | None = None) -> TextConfig:
     """The text tower that text_encoder/config.json describes; `projection` is known from the weights alone."""
-    check_fixed("text tower", json, CLIP_FIXED)
-    vocabulary, eos = json.get("vocab_size", 49408), json.get("eos_token_id")
-    config = TextConfig(
-        vocabulary=vocabulary,
-        length=json.get("max_position_embeddings", 77),
-        width=json["hidden_size"],
-        inner=json["intermediate_size"],
-        layers=json["num_hidden_layers"],
-        heads=json["num_attention_heads"],
-        activation=_activation(json),
-        projection=projection,
-        eos=eos_id(vocabulary) if eos in (None, 2) else eos,  # older files say 2 and mean the highest id
-    )
-    return validated(config)
+    given = {"vocab_size": 49408, "max_position_embeddings": 77, "hidden_act": "quick_gelu", **json}
+    fields, eos = _clip_fields("text tower", given, TEXT_KEYS), json.get("eos_token_id")
+    eos = eos_id(fields["vocabulary"]) if eos in (None, 2) else eos  # older files say 2 and mean the highest id
+    return validated(TextConfig(**fields, projection=projection, eos=eos))
 
 
 def text_to_json(c: TextConfig) -> dict[str, Any]:
@@ -141,15 +149,9 @@ def text_to_json(c: TextConfig) -> dict[str, Any]:
     return {
         "architectures": ["CLIPTextModel"],
         "model_type": "clip_text_model",
-        "vocab_size": c.vocabulary,
-        "max_position_embeddings": c.length,
-        "hidden_size": c.width,
-        "intermediate_size": c.inner,
-        "num_hidden_layers": c.layers,
-        "num_attention_heads": c.heads,
-        "hidden_act": c.activation,
+        **{key: getattr(c, field) for field, key in TEXT_KEYS.items()},
         "projection_dim": c.projection or c.width,
-        "layer_norm_eps": 1e-5,
+        **CLIP_FIXED,
         "attention_dropout": 0.0,
         "bos_token_id": c.eos - 1,
         "eos_token_id": c.eos,
@@ -162,19 +164,8 @@ def vision_from_json(json: Json, projection: int) -> VisionConfig | ConvConfig:
     if json.get("model_type") == CONV_TOWER:
         size, channels, widths = json["image_size"], json["num_channels"], tuple(json["widths"])
         return validated(ConvConfig(size=size, channels=channels, widths=widths, projection=projection))
-    check_fixed("image tower", json, CLIP_FIXED)
-    config = VisionConfig(
-        size=json.get("image_size", 224),
-        patch=json.get("patch_size", 32),
-        channels=json.get("num_channels", 3),
-        width=json.get("hidden_size", 768),
-        inner=json.get("intermediate_size", 3072),
-        layers=json.get("num_hidden_layers", 12),
-        heads=json.get("num_attention_heads", 12),
-        activation=_activation(json),
-        projection=projection,
-    )
-    return validated(config)
+    fields = _clip_fields("image tower", {**VISION_DEFAULTS, **json}, VISION_KEYS)
+    return validated(VisionConfig(**fields, projection=projection))
 
 
 def vision_to_json(c: VisionConfig | ConvConfig) -> dict[str, Any]:
@@ -184,18 +175,22 @@ def vision_to_json(c: VisionConfig | ConvConfig) -> dict[str, Any]:
         return {"model_type": CONV_TOWER, **sizes}
     return {
         "model_type": "clip_vision_model",
-        "image_size": c.size,
-        "patch_size": c.patch,
-        "num_channels": c.channels,
-        "hidden_size": c.width,
-        "intermediate_size": c.inner,
-        "num_hidden_layers": c.layers,
-        "num_attention_heads": c.heads,
-        "hidden_act": c.activation,
+        **{key: getattr(c, field) for field, key in VISION_KEYS.items()},
         "projection_dim": c.projection,
-        "layer_norm_eps": 1e-5,
+        **CLIP_FIXED,
         "attention_dropout": 0.0,
     }
+
+
+def _clip_fields(network: str, json: Json, keys: Mapping[str, str]) -> dict[str, Any]:
+    check_fixed(network, json, CLIP_FIXED)
+    fields = {field: json[key] for field, key in keys.items()}
+    if fields["activation"] not in ACTIVATIONS:
+        raise WeightsError(
+            f"text or image tower config: hidden_act is {shortened(fields['activation'])} "
+            f"(choices: {', '.join(ACTIVATIONS)})"
+        )
+    return fields
 
 
 def eos_id(vocabulary: int) -> int:
@@ -210,12 +205,65 @@ def defaults_from_json(json: Json) -> Defaults:
     return Defaults(**{name: value for name, value in given.items() if value is not None})
 
 
-def _size(json: Json) -> int:
-    """The side of the latents that a U-Net was trained on.
+def schedule_from_config(config: Json) -> Schedule:
+    """The schedule of a scheduler_config.json, with diffusers' defaults. Raises WeightsError for unknown betas."""
+    known = {
+        "steps_offset": config.get("steps_offset", 0),
+        "set_alpha_to_one": config.get("set_alpha_to_one", config.get("_class_name") != "PNDMScheduler"),
+        "timestep_spacing": config.get("timestep_spacing", "leading"),
+    }
+    if config.get("trained_betas") is not None:
+        betas = torch.tensor(config["trained_betas"], dtype=torch.float64)
+        zero_snr = config.get("rescale_betas_zero_snr", False)
+        return Schedule.from_betas(zero_terminal_snr(betas) if zero_snr else betas, **known)
+    given = {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02, **config}
+    law = BetaLaw(**{name: given[name] for name in BetaLaw.__dataclass_fields__ if name in given})
+    return Schedule.from_betas(law.betas(), law=law, **known)
 
-    The first files of Stable Diffusion have 32 where 64 is right; as diffusers does, files before version 0.9 are
-    corrected.
+
+def schedule_and_prediction(json: Json) -> tuple[Schedule, str | None]:
+    """The schedule of a scheduler_config.json as diffusers' pipelines correct it, and eps, v, x0 or None.
+
+    Those pipelines take 1 for every other `steps_offset`, which files of before diffusers 0.4 lack, and never clip.
     """
+    given = {name: value for name, value in json.items() if value is not None}
+    if str(kind := given.get("_class_name", "")).startswith(("FlowMatch", "EDM")):
+        raise WeightsError(f"scheduler config: is a {str(kind)[:80]}, whose U-Nets are not supported")
+    check_int("num_train_timesteps", given.get("num_train_timesteps", 1000), 2, 100_000)
+    for name in ("beta_start", "beta_end"):
+        check_number(name, given.get(name, 0.01), 0, 1)
+    if "trained_betas" in given:
+        check_int("the length of trained_betas", len(given["trained_betas"]), 2, 100_000)
+        for beta in given["trained_betas"]:
+            check_number("trained_betas", beta, 0, 1)
+    prediction = given.get("prediction_type")
+    return schedule_from_config({**given, "steps_offset": 1}), prediction and prediction_named(prediction).name
+
+
+def schedule_to_config(schedule: Schedule, prediction: str) -> dict[str, Any]:
+    """scheduler_config.json for a schedule and a prediction (eps, v, x0); `schedule_from_config` reads it back."""
+    alphas_bar = schedule.alphas_bar
+    betas = 1 - alphas_bar / torch.cat([alphas_bar.new_ones(1), alphas_bar[:-1]])
+    law = schedule.law or BetaLaw("linear")
+    return {
+        "_class_name": "DDIMScheduler",
+        "num_train_timesteps": len(betas),
+        "beta_start": law.beta_start,
+        "beta_end": law.beta_end,
+        "beta_schedule": law.beta_schedule,
+        "trained_betas": None if schedule.law else betas.tolist(),
+        "rescale_betas_zero_snr": law.rescale_betas_zero_snr,
+        "prediction_type": prediction_named(prediction).diffusers,
+        "timestep_spacing": schedule.timestep_spacing,
+        "steps_offset": schedule.steps_offset,
+        "set_alpha_to_one": schedule.set_alpha_to_one,
+        "clip_sample": False,
+        "skip_prk_steps": True,
+    }
+
+
+def _size(json: Json) -> int:
+    """The side of the latents that a U-Net was trained on; the 32 of files before diffusers 0.9 means 64, as there."""
     size = _one_for_all("sample_size", json.get("sample_size") or 64)
     version = re.match(r"(\d+)\.(\d+)", str(json.get("_diffusers_version", "")))
     old = version is not None and (int(version[1]), int(version[2])) < (0, 9)
@@ -247,12 +295,3 @@ def _one_for_all(key: str, value: int | list[int]) -> int:
     if not isinstance(value, int):
         raise WeightsError(f"U-Net config: {key} is {shortened(value)}, expected the same number for all levels")
     return value
-
-
-def _activation(json: Json) -> Activation:
-    name = json.get("hidden_act", "quick_gelu")
-    if name not in ACTIVATIONS:
-        raise WeightsError(
-            f"text or image tower config: hidden_act is {shortened(name)} (choices: {', '.join(ACTIVATIONS)})"
-        )
-    return cast(Activation, name)

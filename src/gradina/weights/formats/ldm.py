@@ -27,6 +27,7 @@ from gradina.request import Defaults
 from gradina.weights import detect
 from gradina.weights.build import build, export
 from gradina.weights.components import Components, checked_components, resolve_prediction
+from gradina.weights.formats.diffusers_configs import schedule_to_config
 from gradina.weights.formats.ldm_config import (
     IN_METADATA,
     METADATA,
@@ -37,7 +38,6 @@ from gradina.weights.formats.ldm_config import (
     stated_prediction,
     with_metadata,
 )
-from gradina.weights.formats.scheduler_config import schedule_to_config
 from gradina.weights.formats.vae import build_vae, read_vae
 from gradina.weights.json_config import config_errors
 from gradina.weights.key_tables import DROPPED, TEXT, UNET, VAE, add_text_model, unet_indices, vae_indices
@@ -105,10 +105,7 @@ def components_of(
 
 
 def write_file(components: Components, path: str | Path, dtype: torch.dtype | None = None) -> None:
-    """Writes the original layout as one safetensors file, whole or not at all.
-
-    The text tower takes the names of SD 1 (quick GELU) or SD 2 (GELU); its projection is left out. Raises DiskError.
-    """
+    """Writes the original layout as one safetensors file, whole or not at all, without projection. Raises DiskError."""
     unet, vae, text = components.unet, components.vae, components.text
     text_format = next(row for row in detect.TEXT_ENCODERS if row.activation == text.config.activation)
     tensors = {

@@ -13,7 +13,10 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import count, takewhile
+from reprlib import repr as shortened
 from typing import Any
+
+from torch import Tensor
 
 from gradina.diffusion.schedule import Schedule
 from gradina.errors import WeightsError
@@ -24,8 +27,7 @@ from gradina.request import Defaults
 from gradina.weights import detect
 from gradina.weights.detect import TextEncoderFormat
 from gradina.weights.formats import diffusers_configs
-from gradina.weights.formats.scheduler_config import schedule_and_prediction
-from gradina.weights.json_config import Config, config_errors, shortened, validated
+from gradina.weights.json_config import Config, config_errors, validated
 from gradina.weights.safetensors import Weights
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -71,13 +73,13 @@ class Metadata:
 
 def configs_from_shapes(weights: Weights) -> Configs:
     """The networks of an original checkpoint; raises WeightsError, saying what else it is, if it is none."""
-    path, shapes = weights.path, shapes_of(weights)
-    detect.check_checkpoint(path, shapes)
-    text_format = detect.find_text_encoder(path, shapes)
+    path = weights.path
+    detect.check_checkpoint(path, weights.tensors)
+    text_format = detect.find_text_encoder(path, weights.tensors)
     try:
-        unet = _unet_from_shapes(_under(shapes, detect.UNET))
-        vae = vae_from_shapes(_under(shapes, detect.VAE))
-        text = _text_from_shapes(_under(shapes, text_format.prefix), text_format)
+        unet = _unet_from_shapes(shapes_of(weights.under(detect.UNET)))
+        vae = vae_from_shapes(shapes_of(weights.under(detect.VAE)))
+        text = _text_from_shapes(shapes_of(weights.under(text_format.prefix)), text_format)
     except (KeyError, IndexError, ValueError) as error:
         raise WeightsError(
             f"{path}: is an original checkpoint that lacks {error.args[0]!s}, by which its form is known; "
@@ -145,13 +147,9 @@ def _text_from_shapes(shapes: Shapes, text_format: TextEncoderFormat) -> TextCon
     )
 
 
-def shapes_of(weights: Weights) -> Shapes:
+def shapes_of(tensors: Mapping[str, Tensor]) -> Shapes:
     """The shapes of all tensors by name."""
-    return {name: tuple(x.shape) for name, x in weights.tensors.items()}
-
-
-def _under(shapes: Shapes, prefix: str) -> Shapes:
-    return {name.removeprefix(prefix): shape for name, shape in shapes.items() if name.startswith(prefix)}
+    return {name: tuple(x.shape) for name, x in tensors.items()}
 
 
 def _indices(shapes: Shapes, pattern: str) -> set[int]:
@@ -183,7 +181,7 @@ def read_metadata(weights: Weights) -> Metadata:
                 raise WeightsError(f"{name} in its metadata is {shortened(value)}, expected an object")
         schedule, prediction = None, None
         if "scheduler" in content:
-            schedule, prediction = schedule_and_prediction(content["scheduler"])
+            schedule, prediction = diffusers_configs.schedule_and_prediction(content["scheduler"])
         defaults = diffusers_configs.defaults_from_json(content) if "defaults" in content else None
         return Metadata(**objects, schedule=schedule, prediction=prediction, defaults=defaults)
 
@@ -208,10 +206,7 @@ def stated_prediction(weights: Weights) -> str | None:
 
 
 def guess_prediction(weights: Weights, configs: Configs) -> str:
-    """eps or v, for a file that does not say: eps for SD 1 and inpainting; for SD 2 a guess, with a warning.
-
-    The guess is ComfyUI's, by the standard deviation of one bias.
-    """
+    """eps for SD 1 and inpainting; for SD 2 eps or v, as ComfyUI guesses by the spread of one bias, with a warning."""
     if not configs.unet.linear or configs.unet.channels != configs.unet.out_channels:
         return "eps"
     bias = weights.tensors.get(V_BIAS)

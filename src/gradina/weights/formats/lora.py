@@ -46,11 +46,7 @@ PEFT_CONFIG = "adapter_config.json"  # the same, beside peft's own files
 
 
 def read_lora(path: str | PathLike[str], unet: UNet, text: TextTower) -> LoRA:
-    """The LoRA in a safetensors file, for these networks; what is for a second text tower is left out, with a warning.
-
-    Raises WeightsError for a file that holds none, one of another kind, one that was made for another family, or one
-    with NaN or infinite values.
-    """
+    """The LoRA in a safetensors file, for these networks. Raises WeightsError for other kinds, families, and NaN."""
     path = Path(path)
     file = open_weights(path)
     check_plain_lora(path, file.tensors)
@@ -86,10 +82,7 @@ def write_lora(
     dialect: LoRADialect = "diffusers",
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes a LoRA for these networks. Raises DiskError.
-
-    diffusers and peft take alpha to be the rank unless their config says otherwise, so alpha is multiplied into `up`.
-    """
+    """Writes a LoRA for these networks. Raises DiskError."""
     save_weights(lora_state_dict(lora, unet, text, dialect), Path(path), metadata)
 
 
@@ -104,6 +97,7 @@ def lora_state_dict(lora: LoRA, unet: UNet, text: TextTower, dialect: LoRADialec
                 tensors |= {f"{name}.lora_down.weight": weights.down, f"{name}.lora_up.weight": weights.up}
                 tensors[f"{name}.alpha"] = torch.tensor(weights.alpha)
             else:
+                # diffusers and peft take alpha to be the rank unless their config says otherwise
                 name, scale = prefix + known[layer], weights.alpha / weights.rank
                 up = weights.up if scale == 1 else (weights.up.float() * scale).to(weights.up.dtype)
                 tensors |= {f"{name}.lora_A.weight": weights.down, f"{name}.lora_B.weight": up}

@@ -24,10 +24,7 @@ EXPECTED = "expected an AutoencoderTiny's folder, or taesd_decoder.safetensors"
 
 
 def read_taesd(source: str | PathLike[str], vae: VAEConfig) -> TinyDecoder:
-    """The tiny decoder of a name (see `locate_taesd`), for the latents of an autoencoder; its weights are mapped.
-
-    Raises WeightsError, also where it is for other latents, or HubError where the hub does not give it.
-    """
+    """The tiny decoder that `locate_taesd` finds, for an autoencoder's latents. Raises WeightsError, HubError."""
     path = locate_taesd(source)
     if path.is_dir():
         read_config(path / "config.json", _check)

@@ -28,10 +28,7 @@ MIN_WIDTH = 16  # of vectors; narrower tensors are something else
 
 
 def read_embedding(source: str | PathLike[str]) -> Concept:
-    """The embedding in a safetensors file, given as FILE or, to call it otherwise, as WORD=FILE.
-
-    Logs a warning with the token if it is not the file's name. Raises WeightsError for a file without an embedding.
-    """
+    """The embedding in a safetensors file, given as FILE or, to rename it, as WORD=FILE. Raises WeightsError."""
     word, file = parse_concept(str(source))
     path = Path(file)
     if word is not None and (len(word.split()) != 1 or not file):
@@ -51,10 +48,7 @@ def is_embedding(tensors: Mapping[str, Tensor]) -> bool:
 
 
 def pickled_embedding(path: Path, content: Any) -> dict[str, Tensor] | None:
-    """The vectors in a pickle of diffusers or A1111's web UI, by their token; None where it is something else.
-
-    Raises WeightsError for a file of several embeddings.
-    """
+    """The vectors in a pickle of diffusers or A1111's web UI by token, else None. Raises WeightsError for several."""
     if not isinstance(content, Mapping):
         return None
     params = content.get("string_to_param")
@@ -86,10 +80,7 @@ def _are_several(tensors: Mapping[str, Tensor]) -> bool:
 
 
 def embedding_of(tensors: Mapping[str, Tensor], path: Path) -> Concept:
-    """The embedding among the tensors of a file; its token as in prompts: lower case, hyphens for spaces.
-
-    Raises WeightsError for other tensors, and for NaN or infinite values.
-    """
+    """The embedding among a file's tensors, its token as in prompts: lower case, hyphens. Raises WeightsError."""
     if set(tensors) >= SDXL:
         raise WeightsError(f"{path}: is for SDXL, with vectors for two text towers; expected one for SD 1.x or 2.x")
     (name, vectors), *others = tensors.items() if tensors else [("", Tensor())]
@@ -115,9 +106,6 @@ def write_embedding(
     metadata: Mapping[str, str] | None = None,
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Writes an embedding, for diffusers and A1111's web UI alike; in fp32, or in `dtype`. Raises DiskError.
-
-    Its token is in lower case, as transformers, too, converts prompts before it looks for tokens.
-    """
-    tensors = {as_placeholder(embedding.token): embedding.vectors.detach()}
+    """Writes an embedding, for diffusers and A1111's web UI alike; in fp32, or in `dtype`. Raises DiskError."""
+    tensors = {as_placeholder(embedding.token): embedding.vectors.detach()}  # lower case, as transformers has prompts
     save_weights(tensors, Path(path), metadata, dtype or torch.float32)

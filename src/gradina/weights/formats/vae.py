@@ -14,7 +14,7 @@ from gradina.errors import WeightsError
 from gradina.files import atomic_folder, read_json, write_json
 from gradina.models.vae import AutoencoderKL, VAEConfig
 from gradina.weights.build import build, export
-from gradina.weights.detect import find_vae, format_name, other_family
+from gradina.weights.detect import find_format, find_vae
 from gradina.weights.formats import diffusers_configs
 from gradina.weights.formats.diffusers_layout import STEMS, select_weights
 from gradina.weights.formats.ldm_config import METADATA, read_metadata, shapes_of, vae_from_shapes, with_metadata
@@ -50,10 +50,7 @@ def build_vae(
 def read_vae(
     path: Path, like: VAEConfig | None = None, open_pickles: OpenWeights | None = None, name: str = ""
 ) -> SingleVAE:
-    """The autoencoder in a file or folder, mapped: alone in either layout, or that of a whole model.
-
-    `like` gives what a file does not say; pickles are refused without `open_pickles`. Raises WeightsError.
-    """
+    """The autoencoder in a file or folder, mapped; `like` gives what that does not say. Raises WeightsError."""
     opened = open_pickles or open_weights
     if path.is_dir():
         folder = path / "vae" if (path / "vae" / CONFIG).is_file() else path
@@ -63,12 +60,14 @@ def read_vae(
     weights = replace(weights, tensors=strip_wrappers(weights.tensors))
     found = find_vae(weights.tensors)
     if found is None:
-        unknown = f"of an unknown kind (first of its tensors: {next(iter(weights.tensors), 'none')})"
-        what = format_name(weights.tensors) or unknown
+        row, first = find_format(weights.tensors), next(iter(weights.tensors), "none")
+        what = row.what if row else f"of an unknown kind (first of its tensors: {first})"
         raise WeightsError(f"{path}: is {what}; expected an autoencoder (VAE), or a whole checkpoint that has one")
     prefix, dialect = found
-    if prefix and (what := other_family(weights.tensors)):
-        raise WeightsError(f"{path}: is {what}, whose autoencoder is for other latents; expected one of SD 1.x or 2.x")
+    if prefix and (family := find_format(weights.tensors, ("other",))):
+        raise WeightsError(
+            f"{path}: is {family.what}, whose autoencoder is for other latents; expected one of SD 1.x or 2.x"
+        )
     weights = replace(weights, tensors=weights.under(prefix))
     if dialect == "diffusers" and is_vae_folder(path.parent):
         return _read_configured(weights, path.parent / CONFIG, like)
@@ -89,7 +88,7 @@ def _read_configured(weights: Weights, path: Path, like: VAEConfig | None) -> Si
 def _read_detected(weights: Weights, dialect: str, like: VAEConfig | None) -> SingleVAE:
     """An autoencoder by its shapes, and by the metadata of files that were written here."""
     try:
-        config = vae_from_shapes(shapes_of(weights), dialect)
+        config = vae_from_shapes(shapes_of(weights.tensors), dialect)
     except (KeyError, IndexError) as error:
         raise WeightsError(f"{weights.path}: is an autoencoder that lacks {error.args[0]}; fetch it again") from error
     metadata = read_metadata(weights)
