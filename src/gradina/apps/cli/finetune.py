@@ -60,10 +60,7 @@ class Run:
 
 
 def verb(method: str, without: str, **defaults: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Makes a verb of a function of a configuration, a Run and its own parameters; some options it goes `without`.
-
-    `defaults` are those of Run that the verb decides.
-    """
+    """Makes a verb, `without` some options, of a function of a configuration, a Run (with `defaults`) and the rest."""
     config = {name: p for name, p in _config_parameters().items() if name not in without.split()}
     taken, hints = [f for f in fields(Run) if f.name not in without.split()], get_type_hints(Run, include_extras=True)
     run = {f.name: _keyword(f.name, hints[f.name], defaults.get(f.name, f.default)) for f in taken}

@@ -129,10 +129,9 @@ def again(
     was = record.model or {}
     name, dtype = model or was.get("source") or was.get("name"), dtype or was.get("dtype")
     try:
-        engine = engine or was.get("engine")
-        own = vae or was.get("vae")
-        options = {"variant": variant, "prediction": prediction, "device": device, "dtype": dtype, "vae": own}
-        opened = open_model(name, threads, engine, low_memory=low_memory, **options)
+        options = {"variant": variant, "prediction": prediction, "device": device, "dtype": dtype}
+        options["vae"] = vae or was.get("vae")
+        opened = open_model(name, threads, engine or was.get("engine"), low_memory=low_memory, **options)
     except WeightsError as error:
         missing = [] if model else ["the model yourself with --model"]
         missing += ["the autoencoder with --vae"] if was.get("vae") and not vae else []

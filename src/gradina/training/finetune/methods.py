@@ -185,10 +185,7 @@ def imagic_loss(state: FinetuneState, data: LatentDataset, states: Tensor, metho
 
 
 def first_vectors(model: StableDiffusion, start: str, count: int) -> Tensor:
-    """Initial vectors (count, width): the embeddings of the tokens of a word, repeated if they are too few.
-
-    Logs a warning if they are too many. Raises RecipeError where there is no word, or an unknown one.
-    """
+    """Initial vectors (count, width): a word's embeddings, repeated if too few; RecipeError if it is unknown."""
     ids = model.tokenizer.ids(start)
     if not ids:
         raise RecipeError(f"init word: {start!r} holds no word; give one, such as toy")

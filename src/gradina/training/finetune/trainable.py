@@ -64,9 +64,8 @@ class Recomputed(nn.Module):
         self.layer = layer
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        if not torch.is_grad_enabled():
-            return cast(Tensor, self.layer(*inputs))
-        return cast(Tensor, checkpoint(self.layer, *inputs, use_reentrant=False))
+        recomputed = torch.is_grad_enabled()
+        return cast(Tensor, checkpoint(self.layer, *inputs, use_reentrant=False) if recomputed else self.layer(*inputs))
 
 
 class ExtendedEmbedding(nn.Module):
