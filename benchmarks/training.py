@@ -33,14 +33,13 @@ def main() -> None:
     rows, total = {}, 0.0
     with tempfile.TemporaryDirectory() as folder:
         experiment = Experiment(recipe, Path(folder))
-        for name in experiment.folder.stages:
+        for name in experiment.stages:
             timed = stage(experiment, name)
             settings = timed.settings
             state = State.begin(timed.network, settings, timed.rates)
             some = replace(settings, steps=options.steps)
             each = statistics.median(step.seconds for step in train(state, timed.loss, some))
-            files = experiment.folder
-            save_average(state, files.weights(name), files.fingerprint(name))
+            save_average(state, experiment.weights(name), experiment.fingerprint(name))
             minutes = each * settings.steps / 60
             rows[name] = {
                 "ms per step": round(1000 * each, 1),

@@ -42,7 +42,7 @@ def hours_and_losses(experiment: Experiment, stage: str) -> tuple[float, dict[in
 
 def generate(experiment: Experiment, weights: Path, side: int | None, prompts: list[str]) -> Tensor:
     """One picture for each prompt by the U-Net with those weights, at 128x128."""
-    networks = load_average(experiment.untrained(experiment.networks.text_to_latent, "unet"), weights)
+    networks = load_average(experiment.untrained(experiment.new_text_to_latent, "unet"), weights)
     request = gradina.Request(prompt=tuple(prompts), seed=SEED, width=side, height=side)
     pictures = gradina.generate(experiment.model(networks), request)
     pixels = torch.stack([to_pixels(picture.image) for picture in pictures])
@@ -56,11 +56,11 @@ def measure(
     icons = torch.randperm(len(data.icons), generator=generator(SEED, "hours"))[:pictures]
     prompts, grounds = prompts_for(data, icons, generator(SEED, "grounds"))
     things, styles, icons_of_both = data.icons.things[icons], data.icons.styles[icons], all_icons(data, held)
-    stages = experiment.folder.stages
+    stages = experiment.stages
     earlier = [name for name in stages if stages[name].part not in ("unet", "vision")]
     before = sum(hours_and_losses(experiment, stage)[0] * stages[stage].settings.steps for stage in earlier)
     rows: list[Row] = []
-    for stage in experiment.folder.phases("unet"):
+    for stage in experiment.phases("unet"):
         if not (experiment.path / stage / "log.jsonl").exists():
             continue
         step_hours, losses = hours_and_losses(experiment, stage)

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from gradina.errors import RecipeError
 from gradina.training.checkpoint import cached_tensors, load_state, save_state, steps_done
-from gradina.training.loop import Settings, State, train
+from gradina.training.loop import State, train
+from gradina.training.settings import Settings
 
 SETTINGS = Settings(steps=6, batch=1, lr=0.1, warmup=0)
 

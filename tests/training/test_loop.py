@@ -13,8 +13,9 @@ from gradina.errors import RecipeError
 from gradina.models.clip import TextConfig
 from gradina.models.clip_vision import CLIP, VisionConfig
 from gradina.training import loop
-from gradina.training.loop import Settings, State, autocast, train
+from gradina.training.loop import State, autocast, train
 from gradina.training.losses import contrastive
+from gradina.training.settings import Settings
 
 
 def key(seed: int = 0) -> torch.Generator:

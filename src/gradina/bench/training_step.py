@@ -20,8 +20,9 @@ from gradina.diffusion.conditioning import Cond
 from gradina.diffusion.denoiser import Denoiser, on_states
 from gradina.diffusion.prediction import prediction_named
 from gradina.models.unet import UNet, UNetConfig
-from gradina.training.loop import Settings, State, train
+from gradina.training.loop import State, train
 from gradina.training.losses import denoising
+from gradina.training.settings import Settings
 from gradina.weights.open import open_source
 
 BATCH, TOKENS = 32, 24

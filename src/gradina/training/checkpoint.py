@@ -32,10 +32,7 @@ def save_state(state: State, path: Path, fingerprint: str) -> None:
 
 
 def load_state(state: State, path: Path, fingerprint: str) -> None:
-    """Restores what `save_state` wrote, if anything, into a fresh state.
-
-    Raises RecipeError if the file is unreadable or was written by another recipe.
-    """
+    """Restores what `save_state` wrote, if anything; RecipeError if it is unreadable or written by another recipe."""
     state.step = steps_done(path, fingerprint)
     if not state.step:
         return

@@ -21,8 +21,6 @@ from gradina.runtime.memory import flush_denormals
 from gradina.runtime.prepack import channels_last
 from gradina.training.settings import Settings
 
-__all__ = ["Loss", "Settings", "State", "TrainStep", "autocast", "average", "device_of", "train"]
-
 
 @dataclass(frozen=True)
 class TrainStep:

@@ -17,11 +17,11 @@ from gradina.tasks.retrieval import open_pair
 from gradina.training.data.dataset import generator
 from gradina.training.data.sources import load_dataset
 from gradina.training.data.synthetic import IconScenes
-from gradina.training.loop import Settings
 from gradina.training.pretrain.experiment import Experiment
 from gradina.training.pretrain.recipes import Recipe, VisionRecipe, read_recipe
 from gradina.training.pretrain.run import run
 from gradina.training.pretrain.stages import cropped, stage
+from gradina.training.settings import Settings
 
 from ..conftest import STYLES
 
@@ -134,7 +134,7 @@ def test_a_phase_may_train_the_text_tower(recipe_file: Path, tmp_path: Path) -> 
     list(run(recipe, tmp_path / "run"))
     experiment = Experiment(recipe, tmp_path / "run")
     first, second = (
-        experiment.finished(experiment.networks.text_to_latent, name).text.state_dict() for name in ("unet", "unet-2")
+        experiment.finished(experiment.new_text_to_latent, name).text.state_dict() for name in ("unet", "unet-2")
     )
     drawn, paired = gradina.load(tmp_path / "run" / "model", device="cpu").text, experiment.pair.clip.text
     moved = {name for name, value in experiment.clip.text.state_dict().items() if not torch.equal(second[name], value)}

@@ -11,9 +11,8 @@ import typer
 
 from gradina.apps.cli import options as o
 from gradina.apps.cli.generate import open_model
-from gradina.apps.cli.output import check_target
-from gradina.apps.cli.progress import progress
-from gradina.files import cache_folder, check_writable_folder
+from gradina.apps.cli.output import check_target, progress
+from gradina.files import atomic_write, cache_folder, check_writable_folder
 from gradina.request import Request
 from gradina.request_checks import choice
 
@@ -44,7 +43,6 @@ def bench(
     parts = [choice("--only", part.strip(), known) for part in only.split(",")] if only else list(known)
     from gradina.bench import report as reports
     from gradina.bench.measure import measure
-    from gradina.files import atomic_write
     from gradina.runtime.device import pick_device, use_threads
 
     use_threads(threads)

@@ -1,7 +1,4 @@
-"""Embeddings of picture files, cached by their content: each picture passes through an image tower once.
-
-The user's cache has one file for each contrastive pair; it can be removed at any time.
-"""
+"""Embeddings of picture files, cached by their content in one file for each pair, which may be removed at any time."""
 
 from __future__ import annotations
 
@@ -60,10 +57,7 @@ def embed_files(
 def cached_embeddings(
     pair: ContrastivePair, folder: Path, paths: Sequence[Path], advance: Advance
 ) -> dict[Path, Tensor]:
-    """The embeddings (d,) of the readable pictures of a folder, from the cache or new.
-
-    New ones are cached even if this is interrupted.
-    """
+    """The embeddings (d,) of the readable pictures of a folder; new ones are cached even if this is interrupted."""
     place = cache_folder() / "embeddings" / f"{pair.fingerprint}.safetensors"
     kept, names = _read_cache(place), {path: str(path.resolve()) for path in paths}
     looked = {

@@ -12,6 +12,7 @@ from gradina.apps.cli.generate import open_model
 from gradina.apps.cli.output import check_distinct, check_target, save_image
 from gradina.errors import RequestError
 from gradina.files import check_model_folder, check_writable, with_ending
+from gradina.request_checks import choice
 
 
 def info(picture: o.Picture, as_json: o.Json = False) -> None:
@@ -105,7 +106,6 @@ def convert(
     prediction: o.Prediction = None,
 ) -> None:
     """Convert a model between the layouts, in both directions."""
-    from gradina.request_checks import choice
     from gradina.runtime.device import DTYPES
     from gradina.weights.convert import convert as converted
 

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 import typer
 
 from gradina.apps.cli import options as o
+from gradina.apps.cli.grids import parse
 from gradina.apps.cli.output import print_note
 from gradina.apps.cli.train import preparations_shown, watched
 from gradina.errors import RecipeError
-from gradina.files import cache_folder, check_writable_folder
+from gradina.files import atomic_write, cache_folder, check_writable_folder
 from gradina.request import Request
 from gradina.training.finetune.config import FinetuneConfig, config_for
 from gradina.training.settings import NoiseLaw, Option
@@ -58,24 +59,18 @@ class Run:
     quiet: o.Quiet = False
 
 
-RUN_HINTS = get_type_hints(Run, include_extras=True)
-
-
 def verb(method: str, without: str, **defaults: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Makes a verb of a function of a configuration, a Run and its own parameters; some options it goes `without`.
-
-    `defaults` are those of Run that the verb decides.
-    """
+    """Makes a verb, `without` some options, of a function of a configuration, a Run (with `defaults`) and the rest."""
     config = {name: p for name, p in _config_parameters().items() if name not in without.split()}
-    taken = [f for f in fields(Run) if f.name not in without.split()]
-    run = {f.name: _keyword(f.name, RUN_HINTS[f.name], defaults.get(f.name, f.default)) for f in taken}
+    taken, hints = [f for f in fields(Run) if f.name not in without.split()], get_type_hints(Run, include_extras=True)
+    run = {f.name: _keyword(f.name, hints[f.name], defaults.get(f.name, f.default)) for f in taken}
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         def command(**given: Any) -> None:
             chosen = {name: given.pop(name) for name in config}
             if chosen.pop("full", False):
                 chosen["rank"] = None
-            chosen["interval"] = _interval(chosen["interval"])
+            chosen["interval"] = parse("interval", chosen["interval"])
             options = Run(**{name: given.pop(name) for name in run})
             function(config_for(method, **chosen), options, **given)
 
@@ -112,17 +107,6 @@ def _option(field: Field[Any], kind: Any, option: Option) -> tuple[Any, Any]:
 
 def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-
-
-def _interval(text: str | None) -> tuple[float, float] | None:
-    """LOW:HIGH as numbers."""
-    if text is None:
-        return None
-    try:
-        low, high = map(float, text.split(":"))
-    except ValueError:
-        raise RecipeError(f"interval: got {text!r}, expected LOW:HIGH") from None
-    return low, high
 
 
 @verb("finetune", without="prior vectors", out="runs/finetune", sample_every=250)
@@ -230,7 +214,6 @@ def imagic(
 
 def _over_etas(model: Path | str | None, request: Request, edit: Path, out: Path) -> Path:
     """The edit at several shares of the prompt, side by side, as a file."""
-    from gradina.files import atomic_write
     from gradina.images import grid
     from gradina.pipeline.generate import generate
     from gradina.pipeline.load import load
@@ -305,6 +288,5 @@ class FinetuneCommand(ExitStack):
 
 def _hashed(pictures: Sequence[CaptionedImage]) -> list[tuple[object, ...]]:
     """What decides what is learned from pictures: a hash, the caption, and the number of repeats, if above one."""
-    hashes = [hashlib.sha256(one.data()).hexdigest() for one in pictures]
-    repeats = [(one.repeats,) if one.repeats > 1 else () for one in pictures]
-    return [(digest, one.caption, *n) for digest, one, n in zip(hashes, pictures, repeats, strict=True)]
+    rows = ((hashlib.sha256(one.data()).hexdigest(), one.caption, one.repeats) for one in pictures)
+    return [row if row[-1] > 1 else row[:-1] for row in rows]

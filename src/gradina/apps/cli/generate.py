@@ -12,10 +12,9 @@ import typer
 
 from gradina.apps.cli import options as o
 from gradina.apps.cli.grids import Axis, axis, cell_label, cells, check_grid, parse
-from gradina.apps.cli.output import check_distinct, check_target, is_folder, output_path, print_note, save_image, slug
-from gradina.apps.cli.progress import progress
+from gradina.apps.cli.output import check_files, is_folder, output_path, print_note, progress, save_image, slug
 from gradina.errors import RequestError, WeightsError
-from gradina.files import check_writable_folder, unused_path, with_ending
+from gradina.files import unused_path, with_ending
 from gradina.images.picture import Picture
 from gradina.request import Defaults, Request
 
@@ -130,10 +129,9 @@ def again(
     was = record.model or {}
     name, dtype = model or was.get("source") or was.get("name"), dtype or was.get("dtype")
     try:
-        engine = engine or was.get("engine")
-        own = vae or was.get("vae")
-        options = {"variant": variant, "prediction": prediction, "device": device, "dtype": dtype, "vae": own}
-        opened = open_model(name, threads, engine, low_memory=low_memory, **options)
+        options = {"variant": variant, "prediction": prediction, "device": device, "dtype": dtype}
+        options["vae"] = vae or was.get("vae")
+        opened = open_model(name, threads, engine or was.get("engine"), low_memory=low_memory, **options)
     except WeightsError as error:
         missing = [] if model else ["the model yourself with --model"]
         missing += ["the autoencoder with --vae"] if was.get("vae") and not vae else []
@@ -236,25 +234,3 @@ def draw_grid(model: StableDiffusion, request: Request, axes: list[Axis], output
         Path(output or ".").mkdir(parents=True, exist_ok=True)
         output = str(unused_path(Path(output or ".") / f"{slug(request.prompts[0])}-grid.png"))
     save_image(drawn, output)
-
-
-def check_files(request: Request, output: str | None, film: str | None, strip: str | None) -> None:
-    """Raises an error for files that cannot be read or written, before a model is loaded."""
-    from gradina.images.grid import FILMS
-    from gradina.images.open import SAVE_OPTIONS, open_mask, open_picture
-
-    if request.init_image is not None:
-        open_picture(request.init_image)
-    if request.mask_image is not None:
-        open_mask(request.mask_image)
-    for name, path, kinds in (
-        ("--output", output, SAVE_OPTIONS),
-        ("--film", film, FILMS),
-        ("--strip", strip, (".png",)),
-    ):
-        if path is not None and not (name == "--output" and is_folder(path)):
-            check_target(name, path, kinds)
-    if output is None or is_folder(output):
-        check_writable_folder(output or ".")
-    named = (("--init-image", request.init_image), ("--mask-image", request.mask_image))
-    check_distinct(("--output", output), ("--film", film), ("--strip", strip), *named)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from gradina.request import Request, parse_concept
 from gradina.request_checks import choice
 
 Axis = tuple[str, list[Any]]
+INTERVALS = ("guidance_interval", "interval")  # of drawing, of training
 NUMBERS: dict[str, Callable[[str], Any]] = {
     "steps": int, "reuse": int, "seed": int, "width": int, "height": int, "images": int,
     "guidance_scale": float, "guidance_rescale": float, "eta": float, "strength": float,
@@ -19,11 +21,11 @@ NUMBERS: dict[str, Callable[[str], Any]] = {
 
 
 def parse(name: str, text: str | None) -> Any:
-    """The value of a request's field, written as text; RequestError if it is none."""
+    """The value of a request's field, or of the `interval` of training, written as text; RequestError if it is none."""
     if text is None:
         return None
     try:
-        if name == "guidance_interval":
+        if name in INTERVALS:
             low, high = text.split(":")
             return float(low), float(high)
         if name == "edit":
@@ -36,7 +38,7 @@ def parse(name: str, text: str | None) -> Any:
     except RequestError:
         raise
     except ValueError:
-        expected = "LOW:HIGH" if name == "guidance_interval" else "a number"
+        expected = "LOW:HIGH" if name in INTERVALS else "a number"
         raise RequestError(f"{name}: got {text!r}, expected {expected}") from None
 
 
@@ -87,8 +89,5 @@ def cell_label(name: str, value: Any) -> str:
 
 def cells(axes: list[Axis]) -> Iterator[dict[str, Any]]:
     """What differs in each cell of a grid, row by row; the first field goes across."""
-    (across, columns), *rest = axes
-    down, rows = rest[0] if rest else ("", [None])
-    for row in rows:
-        for column in columns:
-            yield {across: column} | ({down: row} if down else {})
+    names, values = zip(*reversed(axes), strict=True)
+    return (dict(zip(names, cell, strict=True)) for cell in product(*values))

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import typer
@@ -18,7 +19,7 @@ import typer.core
 
 import gradina
 from gradina.apps.cli import bench, files, finetune, generate, search, train
-from gradina.apps.cli.output import one_line, print_note
+from gradina.apps.cli.output import logged, one_line, print_note
 from gradina.errors import GradinaError
 
 USAGE = """Stable Diffusion, whole, in Python.
@@ -70,8 +71,6 @@ VERBS: dict[str, Callable[..., None]] = {
 for name, verb in VERBS.items():
     app.command(name)(verb)
 
-OWN_OPTIONS = ("-h", "--help", "--version")
-
 
 @app.callback(invoke_without_command=True)
 def about(version: bool = typer.Option(False, "--version", help="Print the version.")) -> None:
@@ -81,43 +80,15 @@ def about(version: bool = typer.Option(False, "--version", help="Print the versi
         raise typer.Exit
 
 
-def with_verb(arguments: list[str]) -> list[str]:
-    """The arguments, with `generate` in front of a prompt or an option of its own."""
-    if not arguments or arguments[0] in VERBS or arguments[0] in OWN_OPTIONS:
-        return arguments
-    return ["generate", *arguments]
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; an error is one line on standard error and exit code 2."""
     warnings.showwarning = lambda message, *_, **__: print_note(str(message))
-    with notes_on_stderr():
-        return _run(arguments)
-
-
-@contextmanager
-def notes_on_stderr() -> Iterator[None]:
-    """Prints each warning that the library logs as one line on standard error, and no sentence twice."""
-    log, handler, printed = logging.getLogger("gradina"), logging.Handler(logging.WARNING), set[str]()
-
-    def emit(record: logging.LogRecord) -> None:
-        note = record.getMessage()
-        if note not in printed:
-            printed.add(note)
-            print_note(note)
-
-    handler.emit = emit  # type: ignore[method-assign]
-    log.addHandler(handler)
+    arguments = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    if arguments[0] not in (*VERBS, "-h", "--help", "--version"):
+        arguments = ["generate", *arguments]
     try:
-        yield
-    finally:
-        log.removeHandler(handler)
-
-
-def _run(arguments: list[str] | None) -> int:
-    try:
-        arguments = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
-        status = app(with_verb(arguments), prog_name="gradina", standalone_mode=False)
+        with logged(cache(print_note), "gradina", range(logging.WARNING, 100)):
+            status = app(arguments, prog_name="gradina", standalone_mode=False)
     except GradinaError as error:
         return _fail(str(error))
     except KeyboardInterrupt:
@@ -127,10 +98,8 @@ def _run(arguments: list[str] | None) -> int:
         return 141
     except OSError as error:
         return _fail(f"{error.filename or ''}: {error.strerror or error}".removeprefix(": "))
-    except MemoryError:
-        return _fail("out of memory; draw smaller pictures")
-    except RuntimeError as error:
-        if "allocate memory" not in str(error) and "out of memory" not in str(error):
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not re.search("allocate memory|out of memory", str(error)):
             raise
         return _fail("out of memory; draw smaller pictures")
     except Exception as error:

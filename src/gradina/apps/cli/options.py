@@ -35,12 +35,13 @@ def flag(default: str, text: str, *names: str) -> Any:
 
 
 MODEL_DEFAULT = "the model's own"
+RECORDED = "the one named in the file"
 PAIR_HELP = "A model with an image tower: shipped, a folder (also of a CLIP model), or an owner/name of the hub."
 MODEL_HELP = "A shipped model's name, a folder, a file, or an owner/name of the hub."
 
 # Which model, and how it computes
 Model = Annotated[str | None, opt("MODEL", "the shipped model", MODEL_HELP, "--model", "-m")]
-RecordedModel = Annotated[str | None, opt("MODEL", "the one named in the file", MODEL_HELP, "--model", "-m")]
+RecordedModel = Annotated[str | None, opt("MODEL", RECORDED, MODEL_HELP, "--model", "-m")]
 Variant = Annotated[str | None, opt("NAME", "none", "Variant of a folder's files, such as fp16.")]
 Prediction = Annotated[str | None, opt("NAME", "as detected", "What the U-Net says: eps, v or x0.")]
 Device = Annotated[str | None, opt("NAME", "the fastest here", "Where to compute: cpu, cuda, mps.")]
@@ -55,10 +56,7 @@ Vae = Annotated[
     str | None,
     opt("VAE", "the model's own", "An autoencoder: a file of it or of a whole model, a folder, or an owner/name."),
 ]
-RecordedVae = Annotated[
-    str | None,
-    opt("VAE", "the one named in the file", "An autoencoder in place of the model's own.", "--vae"),
-]
+RecordedVae = Annotated[str | None, opt("VAE", RECORDED, "An autoencoder in place of the model's own.", "--vae")]
 Threads = Annotated[int | None, opt("N", "one for each core", "Threads to compute with.", minimum=1)]
 Preset = Annotated[
     str | None, opt("NAME", "none", "Settings that `gradina tune` found: fast, balanced, best, or 1.5s.")

@@ -6,6 +6,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +14,9 @@ import typer
 
 from gradina.apps.cli import options as o
 from gradina.apps.cli.embeddings import cached_embeddings, embed_files
-from gradina.apps.cli.output import check_target, print_note, save_image
-from gradina.apps.cli.progress import progress
+from gradina.apps.cli.output import check_target, print_note, progress, save_image
 from gradina.errors import PictureError, RequestError
-from gradina.files import check_writable
+from gradina.files import atomic_write, check_writable
 from gradina.texts import read_text
 
 if TYPE_CHECKING:
@@ -43,10 +43,8 @@ def caption(
 ) -> None:
     """Say what pictures show, and write it down for training."""
     given = None if phrases is None else read_phrases(phrases)
-    files = [
-        path for name in pictures for path in (pictures_under(name) if Path(name).is_dir() else [check_picture(name)])
-    ]
-    files = list(dict.fromkeys(files))
+    named = (pictures_under(name) if Path(name).is_dir() else [check_picture(name)] for name in pictures)
+    files = list(dict.fromkeys(chain.from_iterable(named)))
     if write:
         from gradina.training.data.sidecars import without_captions
 
@@ -58,8 +56,10 @@ def caption(
         for place in caption_paths(files).values():
             check_writable(place)
     if by == "clip":
+        from gradina.tasks.retrieval import parts_of
+
         pair = load_pair(model, device, dtype, threads)
-        check_phrases(pair, given)
+        parts_of(pair, given)  # refuses a pair without phrases before any picture is embedded
         with progress(quiet) as advance:
             found = dict(embed_files(pair, files, advance, needed={Path(name) for name in pictures}))
         rows = caption_pictures(pair, found, given, best) if found else []
@@ -98,13 +98,24 @@ def search(
     if not asked:
         raise RequestError('words: got none, expected what to look for, such as "a red apple"')
     files = pictures_under(folder)
-    check_sheet(sheet, files)
+    if sheet is not None:
+        from gradina.images.open import SAVE_OPTIONS
+
+        check_target("--sheet", sheet, SAVE_OPTIONS)
+        if Path(sheet).resolve() in {path.resolve() for path in files}:
+            raise RequestError(f"--sheet: got {sheet}, which is one of the pictures; give another name")
+    import torch
+
+    from gradina.tasks.retrieval import search as nearest
+
     pair = load_pair(model, device, dtype, threads)
     with progress(quiet) as advance:
         found = cached_embeddings(pair, Path(folder), files, advance)
     if not found:
         raise PictureError(f"{folder}: has no picture that can be read")
-    hits = ranked(pair, found, asked)[:best]
+    paths = list(found)
+    ranked = nearest(pair, torch.stack(list(found.values())), asked)
+    hits = [(paths[hit.index], hit.score) for hit in ranked[:best]]
     for path, score in hits:
         typer.echo(f"{score:6.3f}  {printable(path)}")
     if sheet is not None:
@@ -134,19 +145,14 @@ def generate_captions(
 
 def caption_paths(pictures: Sequence[Path]) -> dict[Path, Path]:
     """The caption file of each picture: dog.txt, or dog.png.txt where there is also a dog.jpg."""
-    alike = Counter(str(path.with_suffix(".txt")).lower() for path in pictures)
-    return {
-        path: path.with_suffix(".txt")
-        if alike[str(path.with_suffix(".txt")).lower()] == 1
-        else path.with_name(path.name + ".txt")
-        for path in pictures
-    }
+    short = {path: path.with_suffix(".txt") for path in pictures}
+    alike = Counter(str(place).lower() for place in short.values())
+    unique = {path for path, place in short.items() if alike[str(place).lower()] == 1}
+    return {path: place if path in unique else path.with_name(path.name + ".txt") for path, place in short.items()}
 
 
 def write_captions(rows: Sequence[Mapping[str, Any]]) -> None:
     """Writes the best caption of each picture next to it, and prints the path."""
-    from gradina.files import atomic_write
-
     places = caption_paths([Path(row["picture"]) for row in rows])
     for row in rows:
         path = places[Path(row["picture"])]
@@ -164,13 +170,6 @@ def load_pair(name: str | None, device: str | None, dtype: str | None, threads: 
     return open_pair(name, device=device, dtype=dtype)
 
 
-def check_phrases(pair: ContrastivePair, phrases: Sequence[str] | None) -> None:
-    """Raises RequestError where there are no phrases to choose from, before any picture is embedded."""
-    from gradina.tasks.retrieval import parts_of
-
-    parts_of(pair, phrases)
-
-
 def caption_pictures(
     pair: ContrastivePair, found: Mapping[Path, Tensor], phrases: Sequence[str] | None, best: int
 ) -> list[dict[str, Any]]:
@@ -186,20 +185,9 @@ def caption_pictures(
     ]
 
 
-def ranked(pair: ContrastivePair, found: Mapping[Path, Tensor], words: str) -> list[tuple[Path, float]]:
-    """All pictures with their scores, best first."""
-    import torch
-
-    from gradina.tasks.retrieval import search as nearest
-
-    paths = list(found)
-    return [(paths[hit.index], hit.score) for hit in nearest(pair, torch.stack(list(found.values())), words)]
-
-
 def read_phrases(path: str) -> list[str]:
     """The lines of a text file that are not empty."""
-    lines = read_text(path, RequestError, "--phrases: ").split("\n")
-    found = [line.strip() for line in lines if line.strip()]
+    found = [line.strip() for line in read_text(path, RequestError, "--phrases: ").split("\n") if line.strip()]
     if not found:
         raise RequestError(f"--phrases: {path} has no lines; write one phrase per line")
     return found
@@ -226,35 +214,16 @@ def check_picture(name: str) -> Path:
         return Path(name)
 
 
-def check_sheet(sheet: str | None, files: Sequence[Path]) -> None:
-    """Raises RequestError where the sheet cannot be written, before a model is loaded."""
-    if sheet is None:
-        return
-    from gradina.images.open import SAVE_OPTIONS
-
-    check_target("--sheet", sheet, SAVE_OPTIONS)
-    if Path(sheet).resolve() in {path.resolve() for path in files}:
-        raise RequestError(f"--sheet: got {sheet}, which is one of the pictures; give another name")
-
-
 def grid_of_hits(hits: Sequence[tuple[Path, float]], words: str) -> Image.Image:
     """The pictures that were found as one grid, each above its score and name."""
     from gradina.images import grid
-
-    thumbnails, labels = [], []
-    for path, score in hits:
-        thumbnails.append(thumbnail(path))
-        labels.append(f"{score:.3f} {path.name}")
-    return grid.grid(thumbnails, labels=labels, title=words)
-
-
-def thumbnail(path: Path) -> Image.Image:
-    """A picture at the size of a grid's cell."""
     from gradina.images.open import MAX_SOURCE_PIXELS, open_picture
 
-    image = open_picture(path, "picture", MAX_SOURCE_PIXELS)
-    image.thumbnail((THUMBNAIL, THUMBNAIL))
-    return image
+    thumbnails = []
+    for path, _ in hits:
+        thumbnails.append(open_picture(path, "picture", MAX_SOURCE_PIXELS))
+        thumbnails[-1].thumbnail((THUMBNAIL, THUMBNAIL))
+    return grid.grid(thumbnails, labels=[f"{score:.3f} {path.name}" for path, score in hits], title=words)
 
 
 def printable(path: str | Path) -> str:

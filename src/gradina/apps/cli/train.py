@@ -10,12 +10,14 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import typer
 
 from gradina.apps.cli import options as o
+from gradina.apps.cli.output import logged
 from gradina.files import check_writable_folder
 
 if TYPE_CHECKING:
@@ -97,17 +99,16 @@ def stop_requested() -> Iterator[list[int]]:
 @contextmanager
 def preparations_shown(quiet: bool) -> Iterator[None]:
     """Shows what is logged before the first step of a stage, which may take long."""
-    log, handler = logging.getLogger("gradina.training"), logging.Handler()
-    handler.emit = lambda record: show(record.getMessage(), always=True)  # type: ignore[method-assign]
-    handler.addFilter(lambda record: record.levelno < logging.WARNING)  # those are notes, which all verbs print
-    before = log.level
-    if not quiet:
-        log.addHandler(handler)
-        log.setLevel(logging.INFO)
-    try:
+    if quiet:
         yield
+        return
+    log = logging.getLogger("gradina.training")
+    before = log.level
+    log.setLevel(logging.INFO)
+    try:
+        with logged(partial(show, always=True), log.name, range(logging.WARNING)):  # warnings are notes of all verbs
+            yield
     finally:
-        log.removeHandler(handler)
         log.setLevel(before)
 
 

@@ -94,9 +94,8 @@ def dreambooth(
         latents, captions = class_data.batch(config.batch, key)
         return error + config.prior * state.loss(latents, state.cond(captions), key)
 
-    return Method(
-        trainable, loss, state, export.model, export.write, {"text": config.text_rate}, passes=len(both)
-    )  # fmt: skip
+    rates = {"text": config.text_rate}
+    return Method(trainable, loss, state, export.model, export.write, rates, passes=len(both))
 
 
 def textual_inversion(
@@ -114,7 +113,10 @@ def textual_inversion(
     text.token = cast(nn.Embedding, ExtendedEmbedding(known, vectors))
     state = FinetuneState(model, restore(shallow_clone(model.unet)), text, config)
     state.tokenizer = tokenizer
-    word = lowercase_word(word)
+    lower = as_placeholder(word)
+    if lower != word:
+        log.warning("word: %s is kept as %s, as prompts are read in lower case", word, lower)
+        word = lower
     state.announce([template.format(word) for template in TEMPLATES])
 
     def loss(_: nn.Module, k: int) -> Tensor:
@@ -145,10 +147,7 @@ def imagic_embedding(model: StableDiffusion, data: LatentDataset, text: str, con
     """
     states = nn.Parameter(model.encode_text([text]).states[0].float())
     state = FinetuneState(model, restore(shallow_clone(model.unet)), model.text, config)
-
-    def loss(_: nn.Module, k: int) -> Tensor:
-        key = generator(config.seed, METHODS["imagic_embedding"].key, k)
-        return state.loss(data.batch(config.batch, key)[0], Cond(states[None]).expand(config.batch), key)
+    loss = imagic_loss(state, data, states, "imagic_embedding")
 
     def write(trained: Trainable, folder: Path) -> Path:
         path = folder / "edit.safetensors"
@@ -162,10 +161,7 @@ def imagic_finetune(model: StableDiffusion, data: LatentDataset, states: Tensor,
     """Imagic's second stage: the U-Net is fine-tuned on the picture with those states (n, width). Source: as above."""
     state, trainable, export = prepared(model, replace(config, text_rate=0.0))
     states = states.float()
-
-    def loss(_: nn.Module, k: int) -> Tensor:
-        key = generator(config.seed, METHODS["imagic_finetune"].key, k)
-        return state.loss(data.batch(config.batch, key)[0], Cond(states[None]).expand(config.batch), key)
+    loss = imagic_loss(state, data, states, "imagic_finetune")
 
     def write(trained: Trainable, folder: Path) -> Path:
         lora = LoRA(unet=export.layers(trained, "unet")) if export.lora else LoRA()
@@ -178,19 +174,18 @@ def imagic_finetune(model: StableDiffusion, data: LatentDataset, states: Tensor,
     return Method(trainable, loss, state, export.model, write)
 
 
-def lowercase_word(word: str) -> str:
-    """The word in lower case, as it is kept; logs a warning where that differs."""
-    lower = as_placeholder(word)
-    if lower != word:
-        log.warning("word: %s is kept as %s, as prompts are read in lower case", word, lower)
-    return lower
+def imagic_loss(state: FinetuneState, data: LatentDataset, states: Tensor, method: str) -> Loss:
+    """The denoising loss on the picture with text states (n, width)."""
+
+    def loss(_: nn.Module, k: int) -> Tensor:
+        batch, key = state.config.batch, generator(state.config.seed, METHODS[method].key, k)
+        return state.loss(data.batch(batch, key)[0], Cond(states[None]).expand(batch), key)
+
+    return loss
 
 
 def first_vectors(model: StableDiffusion, start: str, count: int) -> Tensor:
-    """Initial vectors (count, width): the embeddings of the tokens of a word, repeated if they are too few.
-
-    Logs a warning if they are too many. Raises RecipeError where there is no word, or an unknown one.
-    """
+    """Initial vectors (count, width): a word's embeddings, repeated if too few; RecipeError if it is unknown."""
     ids = model.tokenizer.ids(start)
     if not ids:
         raise RecipeError(f"init word: {start!r} holds no word; give one, such as toy")
@@ -229,12 +224,11 @@ def class_pictures(model: StableDiffusion, prompt: str, count: int, folder: Path
         else:
             unmarked.append(path)
     if others:
-        note = f"pictures that are not of the class {prompt!r} stay there and are not used ({len(others)}: {others[0]})"
-        log.warning("%s: %s", folder, note)
+        note = "%s: pictures that are not of the class %r stay there and are not used (%d: %s)"
+        log.warning(note, folder, prompt, len(others), others[0])
     if unmarked:
-        note = f"pictures that do not say what they show are taken for the class {prompt!r} "
-        note += f"({len(unmarked)}: {unmarked[0].name})"
-        log.warning("%s: %s", folder, note)
+        note = "%s: pictures that do not say what they show are taken for the class %r (%d: %s)"
+        log.warning(note, folder, prompt, len(unmarked), unmarked[0].name)
     missing = [seed for seed in range(count) if seed not in drawn][: max(0, count - len(unmarked) - len(drawn))]
     if missing:
         log.info("draws %d pictures of the class", len(missing))

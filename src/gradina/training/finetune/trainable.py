@@ -1,7 +1,4 @@
-"""The trainable parameters of a model, kept apart from the networks that they are part of.
-
-So a checkpoint holds them alone, and the model that they come from is not changed.
-"""
+"""The trainable parameters of a model, apart from its networks: checkpoints hold them alone, the model is unchanged."""
 
 from __future__ import annotations
 
@@ -50,21 +47,13 @@ class Trainable(nn.Module):
     def __init__(self, parts: Mapping[str, Mapping[str, nn.Parameter]]) -> None:
         super().__init__()
         for part, parameters in parts.items():
-            self.add_module(part, _Named(parameters))
+            named = ((name.replace(".", "/"), p) for name, p in parameters.items())  # PyTorch allows no "." in names
+            self.add_module(part, nn.ParameterDict(named))
 
     def values(self, part: str) -> dict[str, Tensor]:
         """The parameters of a part, by name."""
         named = getattr(self, part, None)
         return {} if named is None else {n.replace("/", "."): p.detach() for n, p in named.named_parameters()}
-
-
-class _Named(nn.Module):
-    """Parameters under their dotted names, with "/" for ".", which PyTorch does not allow; checkpoints have it too."""
-
-    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        super().__init__()
-        for name, parameter in parameters.items():
-            self.register_parameter(name.replace(".", "/"), parameter)
 
 
 class Recomputed(nn.Module):
@@ -75,9 +64,8 @@ class Recomputed(nn.Module):
         self.layer = layer
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        if not torch.is_grad_enabled():
-            return cast(Tensor, self.layer(*inputs))
-        return cast(Tensor, checkpoint(self.layer, *inputs, use_reentrant=False))
+        recomputed = torch.is_grad_enabled()
+        return cast(Tensor, checkpoint(self.layer, *inputs, use_reentrant=False) if recomputed else self.layer(*inputs))
 
 
 class ExtendedEmbedding(nn.Module):
@@ -214,10 +202,7 @@ class Export:
 def prepared(model: StableDiffusion, config: FinetuneConfig) -> tuple[FinetuneState, Trainable, Export]:
     """The networks ready for training: trainable parameters apart, in fp32; frozen ones in the model's dtype."""
     parts: dict[str, dict[str, nn.Parameter]] = {}
-    networks: dict[str, nn.Module] = {
-        "unet": restore(shallow_clone(model.unet)),
-        "text": restore(shallow_clone(model.text)),
-    }
+    networks: dict[str, nn.Module] = {part: restore(shallow_clone(getattr(model, part))) for part in ("unet", "text")}
     for part, network in networks.items():
         if part == "text" and not config.text_rate:
             continue

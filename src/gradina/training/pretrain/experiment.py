@@ -4,50 +4,42 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from textwrap import shorten
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gradina.diffusion.schedule import Schedule
 from gradina.models.clip import TextTower
-from gradina.models.clip_vision import CLIP
+from gradina.models.clip_vision import CLIP, vision_tower
 from gradina.models.tokenizer import Tokenizer
+from gradina.models.unet import UNet
 from gradina.models.vae import AutoencoderKL
 from gradina.pipeline.model import StableDiffusion
 from gradina.training.checkpoint import cached_tensors, load_average
 from gradina.training.data.dataset import Dataset, generator
 from gradina.training.data.sources import load_dataset
 from gradina.training.data.synthetic import IconScenes
-from gradina.training.loop import Settings, autocast, device_of
+from gradina.training.loop import autocast, device_of
 from gradina.training.losses import resized
 from gradina.training.pretrain.folder import RunFolder
-from gradina.training.pretrain.latent_predictor import LatentPredictor
-from gradina.training.pretrain.networks import Network, Networks, TextToLatent, seeded
-from gradina.training.pretrain.recipes import KEYS, Recipe
+from gradina.training.pretrain.networks import LatentPredictor, TextToLatent
+from gradina.training.pretrain.recipes import KEYS
+from gradina.training.settings import Settings
 from gradina.weights.formats.clip import ContrastivePair
 
+Network = TypeVar("Network", bound=nn.Module)
 log = logging.getLogger(__name__)
 
 ENCODE_BATCH = 8  # pictures; larger batches do not fit into the caches, and take twice as long
 CHECKED_CAPTIONS = 1000  # for those that are too long
 
 
-@dataclass(frozen=True)
-class Experiment:
+class Experiment(RunFolder):
     """A recipe, the folder of its run, and what has been made of it so far."""
-
-    recipe: Recipe
-    path: Path
-
-    @cached_property
-    def folder(self) -> RunFolder:
-        """The files of the stages."""
-        return RunFolder(self.recipe, self.path)
 
     @cached_property
     def data(self) -> Dataset:
@@ -71,11 +63,6 @@ class Experiment:
         return tokenizer
 
     @cached_property
-    def networks(self) -> Networks:
-        """Makes the networks that read text."""
-        return Networks(self.recipe, self.tokenizer)
-
-    @cached_property
     def schedule(self) -> Schedule:
         """The noise levels of training; the spacing that is written for other programs is that of the defaults."""
         law, spacing = self.recipe.schedule, self.recipe.defaults.schedule
@@ -83,21 +70,49 @@ class Experiment:
         return Schedule.from_betas(law.betas(), law=law, timestep_spacing=spacing)
 
     def untrained(self, make: Callable[[], Network], part: str) -> Network:
-        """A network with its initial weights."""
-        return seeded(make, self.recipe, part)
+        """A network with initial weights that depend on the recipe's seed and the part alone."""
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(generator(self.recipe.seed, part).initial_seed())
+            return make()
 
     def finished(self, make: Callable[[], Network], stage: str) -> Network:
         """A network with the weights of a finished stage."""
-        return load_average(self.untrained(make, stage), self.folder.weights(stage))
+        return load_average(self.untrained(make, stage), self.weights(stage))
 
     def new_vae(self) -> AutoencoderKL:
         """An autoencoder of the recipe's shape."""
         return AutoencoderKL(self.recipe.vae.network)
 
+    def new_clip(self) -> CLIP:
+        """A contrastive pair; its vocabulary is the tokenizer's."""
+        tokens, recipe = self.tokenizer, self.recipe.clip
+        return CLIP(replace(recipe.text, vocabulary=len(tokens), length=tokens.length, eos=tokens.eos), recipe.vision)
+
+    def new_final_clip(self) -> CLIP:
+        """A contrastive pair such as is shipped with the model: perhaps with another image tower."""
+        clip, vision = self.new_clip(), self.recipe.vision
+        if vision is not None and vision.network is not None:
+            clip.vision = vision_tower(vision.network)
+        return clip
+
+    def new_latent_predictor(self) -> LatentPredictor:
+        """A text tower with a small decoder to the latents of whole pictures."""
+        words, (_, channels, height, width) = self.recipe.words, self.latents()[0].shape
+        assert words is not None
+        return LatentPredictor(self.new_clip().text, (channels, height, width), words.width, words.layers, words.heads)
+
+    def new_unet(self) -> UNet:
+        """A U-Net, conditioned on the text tower's states."""
+        return UNet(replace(self.recipe.unet.network, context=self.recipe.clip.text.width))
+
+    def new_text_to_latent(self) -> TextToLatent:
+        """A text tower and a U-Net."""
+        return TextToLatent(self.new_clip().text, self.new_unet())
+
     @cached_property
     def vae(self) -> AutoencoderKL:
         """The finished autoencoder, scaled so that latents have a standard deviation of 1."""
-        vae = self.finished(self.new_vae, self.folder.phases("vae")[-1])
+        vae = self.finished(self.new_vae, self.phases("vae")[-1])
         mean, _ = self._posteriors(vae)
         vae.config = replace(vae.config, scale=round(1 / mean.std().item(), 5))
         return vae
@@ -105,28 +120,23 @@ class Experiment:
     @cached_property
     def clip(self) -> CLIP:
         """The finished contrastive pair."""
-        return self.finished(self.networks.clip, "clip")
-
-    def latent_predictor(self) -> LatentPredictor:
-        """The untrained predictor, for latents of whole pictures."""
-        _, channels, height, width = self.latents()[0].shape
-        return self.networks.latent_predictor((channels, height, width))
+        return self.finished(self.new_clip, "clip")
 
     @cached_property
     def text(self) -> TextTower:
         """The text tower with which diffusion starts: the pair's, or the one pretrained by latent prediction."""
-        return self.finished(self.latent_predictor, "words").text if self.recipe.words else self.clip.text
+        return self.finished(self.new_latent_predictor, "words").text if self.recipe.words else self.clip.text
 
     @property
     def text_to_latent(self) -> TextToLatent:
         """The finished text tower and U-Net."""
-        return self.finished(self.networks.text_to_latent, self.folder.phases("unet")[-1])
+        return self.finished(self.new_text_to_latent, self.phases("unet")[-1])
 
     @property
     def pair(self) -> ContrastivePair:
         """The finished contrastive pair with what retrieval needs."""
-        (last,) = self.folder.phases("vision") or self.folder.phases("clip")
-        clip = self.finished(self.networks.final_clip, last)
+        (last,) = self.phases("vision") or self.phases("clip")
+        clip = self.finished(self.new_final_clip, last)
         return ContrastivePair(clip=clip, tokenizer=self.tokenizer, phrases=self.data.phrases(), name=self.recipe.name)
 
     def latents(self, side: int | None = None, placed: Mapping[str, Any] | None = None) -> tuple[Tensor, Tensor]:
@@ -134,24 +144,22 @@ class Experiment:
 
         `placed` replaces fields of the data that decide the size and place of icons in synthetic pictures.
         """
-        mean, std = self._posteriors(self.vae, side, placed or {})
+        mean, std = self._posteriors(self.vae, side, placed)
         return mean * self.vae.config.scale, std * self.vae.config.scale
 
     def _posteriors(
         self, vae: AutoencoderKL, side: int | None = None, placed: Mapping[str, Any] | None = None
     ) -> tuple[Tensor, Tensor]:
         """The same, not scaled; kept in a file."""
-        suffixes = [str(side)] * (side is not None) + [
-            f"{KEYS.get(name, name)}-{x:g}" for name, x in (placed or {}).items()
-        ]
-        path = self.path / f"{'-'.join(['latents', *suffixes])}.safetensors"
-        data = self.data
+        suffixes = [f"{KEYS.get(name, name)}-{x:g}" for name, x in (placed or {}).items()]
+        suffixes = suffixes if side is None else [str(side), *suffixes]
+        path, data = self.path / f"{'-'.join(['latents', *suffixes])}.safetensors", self.data
         if placed:
             assert isinstance(data, IconScenes)
             data = replace(data, **placed)  # the same icons in the same order, on the same grounds
-        phases = zip(self.folder.phases("vae"), self.recipe.vae.training, strict=True)
+        phases = zip(self.phases("vae"), self.recipe.vae.training, strict=True)
         last, settings = [(name, phase) for name, phase in phases if phase.only != "decoder"][-1]
-        cached = cached_tensors(path, self.folder.fingerprint(last), lambda: encoded(vae, data, side, settings))
+        cached = cached_tensors(path, self.fingerprint(last), lambda: encoded(vae, data, side, settings))
         return cached["mean"], cached["std"]
 
     def model(self, networks: TextToLatent) -> StableDiffusion:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any, Literal
 
 from gradina.training.checkpoint import steps_done
-from gradina.training.pretrain.recipes import Planned, Recipe, as_table, plan
+from gradina.training.pretrain.recipes import KEYS, Recipe
+from gradina.training.settings import Settings
 
+ADDED_LATER = {"noise_offset": 0.0}  # fields that count in fingerprints only if set, so that older runs resume
 INPUTS = {  # the sections of the recipe that each part depends on
     "vae": ("vae",),
     "clip": ("clip",),
@@ -18,6 +21,29 @@ INPUTS = {  # the sections of the recipe that each part depends on
     "unet": ("vae", "clip", "words", "unet"),
     "vision": ("vae", "clip", "words", "unet", "vision"),
 }
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A stage of a recipe: a part, or a phase of it, and its settings."""
+
+    part: Literal["vae", "clip", "words", "unet", "vision"]
+    settings: Settings
+    phase: int = 0  # counts from 0
+
+    @property
+    def name(self) -> str:
+        """The name of its folder: "unet", then "unet-2"."""
+        return f"{self.part}-{self.phase + 1}" if self.phase else self.part
+
+
+def as_table(recipe: Recipe) -> dict[str, Any]:
+    """A recipe as nested tables, for fingerprints: without None, and without the defaults of what was added later."""
+
+    def table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        return {KEYS.get(k, k): v for k, v in pairs if v is not None and ADDED_LATER.get(k, ...) != v}
+
+    return asdict(recipe, dict_factory=table)
 
 
 @dataclass(frozen=True)
@@ -30,7 +56,13 @@ class RunFolder:
     @cached_property
     def stages(self) -> dict[str, Planned]:
         """The stages of the recipe, by name, in their order."""
-        return plan(self.recipe)
+        recipe = self.recipe
+        stages = [Planned("vae", settings, phase) for phase, settings in enumerate(recipe.vae.training)]
+        stages += [Planned("clip", recipe.clip.training)]
+        stages += [Planned("words", recipe.words.training)] if recipe.words else []
+        stages += [Planned("unet", settings, phase) for phase, settings in enumerate(recipe.unet.training)]
+        stages += [Planned("vision", recipe.vision.training)] if recipe.vision else []
+        return {stage.name: stage for stage in stages}
 
     def phases(self, part: str) -> list[str]:
         """The names of the stages that train a part, in their order."""
@@ -40,10 +72,6 @@ class RunFolder:
         """The phase that a stage continues; None for the first of its part."""
         planned = self.stages[stage]
         return self.phases(planned.part)[planned.phase - 1] if planned.phase else None
-
-    def state(self, stage: str) -> Path:
-        """The checkpoint of an unfinished stage."""
-        return self.path / stage / "state.safetensors"
 
     def weights(self, stage: str) -> Path:
         """The averaged weights of a finished stage, in fp16."""

@@ -24,7 +24,6 @@ from gradina.training.losses import noise_levels
 from gradina.training.settings import MORE_THAN_0, SHARE, Checked, NoiseLaw, Settings
 
 T = TypeVar("T")
-ADDED_LATER = {"noise_offset": 0.0}  # fields that count in fingerprints only if set, so that older runs resume
 KEYS = {"jitter": "places", "default_style": "home", "classes": "things"}  # of fields with other names
 
 
@@ -177,30 +176,6 @@ class Recipe(Checked):
         return replace(self, data=replace(data, packages=packages, folders=folders, icons=icons))
 
 
-@dataclass(frozen=True)
-class Planned:
-    """A stage of a recipe: a part, or a phase of it, and its settings."""
-
-    part: Literal["vae", "clip", "words", "unet", "vision"]
-    settings: Settings
-    phase: int = 0  # counts from 0
-
-    @property
-    def name(self) -> str:
-        """The name of its folder: "unet", then "unet-2"."""
-        return f"{self.part}-{self.phase + 1}" if self.phase else self.part
-
-
-def plan(recipe: Recipe) -> dict[str, Planned]:
-    """The stages of a recipe, by name, in their order."""
-    stages = [Planned("vae", settings, phase) for phase, settings in enumerate(recipe.vae.training)]
-    stages += [Planned("clip", recipe.clip.training)]
-    stages += [Planned("words", recipe.words.training)] if recipe.words else []
-    stages += [Planned("unet", settings, phase) for phase, settings in enumerate(recipe.unet.training)]
-    stages += [Planned("vision", recipe.vision.training)] if recipe.vision else []
-    return {stage.name: stage for stage in stages}
-
-
 def read_recipe(path: str | Path) -> Recipe:
     """The recipe in a TOML file; RecipeError names the key that is wrong, what was got and what was expected."""
     if not Path(path).exists():
@@ -272,15 +247,6 @@ def check(recipe: Recipe) -> None:
                 make()
         except (ValueError, IndexError, ZeroDivisionError, RuntimeError) as error:
             raise RecipeError(f"{name}: cannot be built ({error})") from error
-
-
-def as_table(recipe: Recipe) -> dict[str, Any]:
-    """A recipe as nested tables, for fingerprints: without None, and without the defaults of what was added later."""
-
-    def table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        return {KEYS.get(k, k): v for k, v in pairs if v is not None and ADDED_LATER.get(k, ...) != v}
-
-    return asdict(recipe, dict_factory=table)
 
 
 def _fields(kind: Any) -> dict[str, Field[Any]]:

@@ -46,9 +46,15 @@ def run(recipe: Recipe, folder: Path) -> Generator[Progress]:
     """
     experiment = Experiment(recipe, folder)
     with locked(folder):
-        for name in experiment.folder.stages:
-            if not experiment.folder.is_finished(name):
-                yield from _train(experiment, name)
+        for name in experiment.stages:
+            if not experiment.is_finished(name):
+                fingerprint = experiment.fingerprint(name)
+                state = yield from train_stage(
+                    stage(experiment, name), folder / name, fingerprint,
+                    recipe.sample_every, recipe.checkpoint_every, recipe.snapshots,
+                )  # fmt: skip
+                save_average(state, experiment.weights(name), fingerprint)
+                (folder / name / "state.safetensors").unlink(missing_ok=True)
         _write_model(experiment)
 
 
@@ -56,15 +62,12 @@ def run(recipe: Recipe, folder: Path) -> Generator[Progress]:
 def locked(folder: Path) -> Iterator[None]:
     """Keeps other processes from training in this folder; the lock is freed however a process ends."""
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock")
     try:
-        lock.acquire(timeout=0)
+        lock = FileLock(folder / ".lock").acquire(timeout=0)
     except Timeout:
         raise RecipeError(f"{folder}: somebody trains here already; wait, or choose another --out folder") from None
-    try:
+    with lock:
         yield
-    finally:
-        lock.release()
 
 
 def _write_model(experiment: Experiment) -> None:
@@ -75,16 +78,6 @@ def _write_model(experiment: Experiment) -> None:
         model = replace(model, clip=Path(room) / "clip")
         card = model_card(model, torch.float16, recipe.license, training_report(experiment))
         write_folder(replace(model, card=card), experiment.path / "model", torch.float16)
-
-
-def _train(experiment: Experiment, name: str) -> Generator[Progress]:
-    recipe, folder, fingerprint = experiment.recipe, experiment.folder, experiment.folder.fingerprint(name)
-    state = yield from train_stage(
-        stage(experiment, name), experiment.path / name, fingerprint,
-        recipe.sample_every, recipe.checkpoint_every, recipe.snapshots,
-    )  # fmt: skip
-    save_average(state, folder.weights(name), fingerprint)
-    folder.state(name).unlink(missing_ok=True)
 
 
 def train_stage(
@@ -123,7 +116,7 @@ def train_stage(
 def training_report(experiment: Experiment) -> str:
     """How a model was trained, in Markdown, for its card; stages whose log was removed are left out."""
     recipe, rows, total = experiment.recipe, [], 0.0
-    for name, planned in experiment.folder.stages.items():
+    for name, planned in experiment.stages.items():
         settings, log = planned.settings, experiment.path / name / "log.jsonl"
         steps = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.exists() else []
         if not steps:
@@ -133,6 +126,8 @@ def training_report(experiment: Experiment) -> str:
         rows.append(f"| {name} | {settings.steps} | {settings.batch} | {settings.lr:g} | {loss:.4f} | {minutes:.0f} |")
         total += minutes
     packages = ", ".join(recipe.with_vision_data.data.packages)
+    names, *continuations = experiment.data.phrases()
+    names = names[: recipe.unet.training[-1].classes]  # those that the U-Net draws
     origin = f"{recipe.data.source} (npm: {packages})" if packages else recipe.data.source
     return "\n".join(
         (
@@ -146,18 +141,10 @@ def training_report(experiment: Experiment) -> str:
             "",
             f"Together {total / 60:.1f} hours on {torch.get_num_threads()} threads (the median step, times the steps).",
             "",
-            vocabulary_report(experiment.data.phrases(), recipe.unet.training[-1].classes),
+            f"It has words for {len(names)} things: {', '.join(names)}.",
+            *(f"\nEach may go on {' or '.join(filter(None, each))}." for each in continuations),
         )
     )
-
-
-def vocabulary_report(phrases: tuple[tuple[str, ...], ...], classes: int | None) -> str:
-    """What prompts can be made of, in Markdown: the names of the first so many classes, and their continuations."""
-    names, *more = phrases
-    names = names[:classes]
-    rows = [f"It has words for {len(names)} things: {', '.join(names)}."]
-    rows += ["Each may go on " + " or ".join(filter(None, each)) + "." for each in more]
-    return "\n\n".join(rows)
 
 
 class Log:

@@ -15,20 +15,27 @@ from torch import Tensor, nn
 from gradina.diffusion.conditioning import Cond
 from gradina.diffusion.denoiser import Denoiser, on_states
 from gradina.diffusion.prediction import prediction_named
+from gradina.images import grid
 from gradina.models.clip_vision import CLIP
 from gradina.models.vae import AutoencoderKL
+from gradina.pipeline.generate import generate
+from gradina.pipeline.model import to_image
+from gradina.request import Request
 from gradina.training.data.dataset import Dataset, augment, generator
 from gradina.training.data.sources import load_dataset
 from gradina.training.data.synthetic import IconScenes
-from gradina.training.loop import Loss, Settings, device_of
+from gradina.training.loop import Loss, device_of
 from gradina.training.losses import autoencoding, contrastive, denoising_loss, latent_prediction, name_classification
 from gradina.training.pretrain.experiment import Experiment
-from gradina.training.pretrain.latent_predictor import LatentPredictor
-from gradina.training.pretrain.networks import TextToLatent
-from gradina.training.pretrain.recipes import UNetPhase, VAEPhase
-from gradina.training.pretrain.samples import generated, predicted, reconstructed, retrieved
+from gradina.training.pretrain.networks import LatentPredictor, TextToLatent
+from gradina.training.pretrain.recipes import CLIPRecipe, UNetPhase, VAEPhase, VisionRecipe
+from gradina.training.settings import Settings
 
-Augmented = Callable[[Tensor, torch.Generator], Tensor]  # (rows, key) -> pictures
+COLUMNS = 8  # of sample sheets
+SEARCHED = 320  # pictures
+SEEDS = 4
+
+Augmented = Callable[[Tensor, float, torch.Generator], Tensor]  # (rows, degrees, key) -> pictures
 
 
 @dataclass(frozen=True)
@@ -45,13 +52,12 @@ class Stage:
 
 def stage(experiment: Experiment, name: str) -> Stage:
     """The stage of that name; those before it have to be finished."""
-    return STAGES[experiment.folder.stages[name].part](experiment, name)
+    return STAGES[experiment.stages[name].part](experiment, name)
 
 
 def vae_stage(experiment: Experiment, name: str) -> Stage:
     """The autoencoder reconstructs pictures."""
-    recipe, folder = experiment.recipe.vae, experiment.folder
-    phase, previous = folder.stages[name].settings, folder.previous(name)
+    recipe, phase, previous = experiment.recipe.vae, experiment.stages[name].settings, experiment.previous(name)
     assert isinstance(phase, VAEPhase)
     factor, channels = recipe.network.factor, recipe.network.latent_channels
 
@@ -87,12 +93,11 @@ def clip_stage(experiment: Experiment, name: str) -> Stage:
     """The contrastive pair matches captions and pictures."""
     recipe, data = experiment.recipe.clip, load_dataset(experiment.recipe, "pairs")
 
-    def augmented(rows: Tensor, key: torch.Generator) -> Tensor:
-        return augment(data.pixels(rows), recipe.turned, key)
-
-    network = experiment.untrained(experiment.networks.clip, "clip")
-    loss = contrastive_loss(experiment, name, data, augmented, recipe.kept)
-    return Stage(network, experiment.folder.stages[name].settings, loss, partial(retrieved, experiment))
+    network = experiment.untrained(experiment.new_clip, "clip")
+    loss = contrastive_loss(
+        experiment, name, data, recipe, lambda rows, degrees, key: augment(data.pixels(rows), degrees, key)
+    )
+    return Stage(network, experiment.stages[name].settings, loss, partial(retrieved, experiment))
 
 
 def vision_stage(experiment: Experiment, name: str) -> Stage:
@@ -104,33 +109,31 @@ def vision_stage(experiment: Experiment, name: str) -> Stage:
     recipe = experiment.recipe.vision
     assert recipe is not None
     data = load_dataset(experiment.recipe.with_vision_data, "pairs")
-    network = experiment.untrained(experiment.networks.final_clip, "vision")
+    network = experiment.untrained(experiment.new_final_clip, "vision")
     network.text.load_state_dict(experiment.text_to_latent.text.state_dict())
     network.logit_scale.data.copy_(experiment.clip.logit_scale)
     if recipe.network is None:
         network.vision.load_state_dict(experiment.clip.vision.state_dict())
     network.text.requires_grad_(False).get_parameter("projection.weight").requires_grad_()
-
-    def augmented(rows: Tensor, key: torch.Generator) -> Tensor:
-        return data.augmented(rows, recipe.turned, key)
-
-    loss = contrastive_loss(experiment, name, data, augmented, recipe.kept)
+    loss = contrastive_loss(experiment, name, data, recipe, data.augmented)
     return Stage(network, recipe.training, loss, partial(retrieved, experiment))
 
 
-def contrastive_loss(experiment: Experiment, name: str, data: Dataset, augmented: Augmented, kept: float) -> Loss:
-    """The contrastive loss on batch k of augmented pictures, of whose patches a share is `kept`."""
-    recipe, batch = experiment.recipe.clip, experiment.folder.stages[name].settings.batch
+def contrastive_loss(
+    experiment: Experiment, name: str, data: Dataset, section: CLIPRecipe | VisionRecipe, augmented: Augmented
+) -> Loss:
+    """The contrastive loss on batch k of pictures that are augmented and partly hidden as a recipe's section says."""
+    recipe, batch = experiment.recipe.clip, experiment.stages[name].settings.batch
     names = experiment.tokenizer(data.phrases()[0])
 
     def loss(clip: CLIP, k: int) -> Tensor:
         key, device = generator(experiment.recipe.seed, name, k), device_of(clip)
         rows = data.contrastive_rows(batch, key)
         captions, true = data.captions(rows, key)
-        pixels, patches = augmented(rows, key), None
-        if kept < 1:
+        pixels, patches = augmented(rows, section.turned, key), None
+        if section.kept < 1:
             count = clip.vision.config.positions
-            patches = torch.rand(batch, count, generator=key).argsort(1)[:, : round(kept * count)].to(device)
+            patches = torch.rand(batch, count, generator=key).argsort(1)[:, : round(section.kept * count)].to(device)
         texts = clip.texts(experiment.tokenizer(captions).to(device))
         pictures, scale = clip.pictures(pixels.to(device), patches), clip.logit_scale.exp()
         error = contrastive(scale * texts @ pictures.T, true.to(device))
@@ -144,8 +147,8 @@ def contrastive_loss(experiment: Experiment, name: str, data: Dataset, augmented
 
 def words_stage(experiment: Experiment, name: str) -> Stage:
     """The text tower is pretrained by latent prediction, before a U-Net is conditioned on it."""
-    settings = experiment.folder.stages[name].settings
-    predictor, (mean, _) = experiment.untrained(experiment.latent_predictor, "words"), experiment.latents()
+    settings = experiment.stages[name].settings
+    predictor, (mean, _) = experiment.untrained(experiment.new_latent_predictor, "words"), experiment.latents()
     predictor.text.load_state_dict(experiment.clip.text.state_dict())
 
     def loss(predictor: LatentPredictor, k: int) -> Tensor:
@@ -166,13 +169,12 @@ def captions_with_dropout(experiment: Experiment, data: Dataset, rows: Tensor, k
 
 def unet_stage(experiment: Experiment, name: str) -> Stage:
     """The U-Net denoises latents, conditioned on captions; a phase may train the text tower along with it."""
-    recipe, folder = experiment.recipe.unet, experiment.folder
-    phase, previous = folder.stages[name].settings, folder.previous(name)
+    recipe, phase, previous = experiment.recipe.unet, experiment.stages[name].settings, experiment.previous(name)
     assert isinstance(phase, UNetPhase)
     if previous:
-        networks = experiment.finished(experiment.networks.text_to_latent, previous)
+        networks = experiment.finished(experiment.new_text_to_latent, previous)
     else:
-        unet = experiment.untrained(experiment.networks.unet, "unet")
+        unet = experiment.untrained(experiment.new_unet, "unet")
         networks = TextToLatent(copy.deepcopy(experiment.text), unet)
     networks.unet.requires_grad_()
     networks.text.requires_grad_(phase.text_rate > 0)
@@ -194,6 +196,50 @@ def unet_stage(experiment: Experiment, name: str) -> Stage:
 
     sample = partial(generated, experiment, side=phase.pixels)
     return Stage(networks, phase, loss, sample, {"text": phase.text_rate})
+
+
+@torch.no_grad()
+def reconstructed(experiment: Experiment, vae: AutoencoderKL) -> Image.Image:
+    """Pictures above their reconstructions."""
+    pixels = some_pixels(experiment, COLUMNS).to(vae.quant.weight.device)
+    back = vae.decode(vae.encode(pixels))
+    return grid.grid([to_image(p) for p in (*pixels, *back)], columns=COLUMNS, row_labels=("picture", "and back"))
+
+
+@torch.no_grad()
+def retrieved(experiment: Experiment, clip: CLIP) -> Image.Image:
+    """For each prompt, the most similar of many pictures."""
+    captions, device = prompts(experiment), clip.logit_scale.device
+    pixels = some_pixels(experiment, SEARCHED).to(device)
+    nearest = clip(experiment.tokenizer(captions).to(device), pixels).topk(COLUMNS, dim=1).indices
+    return grid.grid([to_image(pixels[i]) for i in nearest.flatten()], columns=COLUMNS, row_labels=captions)
+
+
+@torch.no_grad()
+def predicted(experiment: Experiment, predictor: LatentPredictor) -> Image.Image:
+    """The decoded latents that are predicted for the prompts: the mean of their pictures."""
+    ids = experiment.tokenizer(prompts(experiment)).to(predictor.places.device)
+    pixels = experiment.vae.decode(predictor(ids))
+    return grid.grid([to_image(p) for p in pixels], columns=4, labels=prompts(experiment))
+
+
+def generated(experiment: Experiment, networks: TextToLatent, side: int | None = None) -> Image.Image:
+    """The prompts, a few seeds each, at the model's defaults, or `side` pixels wide and high."""
+    seed = experiment.recipe.seed
+    request = Request(prompt=prompts(experiment), images=SEEDS, seed=seed, width=side, height=side)
+    pictures = [picture.image for picture in generate(experiment.model(networks), request)]
+    return grid.grid(pictures, columns=SEEDS, row_labels=prompts(experiment))
+
+
+def some_pixels(experiment: Experiment, count: int) -> Tensor:
+    """Pictures drawn from the data, always the same."""
+    key = generator(experiment.recipe.seed, "look")
+    return experiment.data.pixels(torch.randint(len(experiment.data), (count,), generator=key))
+
+
+def prompts(experiment: Experiment) -> tuple[str, ...]:
+    """The recipe's prompts, or the first of its data."""
+    return experiment.recipe.prompts or tuple(experiment.data.texts()[:10])
 
 
 STAGES: dict[str, Callable[[Experiment, str], Stage]] = {

@@ -7,7 +7,7 @@ import torch
 
 from gradina.models.clip import TextConfig, TextTower
 from gradina.training.losses import latent_prediction
-from gradina.training.pretrain.latent_predictor import LatentPredictor
+from gradina.training.pretrain.networks import LatentPredictor
 
 
 def small(shape: tuple[int, int, int]) -> LatentPredictor:
