@@ -9,7 +9,6 @@ from safetensors.torch import load_file, save_file
 
 from gradina.errors import WeightsError
 from gradina.models.tokenizer import Tokenizer
-from gradina.weights.components import Components
 from gradina.weights.formats.diffusers import write_folder
 from gradina.weights.formats.ldm import read_file, write_file
 
@@ -69,7 +68,7 @@ def test_sd2_in_the_layout_of_sgm(tiny, file, saved):
 
 def test_vocabulary_is_kept_in_the_metadata(tiny, assert_same, file):
     tokenizer = Tokenizer.train(["a handwritten seven", "the digit 7", "a seven"], size=530, length=12)
-    parts = Components(**{**vars(tiny()), "tokenizer": tokenizer})
+    parts = replace(tiny(), tokenizer=tokenizer)
     write_file(parts, file)
     assert_same(parts, read_file(file))
     assert b"vocab.json" in file.read_bytes()
