@@ -30,3 +30,18 @@ def requests(text: st.SearchStrategy[str]) -> st.SearchStrategy[Request]:
         width=st.integers(1, 512).map(lambda n: 8 * n),
         height=st.integers(1, 512).map(lambda n: 8 * n),
     )
+
+
+# Texts of A1111's web UI, of an old version and a newer one
+OLD = """masterpiece, a (red:1.3) cat <lora:fluffy:0.8>
+sitting on a [wall]
+Negative prompt: ugly, blurry
+deformed
+Steps: 25, Sampler: DPM++ 2M Karras, CFG scale: 7, Seed: 965400086, Size: 512x768, Model hash: 45dee52b, Clip skip: 2, \
+ENSD: 31337"""
+
+NEW = """a lighthouse
+Steps: 30, Sampler: DPM++ 2M SDE, Schedule type: Exponential, CFG scale: 6.5, Seed: 42, Size: 1024x1024, \
+Model hash: 31e35c80fc, Model: sd_xl_base_1.0, Denoising strength: 0.4, RNG: CPU, Hires upscale: 1.5, \
+Hires steps: 10, Hires upscaler: "Latent (nearest, exact)", Lora hashes: "fluffy: e3b0c44298fc, other: 1c2d", \
+TI hashes: "x: \\"y\\"", Version: v1.10.1"""

@@ -99,5 +99,6 @@ def test_parse(text: str, parts: Parts) -> None:
      "x Steps: 1, Seed: 1 " * 10_000, 'a:"\\' * 50_000, "Negative prompt:" * 10_000],
 )  # fmt: skip
 def test_parsing_time_is_linear(evil: str) -> None:
-    parse(f"x{evil}", KNOWN)
-    parse(f"x\nSteps: 20, {evil}", KNOWN)
+    """Quadratic time would take minutes."""
+    assert parse(f"x{evil}", KNOWN).prompt.startswith("x")
+    assert parse(f"x\nSteps: 20, {evil}", KNOWN).prompt.startswith("x")

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
@@ -13,20 +13,7 @@ from gradina.models.clip import TextConfig, TextTower
 from gradina.weights.key_tables import TEXT
 from gradina.weights.remap import Table, read, sources, unclaimed
 
-TOLERANCE = 1e-4
-
-
-def error(ours: Tensor, theirs: Tensor) -> float:
-    assert ours.shape == theirs.shape
-    return float((ours - theirs).abs().max() / theirs.abs().max())
-
-
-def randomise(network: nn.Module) -> nn.Module:
-    """Norms and biases too, which start as ones and zeros and would hide a mistake."""
-    generator = torch.Generator().manual_seed(0)
-    for p in network.parameters():
-        p.data += 0.1 * torch.randn(p.shape, generator=generator) if p.ndim < 2 else 0
-    return network.eval()
+from .conftest import TOLERANCE, error, randomise
 
 
 def carry(reference: nn.Module, ours: nn.Module, table: Table, strip: str = "") -> nn.Module:

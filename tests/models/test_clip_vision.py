@@ -3,7 +3,7 @@
 import copy
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from gradina.models.clip import TextConfig
@@ -11,20 +11,7 @@ from gradina.models.clip_vision import CLIP, ConvConfig, ConvTower, VisionConfig
 from gradina.weights.key_tables import PAIR, VISION
 from gradina.weights.remap import read, sources, unclaimed
 
-TOLERANCE = 1e-4
-
-
-def error(ours: Tensor, theirs: Tensor) -> float:
-    assert ours.shape == theirs.shape
-    return float((ours - theirs).abs().max() / theirs.abs().max())
-
-
-def randomise(network: nn.Module) -> nn.Module:
-    """Norms and biases too, which start as ones and zeros and would hide a mistake."""
-    generator = torch.Generator().manual_seed(0)
-    for p in network.parameters():
-        p.data += 0.1 * torch.randn(p.shape, generator=generator) if p.ndim < 2 else 0
-    return network.eval()
+from .conftest import TOLERANCE, error, randomise
 
 
 def test_vision_tower():

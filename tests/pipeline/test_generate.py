@@ -6,8 +6,7 @@ import hashlib
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,8 @@ from gradina.pipeline.plan import Plan, plans
 from gradina.pipeline.resolve import resolve
 from gradina.request import SAMPLER_NAMES, SCHEDULE_NAMES
 
+from .conftest import counted, grey
+
 Tiny = Callable[..., StableDiffusion]
 AsLoaded = Callable[[StableDiffusion], StableDiffusion]
 ASKED = Request(prompt="a red boat", seed=7, steps=4, width=64, height=64)
@@ -35,20 +36,6 @@ PROMPTS = ("a red boat", LONG, "seven", "a red lighthouse at night " * 3, "")
 
 def levels(image: Image.Image) -> np.ndarray[Any, Any]:
     return np.asarray(image).astype(int)
-
-
-def grey(one: Image.Image, other: Image.Image) -> int:
-    """The largest difference of two pictures, in grey levels."""
-    return int(np.abs(np.asarray(one, np.int16) - np.asarray(other, np.int16)).max())
-
-
-@contextmanager
-def counted(model: StableDiffusion) -> Iterator[list[int]]:
-    """How many pictures the U-Net was asked about, call by call."""
-    calls: list[int] = []
-    hook = model.unet.register_forward_pre_hook(lambda _, args: calls.append(len(args[0])))
-    yield calls
-    hook.remove()
 
 
 def apart(model: StableDiffusion, asked: Request) -> int:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -31,25 +30,13 @@ from gradina.pipeline.plan import (
 from gradina.pipeline.resolve import Resolved, latent_mask, resolve
 from gradina.request import SAMPLER_NAMES
 
+from .conftest import counted, grey
+
 Tiny = Callable[..., StableDiffusion]
 ASKED = Request(prompt="a red boat", seed=7, steps=4, width=64, height=64)
 GUIDED = replace(ASKED, negative_prompt="blue")
 LONG = "a red boat, oil on canvas " * 20  # over 75 tokens
 PROMPTS = ("a red boat", LONG, "seven", "a red lighthouse at night " * 3, "")
-
-
-def grey(one: Image.Image, other: Image.Image) -> int:
-    """The largest difference of two pictures, in grey levels."""
-    return int(np.abs(np.asarray(one, np.int16) - np.asarray(other, np.int16)).max())
-
-
-@contextmanager
-def counted(model: StableDiffusion) -> Iterator[list[int]]:
-    """How many pictures the U-Net was asked about, call by call."""
-    calls: list[int] = []
-    hook = model.unet.register_forward_pre_hook(lambda _, args: calls.append(len(args[0])))
-    yield calls
-    hook.remove()
 
 
 def test_batches_hold_prompts_of_as_many_chunks_and_bounded_pixels(

@@ -11,24 +11,7 @@ from gradina.training.pretrain.folder import RunFolder
 from gradina.training.pretrain.recipes import Recipe, read_recipe
 from gradina.training.pretrain.run import run
 
-PHASES = """
-[[unet.training]]
-pixels = 16
-steps = 4
-batch = 4
-lr = 1e-3
-
-[[unet.training]]
-steps = 4
-batch = 4
-lr = 1e-3
-"""
-
-
-def in_phases(recipe_file: Path) -> None:
-    """The U-Net learns at half the size first."""
-    head, _, rest = recipe_file.read_text().partition("[unet.training]")
-    recipe_file.write_text(head + PHASES + "\n[defaults]" + rest.partition("[defaults]")[2])
+from .conftest import PHASES, in_phases
 
 
 def test_an_appended_phase_is_trained_alone(recipe_file: Path, tmp_path: Path) -> None:

@@ -24,25 +24,7 @@ from gradina.training.pretrain.stages import cropped, stage
 from gradina.training.settings import Settings
 
 from ..conftest import STYLES
-
-PHASES = """
-[[unet.training]]
-pixels = 16
-steps = 4
-batch = 4
-lr = 1e-3
-
-[[unet.training]]
-steps = 4
-batch = 4
-lr = 1e-3
-"""
-
-
-def in_phases(recipe_file: Path) -> None:
-    """The U-Net learns at half the size first."""
-    head, _, rest = recipe_file.read_text().partition("[unet.training]")
-    recipe_file.write_text(head + PHASES + "\n[defaults]" + rest.partition("[defaults]")[2])
+from .conftest import in_phases
 
 
 def test_the_unet_is_trained_in_phases(recipe_file: Path, tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ Variant = Annotated[str | None, opt("NAME", "none", "Variant of a folder's files
 Prediction = Annotated[str | None, opt("NAME", "as detected", "What the U-Net says: eps, v or x0.")]
 Device = Annotated[str | None, opt("NAME", "the fastest here", "Where to compute: cpu, cuda, mps.")]
 BenchDevice = Annotated[str, opt("NAME", True, "Where to compute: cpu, cuda, mps.", "--device")]
-Dtype = Annotated[str | None, opt("NAME", "the quickest here", "Numbers to compute in: fp32, bf16, fp16.")]
+Dtype = Annotated[str | None, opt("NAME", "the quickest here", "Dtype to compute in: fp32, bf16, fp16.")]
 Engine = Annotated[str | None, opt("NAME", "auto", "What computes: auto, eager, compile, openvino.")]
 LowMemory = Annotated[bool, flag("all", "Keep one network at a time in memory.", "--low-memory")]
 Tiny = Annotated[
@@ -122,7 +122,7 @@ ConvertSource = Annotated[
 ConvertTarget = Annotated[
     str, arg("TARGET", "A folder (layout of diffusers), or a .safetensors file (original layout).")
 ]
-StoredDtype = Annotated[str | None, opt("NAME", "as it is", "Numbers to store: fp32, bf16, fp16.", "--dtype")]
+StoredDtype = Annotated[str | None, opt("NAME", "as it is", "Dtype to store: fp32, bf16, fp16.", "--dtype")]
 LocalModel = Annotated[str, arg("MODEL", "A shipped model's name, a folder, or a file.")]
 HubName = Annotated[str, arg("OWNER/NAME", "Where to put it on the hub.")]
 
