@@ -1,4 +1,4 @@
-"""From a request to one with nothing left open, so that whatever is wrong with it is said before anything is drawn."""
+"""From a request to one with nothing left open, so that whatever is wrong with it is found before anything is drawn."""
 
 from __future__ import annotations
 

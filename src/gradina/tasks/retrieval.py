@@ -63,7 +63,7 @@ def open_pair(
         folder = locate_pair(source)
         own = folder.parent if folder.name == PAIR else folder
         name = own.resolve().name if source is None else str(source)
-    exact = "fp32" if place.type == "cpu" else None  # near misses are told apart by little, and it is quick anyway
+    exact = "fp32" if place.type == "cpu" else None  # near misses differ by little, and it is fast anyway
     pair = read_pair(folder, pick_dtype(dtype or exact, place), name)
     pair.clip.requires_grad_(False).to(place)
     return pair

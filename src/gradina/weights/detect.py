@@ -123,7 +123,7 @@ def check_unet_inputs(path: object, channels: int, out_channels: int) -> None:
 
 
 def find_format(names: Iterable[str], kinds: Container[str] = ("leftover", "other", "component")) -> Format | None:
-    """What a file with these names is, of some kinds; None where that cannot be told."""
+    """What a file with these names is, of some kinds; None where it is unknown."""
     names = list(names)
     return next((row for row in FORMATS if row.kind in kinds and any(map(wildcards(row.names).fullmatch, names))), None)
 

@@ -47,7 +47,7 @@ def test_push_does_not_round_weights(model_folder: str, monkeypatch: pytest.Monk
 def test_encode_and_decode(room: Path, photo: Path, model_folder: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["encode", "photo.png", "-m", model_folder, "-o", "photo.latents"]) == 0
     said = capsys.readouterr().out
-    assert re.search(r"^numbers +\d+\.\d times fewer$", said, re.M)
+    assert re.search(r"^values +\d+\.\d times fewer$", said, re.M)
     assert re.search(rf"^bytes +{(room / 'photo.latents').stat().st_size} \(", said, re.M)
     psnr = float(re.search(r"^PSNR +(-?[\d.]+) dB", said, re.M)[1])  # type: ignore[index]
     assert main(["decode", "photo.latents", "-o", "back.png", "-m", model_folder]) == 0

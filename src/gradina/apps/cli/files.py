@@ -61,11 +61,11 @@ def encode(
     compression = codec.measure(loaded, opened, latents)
     typer.echo(target)
     after = Path(target).stat().st_size
-    typer.echo(f"{'numbers':18} {compression.ratio:.1f} times fewer")
+    typer.echo(f"{'values':18} {compression.ratio:.1f} times fewer")
     typer.echo(
         f"{'bytes':18} {after} ({before} in the picture's file, {3 * opened.width * opened.height} in its pixels)"
     )
-    typer.echo(f"{'PSNR':18} {compression.psnr:.1f} dB on the way back")
+    typer.echo(f"{'PSNR':18} {compression.psnr:.1f} dB after decoding")
 
 
 def decode(
