@@ -21,7 +21,8 @@ from torch.nn import functional as F
 
 import gradina
 from gradina.images import grid
-from gradina.pipeline.model import StableDiffusion, to_image, to_pixels
+from gradina.images.tensor import to_image, to_pixels
+from gradina.pipeline.model import StableDiffusion
 from gradina.tasks import codec
 from gradina.tasks.metrics import psnr
 from gradina.training.data.mnist import WORDINGS, WORDS, LabelledImages, mnist

@@ -20,7 +20,7 @@ from PIL import Image
 
 import gradina
 from gradina.images import grid
-from gradina.pipeline.model import to_image
+from gradina.images.tensor import to_image
 from gradina.training.data.synthetic import RELATIONS
 from gradina.training.pretrain.recipes import Recipe, read_recipe
 from gradina.weights.registry import shipped

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import gradina
-from gradina.pipeline.model import to_pixels
+from gradina.images.tensor import to_pixels
 from gradina.training.checkpoint import load_average
 from gradina.training.data.dataset import generator
 from gradina.training.data.synthetic import IconScenes

@@ -36,7 +36,8 @@ from gradina.kernels.prepack import PackedWeight, onednn_conv
 from gradina.models.deepcache import DeepCache
 from gradina.models.unet import UNet
 from gradina.nn.conv import Conv2d
-from gradina.pipeline.model import StableDiffusion, to_pixels
+from gradina.images.tensor import to_pixels
+from gradina.pipeline.model import StableDiffusion
 from gradina.tasks.metrics import psnr
 
 ROOT = Path(__file__).parent.parent

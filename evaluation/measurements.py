@@ -24,7 +24,8 @@ from torch.nn import functional as F
 
 import gradina
 from gradina.images import grid
-from gradina.pipeline.model import StableDiffusion, to_image, to_pixels
+from gradina.images.tensor import to_image, to_pixels
+from gradina.pipeline.model import StableDiffusion
 from gradina.tasks import retrieval
 from gradina.tasks.metrics import psnr
 from gradina.training.data.dataset import Split, generator

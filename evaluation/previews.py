@@ -30,7 +30,8 @@ from gradina.bench.timing import medians
 from gradina.bench.workloads import sd15, write_model
 from gradina.images import grid
 from gradina.models.taesd import TinyConfig, TinyDecoder
-from gradina.pipeline.model import StableDiffusion, to_pixels
+from gradina.images.tensor import to_pixels
+from gradina.pipeline.model import StableDiffusion
 from gradina.runtime.prepack import prepack
 from gradina.tasks.metrics import psnr
 from gradina.weights.formats.clip import read_pair

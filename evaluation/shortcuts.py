@@ -27,7 +27,8 @@ from torch import Tensor
 import gradina
 from gradina.bench.timing import medians
 from gradina.images import grid
-from gradina.pipeline.model import StableDiffusion, to_image
+from gradina.images.tensor import to_image
+from gradina.pipeline.model import StableDiffusion
 from gradina.tasks import retrieval
 from gradina.tasks.metrics import psnr
 from gradina.training.data.dataset import generator

@@ -27,7 +27,7 @@ from icons import held_out_icons
 from lesson import full_or_short, show
 
 import gradina
-from gradina.pipeline.model import to_image, to_pixels
+from gradina.images.tensor import to_image, to_pixels
 from gradina.tasks.metrics import psnr
 
 model = gradina.load("emoji", dtype="fp32", plain=True)

@@ -209,7 +209,7 @@ for text, row in zip(phrases, matrix, strict=True):
 # and the largest dot products. Here we look through icons of one style; one in 32 of them the pair has never seen.
 
 # %%
-from gradina.pipeline.model import to_image
+from gradina.images.tensor import to_image
 
 words = knowing.phrases[0][: full_or_short(320, 24)]
 named = [call.split(" ", 1)[1].replace(" ", "-") for call in words]

@@ -31,7 +31,7 @@ import torch
 from lesson import full_or_short, show
 
 import gradina
-from gradina.pipeline.model import to_pixels
+from gradina.images.tensor import to_pixels
 from gradina.tasks.retrieval import embed_pictures, embed_texts, open_pair
 
 model, pair = gradina.load("emoji", dtype="fp32"), open_pair("emoji")

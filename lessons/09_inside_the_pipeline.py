@@ -24,7 +24,7 @@ import torch
 from lesson import full_or_short
 
 import gradina
-from gradina.pipeline.model import to_pixels
+from gradina.images.tensor import to_pixels
 
 model = gradina.load("emoji", dtype="fp32", plain=True)
 prompt, seed, steps = "a penguin in noto style on a pink background", 1024, full_or_short(20, 4)

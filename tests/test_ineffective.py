@@ -55,7 +55,7 @@ def pixels(model: StableDiffusion, **changes: Any) -> np.ndarray[Any, Any]:
         ({"prompt": "a ((red)) boat"}, ["prompt: weights"]),
         (
             {"prompt": "a embedding:teddy, boat"},
-            ["prompt: embedding:teddy is read as plain words; give a learnt word's"],
+            ["prompt: embedding:teddy is read as plain words; give the embedding's"],
         ),
         ({"prompt": "a [red:blue:0.5] boat"}, ["prompt: weights"]),
         ({"prompt": "a boat (red), at 3:30 (noon), (16:9)"}, []),

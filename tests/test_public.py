@@ -31,7 +31,7 @@ def test_another_name_is_not_there() -> None:
     [
         "import gradina; gradina.Request(prompt='x'); gradina.GradinaError",
         "import gradina.apps.cli.main",
-        "import gradina.images.picture, gradina.images.open, gradina.images.grid, gradina.files",
+        "import gradina.images.metadata, gradina.images.open, gradina.images.grid, gradina.files",
         "from gradina.apps.cli.main import main; assert main(['--help']) == 0",
         "from gradina.apps.cli.main import main; assert main(['models']) == 0",
         "from gradina.apps.cli.main import main; assert main(['x', '--sampler', 'none']) == 2",

@@ -14,7 +14,7 @@ from PIL import Image
 
 from gradina.errors import GradinaError, RequestError
 from gradina.request import SAMPLER_NAMES, SCHEDULE_NAMES, Defaults, Request
-from gradina.request_checks import MAX_SEED, choice
+from gradina.request_checks import MAX_SEED, check_choice
 
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"prompt": 5}, "prompt: got 5, expected a text or a list of at least one text"),
@@ -57,7 +57,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"loras": 3}, "loras: got 3, expected a file"),
     ({"edit": "a.safetensors"}, "edit: got 'a.safetensors', expected a file and a share"),
     ({"edit": ("a.safetensors", 5)}, "edit: share: got 5, expected a number from -2 to 3"),
-    ({"concepts": "a.safetensors"}, "concepts: got 'a.safetensors', expected files of learnt words"),
+    ({"concepts": "a.safetensors"}, "concepts: got 'a.safetensors', expected files of textual inversion"),
     ({"concepts": ("a", 3)}, "concepts: got ('a', 3), expected files"),
     ({"reuse": 0}, "reuse: got 0, expected a whole number from 1 to 1000"),
     ({"reuse": 1.5}, "reuse: got 1.5, expected a whole number"),
@@ -136,13 +136,13 @@ def test_alone_needs_a_seed() -> None:
 
 
 def test_choice_suggests_the_nearest() -> None:
-    assert choice("fruit", "pear", ("apple", "pear")) == "pear"
+    assert check_choice("fruit", "pear", ("apple", "pear")) == "pear"
     with pytest.raises(
         RequestError, match=r"^fruit: there is no 'paer'; did you mean 'pear'\? \(choices: apple, pear\)$"
     ):
-        choice("fruit", "paer", ("apple", "pear"))
+        check_choice("fruit", "paer", ("apple", "pear"))
     with pytest.raises(RequestError, match=r"^fruit: there is no 'stone' \(choices: apple, pear\)$"):
-        choice("fruit", "stone", ("apple", "pear"))
+        check_choice("fruit", "stone", ("apple", "pear"))
 
 
 def test_request_imports_nothing_heavy() -> None:

@@ -16,7 +16,7 @@ MAX_SEED = 2**64 - 1  # as torch.manual_seed takes it
 Check: TypeAlias = tuple[Callable[[Any], Any], str]  # whether a value is valid, and what is expected of it
 
 
-def choice(what: str, got: str, choices: tuple[str, ...]) -> str:
+def check_choice(what: str, got: str, choices: tuple[str, ...]) -> str:
     """`got`, if it is one of `choices`; else raises RequestError, which lists them and suggests the nearest."""
     if got in choices:
         return got
@@ -52,7 +52,7 @@ _CHECKS: dict[str, Check] = {
     "strength": _number(0, 1), "width": _number(8, 8192, int), "height": _number(8, 8192, int),
     "seed": _number(0, MAX_SEED, int),
     "guidance_interval": (_is_interval, "two noise levels (sigma), lowest first"),
-    "concepts": (lambda v: _is_texts(v) and all(v), "files of learnt words"),
+    "concepts": (lambda v: _is_texts(v) and all(v), "files of textual inversion"),
     "edit": (_is_weighted_file, "a file and a share, such as ('bird.safetensors', 0.7)"),
 }  # fmt: skip
 _LORA = (_is_weighted_file, "a file and its scale, such as ('bear.safetensors', 0.8)")
@@ -71,7 +71,7 @@ def check_request(r: Any, choices_of: Mapping[str, tuple[str, ...]]) -> None:
             _expect(name, getattr(r, name), *check)
     for name, choices in choices_of.items():
         if getattr(r, name) is not None:
-            choice(name, getattr(r, name), choices)
+            check_choice(name, getattr(r, name), choices)
     for name in ("width", "height"):
         if (side := getattr(r, name)) and side % 8:
             raise RequestError(f"{name}: got {side}, expected a multiple of 8 (try {side - side % 8 or 8})")

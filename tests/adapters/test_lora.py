@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gradina.adapters.lora import Adapted, LoRAWeights, adapt, initial_lora, merged
+from gradina.adapters.lora import LoRALayer, LoRAWeights, adapt, initial_lora, merged
 from gradina.errors import WeightsError
 from gradina.models.unet import UNet, UNetConfig
 from gradina.runtime.prepack import prepack
@@ -47,7 +47,7 @@ def test_linear_update_is_the_equation() -> None:
     weights = LoRAWeights(torch.randn(2, 6, generator=key), torch.randn(5, 2, generator=key), 3.0)
     layer, x = nn.Linear(6, 5), torch.randn(4, 6, generator=key)
     expected = layer(x) + 0.7 * 3.0 / 2 * (x @ weights.down.T @ weights.up.T)
-    assert torch.allclose(Adapted(layer, weights, 0.7)(x), expected, atol=1e-6)
+    assert torch.allclose(LoRALayer(layer, weights, 0.7)(x), expected, atol=1e-6)
     assert torch.allclose(F.linear(x, layer.weight + 0.7 * weights.product(), layer.bias), expected, atol=1e-6)
 
 
@@ -56,7 +56,7 @@ def test_convolution_update_is_the_equation() -> None:
     weights = LoRAWeights(torch.randn(2, 3, 3, 3, generator=key), torch.randn(5, 2, 1, 1, generator=key), 1.0)
     layer, x = nn.Conv2d(3, 5, 3, stride=2, padding=1), torch.randn(1, 3, 9, 7, generator=key)
     whole = F.conv2d(x, layer.weight + weights.product(), layer.bias, stride=2, padding=1)
-    assert torch.allclose(Adapted(layer, weights)(x), whole, atol=1e-5)
+    assert torch.allclose(LoRALayer(layer, weights)(x), whole, atol=1e-5)
 
 
 def test_a_new_lora_changes_nothing_and_depends_on_its_key(unet: UNet) -> None:
@@ -76,7 +76,7 @@ def test_loras_are_injected_scaled_and_removed(unet: UNet) -> None:
     full = unet(*asked())
     assert far(full, before) > 0.01
     for layer in injected.layers.values():
-        assert isinstance(layer, Adapted)
+        assert isinstance(layer, LoRALayer)
         layer.scale = 0.0
     assert torch.equal(unet(*asked()), before)
     injected.remove()
@@ -126,7 +126,7 @@ def test_training_changes_the_lora_alone(unet: UNet) -> None:
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.9 * losses[0]
-    layers = {name: layer.weights for name, layer in injected.layers.items() if isinstance(layer, Adapted)}
+    layers = {name: layer.weights for name, layer in injected.layers.items() if isinstance(layer, LoRALayer)}
     adapted = unet(*asked())
     injected.remove()
     assert far(merged(unet, (layers, 1.0))(*asked()), adapted) < 1e-5

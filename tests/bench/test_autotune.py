@@ -13,7 +13,7 @@ from gradina import GradinaError, Request
 from gradina.apps.cli.main import main
 from gradina.bench.autotune import REFERENCE, SAMPLERS, SURVEY_STEPS, Trial, front, preset, presets, save_trials, tune
 from gradina.errors import RequestError
-from gradina.images.picture import read_picture
+from gradina.images.metadata import read_picture
 from gradina.pipeline.model import StableDiffusion
 
 Tiny = Callable[..., StableDiffusion]

@@ -12,7 +12,7 @@ from PIL import Image
 from sd_parsers import Eagerness, ParserManager
 
 from gradina.errors import PictureError
-from gradina.images.picture import read_picture
+from gradina.images.metadata import read_picture
 
 from .programs.conftest import A1111, KITE, NOVEL_4, NOVEL_CHUNKS
 

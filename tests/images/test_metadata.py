@@ -23,8 +23,9 @@ from sd_parsers import ParserManager
 
 from gradina.errors import PictureError, RequestError
 from gradina.images.infotext import read_parameters
+from gradina.images.metadata import read_picture
 from gradina.images.open import SAVE_OPTIONS, open_mask, open_picture
-from gradina.images.picture import Picture, from_json, read_picture, to_json
+from gradina.images.picture import Picture, from_json, to_json
 from gradina.images.text_chunks import read_texts
 from gradina.request import Defaults, Request
 
@@ -275,7 +276,7 @@ def test_every_field_is_in_the_json() -> None:
 
 
 def test_metadata_imports_no_torch() -> None:
-    modules = "sys, gradina.images.picture, gradina.images.grid"
+    modules = "sys, gradina.images.metadata, gradina.images.grid"
     code = f"import {modules}\nprint([m for m in ('torch', 'numpy') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

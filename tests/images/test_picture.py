@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from gradina.errors import DiskError, RequestError
+from gradina.images.metadata import read_picture
 from gradina.images.open import SAVE_OPTIONS, open_picture
-from gradina.images.picture import Picture, read_picture
+from gradina.images.picture import Picture
 from gradina.request import Defaults, Request
 
 from .conftest import requests

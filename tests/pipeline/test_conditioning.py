@@ -1,4 +1,4 @@
-"""Conditioning: prompts of several chunks, learnt words and edits as batches of text states."""
+"""Conditioning: prompts of several chunks, textual inversions and edits as batches of text states."""
 
 from __future__ import annotations
 

@@ -18,8 +18,9 @@ from PIL import Image
 
 from gradina import Picture, Request, Step, generate, steps
 from gradina.images.open import overlay
+from gradina.images.tensor import to_pixels
 from gradina.pipeline.generate import decode_pictures, events
-from gradina.pipeline.model import StableDiffusion, to_pixels
+from gradina.pipeline.model import StableDiffusion
 from gradina.pipeline.plan import Plan, plans
 from gradina.pipeline.resolve import resolve
 from gradina.request import SAMPLER_NAMES, SCHEDULE_NAMES

@@ -22,6 +22,8 @@ from gradina.pipeline.generate import decode_pictures, final_latents, run_sample
 from gradina.pipeline.model import StableDiffusion
 from gradina.pipeline.plan import plans
 
+from .conftest import grey
+
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers, numpy 2
 
 LATENTS = 1e-3  # that latents may differ by
@@ -130,20 +132,15 @@ def _ours(model: StableDiffusion, request: Request) -> tuple[Tensor, list[Image.
         *_, step = run_sampler(plan)
     z = final_latents(plan, step)
     if plan.resolved.mask is None:
-        assert [
-            _grey(p.image, q) for p, q in zip(decode_pictures(model, plan, step), model.decode(z), strict=True)
-        ] == [0] * len(z)
+        assert [grey(p.image, q) for p, q in zip(decode_pictures(model, plan, step), model.decode(z), strict=True)] == [
+            0
+        ] * len(z)
     return z, model.decode(z), calls
-
-
-def _grey(one: Image.Image, other: Image.Image) -> int:
-    """The largest difference of two pictures, in grey levels."""
-    return int(np.abs(np.asarray(one, np.int16) - np.asarray(other, np.int16)).max())
 
 
 def _same(ours: tuple[Tensor, list[Image.Image], list[int]], theirs: tuple[Tensor, Any, list[int]]) -> None:
     torch.testing.assert_close(ours[0], theirs[0], rtol=0, atol=LATENTS)
-    assert max(_grey(a, b) for a, b in zip(ours[1], theirs[1], strict=True)) <= 1
+    assert max(grey(a, b) for a, b in zip(ours[1], theirs[1], strict=True)) <= 1
     assert ours[2] == theirs[2]  # as many calls of the U-Net, of as many pictures
 
 

@@ -14,6 +14,8 @@ from PIL import Image
 from gradina import Request, generate, load, steps
 from gradina.pipeline.model import StableDiffusion
 
+from .conftest import grey
+
 Tiny = Callable[..., StableDiffusion]
 AsLoaded = Callable[[StableDiffusion], StableDiffusion]
 ASKED = Request(prompt="a red boat", seed=7, steps=4, width=64, height=64)
@@ -21,11 +23,6 @@ ASKED = Request(prompt="a red boat", seed=7, steps=4, width=64, height=64)
 
 def levels(image: Image.Image) -> np.ndarray[Any, Any]:
     return np.asarray(image).astype(int)
-
-
-def grey(one: Image.Image, other: Image.Image) -> int:
-    """The largest difference of two pictures, in grey levels."""
-    return int(np.abs(np.asarray(one, np.int16) - np.asarray(other, np.int16)).max())
 
 
 def test_a_saved_model_draws_the_same(tiny_model: Tiny, as_loaded: AsLoaded, tmp_path: Path) -> None:

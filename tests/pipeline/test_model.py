@@ -14,7 +14,10 @@ from PIL import Image
 
 from gradina import Request, generate, load, steps
 from gradina.errors import RequestError
-from gradina.pipeline.model import StableDiffusion, to_image, to_pixels
+from gradina.images.tensor import to_image, to_pixels
+from gradina.pipeline.model import StableDiffusion
+
+from .conftest import grey
 
 Tiny = Callable[..., StableDiffusion]
 ASKED = Request(prompt="a red boat", seed=7, steps=4, width=64, height=64)
@@ -22,11 +25,6 @@ ASKED = Request(prompt="a red boat", seed=7, steps=4, width=64, height=64)
 
 def levels(image: Image.Image) -> np.ndarray[Any, Any]:
     return np.asarray(image).astype(int)
-
-
-def grey(one: Image.Image, other: Image.Image) -> int:
-    """The largest difference of two pictures, in grey levels."""
-    return int(np.abs(np.asarray(one, np.int16) - np.asarray(other, np.int16)).max())
 
 
 def test_to_image_inverts_to_pixels(init: Image.Image) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -16,11 +15,10 @@ from PIL import Image, ImageChops
 from gradina import Request, generate, steps
 from gradina.diffusion.denoiser import noised
 from gradina.diffusion.noise import Noise
-from gradina.pipeline import plan
+from gradina.images.tensor import to_pixels
 from gradina.pipeline.generate import final_latents, run_sampler
-from gradina.pipeline.model import StableDiffusion, to_pixels
+from gradina.pipeline.model import StableDiffusion
 from gradina.pipeline.plan import (
-    batches,
     inpaint_with_channels,
     plans,
     start_from_image,
@@ -34,26 +32,6 @@ from .conftest import counted, grey
 
 Tiny = Callable[..., StableDiffusion]
 ASKED = Request(prompt="a red boat", seed=7, steps=4, width=64, height=64)
-GUIDED = replace(ASKED, negative_prompt="blue")
-LONG = "a red boat, oil on canvas " * 20  # over 75 tokens
-PROMPTS = ("a red boat", LONG, "seven", "a red lighthouse at night " * 3, "")
-
-
-def test_batches_hold_prompts_of_as_many_chunks_and_bounded_pixels(
-    tiny_model: Tiny, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model, asked = tiny_model(), replace(GUIDED, prompt=PROMPTS, images=3, steps=2, sampler="euler_ancestral")
-    whole = list(generate(model, asked))
-    resolved = resolve(model, asked)
-    assert batches(resolved) == [range(3), range(3, 6), range(6, 15)]
-    monkeypatch.setattr(plan, "MAX_BATCH_PIXELS", 2 * 8 * 8)
-    cuts = [0, 2, 3, 5, 6, 8, 10, 12, 14, 15]
-    assert batches(resolved) == [range(a, b) for a, b in pairwise(cuts)]
-    cut = list(generate(model, asked))
-    assert [p.seed for p in cut] == [p.seed for p in whole] == list(range(7, 22))
-    assert max(grey(a.image, b.image) for a, b in zip(cut, whole, strict=True)) <= 1
-    monkeypatch.setattr(plan, "MAX_BATCH_PIXELS", 1)
-    assert batches(resolved) == [range(i, i + 1) for i in range(15)]
 
 
 def test_guidance_interval(tiny_model: Tiny) -> None:

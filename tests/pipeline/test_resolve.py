@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +15,16 @@ from gradina import GradinaError, Request, generate, steps
 from gradina.errors import PictureError, RequestError
 from gradina.models.tokenizer import Tokenizer
 from gradina.models.vae import AutoencoderKL
-from gradina.pipeline import plan
 from gradina.pipeline.generate import events
 from gradina.pipeline.model import StableDiffusion
 from gradina.pipeline.resolve import resolve
 
+from .conftest import counted, grey
+
 Tiny = Callable[..., StableDiffusion]
 ASKED = Request(prompt="a red boat", seed=7, steps=4, width=64, height=64)
-
-
-@contextmanager
-def counted(model: StableDiffusion) -> Iterator[list[int]]:
-    """How many pictures the U-Net was asked about, call by call."""
-    calls: list[int] = []
-    hook = model.unet.register_forward_pre_hook(lambda _, args: calls.append(len(args[0])))
-    yield calls
-    hook.remove()
+LONG = "a red boat, oil on canvas " * 20  # over 75 tokens
+PROMPTS = ("a red boat", LONG, "seven", "a red lighthouse at night " * 3, "")
 
 
 @pytest.mark.parametrize(
@@ -104,6 +98,24 @@ def test_every_field_with_a_default_is_filled_in(tiny_model: Tiny, init: Image.I
     assert resolve(tiny_model(), replace(request, strength=0.1)).sigmas.tolist() == [0]
 
 
+def test_batches_hold_prompts_of_as_many_chunks_and_bounded_pixels(
+    tiny_model: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guided = replace(ASKED, negative_prompt="blue", steps=2, sampler="euler_ancestral")
+    model, asked = tiny_model(), replace(guided, prompt=PROMPTS, images=3)
+    whole = list(generate(model, asked))
+    resolved = resolve(model, asked)
+    assert resolved.batches() == [range(3), range(3, 6), range(6, 15)]
+    monkeypatch.setattr("gradina.pipeline.resolve.MAX_BATCH_PIXELS", 2 * 8 * 8)
+    cuts = [0, 2, 3, 5, 6, 8, 10, 12, 14, 15]
+    assert resolved.batches() == [range(a, b) for a, b in pairwise(cuts)]
+    cut = list(generate(model, asked))
+    assert [p.seed for p in cut] == [p.seed for p in whole] == list(range(7, 22))
+    assert max(grey(a.image, b.image) for a, b in zip(cut, whole, strict=True)) <= 1
+    monkeypatch.setattr("gradina.pipeline.resolve.MAX_BATCH_PIXELS", 1)
+    assert resolved.batches() == [range(i, i + 1) for i in range(15)]
+
+
 def test_each_file_is_opened_once_for_all_batches(
     tiny_model: Tiny, init: Image.Image, mask: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -112,7 +124,7 @@ def test_each_file_is_opened_once_for_all_batches(
     opened: list[str] = []
     open_file = Image.open
     monkeypatch.setattr(Image, "open", lambda file, *rest: (opened.append(str(file)), open_file(file, *rest))[1])
-    monkeypatch.setattr(plan, "MAX_BATCH_PIXELS", 1)
+    monkeypatch.setattr("gradina.pipeline.resolve.MAX_BATCH_PIXELS", 1)
     asked = replace(ASKED, init_image=tmp_path / "init.png", mask_image=tmp_path / "mask.png", images=3, width=None)
     assert len(list(generate(tiny_model(), replace(asked, height=None)))) == 3
     assert opened == [str(tmp_path / "init.png"), str(tmp_path / "mask.png")]
@@ -122,7 +134,7 @@ def test_each_text_is_tokenised_once_for_all_batches(tiny_model: Tiny, monkeypat
     texts: list[str] = []
     ids = Tokenizer.ids
     monkeypatch.setattr(Tokenizer, "ids", lambda self, text: (texts.append(text), ids(self, text))[1])
-    monkeypatch.setattr(plan, "MAX_BATCH_PIXELS", 1)
+    monkeypatch.setattr("gradina.pipeline.resolve.MAX_BATCH_PIXELS", 1)
     asked = replace(ASKED, prompt=("a red boat", "seven " * 80, "seven"), negative_prompt="blue", images=2, steps=1)
     assert len(list(generate(tiny_model(), asked))) == 6
     assert sorted(texts) == sorted(["a red boat", "seven " * 80, "seven", "blue"])

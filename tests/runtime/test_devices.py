@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 import gradina
+from gradina.images.tensor import to_pixels
 from gradina.models.unet import UNet, UNetConfig
 from gradina.nn import ops
-from gradina.pipeline.model import to_pixels
 from gradina.runtime.cuda_graph import MAX_GRAPHS, CUDAGraphed
 from gradina.runtime.engines import with_engine
 from gradina.tasks.metrics import psnr

@@ -12,10 +12,10 @@ import torch
 
 import gradina
 from gradina.errors import MissingExtra, RequestError
-from gradina.pipeline.model import to_pixels
+from gradina.images.tensor import to_pixels
 from gradina.runtime import device, engines
-from gradina.runtime.engines import Decoding, with_engine
-from gradina.runtime.openvino import Exported
+from gradina.runtime.engines import VAEDecode, with_engine
+from gradina.runtime.openvino import OpenVINOModule
 from gradina.tasks.metrics import psnr
 
 ASKED = gradina.Request(prompt="a fox", steps=4, seed=3, guidance_scale=4.0, sampler="ddim", width=64, height=64)
@@ -61,12 +61,12 @@ def test_exports_are_cached_by_weights(folder: Path, tiny_model: Any) -> None:
     network = torch.nn.Linear(3, 2).requires_grad_(False)
     x = torch.randn(2, 3)
     for _ in range(2):
-        same = Exported(network)
+        same = OpenVINOModule(network)
         torch.testing.assert_close(same(x), network(x), rtol=1e-3, atol=1e-3)
     assert len(exports(folder)) == len(before) + 1
     with torch.no_grad():
         network.weight += 1
-    torch.testing.assert_close(Exported(network)(x), network(x), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(OpenVINOModule(network)(x), network(x), rtol=1e-3, atol=1e-3)
     assert len(exports(folder)) == len(before) + 2
 
 
@@ -92,7 +92,7 @@ def test_the_compiler_sees_each_network_whole(tiny_model: Any) -> None:
     z, t, cond = torch.randn(2, 4, 8, 8), torch.full((2,), 500.0), torch.randn(2, 7, 32)
     works: list[tuple[torch.nn.Module, tuple[torch.Tensor, ...]]] = [
         (model.unet, (z, t, cond)),
-        (Decoding(model.vae), (z,)),
+        (VAEDecode(model.vae), (z,)),
     ]
     for network, inputs in works:
         whole = torch.compile(network, backend="eager", fullgraph=True)  # raises where it would have to cut
@@ -107,8 +107,8 @@ def test_auto_takes_a_ready_export_where_there_is_no_attention_kernel(
     network = torch.nn.Linear(3, 2).requires_grad_(False)
     plain = network.forward
     monkeypatch.setattr(network, "forward", lambda x: (ran.append("eager"), plain(x))[1])
-    run = Exported._run
-    monkeypatch.setattr(Exported, "_run", lambda self, inputs: (ran.append("openvino"), run(self, inputs))[1])
+    run = OpenVINOModule._run
+    monkeypatch.setattr(OpenVINOModule, "_run", lambda self, inputs: (ran.append("openvino"), run(self, inputs))[1])
     monkeypatch.setattr(engines, "available", lambda operation, dtype: False)
     x, auto = torch.randn(2, 3), with_engine(network, "auto")
     auto(x)

@@ -13,7 +13,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from gradina.errors import DiskError, PictureError
-from gradina.pipeline.model import StableDiffusion, to_pixels
+from gradina.images.tensor import to_pixels
+from gradina.pipeline.model import StableDiffusion
 from gradina.tasks.codec import FORMAT, Latents, decode, encode, measure, open_latents
 from gradina.tasks.metrics import psnr
 

@@ -58,7 +58,7 @@ class LoRA:
     text: Layers = field(default_factory=dict)
 
 
-class Adapted(nn.Module):
+class LoRALayer(nn.Module):
     """A layer with a LoRA; `scale` may be changed at any time."""
 
     def __init__(self, base: nn.Module, weights: LoRAWeights, scale: float = 1.0) -> None:
@@ -66,7 +66,7 @@ class Adapted(nn.Module):
         self.base, self.alpha, self.scale = base, weights.alpha, scale
         self.down, self.up = nn.Parameter(weights.down), nn.Parameter(weights.up)
         plain = base
-        while isinstance(plain, Adapted):
+        while isinstance(plain, LoRALayer):
             plain = plain.base
         self.conv = (plain.stride, plain.padding, plain.dilation) if isinstance(plain, nn.Conv2d) else None
 
@@ -116,7 +116,7 @@ def adapt(network: nn.Module, layers: Layers, scale: float = 1.0) -> Injected:
 
     Raises WeightsError where a layer is not there or has another shape.
     """
-    return inject(network, {name: Adapted(_fitting(network, name, x), x, scale) for name, x in layers.items()})
+    return inject(network, {name: LoRALayer(_fitting(network, name, x), x, scale) for name, x in layers.items()})
 
 
 def merged(network: Network, *stack: tuple[Layers, float]) -> Network:
@@ -131,7 +131,7 @@ def merged(network: Network, *stack: tuple[Layers, float]) -> Network:
             if name in layers:
                 plain = _fitting(network, name, layers[name])
                 added = added + scale * layers[name].product()
-        if isinstance(plain, Adapted):
+        if isinstance(plain, LoRALayer):
             raise WeightsError(f"{name}: has a LoRA already; remove that one first")
         layer = shallow_clone(plain)
         assert isinstance(layer.weight, Tensor)
@@ -144,7 +144,7 @@ def merged(network: Network, *stack: tuple[Layers, float]) -> Network:
 def _fitting(network: nn.Module, name: str, weights: LoRAWeights) -> nn.Module:
     """The layer that a LoRA is for, checked to fit."""
     layer = plain = layer_of(network, name)
-    while isinstance(plain, Adapted):
+    while isinstance(plain, LoRALayer):
         plain = plain.base
     if not isinstance(plain, nn.Linear | nn.Conv2d):
         raise WeightsError(f"{name}: is {type(plain).__name__}; a LoRA adapts linear layers and convolutions")

@@ -19,11 +19,12 @@ import torch
 
 from gradina.errors import GradinaError, RequestError
 from gradina.files import atomic_write, cache_folder
+from gradina.images.tensor import to_pixels
 from gradina.pipeline.generate import generate, steps
-from gradina.pipeline.model import StableDiffusion, to_pixels
+from gradina.pipeline.model import StableDiffusion
 from gradina.pipeline.resolve import resolve
 from gradina.request import Request
-from gradina.request_checks import choice
+from gradina.request_checks import check_choice
 from gradina.tasks.metrics import psnr
 
 Settings = Mapping[str, Any]  # fields of a Request
@@ -112,7 +113,7 @@ def preset(model: StableDiffusion, name: str) -> Settings:
     try:
         limit = float(name.removesuffix("s"))
     except ValueError:
-        return presets(trials)[choice("preset", name, (*PRESET_PSNR, "1.5s"))].settings
+        return presets(trials)[check_choice("preset", name, (*PRESET_PSNR, "1.5s"))].settings
     within = [t for t in front(trials) if t.seconds <= limit]
     if not within:
         raise RequestError(f"preset: {name}: the quickest that was found takes {front(trials)[0].seconds:.2g} s")

@@ -17,7 +17,7 @@ from gradina.bench.timing import Runner
 from gradina.bench.workloads import GUIDANCE_SCALE, Shapes
 from gradina.pipeline.load import load
 from gradina.runtime.device import DTYPES
-from gradina.runtime.engines import Decoding, with_engine
+from gradina.runtime.engines import VAEDecode, with_engine
 from gradina.runtime.openvino import compile_model, convert_model
 
 Opener = Callable[[Path, Shapes, str], Runner]  # folder, shapes, workload
@@ -28,7 +28,7 @@ def gradina(
 ) -> Runner:  # fmt: skip
     """Gradina, with the engine that it picks, or compiled."""
     model = load(folder, device=device, dtype=dtype, engine="compile" if compile else "auto")
-    unet, decode = with_engine(model.unet, model.engine), with_engine(Decoding(model.vae), model.engine, often=False)
+    unet, decode = with_engine(model.unet, model.engine), with_engine(VAEDecode(model.vae), model.engine, often=False)
     ids, states, latents = (x.to(device) for x in shapes.inputs)
     states, latents, t = states.to(model.dtype), latents.to(model.dtype), torch.full((2,), 500.0, device=device)
     runners: dict[str, Callable[[], torch.Tensor]] = {

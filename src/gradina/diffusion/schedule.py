@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gradina.diffusion.betas import BetaLaw
 from gradina.errors import RequestError, WeightsError
-from gradina.request_checks import choice
+from gradina.request_checks import check_choice
 
 Final = Literal["zero", "replace", "lowest"]
 
@@ -167,7 +167,7 @@ def sampling_sigmas(schedule: Schedule, name: str, steps: int, final: Final = "z
     `whole` keeps leading and linspace to whole time steps. Equal to what diffusers' schedulers compute where the time
     steps divide evenly. Raises RequestError where there is no such schedule or not so many levels.
     """
-    choice("schedule", name, tuple(SCHEDULES))
+    check_choice("schedule", name, tuple(SCHEDULES))
     if not 1 <= steps <= len(schedule.sigmas):
         raise RequestError(f"steps: got {steps}, expected 1 to {len(schedule.sigmas)}, the model's number of levels")
     if final == "replace" and name in ("leading", "linspace"):

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from gradina.errors import RequestError
 from gradina.files import atomic_write
-from gradina.request_checks import choice
+from gradina.request_checks import check_choice
 
 Font: TypeAlias = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
@@ -166,7 +166,7 @@ def film(images: Iterable[Image.Image], path: str | PathLike[str], seconds: floa
     integer factor. Raises RequestError, and DiskError where the file cannot be written.
     """
     images = list(images)
-    kind = FILMS[choice("film", Path(path).suffix.lower(), tuple(FILMS))]
+    kind = FILMS[check_choice("film", Path(path).suffix.lower(), tuple(FILMS))]
     if not images or any(image.size != images[0].size for image in images):
         sizes = ", ".join(sorted({f"{image.width} x {image.height}" for image in images})) or "none"
         raise RequestError(f"film: got frames of {sizes}, expected at least one frame, all of one size")

@@ -12,7 +12,6 @@ import io
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from os import PathLike
 from pathlib import Path
@@ -23,46 +22,21 @@ from PIL.PngImagePlugin import PngInfo
 
 from gradina.errors import PictureError, RequestError
 from gradina.files import atomic_write, file_sha256
-from gradina.images.infotext import has_settings, model_of, read_parameters, write_parameters
-from gradina.images.open import SAVE_OPTIONS, check_file, open_image, open_mask, open_picture, resize
-from gradina.images.programs import comfyui, drawthings, easydiffusion, fooocus, invokeai, novelai, swarmui
-from gradina.images.programs import settings as program_settings
-from gradina.images.programs.settings import ProgramSettings
-from gradina.images.text_chunks import read_hidden_texts, read_texts
+from gradina.images.infotext import write_parameters
+from gradina.images.open import SAVE_OPTIONS, check_file, open_mask, open_picture, resize
 from gradina.request import Request
-from gradina.request_checks import choice
-from gradina.texts import json_or_none
+from gradina.request_checks import check_choice
 
 log = logging.getLogger(__name__)
 
 FORMAT = 1  # of gradina's JSON
 IMAGES = {"init_image": open_picture, "mask_image": open_mask}
 MAX_EXIF_BYTES = 65_500  # of the one EXIF segment of a JPEG
-KNOWN = "A1111's web UI, ComfyUI, Draw Things, Easy Diffusion, Fooocus, InvokeAI, NovelAI or SwarmUI"
-PROGRAMS: dict[str, Callable[[Mapping[str, str]], ProgramSettings | str | None]] = {  # tried before A1111's text
-    "invokeai": invokeai.read, "swarmui": swarmui.read, "fooocus": fooocus.read, "novelai": novelai.read,
-    "easydiffusion": easydiffusion.read, "drawthings": drawthings.read,
-}  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Record:
-    """The request and the model in a picture's file; `notes` are sentences on what is not honoured."""
-
-    request: Request
-    source: str  # gradina, or the program: a1111, comfyui, or one of PROGRAMS
-    model: dict[str, str] | None = None  # name, hash, source, dtype, engine
-    notes: tuple[str, ...] = ()
-    parameters: str | None = None  # the A1111 text in the file
-    version: str | None = None  # of the gradina that drew it
 
 
 @functools.cache
 def version() -> str:
     return importlib.metadata.version("gradina")
-
-
-# Writing
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +54,7 @@ class Picture:
         A JPEG of more than 64 KiB of metadata keeps the A1111 text alone, with a warning. Raises RequestError for
         another suffix, and DiskError.
         """
-        suffix = choice("suffix of the picture's name", Path(path).suffix.lower(), tuple(SAVE_OPTIONS))
+        suffix = check_choice("suffix of the picture's name", Path(path).suffix.lower(), tuple(SAVE_OPTIONS))
         text, record = _metadata(self)
         if suffix == ".png":
             chunks = PngInfo()
@@ -140,7 +114,7 @@ def _image_to_dict(name: str, value: Any, strict: bool = True) -> dict[str, str]
     return {"png": base64.b64encode(file.getvalue()).decode()}
 
 
-def _image_from_dict(name: str, value: Any, folder: str | PathLike[str] | None) -> Any:
+def image_from_dict(name: str, value: Any, folder: str | PathLike[str] | None) -> Any:
     """The picture that `_image_to_dict` described; a relative path is also tried in `folder`."""
     keys = isinstance(value, dict) and all(isinstance(text, str) for text in value.values()) and set(value)
     if value is None:
@@ -191,93 +165,5 @@ def from_json(text: str, folder: str | PathLike[str] | None = None) -> Request:
     if not isinstance(values, dict):
         raise RequestError(f"request: got {str(values)[:80]!r}, expected a JSON object of its fields")
     for name in values:
-        choice("request", name, tuple(field.name for field in fields(Request)))
-    return Request(**{k: _image_from_dict(k, v, folder) if k in IMAGES else v for k, v in values.items()})
-
-
-# Reading
-
-
-def read_picture(path: str | PathLike[str], strict: bool = True) -> Record:
-    """The record in a picture's file: gradina's JSON, else what another program wrote.
-
-    Unless `strict`, a missing or changed init or mask picture is noted. Raises PictureError for a file that is no
-    picture or carries no request, RequestError for an invalid request; both name the file.
-    """
-    name = os.fspath(path)
-    try:
-        record = _read(read_texts(path), Path(path), strict) or _read(read_hidden_texts(path), Path(path), strict)
-    except (PictureError, RequestError) as error:
-        if str(error).startswith(f"picture: {name} "):
-            raise
-        raise type(error)(f"picture: {name}: {error}") from error
-    if record is None:
-        raise PictureError(f"picture: {name} carries no request; give a picture drawn by gradina or by {KNOWN}")
-    return record
-
-
-def _read(texts: Mapping[str, str], path: Path, strict: bool) -> Record | None:
-    """The record in the texts of a file, gradina's before others'; None if there is none."""
-    parameters = texts.get("parameters") or texts.get("UserComment")
-    for text in (texts.get("gradina", ""), texts.get("ImageDescription", "")):
-        if text.startswith("{") and (record := _from_gradina(text, path.parent, strict)):
-            return replace(record, parameters=parameters)
-    for name, read in PROGRAMS.items():
-        if (written := read(texts)) is not None:
-            return _from_program(name, written, path)
-    a1111 = texts.get("parameters", "")
-    if not a1111 or _is_json(a1111):
-        comments = (texts.get(key, "") for key in ("UserComment", "ImageDescription", "XPComment", "comment"))
-        a1111 = next(filter(has_settings, comments), "")
-    if not a1111 and (settings := comfyui.read(texts)):  # some of its nodes write an A1111 text, too
-        return _from_program("comfyui", settings, path)
-    if not a1111:  # programs that save a picture again keep its texts by other keywords
-        a1111 = next((text for text in texts.values() if not _is_json(text) and has_settings(text)), "")
-    return _from_program("a1111", a1111, path) if a1111 else None
-
-
-def _is_json(text: str) -> bool:
-    """Whether a text is a JSON object, and not a prompt that begins with a brace."""
-    return isinstance(json_or_none(text), dict)
-
-
-def _from_program(source: str, settings: ProgramSettings | str, path: Path) -> Record:
-    """The record of another program: its settings, or its A1111 text."""
-    if isinstance(settings, str):
-        request, notes = read_parameters(settings)
-        model = model_of(settings)
-        return Record(request=request, source=source, model=model, notes=tuple(notes), parameters=settings)
-    if settings.size_of_picture and not settings.values.keys() & {"width", "height"}:
-        with open_image(path, "picture") as image:
-            sides = {"width": ("width", image.width), "height": ("height", image.height)}
-        settings = replace(settings, values={**settings.values, **sides})
-    request, notes = program_settings.to_request(settings)
-    return Record(request=request, source=source, model=program_settings.model_of(settings), notes=tuple(notes))
-
-
-def _from_gradina(text: str, folder: Path, strict: bool) -> Record | None:
-    """The record in gradina's JSON; None for any other text."""
-    try:
-        data = json.loads(text)
-        version, values = str(data["gradina"]), dict(data["request"])
-    except (ValueError, TypeError, KeyError, RecursionError):
-        return None
-    known = {field.name for field in fields(Request)}
-    unknown = {name: str(values.pop(name)) for name in sorted(set(values) - known)}
-    notes = [f"{name}: {value[:80]} (not known to this gradina, left out)" for name, value in unknown.items()]
-    if data.get("format") != FORMAT:
-        notes.append(f"the file was written by gradina {version} in a newer form; unknown fields are left out")
-    for name in IMAGES:
-        value: Any = values.get(name)
-        try:
-            values[name] = _image_from_dict(name, value, folder)
-        except PictureError as error:
-            if strict:
-                raise
-            notes.append(str(error))
-            values[name] = value.get("path")
-    if values["init_image"] is None:
-        values["mask_image"] = None
-    model = data.get("model")
-    named = {str(key): str(value) for key, value in model.items()} if isinstance(model, dict) else None
-    return Record(request=Request(**values), source="gradina", model=named, notes=tuple(notes), version=version)
+        check_choice("request", name, tuple(field.name for field in fields(Request)))
+    return Request(**{k: image_from_dict(k, v, folder) if k in IMAGES else v for k, v in values.items()})

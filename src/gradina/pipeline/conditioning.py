@@ -16,30 +16,34 @@ from gradina.errors import RequestError
 from gradina.files import file_sha256
 from gradina.pipeline.model import StableDiffusion
 from gradina.request import Request, parse_concept
-from gradina.weights.formats.lora import read_lora, read_states
+from gradina.weights.formats.imagic import read_imagic
+from gradina.weights.formats.lora import read_lora
 from gradina.weights.formats.textual_inversion import read_embedding
 
 
 def adapted(model: StableDiffusion, request: Request) -> StableDiffusion:
-    """A copy of a model with the LoRAs of a request merged, its learnt words in the tokenizer, and its edit.
+    """A copy of a model with the LoRAs of a request merged, its textual inversions in the tokenizer, and its edit.
 
     The last copy is cached, by the content of the files. Raises WeightsError for a file that does not fit.
     """
-    edit = None if request.edit is None else request.edit[0]
-    loras = request.loras if edit is None else (*request.loras, (edit, 1.0))
-    files = (*(parse_concept(concept)[1] for concept in request.concepts), *(path for path, _ in loras))
+    path = None if request.edit is None else request.edit[0]
+    files = [parse_concept(concept)[1] for concept in request.concepts] + [file for file, _ in request.loras]
+    files += [path] if path else []
     if not files:
         return model
-    key = (request.concepts, loras, edit, *(file_sha256(file) if Path(file).is_file() else "" for file in files))
+    hashes = [file_sha256(file) if Path(file).is_file() else "" for file in files]
+    key = (request.concepts, request.loras, path, *hashes)
     if key not in model.adapted:
-        stack = [(read_lora(path, model.unet, model.text), scale) for path, scale in loras]
+        stack, edit = [(read_lora(file, model.unet, model.text), scale) for file, scale in request.loras], None
+        if path is not None:
+            edit, lora = read_imagic(path, model.unet, model.text)
+            stack.append((lora, 1.0))
         unet = merged(model.unet, *((lora.unet, scale) for lora, scale in stack))
         text = merged(model.text, *((lora.text, scale) for lora, scale in stack))
         concepts = tuple(map(read_embedding, request.concepts))
         tokenizer, text = with_concepts(model.tokenizer, text, concepts)
-        states = None if edit is None else read_states(edit, model.text.config.width)
         model.adapted.clear()
-        model.adapted[key] = replace(model, unet=unet, text=text, tokenizer=tokenizer, concepts=concepts, edit=states)
+        model.adapted[key] = replace(model, unet=unet, text=text, tokenizer=tokenizer, concepts=concepts, edit=edit)
     return model.adapted[key]
 
 

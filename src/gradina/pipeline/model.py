@@ -8,7 +8,6 @@ from functools import cached_property
 from os import PathLike
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -19,10 +18,11 @@ from gradina.diffusion.conditioning import Cond
 from gradina.diffusion.denoiser import Network
 from gradina.errors import RequestError
 from gradina.finite import finite
+from gradina.images.tensor import to_image
 from gradina.models.deepcache import DeepCache
 from gradina.models.taesd import TinyDecoder
 from gradina.runtime.device import DTYPES, Engine
-from gradina.runtime.engines import Call, Decoding, with_engine
+from gradina.runtime.engines import Call, VAEDecode, with_engine
 from gradina.runtime.memory import trim_heap
 from gradina.runtime.offload import SequentialOffload
 from gradina.weights.components import Components
@@ -35,7 +35,7 @@ class StableDiffusion(Components):
     engine: Engine = "eager"  # computes the U-Net and the decoder
     offload: SequentialOffload | None = None  # with low memory: loads the networks from their files, one at a time
     tiny: TinyDecoder | None = None  # decodes previews in place of the autoencoder
-    concepts: tuple[Concept, ...] = ()  # learnt words
+    concepts: tuple[Concept, ...] = ()  # of textual inversion
     edit: Tensor | None = None  # text states (n, width) that Imagic fitted to a picture
 
     @property
@@ -57,7 +57,7 @@ class StableDiffusion(Components):
 
     @cached_property
     def adapted(self) -> dict[object, StableDiffusion]:
-        """The last copy of it with a request's LoRAs and learnt words, by what it was made of."""
+        """The last copy of it with a request's LoRAs and textual inversions, by what it was made of."""
         return {}
 
     @torch.no_grad()
@@ -118,7 +118,7 @@ class StableDiffusion(Components):
     def _decode(self) -> Call:
         if self.offload is not None:
             return lambda z: self.on_device(self.vae).decode(z)
-        return with_engine(Decoding(self.vae), self.engine, often=False)
+        return with_engine(VAEDecode(self.vae), self.engine, often=False)
 
     def save(self, path: str | PathLike[str], dtype: torch.dtype | None = None) -> None:
         """Writes the model as a folder in the layout of diffusers, with a card; whole or not at all.
@@ -128,15 +128,3 @@ class StableDiffusion(Components):
         from gradina.weights.formats.diffusers import write_folder
 
         write_folder(self, Path(path), dtype=dtype)
-
-
-def to_pixels(picture: Image.Image) -> Tensor:
-    """A picture as (3, h, w) in -1..1."""
-    values = torch.from_numpy(np.array(picture.convert("RGB"), dtype=np.float32))
-    return (values / 127.5 - 1).permute(2, 0, 1)
-
-
-def to_image(pixels: Tensor) -> Image.Image:
-    """Pixels (3, h, w) as a picture, clamped to -1..1."""
-    values = (pixels.cpu() / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
-    return Image.fromarray(values.permute(1, 2, 0).contiguous().numpy())

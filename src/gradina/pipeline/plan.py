@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain, groupby
+from itertools import chain
 
 import numpy as np
 import torch
@@ -16,13 +16,12 @@ from gradina.diffusion.guidance import cfg, masked
 from gradina.diffusion.noise import Noise
 from gradina.diffusion.prediction import prediction_named
 from gradina.diffusion.step import variance_preserving
+from gradina.images.tensor import to_pixels
 from gradina.ineffective import UNGUIDED
 from gradina.pipeline.conditioning import encode_prompts
-from gradina.pipeline.model import StableDiffusion, to_pixels
+from gradina.pipeline.model import StableDiffusion
 from gradina.pipeline.resolve import Resolved, latent_mask, resolve
 from gradina.request import Request
-
-MAX_BATCH_PIXELS = 64 * 64  # of latents in one batch: one picture of 512 x 512, or many small ones
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -50,18 +49,8 @@ class Plan:
 def plans(model: StableDiffusion, request: Request, one_batch: bool = False) -> Iterator[Plan]:
     """A plan for each batch of a request; the first is made at once, so that errors come before anything is drawn."""
     resolved = resolve(model, request)
-    first, *rest = [range(len(resolved.request.prompts))] if one_batch else batches(resolved)
+    first, *rest = [range(len(resolved.request.prompts))] if one_batch else resolved.batches()
     return chain([prepare(resolved, first)], (prepare(resolved, pictures) for pictures in rest))
-
-
-def batches(resolved: Resolved) -> list[range]:
-    """The pictures that are drawn together: those next to each other whose prompts take as many chunks of tokens."""
-    (_, h, w), prompts = resolved.shape, resolved.request.prompts
-    size = max(1, MAX_BATCH_PIXELS // (h * w))
-    chunks = {text: resolved.model.tokenizer.chunk_count(ids) for text, ids in resolved.ids.items()}
-    takes = [max(chunks[prompt], chunks[resolved.request.negative_prompt]) for prompt in prompts]
-    runs = [list(run) for _, run in groupby(range(len(prompts)), key=takes.__getitem__)]
-    return [range(i, min(i + size, run[-1] + 1)) for run in runs for i in run[::size]]
 
 
 @torch.no_grad()

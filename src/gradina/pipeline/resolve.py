@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -22,12 +23,14 @@ from gradina.request import Defaults, Request
 
 log = logging.getLogger(__name__)
 
+MAX_BATCH_PIXELS = 64 * 64  # of latents in one batch: one picture of 512 x 512, or many small ones
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Resolved:
     """A request with its defaults filled in, its files read, and its prompts tokenised."""
 
-    model: StableDiffusion  # with the LoRAs, learnt words and edit of the request
+    model: StableDiffusion  # with the LoRAs, textual inversions and edit of the request
     request: Request  # no field is None that has a default
     settings: Defaults  # those fields
     ids: Mapping[str, list[int]]  # tokens of each prompt and of the negative prompt
@@ -46,6 +49,15 @@ class Resolved:
     def init_noise_sigma(self) -> float:
         """The standard deviation of x where a run starts from noise."""
         return self.sampler.init_noise_sigma(self.settings.schedule, float(self.sigmas[0]))
+
+    def batches(self) -> list[range]:
+        """The pictures that are drawn together: neighbours whose prompts take as many chunks of tokens."""
+        (_, h, w), prompts = self.shape, self.request.prompts
+        size = max(1, MAX_BATCH_PIXELS // (h * w))
+        chunks = {text: self.model.tokenizer.chunk_count(ids) for text, ids in self.ids.items()}
+        takes = [max(chunks[prompt], chunks[self.request.negative_prompt]) for prompt in prompts]
+        runs = [list(run) for _, run in groupby(range(len(prompts)), key=takes.__getitem__)]
+        return [range(i, min(i + size, run[-1] + 1)) for run in runs for i in run[::size]]
 
 
 def resolve(model: StableDiffusion, request: Request) -> Resolved:

@@ -10,7 +10,7 @@ from typing import Literal, cast, get_args
 import torch
 
 from gradina.errors import MissingExtra, RequestError
-from gradina.request_checks import choice
+from gradina.request_checks import check_choice
 
 Engine = Literal["auto", "eager", "compile", "openvino"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -40,7 +40,7 @@ def pick_dtype(name: str | torch.dtype | None, device: torch.device) -> torch.dt
         return torch.float16 if device.type != "cpu" else torch.bfloat16 if multiplies_bf16() else torch.float32
     if isinstance(name, torch.dtype) and name.is_floating_point:
         return name
-    return DTYPES[choice("dtype", str(name), tuple(DTYPES))]
+    return DTYPES[check_choice("dtype", str(name), tuple(DTYPES))]
 
 
 @cache
@@ -52,7 +52,7 @@ def multiplies_bf16() -> bool:
 
 def pick_engine(name: str, device: torch.device) -> Engine:
     """The engine of that name. Raises RequestError if the device has none such, MissingExtra if it is not installed."""
-    engine = cast(Engine, choice("engine", name, get_args(Engine)))
+    engine = cast(Engine, check_choice("engine", name, get_args(Engine)))
     if engine == "openvino":
         if device.type != "cpu":
             raise RequestError(f"engine: openvino computes on the CPU, not on {device}; give device cpu")

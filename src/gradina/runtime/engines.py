@@ -16,7 +16,7 @@ from gradina.kernels.dispatch import available
 from gradina.models.vae import AutoencoderKL
 from gradina.runtime.cuda_graph import CUDAGraphed
 from gradina.runtime.device import Engine
-from gradina.runtime.openvino import Exported
+from gradina.runtime.openvino import OpenVINOModule
 
 Call = Callable[..., Tensor]
 
@@ -32,11 +32,11 @@ def with_engine(network: nn.Module, engine: Engine, often: bool = True) -> Call:
     if engine == "compile":
         return _compiled(network)
     if engine == "openvino":
-        return Exported(network)
+        return OpenVINOModule(network)
     if engine == "auto" and device == "cuda" and often:
         return CUDAGraphed(network)
     if engine == "auto" and device == "cpu" and find_spec("openvino") and not available("attention", one.dtype):
-        exported = Exported(network)
+        exported = OpenVINOModule(network)
         return lambda *inputs: (exported if exported.is_ready(*inputs) else network)(*inputs)
     return network
 
@@ -50,7 +50,7 @@ def _compiled(network: nn.Module) -> Call:
     return lambda *inputs: run(*inputs).clone()  # the next replay writes into the same memory
 
 
-class Decoding(nn.Module):
+class VAEDecode(nn.Module):
     """The decoder of an autoencoder as a network of its own: latents (b, 4, h, w) -> pixels."""
 
     def __init__(self, vae: AutoencoderKL) -> None:

@@ -27,7 +27,7 @@ Shapes = tuple[tuple[int, ...], ...]
 log = logging.getLogger(__name__)
 
 
-class Exported:
+class OpenVINOModule:
     """A network as OpenVINO computes it: tensors in, one tensor out, all with the batch in front."""
 
     def __init__(self, network: nn.Module) -> None:

@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 from gradina.errors import PictureError
 from gradina.files import atomic_write
-from gradina.pipeline.model import StableDiffusion, to_pixels
+from gradina.images.tensor import to_pixels
+from gradina.pipeline.model import StableDiffusion
 from gradina.tasks.metrics import psnr
 
 FORMAT = "gradina latents 1"

@@ -23,7 +23,7 @@ class Option(NamedTuple):
 
     default: str | bool
     help: str
-    least: int | None = None
+    minimum: int | None = None
     short: tuple[str, ...] = ()  # further flags
 
 
@@ -59,16 +59,16 @@ def _ranges(kind: type) -> list[tuple[str, Range]]:
 class Settings(Checked):
     """How a network is trained: steps, batches, AdamW, learning rate."""
 
-    steps: Annotated[int, POSITIVE, Option(PUBLISHED, "Training steps.", least=1, short=("-s",))]
-    batch: Annotated[int, POSITIVE, Option("1", "Pictures at once.", least=1)]
+    steps: Annotated[int, POSITIVE, Option(PUBLISHED, "Training steps.", minimum=1, short=("-s",))]
+    batch: Annotated[int, POSITIVE, Option("1", "Pictures at once.", minimum=1)]
     lr: Annotated[float, POSITIVE, Option(PUBLISHED, "Learning rate.")]
-    warmup: Annotated[int, Option("0", "Steps in which the learning rate rises.", least=0)] = 100
+    warmup: Annotated[int, Option("0", "Steps in which the learning rate rises.", minimum=0)] = 100
     decay: Annotated[float, SHARE] = 0.5  # share of the steps, at the end, in which lr falls to 0 along a cosine
     weight_decay: float = 0.01
     betas: Annotated[tuple[float, float], BETAS] = (0.9, 0.99)
     clip: Annotated[float, POSITIVE] = 1.0  # largest norm of the gradient
     ema: Annotated[float, SHARE, Option(PUBLISHED, "Decay of the weights' average; 0: none.")] = 0.999
-    accumulate: Annotated[int, POSITIVE, Option(PUBLISHED, "Batches for one step.", least=1)] = 1
+    accumulate: Annotated[int, POSITIVE, Option(PUBLISHED, "Batches for one step.", minimum=1)] = 1
     precision: Literal["float32", "bfloat16"] = "float32"  # bfloat16: autocast
 
     def lr_at(self, step: int) -> float:

@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from gradina.images.picture import Record, read_picture
+from gradina.images.metadata import Record, read_picture
 
 KITE = {"prompt": "a red kite, 山", "negative_prompt": "blurry", "steps": 20, "seed": 77, "guidance_scale": 7.0}
 

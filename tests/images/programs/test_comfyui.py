@@ -10,12 +10,12 @@ import pytest
 from PIL import Image
 
 from gradina.errors import PictureError
-from gradina.images.picture import read_picture
+from gradina.images.metadata import read_picture
 from gradina.images.programs.comfyui import read
 from gradina.images.programs.settings import ProgramSettings, model_of, to_request
 from gradina.request import Request
 
-from .conftest import comfy, links
+from .conftest import comfy, links, write_png
 
 Nodes = dict[str, tuple[str, dict[str, Any]]]
 
@@ -44,10 +44,13 @@ KITE = Request(
 
 
 def read_graph(nodes: Nodes) -> ProgramSettings:
-    graph = {key: {"class_type": kind, "inputs": inputs} for key, (kind, inputs) in nodes.items()}
-    found = read({"prompt": json.dumps(graph)})
+    found = read({"prompt": json.dumps(as_graph(nodes))})
     assert found
     return found
+
+
+def as_graph(nodes: Nodes) -> dict[str, Any]:
+    return {key: {"class_type": kind, "inputs": inputs} for key, (kind, inputs) in nodes.items()}
 
 
 def changed(**fields: Any) -> dict[str, Any]:
@@ -226,9 +229,13 @@ def test_other_values() -> None:
     assert both.prompt == "a, b"
 
 
-def test_size_of_the_picture_is_the_default() -> None:
+def test_size_of_the_picture_is_the_default(tmp_path: Path) -> None:
     start: Nodes = {"5": ("VAEEncode", {"pixels": ["30", 0]}), "30": ("LoadImage", {"image": "a.png"})}
     assert read_graph(BASE | start).size_of_picture
+    for size, expected in (((96, 40), (96, 40)), ((100, 44), (96, 40))):  # multiples of 8
+        write_png(tmp_path / "a.png", {"prompt": as_graph(BASE | start)}, size)
+        request = read_picture(tmp_path / "a.png").request
+        assert (request.width, request.height) == expected
     scaled: Nodes = {"9": ("SaveImage", {"images": ["31", 0]}), "31": ("ImageScaleBy", {"image": ["8", 0]})}
     assert not read_graph(BASE | start | scaled).size_of_picture
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from gradina.images.picture import read_picture
+from gradina.images.metadata import read_picture
 
 from .conftest import FOOOCUS, KITE
 

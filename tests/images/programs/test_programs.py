@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from sd_parsers import ParserManager
 
 from gradina.errors import PictureError
-from gradina.images.picture import PROGRAMS, read_picture
+from gradina.images.metadata import PROGRAMS, read_picture
 from gradina.images.programs import comfyui
 from gradina.images.programs.names import sampler_and_schedule
 from gradina.images.programs.settings import to_request

@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from gradina.errors import RecipeError
-from gradina.pipeline.model import StableDiffusion, to_pixels
+from gradina.images.tensor import to_pixels
+from gradina.pipeline.model import StableDiffusion
 from gradina.training.data.image_folder import read_image_folder
 from gradina.training.data.latents import RANDOM_CROPS, Crop, LatentDataset, encode_pictures
 

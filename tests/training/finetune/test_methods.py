@@ -29,7 +29,7 @@ from gradina.training.finetune.methods import (
     imagic_finetune,
     textual_inversion,
 )
-from gradina.weights.formats.lora import read_states
+from gradina.weights.formats.imagic import read_states
 from gradina.weights.formats.textual_inversion import read_embedding
 
 Run = Callable[..., Path | None]

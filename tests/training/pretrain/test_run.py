@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 import gradina
 from gradina.apps.cli.main import main
 from gradina.errors import RecipeError
-from gradina.pipeline.model import to_image
+from gradina.images.tensor import to_image
 from gradina.tasks.retrieval import embed_pictures, embed_texts, open_pair, scores
 from gradina.training.checkpoint import steps_done
 from gradina.training.data.sources import load_dataset

@@ -25,10 +25,10 @@ from gradina import Request, generate, load
 from gradina.adapters.lora import ATTENTION, LoRA, LoRAWeights
 from gradina.apps.cli.main import main
 from gradina.errors import WeightsError
-from gradina.images.picture import read_picture
+from gradina.images.metadata import read_picture
 from gradina.pipeline import conditioning
 from gradina.pipeline.model import StableDiffusion
-from gradina.weights.formats.lora import read_lora, read_states, write_imagic, write_lora
+from gradina.weights.formats.lora import read_lora, write_lora
 
 Tiny = Callable[..., StableDiffusion]
 ASKED = Request(prompt="a red boat", seed=7, steps=3, width=64, height=64, sampler="ddim", schedule="leading")
@@ -355,28 +355,3 @@ def test_from_the_command_line(
     assert main([*asked, "--lora", "model/unet/diffusion_pytorch_model.safetensors", "-o", "a.png"]) == 2
     assert "holds no LoRA for this model" in capsys.readouterr().err
     assert not Path("a.png").exists()
-
-
-def test_imagic_round_trip(tiny_model: Tiny, tmp_path: Path, random_layers: Any, assert_same_lora: Any) -> None:
-    model, path = tiny_model("sd1"), tmp_path / "edit.safetensors"
-    states = torch.randn(77, 32, generator=torch.Generator().manual_seed(0))
-    lora = LoRA(unet=random_layers(model.unet, 1))
-    write_imagic(states, lora, path, model.unet, model.text)
-    assert torch.equal(read_states(path, 32), states)
-    assert_same_lora(read_lora(path, model.unet, model.text), lora)
-
-
-@pytest.mark.parametrize(
-    ("tensors", "message"),
-    [
-        ({"other": torch.ones(77, 32)}, "is no edit"),
-        ({"states": torch.ones(32)}, "is no edit"),
-        ({"states": torch.ones(77, 16)}, "its states are 16 wide, this model's 32"),
-        ({"states": torch.full((77, 32), float("nan"))}, "its states hold NaN or infinite values"),
-    ],
-)
-def test_other_states_are_refused(tensors: dict[str, torch.Tensor], message: str, tmp_path: Path) -> None:
-    path = tmp_path / "edit.safetensors"
-    save_file(tensors, path)
-    with pytest.raises(WeightsError, match=f"^{path}: {message}"):
-        read_states(path, 32)

@@ -21,7 +21,7 @@ from gradina import Request, generate, load
 from gradina.adapters.textual_inversion import Concept
 from gradina.apps.cli.main import main
 from gradina.errors import WeightsError
-from gradina.images.picture import read_picture
+from gradina.images.metadata import read_picture
 from gradina.pipeline.generate import steps
 from gradina.pipeline.model import StableDiffusion
 from gradina.weights.formats.textual_inversion import read_embedding, write_embedding

@@ -14,7 +14,7 @@ from gradina.apps.cli.generate import open_model
 from gradina.apps.cli.output import check_target, progress
 from gradina.files import atomic_write, cache_folder, check_writable_folder
 from gradina.request import Request
-from gradina.request_checks import choice
+from gradina.request_checks import check_choice
 
 if TYPE_CHECKING:
     from gradina.bench.autotune import Trial
@@ -40,7 +40,7 @@ def bench(
         if path is not None:
             check_target(name, path, kinds)
     known = PARTS if device == "cpu" else ACCELERATOR_PARTS
-    parts = [choice("--only", part.strip(), known) for part in only.split(",")] if only else list(known)
+    parts = [check_choice("--only", part.strip(), known) for part in only.split(",")] if only else list(known)
     from gradina.bench import report as reports
     from gradina.bench.measure import measure
     from gradina.runtime.device import pick_device, use_threads

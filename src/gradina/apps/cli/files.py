@@ -12,12 +12,13 @@ from gradina.apps.cli.generate import open_model
 from gradina.apps.cli.output import check_distinct, check_target, save_image
 from gradina.errors import RequestError
 from gradina.files import check_model_folder, check_writable, with_ending
-from gradina.request_checks import choice
+from gradina.request_checks import check_choice
 
 
 def info(picture: o.Picture, as_json: o.Json = False) -> None:
     """Show what is written in a picture's file."""
-    from gradina.images.picture import read_picture, to_json
+    from gradina.images.metadata import read_picture
+    from gradina.images.picture import to_json
 
     record = read_picture(picture, strict=False)
     if as_json:
@@ -110,7 +111,7 @@ def convert(
     from gradina.weights.convert import convert as converted
 
     (check_writable if target.endswith(".safetensors") else check_model_folder)(target)
-    stored = None if dtype is None else DTYPES[choice("--dtype", dtype, tuple(DTYPES))]
+    stored = None if dtype is None else DTYPES[check_choice("--dtype", dtype, tuple(DTYPES))]
     typer.echo(converted(source, target, dtype=stored, variant=variant, prediction=prediction))
 
 

@@ -101,7 +101,7 @@ def _option(field: Field[Any], kind: Any, option: Option) -> tuple[Any, Any]:
     if kind is bool:
         return Annotated[bool, o.flag(str(option.default), option.help, *flags)], False
     kind, metavar = {int: (int, "N"), float: (float, "X")}.get(kind, (str, "LOW:HIGH"))
-    info = o.opt(metavar, option.default, option.help, *flags, minimum=option.least)
+    info = o.opt(metavar, option.default, option.help, *flags, minimum=option.minimum)
     return (Annotated[kind, info], field.default) if option.default is True else (Annotated[kind | None, info], None)
 
 
@@ -185,7 +185,7 @@ def imagic(
     """Change what a picture shows, by words (Imagic); afterwards `--edit` draws it at any strength."""
     from gradina.training.data.captioned_image import CaptionedImage
     from gradina.training.finetune import methods
-    from gradina.weights.formats.lora import read_states
+    from gradina.weights.formats.imagic import read_states
 
     pictures = [CaptionedImage(Path(picture), prompt)]
     if not Path(picture).is_file():

@@ -119,7 +119,7 @@ def again(
     quiet: o.Quiet = False,
 ) -> None:
     """Make a picture again from what is written in its file."""
-    from gradina.images.picture import read_picture
+    from gradina.images.metadata import read_picture
 
     record = read_picture(picture)
     for note in record.notes:

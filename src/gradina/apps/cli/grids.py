@@ -10,7 +10,7 @@ from typing import Any
 
 from gradina.errors import RequestError
 from gradina.request import Request, parse_concept
-from gradina.request_checks import choice
+from gradina.request_checks import check_choice
 
 Axis = tuple[str, list[Any]]
 INTERVALS = ("guidance_interval", "interval")  # of drawing, of training
@@ -59,7 +59,7 @@ def axis(text: str) -> Axis:
     if not equals or not values:
         raise RequestError(f"--grid: got {text!r}, expected FIELD=A,B,... such as guidance_scale=1,3,7.5,14")
     name = name.strip().replace("-", "_")
-    choice("--grid", name, tuple(f.name for f in fields(Request) if f.name != "images"))
+    check_choice("--grid", name, tuple(f.name for f in fields(Request) if f.name != "images"))
     return name, [parse(name, value) for value in values.split("|" if "|" in values else ",")]
 
 

@@ -16,7 +16,7 @@ import typer
 from gradina.errors import RequestError
 from gradina.files import atomic_write, check_writable, check_writable_folder, unused_path, with_ending
 from gradina.images.picture import Picture
-from gradina.request_checks import choice
+from gradina.request_checks import check_choice
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -69,7 +69,7 @@ def save_image(image: Image.Image, path: str) -> None:
     """Writes an image, and prints its path."""
     from gradina.images.open import SAVE_OPTIONS
 
-    options = SAVE_OPTIONS[choice("--output", Path(path).suffix.lower(), tuple(SAVE_OPTIONS))]
+    options = SAVE_OPTIONS[check_choice("--output", Path(path).suffix.lower(), tuple(SAVE_OPTIONS))]
     with atomic_write(path) as file:
         image.save(file, **options)
     typer.echo(path)

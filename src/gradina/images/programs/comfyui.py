@@ -169,7 +169,7 @@ def _settings(graph: Graph) -> ProgramSettings:
     loaders = list(_upstream(graph, _link(graph, found["model"]) or first, MODELS.__contains__))
     names = (node.inputs.get("ckpt_name", node.inputs.get("unet_name")) for node in loaders)
     others = {node.kind for node in _upstream(graph, output) if node.kind not in READ and not _is_sampler(node)}
-    sides = _sides(graph, first)
+    sides = {name: value for name, value in _sides(graph, first).items() if value is not None}
     rest = {key: found[key] for key in ("denoise", "steps used", "add_noise")}
     rest["batch_size"] = sides.get("batch_size") if sides.get("batch_size") != 1 else None
     passes = (f"{node.kind} {_sampling(graph, node)['denoise'] or ''}".strip() for node in later)
@@ -179,7 +179,7 @@ def _settings(graph: Graph) -> ProgramSettings:
     return ProgramSettings(
         prompt=found["positive"],
         negative_prompt=found["negative"],
-        values=pick(found, VALUES) | {side: (side, sides.get(side)) for side in ("width", "height")},
+        values=pick(found, VALUES) | pick(sides, {"width": "width", "height": "height"}),
         sampler=found["sampler_name"],
         schedule=found["scheduler"],
         model={"name": next((name for value in names if (name := _value(graph, value, "ckpt_name"))), None)},

@@ -189,4 +189,4 @@ def syntax_notes(text: str) -> list[str]:
 def embedding_notes(text: str) -> list[str]:
     """A note on ComfyUI's embeddings in a prompt."""
     names = ", ".join(dict.fromkeys(match[0].rstrip(".,)") for match in _EMBEDDING.finditer(text)))
-    return [f"prompt: {names} is read as plain words; give a learnt word's file as a concept"] if names else []
+    return [f"prompt: {names} is read as plain words; give the embedding's file as a concept"] if names else []

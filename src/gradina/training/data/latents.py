@@ -19,8 +19,9 @@ from torch import Tensor
 from gradina.errors import PictureError, RecipeError
 from gradina.files import cache_folder
 from gradina.images.open import MAX_SOURCE_PIXELS, is_animated, open_picture
+from gradina.images.tensor import to_pixels
 from gradina.models.vae import AutoencoderKL
-from gradina.pipeline.model import StableDiffusion, to_pixels
+from gradina.pipeline.model import StableDiffusion
 from gradina.training.checkpoint import cached_tensors
 from gradina.training.data.captioned_image import CaptionedImage, Note, collected_notes, first_few
 from gradina.training.data.dataset import generator

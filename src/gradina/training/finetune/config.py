@@ -13,14 +13,14 @@ class FinetuneConfig(Settings, NoiseLaw):
     """All that decides how a method trains; fields with an Option are options of the command line."""
 
     seed: Annotated[int, Option(True, "Seed of all random draws.")] = 0
-    rank: Annotated[int | None, POSITIVE, Option(True, "Rank of the LoRA.", least=1)] = 8
+    rank: Annotated[int | None, POSITIVE, Option(True, "Rank of the LoRA.", minimum=1)] = 8
     alpha: float | None = None  # of the LoRA; None: its rank
     targets: tuple[str, ...] = (r".*attn\.(q|k|v|out)",)  # patterns of the layers that get a LoRA
     text_rate: Annotated[float, NOT_NEGATIVE, Option("0", "Factor of the text tower's rate; 0 freezes it.")] = 0.0
     caption_dropout: Annotated[float, SHARE, Option("0.1", "Share of captions that are dropped, for guidance.")] = 0.1
     checkpointing: Annotated[bool, Option("off", "Recompute activations in the backward pass, to save memory.")] = False
     prior: Annotated[float, NOT_NEGATIVE, Option("1", "Weight of the pictures of the class.")] = 1.0
-    vectors: Annotated[int, POSITIVE, Option(True, "Tokens of the new word.", least=1)] = 1
+    vectors: Annotated[int, POSITIVE, Option(True, "Tokens of the new word.", minimum=1)] = 1
 
 
 @dataclass(frozen=True)

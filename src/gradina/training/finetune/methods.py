@@ -18,7 +18,7 @@ from gradina.diffusion.conditioning import Cond
 from gradina.errors import PictureError, RecipeError
 from gradina.files import unused_path
 from gradina.images.folder import pictures_in
-from gradina.images.picture import Record, read_picture
+from gradina.images.metadata import Record, read_picture
 from gradina.models.tokenizer import as_placeholder
 from gradina.pipeline.generate import generate
 from gradina.pipeline.model import StableDiffusion
@@ -30,7 +30,7 @@ from gradina.training.data.latents import LatentDataset
 from gradina.training.finetune.config import METHODS, FinetuneConfig
 from gradina.training.finetune.trainable import ExtendedEmbedding, FinetuneState, Trainable, prepared
 from gradina.training.loop import Loss
-from gradina.weights.formats.lora import write_imagic
+from gradina.weights.formats.imagic import write_imagic
 from gradina.weights.formats.textual_inversion import write_embedding
 
 log = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from gradina.adapters.inject import inject, replaced, shallow_clone
-from gradina.adapters.lora import Adapted, LoRA, LoRAWeights, adapt, initial_lora, merged
+from gradina.adapters.lora import LoRA, LoRALayer, LoRAWeights, adapt, initial_lora, merged
 from gradina.diffusion.conditioning import Cond
 from gradina.diffusion.denoiser import Denoiser, on_states
 from gradina.diffusion.prediction import prediction_named
@@ -213,7 +213,7 @@ def prepared(model: StableDiffusion, config: FinetuneConfig) -> tuple[FinetuneSt
             device = device_of(network)
             layers = initial_lora(network, config.rank, generator(config.seed, part), config.targets, config.alpha)
             layers = {n: replace(x, down=x.down.to(device), up=x.up.to(device)) for n, x in layers.items()}
-            adapted = cast(Mapping[str, Adapted], adapt(network, layers).layers)
+            adapted = cast(Mapping[str, LoRALayer], adapt(network, layers).layers)
             parts[part] = {f"{n}.{half}": getattr(x, half) for n, x in adapted.items() for half in ("down", "up")}
     unet, text = cast(UNet, networks["unet"]), cast(TextTower, networks["text"])
     if config.rank is None:  # so that the original weights need not stay in memory

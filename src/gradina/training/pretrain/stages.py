@@ -16,10 +16,10 @@ from gradina.diffusion.conditioning import Cond
 from gradina.diffusion.denoiser import Denoiser, on_states
 from gradina.diffusion.prediction import prediction_named
 from gradina.images import grid
+from gradina.images.tensor import to_image
 from gradina.models.clip_vision import CLIP
 from gradina.models.vae import AutoencoderKL
 from gradina.pipeline.generate import generate
-from gradina.pipeline.model import to_image
 from gradina.request import Request
 from gradina.training.data.dataset import Dataset, augment, generator
 from gradina.training.data.sources import load_dataset

@@ -1,4 +1,4 @@
-"""LoRA files of diffusers, peft and kohya's scripts, read and written; and Imagic files, which add text states."""
+"""LoRA files of diffusers, peft and kohya's scripts, read and written."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from gradina.weights.safetensors import Weights, open_weights, save_weights
 log = logging.getLogger(__name__)
 
 BUNDLED = "bundle_emb."  # the prefix of embeddings that OneTrainer writes into a LoRA's file
-STATES = "states"  # beside the LoRA of an Imagic file
+STATES = "states"  # text states, beside the LoRA of an Imagic file
 LoRADialect = Literal["diffusers", "kohya"]
 PREFIXES = {"diffusers": ("unet.", "text_encoder."), "kohya": ("lora_unet_", "lora_te_")}  # as they are written
 PEFT_METADATA = "lora_adapter_metadata"  # peft's config, in the metadata of diffusers' files
@@ -43,8 +43,12 @@ PEFT_CONFIG = "adapter_config.json"  # the same, beside peft's own files
 
 def read_lora(path: str | PathLike[str], unet: UNet, text: TextTower) -> LoRA:
     """The LoRA in a safetensors file, for these networks. Raises WeightsError for other kinds, families, and NaN."""
-    path = Path(path)
-    file = open_weights(path)
+    return lora_of(open_weights(Path(path)), unet, text)
+
+
+def lora_of(file: Weights, unet: UNet, text: TextTower) -> LoRA:
+    """The LoRA in an open file, as `read_lora` reads it."""
+    path = file.path
     check_plain_lora(path, file.tensors)
     found, unused = _sort(file, unet, text)
     networks: dict[str, nn.Module] = {"unet": unet, "text": text}
@@ -93,23 +97,6 @@ def lora_state_dict(lora: LoRA, unet: UNet, text: TextTower, dialect: LoRADialec
                 up = weights.up if scale == 1 else (weights.up.float() * scale).to(weights.up.dtype)
                 tensors |= {f"{name}.lora_A.weight": weights.down, f"{name}.lora_B.weight": up}
     return tensors
-
-
-def write_imagic(states: Tensor, lora: LoRA, path: str | PathLike[str], unet: UNet, text: TextTower) -> None:
-    """Writes text states (n, width), tuned towards a picture, and the LoRA where there is one. Raises DiskError."""
-    save_weights({STATES: states.detach().float(), **lora_state_dict(lora, unet, text)}, Path(path))
-
-
-def read_states(path: str | PathLike[str], width: int) -> Tensor:
-    """The text states (n, width) of an Imagic file. Raises WeightsError where there are none, or of another width."""
-    states = open_weights(Path(path)).tensors.get(STATES)
-    if states is None or states.ndim != 2:
-        raise WeightsError(f"{path}: is no edit (it has no states); expected a file that `gradina imagic` made")
-    if states.shape[1] != width:
-        raise WeightsError(f"{path}: its states are {states.shape[1]} wide, this model's {width}; take its own model")
-    if not torch.isfinite(states).all():
-        raise WeightsError(f"{path}: its states hold NaN or infinite values; make it again with `gradina imagic`")
-    return states
 
 
 def check_plain_lora(path: Path, names: Iterable[str]) -> None:
