@@ -11,38 +11,43 @@
 # ---
 
 # %% [markdown]
-# # 4. A network that says the noise
+# # 4. Predicting the noise: a diffusion model
 #
-# Lesson 3 taught a function at great cost, only to follow its gradient. Yet we know where that gradient has to lead: a
-# noisy digit is a digit, plus noise, and it was we who added the noise. So let the network say the noise itself. The
-# error is the mean square of what it gets wrong; there is no race, and nobody is deceived.
+# Lesson 3 trained a function at great cost, only to follow its gradient. Yet we know where that gradient has to lead: a
+# noisy digit is a digit plus noise, and we added the noise ourselves. So let the network predict the noise. This is
+# *noise prediction*, or *eps*, after the letter that stands for noise. The loss is the mean squared error between the
+# predicted and the true noise; adversarial training is not needed.
 
 # %%
 import time
 
 import matplotlib.pyplot as plt
 import torch
-from handwriting import accuracy, digits, one_hot, sample, train_recogniser
+from handwriting import accuracy, digits, one_hot, sample, train_classifier
 from lesson import full_or_short, show
 
 from gradina.diffusion.schedule import sd_schedule
 
-pictures, kinds = digits("train", full_or_short(60_000, 500))
+pictures, labels = digits("train", full_or_short(60_000, 500))
 clean = 2 * pictures - 1  # black is -1, white is 1
 schedule = sd_schedule()
 key = torch.Generator().manual_seed(0)
-amounts = torch.tensor([0.0, 0.3, 1.0, 3.0, 10.0])
+sigmas = torch.tensor([0.0, 0.3, 1.0, 3.0, 10.0])
 noise = torch.randn(5, 1, 28, 28, generator=key)
-_, places = plt.subplots(1, 5, figsize=(9, 2))
-for picture, amount, place in zip(clean[7] + amounts.view(-1, 1, 1, 1) * noise, amounts, places, strict=True):
-    place.imshow(picture[0].numpy(), cmap="gray")
-    place.set_title(f"noise times {amount:g}", fontsize=9)
-    place.axis("off")
+_, axes = plt.subplots(1, 5, figsize=(9, 2))
+for picture, sigma, ax in zip(clean[7] + sigmas.view(-1, 1, 1, 1) * noise, sigmas, axes, strict=True):
+    ax.imshow(picture[0].numpy(), cmap="gray")
+    ax.set_title(f"sigma = {sigma:g}", fontsize=9)
+    ax.axis("off")
 plt.show()
 
 # %% [markdown]
-# How much noise? Very little up to very much, and everything between. The original papers draw a number t from 1 to
-# 1000 and look up the amount, sigma, on a curve that they call the schedule. One may as well speak of sigma itself.
+# How much noise? Very little up to very much, and everything between. The noise level is called *sigma*: a noisy
+# picture is the clean one plus sigma times normal noise. The original papers choose a random *time step* t from 1 to
+# 1000 and look sigma up on a curve, the *noise schedule*; one may as well speak of sigma itself.
+#
+# And the gradient? The best possible prediction of the noise, divided by -sigma, is the gradient of the logarithm of
+# the probability density of pictures with that much noise. This gradient is called the *score*.
 
 # %%
 figure, axes = plt.subplots(figsize=(8, 2.6))
@@ -53,13 +58,14 @@ plt.show()
 # %% [markdown]
 # ## The U-Net
 #
-# The network is Stable Diffusion's U-Net, only smaller: it looks at the picture at 28, 14 and 7 places a side.
-# What text is to Stable Diffusion is here one row of ten numbers: a 1 for the digit that the picture shows. One time in
-# ten the row is empty, so that the network also knows what digits are in general.
+# The network is a smaller version of Stable Diffusion's U-Net: it works at resolutions of 28x28, 14x14 and 7x7. Stable
+# Diffusion's *condition* is text; here it is a *one-hot* vector of ten values, with a 1 for the digit in the picture.
+# In one of ten training examples all values are 0, so that the network also learns to predict *unconditionally*, that
+# is, what digits are in general.
 #
-# Does it need that row? And does it have to be told how much noise there is? The lecturer of the course that this
-# follows doubts it: a glance at the picture shows how noisy it is. So four networks: with and without the digit, with
-# and without t.
+# Does it need the condition? And does it have to be told t? The lecturer of the course that this follows doubts it: a
+# glance at the picture shows how noisy it is. So we train four networks: with and without the digit, with and without
+# t.
 
 # %%
 from gradina.diffusion.conditioning import Cond
@@ -73,98 +79,102 @@ from gradina.training.losses import denoising, draw_sigmas
 settings = Settings(steps=full_or_short(600, 3), batch=full_or_short(32, 8), lr=1e-3, ema=0.99, precision="bfloat16")
 
 
-def learn(data, conditional, time, widths):
+def train_unet(data, conditional, time, widths):
     torch.manual_seed(0)
     channels, side = data.shape[1], data.shape[2]
-    shape = UNetConfig(
+    config = UNetConfig(
         channels=channels, out_channels=channels, widths=widths, attention=(False,) + (True,) * (len(widths) - 1),
         heads=(4,) * len(widths), blocks=1, groups=8, context=10, time=time, size=side,
     )  # fmt: skip
 
-    def loss(network, k):
-        key = generator("lesson 4", k)  # the same pictures, noise and amounts for each of the networks
+    def loss(network, step):
+        key = generator("lesson 4", step)  # the same pictures, noise and sigmas for each of the networks
         rows = torch.randint(len(data), (settings.batch,), generator=key)
-        cond = Cond(one_hot(kinds[rows], conditional & (torch.rand(settings.batch, 1, 1, generator=key) > 0.1)))
+        cond = Cond(one_hot(labels[rows], conditional & (torch.rand(settings.batch, 1, 1, generator=key) > 0.1)))
         sigma = draw_sigmas(schedule, settings.batch, key)
         noise = torch.randn(data[rows].shape, generator=key)
         return denoising(Denoiser(on_states(network), schedule, PREDICTIONS["eps"]), data[rows], noise, sigma, cond)
 
-    state = State.begin(UNet(shape), settings)
-    losses = [step.loss for step in train(state, loss, settings)]
-    return state.ema, sum(losses[-200:]) / len(losses[-200:])
+    state = State.begin(UNet(config), settings)
+    history = [step.loss for step in train(state, loss, settings)]
+    return state.ema, sum(history[-200:]) / len(history[-200:])  # ema: the moving average of the weights
 
 
-start, networks, errors = time.perf_counter(), {}, {}
-for conditional, timed in ((True, True), (True, False), (False, True), (False, False)):
-    networks[conditional, timed], errors[conditional, timed] = learn(clean, conditional, timed, (24, 48, 64))
-size = sum(p.numel() for p in networks[True, True].parameters())
-print(f"four networks of {size:,} numbers, {settings.steps} batches of {settings.batch} each: "
+start, networks, losses = time.perf_counter(), {}, {}
+for conditional, time_given in ((True, True), (True, False), (False, True), (False, False)):
+    networks[conditional, time_given], losses[conditional, time_given] = train_unet(
+        clean, conditional, time_given, (24, 48, 64)
+    )
+parameters = sum(p.numel() for p in networks[True, True].parameters())
+print(f"four networks of {parameters:,} parameters, {settings.steps} batches of {settings.batch} each: "
       f"{(time.perf_counter() - start) / 60:.1f} minutes")  # fmt: skip
 
 # %% [markdown]
-# ## From nothing but noise
+# ## Sampling: from noise to digits
 #
-# The naive way first, as in lesson 3: from pure noise, take away a part of the noise that the network says, and again,
-# and again. Of how noisy the picture still is we keep count ourselves, and only to scale it: a network gets all its
-# inputs equally large. This one is told nothing else.
+# The naive way first, as in lesson 3: start from pure noise, subtract a part of the predicted noise, and repeat. We
+# keep track of sigma ourselves, but only to scale the network's input, which should always have about the same
+# variance. This network is not told t.
 
 # %%
 from gradina.diffusion.noise import Noise
 
-asked = torch.arange(10)
+classes = torch.arange(10)
 naive = Denoiser(on_states(networks[True, False]), schedule, PREDICTIONS["eps"])
 x = schedule.sigmas[-1].float() * Noise(range(10), (1, 28, 28))()
-steps, share, kept = full_or_short(40, 4), 0.2, []
+steps, fraction, kept = full_or_short(40, 4), 0.2, []
 with torch.no_grad():
     for i in range(steps):
-        sigma = schedule.sigmas[-1] * (1 - share) ** i  # what is left, if the network is right
-        guess = naive(x, sigma.clamp(min=schedule.sigmas[0]), Cond(one_hot(asked, True)))
-        x = x - share * (x - guess)
+        sigma = schedule.sigmas[-1] * (1 - fraction) ** i  # the noise that is left, if the network is right
+        denoised = naive(x, sigma.clamp(min=schedule.sigmas[0]), Cond(one_hot(classes, True)))
+        x = x - fraction * (x - denoised)
         if i in (0, steps // 4, steps // 2, steps - 1):
             kept.append((i + 1, x / (1 + sigma**2).sqrt().float()))
 
 
-show([pictures for _, pictures in kept], [f"after {i} steps" for i, _ in kept])
+show([samples for _, samples in kept], [f"after {i} steps" for i, _ in kept])
 
 # %% [markdown]
-# The lessons to come are about how to do this well: how large each part should be, and what to do with those before.
-# Here we take a sampler that is known to be good, and compare the four networks with it. A recogniser that none of them
-# knows says how many of the digits that we ask for can be read; networks that cannot be asked for a digit are judged by
-# how sure the recogniser is of what it sees.
+# An algorithm that goes from noise to a picture is called a *sampler*. Later lessons are about good ones: how large
+# each step should be, and how to use the steps before it. Here we take one that is known to be good (DPM-Solver++ 2M),
+# and compare the four networks with it. A classifier that none of them knows measures the *accuracy*: how many pictures
+# show the digit that was asked for. Unconditional networks are judged by its *confidence*, the mean probability of its
+# answer.
 
 # %%
-reading = train_recogniser(pictures, kinds, full_or_short(1000, 10))
-unseen, unseen_kinds = digits("held out", full_or_short(10_000, 200))
-print(f"the recogniser reads {100 * accuracy(reading, unseen, unseen_kinds):.1f} % of unseen digits")
+classifier = train_classifier(pictures, labels, full_or_short(1000, 10))
+test, test_labels = digits("held out", full_or_short(10_000, 200))
+print(f"the classifier's accuracy on test digits: {100 * accuracy(classifier, test, test_labels):.1f} %")
 
 
-wanted, steps = torch.arange(full_or_short(300, 10)) % 10, full_or_short(20, 4)
-found, table = {}, []
-for (conditional, timed), network in networks.items():
+targets, steps = torch.arange(full_or_short(300, 10)) % 10, full_or_short(20, 4)
+samples, table = {}, []
+for (conditional, time_given), network in networks.items():
     denoiser = Denoiser(on_states(network), schedule, PREDICTIONS["eps"])
-    shown = found[conditional, timed] = (
-        sample(denoiser, wanted, steps, scale=2.0 if conditional else 0.0).clamp(-1, 1) / 2 + 0.5
+    images = samples[conditional, time_given] = (
+        sample(denoiser, targets, steps, scale=2.0 if conditional else 0.0).clamp(-1, 1) / 2 + 0.5
     )
-    sure = reading(shown).softmax(1).max(1).values.mean().item()
-    read = f"{100 * accuracy(reading, shown, wanted):.1f} %" if conditional else "was not asked"
-    table.append((("yes" if conditional else "no"), ("yes" if timed else "no"), errors[conditional, timed], read, sure))
-print("told the digit  told t   error   read as asked   recogniser's certainty")
-for conditional, timed, error, read, sure in table:
-    print(f"{conditional:>14}  {timed:>6}  {error:.4f}  {read:>14}  {sure:>22.3f}")
+    confidence = classifier(images).softmax(1).max(1).values.mean().item()
+    correct = f"{100 * accuracy(classifier, images, targets):.1f} %" if conditional else "-"
+    answers = ("yes" if conditional else "no", "yes" if time_given else "no")
+    table.append((*answers, losses[conditional, time_given], correct, confidence))
+print("told the digit  told t    loss  accuracy  confidence")
+for conditional, time_given, loss, correct, confidence in table:
+    print(f"{conditional:>14}  {time_given:>6}  {loss:.4f}  {correct:>8}  {confidence:>10.3f}")
 
 # %%
-labels = [f"{'digit' if conditional else '-'}, {'t' if timed else '-'}" for conditional, timed in found]
-show([pictures[:10] for pictures in found.values()], labels)
+row_labels = [f"{'digit' if conditional else '-'}, {'t' if time_given else '-'}" for conditional, time_given in samples]
+show([images[:10] for images in samples.values()], row_labels)
 
 # %% [markdown]
-# So a glance is not enough, for networks that have learnt for so short a time: those that are not told t misjudge how
-# much noise is left, and where they do, it stays. Those that are not told the digit draw one that nobody asked for, or
-# something between two.
+# So a glance is not enough, for networks that have been trained for so short a time: those that are not told t misjudge
+# sigma, and where they do, noise remains. Those that are not told the digit make a random one, or something between
+# two.
 #
 # ## The same with latents
 #
-# Nothing of this asks for pixels. The autoencoder of the shipped digits model makes 4x4x4 numbers of a picture (see
-# lesson 5), and a U-Net of the same kind learns to say the noise in those.
+# Nothing here depends on pixels. The *autoencoder* of the shipped digits model turns a picture into 4x4x4 values, its
+# *latents* (lesson 5), and a U-Net of the same kind learns to predict the noise in those. This is *latent diffusion*.
 
 # %%
 import gradina
@@ -172,25 +182,25 @@ import gradina
 model = gradina.load("digits", dtype="fp32")
 padded = torch.nn.functional.pad(clean, (2, 2, 2, 2), value=-1.0).expand(-1, 3, -1, -1)
 with torch.no_grad():
-    latents = torch.cat([model.vae.posterior(part).mean for part in padded.split(500)]) * model.vae.config.scale
+    latents = torch.cat([model.vae.posterior(batch).mean for batch in padded.split(500)]) * model.vae.config.scale
 start = time.perf_counter()
-network, error = learn(latents, True, True, (64, 96))
-taken = time.perf_counter() - start
+network, loss = train_unet(latents, True, True, (64, 96))
+minutes = (time.perf_counter() - start) / 60
 with torch.no_grad():
-    z = sample(Denoiser(on_states(network), schedule, PREDICTIONS["eps"]), wanted, steps, latents.shape[1:])
-    shown = model.vae.decode(z)[:, :1, 2:30, 2:30]
-read = accuracy(reading, shown.clamp(-1, 1) / 2 + 0.5, wanted)
-print(f"latents: error {error:.4f}, {100 * read:.1f} % read as asked, {taken / 60:.1f} minutes")
-show([shown[:10]], ["latents"])
+    z = sample(Denoiser(on_states(network), schedule, PREDICTIONS["eps"]), targets, steps, latents.shape[1:])
+    images = model.vae.decode(z)[:, :1, 2:30, 2:30]
+correct = accuracy(classifier, images.clamp(-1, 1) / 2 + 0.5, targets)
+print(f"latents: loss {loss:.4f}, accuracy {100 * correct:.1f} %, trained in {minutes:.1f} minutes")
+show([images[:10]], ["latents"])
 
 # %% [markdown]
-# The errors of the two cannot be compared: noise is easier to tell from pixels, of which neighbours are much alike,
-# than from latents, in which all that can be left out has been. What can be compared is what one sees, and how long it
-# took.
+# The two losses cannot be compared: noise is easier to predict in pixels, whose neighbours are strongly correlated,
+# than in latents, from which that redundancy has been removed. What can be compared is the samples and the training
+# time.
 #
 # ## What to try next
 #
-# * Draw with the guidance `scale` at 0.5, 1, 4 and 10. Which digits change most?
-# * A network that is not told t has to find out for itself. Give it little noise and much, and plot how large the noise
-#   is that it says.
-# * Ask for half a 3 and half an 8: the row need not be a 1 among zeros.
+# * Sample with a guidance `scale` of 0.5, 1, 4 and 10. Which digits change most?
+# * A network that is not told t has to estimate sigma itself. Give it pictures with little noise and with much, and
+#   plot the standard deviation of the noise that it predicts.
+# * Ask for half a 3 and half an 8: the condition need not be one-hot.
