@@ -11,51 +11,52 @@
 # ---
 
 # %% [markdown]
-# # 1. From nothing: chance, and the product of two matrices
+# # 1. From scratch: random numbers and matrix multiplication
 #
-# A diffusion model is, in the end, very many multiplications and additions, begun from numbers that are drawn by lot.
-# This lesson makes both from nothing but Python, and then asks what makes the same multiplications quicker.
+# A diffusion model is, in the end, a very large number of multiplications and additions that start from random numbers.
+# This lesson makes both in nothing but Python, and then asks what makes the same multiplications faster.
 #
-# ## Chance from arithmetic
+# ## Random numbers from arithmetic
 #
-# A computer cannot throw dice. It can compute a sequence that nobody who does not know its beginning tells from dice:
-# multiply, and keep the remainder. Three such small generators, added up, take very long until they repeat (Wichmann
-# and Hill, 1982). The beginning is called the seed; the same seed gives the same numbers, and that is why a seed sent
-# to somebody else gives them the same picture.
+# A computer cannot throw dice. A *pseudorandom generator* computes a sequence that looks random to anyone who does not
+# know its start. A *linear congruential* one multiplies, and keeps the remainder. The sum of three small ones takes
+# very long until it repeats: it has a long *period* (Wichmann and Hill, 1982). The start is called the *seed*. The same
+# seed gives the same numbers, and that is why you can send somebody a seed and they get the same picture.
 
 # %%
 import math
 
 from gradina.foundations.random import MODULI, Random
 
-print(f"repeats after {math.lcm(*(modulus - 1 for modulus in MODULI)):,} numbers")
+print(f"period: {math.lcm(*(modulus - 1 for modulus in MODULI)):,} numbers")
 print([round(Random(1024).uniform(), 4) for _ in range(3)], "the same seed, three times")
 random = Random(1024)
 print([round(random.uniform(), 4) for _ in range(3)], "one generator, three times")
 
 # %% [markdown]
-# Noise in a picture follows the bell curve. Two even numbers become two from the bell curve by a turn of geometry (Box
-# and Muller, 1958): one is an angle, the other says how far to go.
+# These numbers are *uniformly* distributed: all values from 0 to 1 are equally likely. The noise in a picture follows
+# the *normal distribution*, the bell curve. The *Box-Muller transform* (1958) turns two uniform numbers into two normal
+# ones: they become the angle and the radius of a point in the plane, and its coordinates are the result.
 
 # %%
 import matplotlib.pyplot as plt
 from lesson import full_or_short
 
 count = full_or_short(20_000, 2_000)
-even, bell = [random.uniform() for _ in range(count)], [random.normal() for _ in range(count)]
+uniform, normal = [random.uniform() for _ in range(count)], [random.normal() for _ in range(count)]
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 2.6))
-left.hist(even, bins=40, color="#9aa5b1")
-left.set_title(f"uniform: mean {sum(even) / count:.3f}")
-right.hist(bell, bins=60, color="#c2571a")
-inside = sum(abs(x) < 1 for x in bell) / count
-right.set_title(f"normal: {100 * inside:.1f} % lie within 1 of the mean")
+left.hist(uniform, bins=40, color="#9aa5b1")
+left.set_title(f"uniform: mean {sum(uniform) / count:.3f}")
+right.hist(normal, bins=60, color="#c2571a")
+within = sum(abs(x) < 1 for x in normal) / count
+right.set_title(f"normal: {100 * within:.1f} % within one standard deviation")
 plt.show()
 
 # %% [markdown]
-# ## The product of two matrices
+# ## Matrix multiplication
 #
-# Nearly all of the work of a network is one operation: the number in row i and column j of the product is the sum, over
-# k, of `a[i][k] * b[k][j]`. Here it is, as the definition says it.
+# Nearly all of a network's work is one operation, the product of two matrices: the element in row i and column j is the
+# sum, over k, of `a[i][k] * b[k][j]`. Here it is, straight from the definition.
 
 # %%
 import inspect
@@ -65,16 +66,16 @@ from gradina.foundations import matrix
 print(inspect.getsource(matrix.by_index))
 
 # %% [markdown]
-# ## The ladder
+# ## Five implementations
 #
-# The same product, in five ways. Each does the same multiplications; what changes is what is done around them.
+# Here is the same product in five ways. All do the same multiplications; they differ in the overhead.
 #
-# 1. **by index**: for each multiplication, Python looks up four things by their number.
-# 2. **by rows**: rows and columns are walked along together, so that nothing is looked up twice.
-# 3. **by library**: the inner loop is done by the standard library, which is written in C.
-# 4. **numpy**: the numbers lie side by side in memory as the processor has them, instead of being Python objects each;
-#    all cores work on them, with instructions that do several multiplications at once.
-# 5. **torch**: the same with numbers of 32 bits instead of Python's 64, of which twice as many are done at once.
+# 1. **by index**: for each multiplication, Python looks up four list elements by their index.
+# 2. **by rows**: iterates over rows and columns together, without indexing.
+# 3. **by library**: the inner loop runs in Python's standard library, which is written in C.
+# 4. **numpy**: the values are not separate Python objects but plain floats, side by side in memory, so that caches work
+#    well. All cores work on them, with *SIMD* instructions, which do several multiplications at once.
+# 5. **torch**: the same in fp32, floats of 32 bits instead of Python's 64. SIMD does twice as many of them at once.
 
 # %%
 import time
@@ -86,7 +87,7 @@ side = full_or_short(256, 64)
 a, b = ([[random.normal() for _ in range(side)] for _ in range(side)] for _ in range(2))
 array_a, array_b = np.array(a), np.array(b)
 tensor_a, tensor_b = torch.tensor(a), torch.tensor(b)
-ladder = {
+implementations = {
     "by index": lambda: matrix.by_index(a, b),
     "by rows": lambda: matrix.by_rows(a, b),
     "by library": lambda: matrix.by_library(a, b),
@@ -95,63 +96,65 @@ ladder = {
 }
 
 
-def seconds(way):
-    """The best of some tries, each long enough to be measured."""
+def benchmark(function):
+    """Seconds for one call: the best of five runs of at least 20 ms each."""
     best = float("inf")
     for _ in range(5):
-        times, start = 0, time.perf_counter()
+        calls, start = 0, time.perf_counter()
         while time.perf_counter() - start < 0.02:
-            way()
-            times += 1
-        best = min(best, (time.perf_counter() - start) / times)
+            function()
+            calls += 1
+        best = min(best, (time.perf_counter() - start) / calls)
     return best
 
 
-taken = {name: seconds(way) for name, way in ladder.items()}
-slowest, flops = taken["by index"], 2 * side**3
-before = None
-print(f"{side} x {side} by {side} x {side}: {flops / 1e6:.1f} million multiplications and additions\n")
-for name, each in taken.items():
-    speed, factor = (
-        f"{1000 * each:9.3f} ms  {flops / each / 1e9:8.3f} GFLOP/s",
-        f"{slowest / each:9.1f} times the first",
+durations = {name: benchmark(function) for name, function in implementations.items()}
+slowest, flops = durations["by index"], 2 * side**3
+previous = None
+print(f"{side} x {side} by {side} x {side}: {flops / 1e6:.1f} million floating-point operations\n")
+for name, seconds in durations.items():
+    speed, speedup = (
+        f"{1000 * seconds:9.3f} ms  {flops / seconds / 1e9:8.3f} GFLOP/s",
+        f"{slowest / seconds:9.1f} times the first",
     )
-    print(f"{name:10}  {speed}, {factor}", "" if before is None else f"{before / each:7.1f} times the rung below")
-    before = each
+    ratio = "" if previous is None else f"{previous / seconds:7.1f} times the previous one"
+    print(f"{name:10}  {speed}, {speedup}", ratio)
+    previous = seconds
 
 # %% [markdown]
-# All of them give the same numbers, up to the rounding of their types:
+# All give the same result, up to the rounding of their dtypes:
 
 # %%
-expected = np.array(ladder["by index"]())
-for name, way in ladder.items():
-    product = way()
-    numbers = np.array(product if isinstance(product, list) else product.tolist())
-    print(f"{name:10}  largest difference {np.abs(numbers - expected).max():.1e}")
+expected = np.array(implementations["by index"]())
+for name, function in implementations.items():
+    product = function()
+    values = np.array(product if isinstance(product, list) else product.tolist())
+    print(f"{name:10}  largest difference {np.abs(values - expected).max():.1e}")
 
 # %%
 figure, axes = plt.subplots(figsize=(8, 2.8))
-speeds = [flops / each / 1e9 for each in taken.values()]
-bars = axes.barh(list(taken)[::-1], speeds[::-1], color=["#c2571a"] + ["#9aa5b1"] * 4)
+speeds = [flops / seconds / 1e9 for seconds in durations.values()]
+bars = axes.barh(list(durations)[::-1], speeds[::-1], color=["#c2571a"] + ["#9aa5b1"] * 4)
 axes.bar_label(bars, [f"{s:.3g} GFLOP/s" for s in speeds[::-1]], padding=4)
 axes.set_xscale("log")
 axes.set_xlim(right=20 * max(speeds))
 plt.show()
 
 # %% [markdown]
-# And a picture? So many operations ask one guided step of Stable Diffusion 1.5 at 512x512, and so long each rung would
-# take for it, if it kept its speed:
+# And for a picture? This is how many operations one step of Stable Diffusion 1.5 takes, with guidance, at 512x512, and
+# how long each implementation would take for it at the speed above:
 
 # %%
 from gradina.bench.workloads import sd15
 
 step = sd15().gflop["U-Net step"]
 print(f"{step:,.0f} GFLOP")
-for name, speed in zip(taken, speeds, strict=True):
+for name, speed in zip(durations, speeds, strict=True):
     print(f"{name:10}  {step / speed:12,.0f} s")
 
 # %% [markdown]
 # ## What to try next
 #
-# * Change `side`. The rungs move: numpy and torch need large matrices to be at their best, pure Python does not care.
-# * `matrix.by_library` turns the columns of `b` into rows first. What happens without it, and why?
+# * Change `side`. How do the speeds change? numpy and torch need large matrices to be at their best, pure Python does
+#   not.
+# * `matrix.by_library` transposes `b` first: its columns become rows. What happens without it, and why?

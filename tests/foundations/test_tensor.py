@@ -61,7 +61,7 @@ def test_gradients_accumulate() -> None:
 
 REFUSED: list[tuple[Callable[[], Any], str]] = [
     (lambda: Tensor([[1, 2], [3]]), "expected rows of one length"),
-    (lambda: Tensor([1, 2, 3], (2, 2)), "got 3 numbers, expected 4 for 2x2"),
+    (lambda: Tensor([1, 2, 3], (2, 2)), "got 3 values, expected 4 for 2x2"),
     (lambda: Tensor([[1.0, 2.0]]) + Tensor([1.0, 2.0, 3.0]), "cannot broadcast 1x2 and 3: sides have"),
     (lambda: Tensor([[1.0, 2.0]]) @ Tensor([[1.0, 2.0]]), "cannot multiply 1x2 by 1x2: expected n x k and k x m"),
     (lambda: Tensor([1.0]) @ Tensor([[1.0]]), "cannot multiply 1 by 1x1"),

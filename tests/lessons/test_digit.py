@@ -24,9 +24,9 @@ def digit() -> Digit:
 
 
 def test_numerical_and_analytic_gradients_agree(digit: Digit) -> None:
-    numerical, calls = numerical_gradient(digit, PICTURE)
+    numerical, evaluations = numerical_gradient(digit, PICTURE)
     analytic = gradient(digit, PICTURE[None])[0]
-    assert calls == 785
+    assert evaluations == 785
     assert (numerical - analytic).abs().max() < 1e-3 * analytic.abs().max()
 
 
@@ -48,8 +48,8 @@ def test_training_separates_digits_from_noise_reproducibly() -> None:
     short, again = train_digit(strokes, steps=2), train_digit(strokes, steps=2)
     assert all(torch.equal(a, b) for a, b in zip(short.parameters(), again.parameters(), strict=True))
     key = torch.Generator().manual_seed(0)
-    mixed, left = mix_with_noise(strokes, key)
-    assert torch.equal(mixed[:, 10, 14] >= left, torch.ones(50, dtype=torch.bool))
+    mixed, fractions = mix_with_noise(strokes, key)
+    assert torch.equal(mixed[:, 10, 14] >= fractions, torch.ones(50, dtype=torch.bool))
 
 
 @pytest.mark.parametrize(
@@ -58,9 +58,9 @@ def test_training_separates_digits_from_noise_reproducibly() -> None:
         (torch.zeros(28, 28), r"shape \(28, 28\), expected \(n, 28, 28\)"),
         (torch.zeros(1, 32, 32), r"shape \(1, 32, 32\), expected"),
         (torch.zeros(0, 28, 28), r"shape \(0, 28, 28\), expected"),
-        (torch.zeros(1, 28, 28, dtype=torch.uint8), "got torch.uint8 numbers, expected floating point"),
-        (torch.full((1, 28, 28), 1.5), "got numbers from 1.5 to 1.5, expected 0"),
-        (torch.full((1, 28, 28), float("nan")), "got numbers from nan to nan, expected 0"),
+        (torch.zeros(1, 28, 28, dtype=torch.uint8), "got dtype torch.uint8, expected floating point"),
+        (torch.full((1, 28, 28), 1.5), "got values from 1.5 to 1.5, expected 0"),
+        (torch.full((1, 28, 28), float("nan")), "got values from nan to nan, expected 0"),
     ],
 )
 def test_invalid_pictures_are_refused(pictures: Tensor, message: str, digit: Digit) -> None:
@@ -89,9 +89,9 @@ def test_endpoints_return_probability_and_gradient(address: str, digit: Digit) -
     answer = post(f"{address}/digit/probability", body)
     assert answer == {"probability": pytest.approx(probability(digit, PICTURE[None]).item(), rel=1e-12)}
     analytic, numerical = (
-        post(f"{address}/digit/gradient", {**body, "by_trying": by_trying}) for by_trying in (False, True)
+        post(f"{address}/digit/gradient", {**body, "finite_differences": finite}) for finite in (False, True)
     )
-    assert (analytic["calls"], numerical["calls"]) == (1, 785)
+    assert (analytic["evaluations"], numerical["evaluations"]) == (1, 785)
     expected = gradient(digit, PICTURE[None])[0]
     torch.testing.assert_close(torch.tensor(analytic["gradient"], dtype=torch.float64), expected)
     torch.testing.assert_close(
@@ -104,9 +104,9 @@ def test_endpoints_return_probability_and_gradient(address: str, digit: Digit) -
     ("body", "message"),
     [
         ({"picture": [[0.5] * 28] * 27}, "picture: got pictures of shape (1, 27, 28), expected (n, 28, 28)"),
-        ({"picture": [[0.5] * 28, [0.5]]}, "picture: got rows of 1 and 28 numbers, expected 28 rows of 28"),
+        ({"picture": [[0.5] * 28, [0.5]]}, "picture: got rows of 1 and 28 values, expected 28 rows of 28"),
         ({"picture": []}, "picture: got pictures of shape (1, 0), expected"),
-        ({"picture": [[7.0] * 28] * 28}, "picture: got numbers from 7 to 7, expected 0 (black) to 1 (white)"),
+        ({"picture": [[7.0] * 28] * 28}, "picture: got values from 7 to 7, expected 0 (black) to 1 (white)"),
         ({"picture": [["white"] * 28] * 28}, "picture.0.0: "),
         ({"picture": "7"}, "picture: "),
         ({}, "picture: "),

@@ -1,4 +1,4 @@
-"""The product of two matrices, three times: each way is faster than the one before, and the result the same."""
+"""Matrix multiplication in three ways: each is faster than the one before, and the result is the same."""
 
 from __future__ import annotations
 

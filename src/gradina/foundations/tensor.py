@@ -31,7 +31,7 @@ class Tensor:
         self.values: Values = _flat(values) if shape is None else [float(v) for v in values]
         if len(self.values) != math.prod(self.shape):
             raise ValueError(
-                f"got {len(self.values)} numbers, expected {math.prod(self.shape)} for {as_text(self.shape)}"
+                f"got {len(self.values)} values, expected {math.prod(self.shape)} for {as_text(self.shape)}"
             )
         self.requires_grad = requires_grad
         self.grad: Values | None = None
