@@ -26,7 +26,7 @@
 import time
 
 import torch
-from handwriting import accuracy, digits, one_hot, sample, train_recogniser
+from handwriting import accuracy, digits, one_hot, sample, train_classifier
 from lesson import full_or_short, show
 
 from gradina.diffusion.conditioning import Cond
@@ -40,7 +40,7 @@ from gradina.training.losses import denoising, draw_sigmas, min_snr
 
 pictures, labels = digits("train", full_or_short(60_000, 500))
 test_pictures, test_labels = digits("held out", full_or_short(10_000, 200))
-loss_classifier = train_recogniser(pictures, labels, full_or_short(1000, 10))
+loss_classifier = train_classifier(pictures, labels, full_or_short(1000, 10))
 reached = accuracy(loss_classifier, test_pictures, test_labels)
 print(f"accuracy of the classifier in the loss: {100 * reached:.1f} % of test digits")
 
@@ -134,7 +134,7 @@ for name, weights in losses.items():
 # covariances. Between two sets of real digits it shows the best that can be reached.
 
 # %%
-judge = train_recogniser(pictures, labels, full_or_short(1000, 10), seed=1)
+judge = train_classifier(pictures, labels, full_or_short(1000, 10), seed=1)
 wanted, steps = torch.arange(full_or_short(1000, 20)) % 10, full_or_short(20, 4)
 
 

@@ -71,9 +71,6 @@ def train_classifier(pictures: Tensor, labels: Tensor, steps: int, seed: int = 0
     return network.requires_grad_(False).eval()
 
 
-train_recogniser = train_classifier  # its name in lesson 8
-
-
 @torch.no_grad()
 def accuracy(network: Classifier, pictures: Tensor, labels: Tensor) -> float:
     """The fraction of the pictures whose most probable digit is their label."""
