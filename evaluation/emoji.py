@@ -46,7 +46,9 @@ quarter of the area each. Measured by `python evaluation/emoji.py`; pictures: `d
 def measure(evaluation: Evaluation, recipe: Recipe, pictures: int) -> tuple[Figures, dict[str, Image.Image]]:
     """All figures and sheets; the contrastive pair is measured on all things of the whole recipe."""
     few = max(8, pictures // 10)
-    trained, worst = measurements.trained_pairs(evaluation, pictures)
+    drawn = measurements.draw_trained_pairs(evaluation, pictures)
+    trained, worst = measurements.trained_pairs(evaluation, drawn)
+    like, like_sheet = measurements.likeness(evaluation, drawn)
     held, held_sheet = measurements.held_out_pairs(evaluation)
     guidance, guidance_sheet = measurements.guidance_scales(evaluation, 2 * few)
     seeds, seeds_sheet = measurements.seed_diversity(evaluation, few)
@@ -56,6 +58,7 @@ def measure(evaluation: Evaluation, recipe: Recipe, pictures: int) -> tuple[Figu
         "things": len(evaluation.trained.words.names),
         "judges": measurements.classifier_accuracy(evaluation),
         "trained pairs": trained,
+        "likeness": like,
         "held-out pairs": held,
         **guidance,
         "seeds": seeds,
@@ -69,6 +72,7 @@ def measure(evaluation: Evaluation, recipe: Recipe, pictures: int) -> tuple[Figu
     return figures, {
         "front": grid.grid([to_image(p) for p in evaluation.draw(FRONT, seed=1)], columns=8, labels=FRONT),
         "drawn": grid.grid([to_image(p) for p in worst], columns=12),
+        "likeness": like_sheet,
         "held-out": held_sheet,
         "guidance": guidance_sheet,
         "seeds": seeds_sheet,

@@ -18,6 +18,7 @@ from classifiers import (
     texture_classifier,
     thing_classifier,
 )
+from likeness import align, features, kernel_distance, placed, rim
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -141,20 +142,35 @@ def classifier_accuracy(evaluation: Evaluation) -> Figures:
     }
 
 
-def trained_pairs(evaluation: Evaluation, count: int) -> tuple[Figures, Tensor]:
-    """Recognition of things in styles that the model was trained on."""
+@dataclass(frozen=True)
+class Drawn:
+    """What a model draws of prompts that name thing, style and background."""
+
+    pixels: Tensor  # (n, 3, h, w) in -1..1
+    icons: Tensor  # (n,) rows of the trained icons
+    grounds: Tensor  # (n,) rows of BACKGROUND_NAMES
+    seconds: float
+
+
+def draw_trained_pairs(evaluation: Evaluation, count: int) -> Drawn:
+    """Pictures of things in styles that the model was trained on."""
     data, key = evaluation.trained, generator(SEED, "trained")
     icons = torch.randperm(len(data.icons), generator=key)
     icons = icons.repeat(-(-count // len(icons)))[:count]
     prompts, grounds = prompts_for(data, icons, key)
     start = time.perf_counter()
     pixels = evaluation.draw(prompts)
-    seconds = time.perf_counter() - start
+    return Drawn(pixels, icons, grounds, time.perf_counter() - start)
+
+
+def trained_pairs(evaluation: Evaluation, drawn: Drawn) -> tuple[Figures, Tensor]:
+    """Recognition of things in styles that the model was trained on."""
+    data, pixels, icons, grounds = evaluation.trained, drawn.pixels, drawn.icons, drawn.grounds
     things, styles = data.icons.things[icons], data.icons.styles[icons]
     thing, style = predicted(evaluation.things, pixels) == things, evaluation.styles(pixels, things, grounds) == styles
     missed = sorted({evaluation.name_of(int(t)) for t in things[~thing]})
     figures = {
-        "pictures": count,
+        "pictures": len(pixels),
         "thing": fraction(thing),
         "style": fraction(style),
         "ground": fraction(background_of(pixels) == grounds),
@@ -162,10 +178,31 @@ def trained_pairs(evaluation: Evaluation, count: int) -> tuple[Figures, Tensor]:
         "style by texture": fraction(predicted(evaluation.textures, pixels) == styles),
         "real renders of them: thing": fraction(predicted(evaluation.things, data.pixels(icons)) == things),
         "things missed at least once": missed,
-        "seconds for all pictures": seconds,
+        "seconds for all pictures": drawn.seconds,
     }
     order = torch.cat([(~thing).nonzero()[:, 0], thing.nonzero()[:, 0]])
     return figures, pixels[order[:48]]
+
+
+def likeness(evaluation: Evaluation, drawn: Drawn) -> tuple[Figures, Image.Image]:
+    """How near pictures are to the icons that they should show, and how near the autoencoder alone brings those."""
+    icons, rows, grounds = evaluation.trained.icons, drawn.icons, drawn.grounds
+    ours = align(drawn.pixels, icons, rows, grounds)
+    real = torch.stack([placed(icons, int(i), int(g)) for i, g in zip(rows, grounds, strict=True)])
+    decoded = align(evaluation.reconstruct(real), icons, rows, grounds)
+    of_real = features(evaluation.things, real)
+    figures = {
+        name: {
+            "aligned PSNR, dB: median": aligned.psnr.median().item(),
+            "aligned PSNR, dB: 10th percentile": aligned.psnr.quantile(0.1).item(),
+            "edges, relative to the icon's": aligned.edges.median().item(),
+            "rim, grey levels": rim(aligned.pictures).mean().item(),
+            "KID": kernel_distance(features(evaluation.things, aligned.pictures), of_real),
+        }
+        for name, aligned in (("ours", ours), ("through the autoencoder", decoded))
+    }
+    shown = [to_image(p) for i in range(0, 24, 8) for part in (ours.pictures, ours.icons) for p in part[i : i + 8]]
+    return figures, grid.grid(shown, columns=8, row_labels=3 * ("ours", "icons"))
 
 
 def held_out_pairs(evaluation: Evaluation, times: int = 5) -> tuple[Figures, Image.Image]:

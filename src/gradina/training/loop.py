@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from gradina.errors import Diverged
 from gradina.runtime.memory import flush_denormals
 from gradina.runtime.prepack import channels_last
+from gradina.training.muon import Muon, hidden_matrices
 from gradina.training.settings import Settings
 
 
@@ -53,19 +54,25 @@ class State:
 
     @classmethod
     def begin(cls, network: nn.Module, settings: Settings, rates: Mapping[str, float] | None = None) -> State:
-        """A fresh state: AdamW over all parameters, weight decay on matrices alone, and a copy for the average (EMA).
+        """A fresh state: an optimizer of all parameters, weight decay on matrices alone, and a copy to average (EMA).
 
         `rates` are factors of the learning rate for children of the network, by name.
         """
         network = channels_last(network, getattr(torch, settings.precision))
-        groups: dict[tuple[float, float], list[Tensor]] = {}
+        hidden = hidden_matrices(network) if settings.optimizer == "muon" else set()
+        groups: dict[tuple[float, float, bool], list[Tensor]] = {}
         for name, parameter in network.named_parameters():
-            decay = settings.weight_decay if parameter.ndim > 1 else 0.0
-            groups.setdefault((decay, (rates or {}).get(name.partition(".")[0], 1.0)), []).append(parameter)
+            decay, rate = (
+                settings.weight_decay if parameter.ndim > 1 else 0.0,
+                (rates or {}).get(name.partition(".")[0], 1.0),
+            )
+            groups.setdefault((decay, rate, name in hidden), []).append(parameter)
         param_groups = [
-            {"params": params, "weight_decay": decay, "rate": rate} for (decay, rate), params in groups.items()
+            {"params": params, "weight_decay": decay, "rate": rate, "orthogonal": orthogonal}
+            for (decay, rate, orthogonal), params in groups.items()
         ]
-        optimizer = torch.optim.AdamW(param_groups, lr=settings.lr, betas=settings.betas, fused=True)
+        kind = Muon if settings.optimizer == "muon" else torch.optim.AdamW
+        optimizer = kind(param_groups, lr=settings.lr, betas=settings.betas, fused=True)
         ema = copy.deepcopy(network).requires_grad_(False).eval() if settings.ema else network
         return cls(network, optimizer, ema)
 

@@ -57,7 +57,7 @@ def _ranges(kind: type) -> list[tuple[str, Range]]:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(Checked):
-    """How a network is trained: steps, batches, AdamW, learning rate."""
+    """How a network is trained: steps, batches, optimizer, learning rate."""
 
     steps: Annotated[int, POSITIVE, Option(PUBLISHED, "Training steps.", minimum=1, short=("-s",))]
     batch: Annotated[int, POSITIVE, Option("1", "Pictures at once.", minimum=1)]
@@ -70,6 +70,7 @@ class Settings(Checked):
     ema: Annotated[float, SHARE, Option(PUBLISHED, "Decay of the weights' average; 0: none.")] = 0.999
     accumulate: Annotated[int, POSITIVE, Option(PUBLISHED, "Batches for one step.", minimum=1)] = 1
     precision: Literal["float32", "bfloat16"] = "float32"  # bfloat16: autocast
+    optimizer: Literal["muon"] | None = None  # None: AdamW
 
     def lr_at(self, step: int) -> float:
         """The learning rate of a step (counted from 0): warm-up, constant, cosine to 0."""

@@ -66,7 +66,7 @@ def test_shipped_recipes_are_read(path: Path) -> None:
             "warmup = 2\ntext_rate = 2.0",
             r"unet\.training\.text_rate: got 2\.0, expected 0 to 1",
         ),
-        ("accumulate = 2", "places = 0.1", r"unet\.training\.smallest, places: are for pictures that are composed"),
+        ("accumulate = 2", "places = 0.1", r"unet\.training\.places: for pictures that are composed of icons alone"),
         (
             "accumulate = 2",
             'home = "noto"',

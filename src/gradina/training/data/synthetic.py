@@ -41,10 +41,12 @@ class IconScenes:
     words: Vocabulary
     styles: tuple[str, ...]
     variants: int
-    scenes: float
+    scenes: float  # share of pictures of two things, in one style
     seed: int
     mirrored: bool = False  # half of the pictures of a single thing
     smallest: float = 0.7  # side of a single thing, as a fraction of the picture's
+    largest: float = MAX_SCALE
+    every_background: bool = False  # each icon on each background, its other pictures on white; False: at random
     jitter: float = 0.12  # random offset from the centre, as a fraction of the side
     default_style: str | None = None  # that of most captions that name none; None: any
 
@@ -66,14 +68,21 @@ class IconScenes:
             return torch.rand(*shape, generator=key)
 
         first = torch.arange(n) % count
-        second = torch.where(draw(n) < self.scenes, (draw(n) * count).long(), -1)
+        chance, other = draw(n), draw(n)
+        relation, white, background = (draw(n) * len(RELATIONS)).long(), draw(n), (draw(n) * len(BACKGROUNDS)).long()
+        two, background = chance < self.scenes, torch.where(white < 0.3, 0, background)
+        if self.every_background:
+            variant, single = torch.arange(n) // count, round(self.variants * (1 - self.scenes))
+            two = variant >= single
+            background = torch.where(two, background, torch.where(variant < len(BACKGROUNDS), variant, 0))
+        second = torch.where(two, self._other_of_its_style(first, other), -1)
         second = second.masked_fill(self.icons.things[second] == self.icons.things[first], -1)
         return {
             "first": first,
             "second": second,
-            "relation": (draw(n) * len(RELATIONS)).long(),
-            "background": torch.where(draw(n) < 0.3, 0, (draw(n) * len(BACKGROUNDS)).long()),
-            "scale": self.smallest + (MAX_SCALE - self.smallest) * draw(n),
+            "relation": relation,
+            "background": background,
+            "scale": self.smallest + (self.largest - self.smallest) * draw(n),
             "offset": (2 * draw(n, 2) - 1) * self.jitter,
             "mirror": (draw(n) < 0.5 * self.mirrored) & (second < 0),
         }
@@ -125,6 +134,15 @@ class IconScenes:
         things = self.icons.things
         return {thing: (things == thing).nonzero()[:, 0] for thing in set(things.tolist())}
 
+    def _other_of_its_style(self, icons: Tensor, chance: Tensor) -> Tensor:
+        """For each icon (n,) one of the same style; `chance` (n,), from 0 to 1, decides which."""
+        others = torch.empty_like(icons)
+        for style in range(len(self.styles)):
+            same, own = (self.icons.styles == style).nonzero()[:, 0], self.icons.styles[icons] == style
+            if len(same):
+                others[own] = same[(chance[own] * len(same)).long()]
+        return others
+
     def _picture(self, row: int) -> Tensor:
         plan, side = {name: values[row : row + 1] for name, values in self.plan.items()}, self.size
         background = torch.tensor(BACKGROUNDS[BACKGROUND_NAMES[int(plan["background"])]]).float()
@@ -145,7 +163,7 @@ class IconScenes:
         things, styles = self.icons.things[plan["first"]], self.icons.styles[plan["first"]]
         alone = plan["second"] < 0
         other = styles != (self.styles.index(self.default_style) if self.default_style else styles)
-        style_named = (chance[:, 1] < torch.where(other, OTHER_STYLE_NAMED, STYLE_NAMED)) & alone
+        style_named = chance[:, 1] < torch.where(other, OTHER_STYLE_NAMED, STYLE_NAMED)
         texts = [self._caption(plan, things, styles, style_named, chance, i) for i in range(len(rows))]
         match = (things[:, None] == things) & (plan["background"][:, None] == plan["background"])
         match &= alone & alone[:, None] & (~style_named[:, None] | (styles[:, None] == styles))

@@ -46,6 +46,13 @@ class Experiment(RunFolder):
         """The training data."""
         return load_dataset(self.recipe)
 
+    def composed(self, composition: Mapping[str, Any]) -> Dataset:
+        """The training data, with other values of the fields that decide synthetic pictures; the icons are the same."""
+        if not composition:
+            return self.data
+        assert isinstance(self.data, IconScenes)
+        return replace(self.data, **composition)
+
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """A vocabulary learned from all captions; a warning says how many captions it truncates."""
@@ -139,24 +146,22 @@ class Experiment(RunFolder):
         clip = self.finished(self.new_final_clip, last)
         return ContrastivePair(clip=clip, tokenizer=self.tokenizer, phrases=self.data.phrases(), name=self.recipe.name)
 
-    def latents(self, side: int | None = None, placed: Mapping[str, Any] | None = None) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of the latents of every picture, each (n, c, h, w), of pictures `side` wide.
+    def latents(self, side: int | None = None, composition: Mapping[str, Any] | None = None) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the latents of every picture of `composed` data, each (n, c, h, w).
 
-        `placed` replaces fields of the data that decide the size and place of icons in synthetic pictures.
+        The pictures are `side` pixels wide, or as they are.
         """
-        mean, std = self._posteriors(self.vae, side, placed)
+        mean, std = self._posteriors(self.vae, side, composition)
         return mean * self.vae.config.scale, std * self.vae.config.scale
 
     def _posteriors(
-        self, vae: AutoencoderKL, side: int | None = None, placed: Mapping[str, Any] | None = None
+        self, vae: AutoencoderKL, side: int | None = None, composition: Mapping[str, Any] | None = None
     ) -> tuple[Tensor, Tensor]:
         """The same, not scaled; kept in a file."""
-        suffixes = [f"{KEYS.get(name, name)}-{x:g}" for name, x in (placed or {}).items()]
+        composition = composition or {}
+        suffixes = [f"{KEYS.get(name, name)}-{x:g}" for name, x in composition.items()]
         suffixes = suffixes if side is None else [str(side), *suffixes]
-        path, data = self.path / f"{'-'.join(['latents', *suffixes])}.safetensors", self.data
-        if placed:
-            assert isinstance(data, IconScenes)
-            data = replace(data, **placed)  # the same icons in the same order, on the same grounds
+        path, data = self.path / f"{'-'.join(['latents', *suffixes])}.safetensors", self.composed(composition)
         phases = zip(self.phases("vae"), self.recipe.vae.training, strict=True)
         last, settings = [(name, phase) for name, phase in phases if phase.only != "decoder"][-1]
         cached = cached_tensors(path, self.fingerprint(last), lambda: encoded(vae, data, side, settings))

@@ -24,6 +24,7 @@ from gradina.training.losses import noise_levels
 from gradina.training.settings import MORE_THAN_0, SHARE, Checked, NoiseLaw, Settings
 
 T = TypeVar("T")
+COMPOSITION = ("smallest", "largest", "jitter", "scenes", "variants", "every_background")
 KEYS = {"jitter": "places", "default_style": "home", "classes": "things"}  # of fields with other names
 
 
@@ -120,9 +121,19 @@ class UNetPhase(Settings, NoiseLaw):
     text_rate: Annotated[float, SHARE] = 0.0  # factor of the learning rate for the text tower; 0: it is frozen
     # of synthetic pictures; None: as in the data
     smallest: float | None = None  # side of a single icon, as a share of the picture's
+    largest: float | None = None
     jitter: float | None = None  # largest distance from the centre, as a share of the side
+    scenes: float | None = None  # share of pictures of two things
+    variants: int | None = None  # pictures of each icon
+    every_background: bool | None = None  # on each background, and the rest on white; None: on random ones
     default_style: str | None = None  # meant by captions that name no style; None: any
     classes: int | None = None  # only pictures of the first so many classes; None: all
+
+    @property
+    def composition(self) -> dict[str, Any]:
+        """The fields that decide synthetic pictures, where they differ from the data's."""
+        values = {name: getattr(self, name) for name in COMPOSITION}
+        return {name: value for name, value in values.items() if value is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,8 +227,8 @@ def check(recipe: Recipe) -> None:
     unet, factor, most = recipe.unet.network, recipe.vae.network.factor, icons.count if icons else 0
     for phase in recipe.unet.training:
         at, style, classes, pixels = "unet.training", phase.default_style, phase.classes, phase.pixels
-        unplaced = (phase.smallest, phase.jitter) == (None, None)
-        expect(icons or unplaced, f"{at}.smallest, places: are for pictures that are composed of icons")
+        names = ", ".join(KEYS.get(name, name) for name in phase.composition)
+        expect(icons or not names, f"{at}.{names}: for pictures that are composed of icons alone")
         known = style in (None, *(icons.styles if icons else ()))
         expect(known, f"{at}.home: got {style!r}, expected one of the styles of data.icons")
         some = classes is None or 1 <= classes <= most

@@ -178,9 +178,8 @@ def unet_stage(experiment: Experiment, name: str) -> Stage:
         networks = TextToLatent(copy.deepcopy(experiment.text), unet)
     networks.unet.requires_grad_()
     networks.text.requires_grad_(phase.text_rate > 0)
-    placed = {"smallest": phase.smallest, "jitter": phase.jitter}
-    mean, std = experiment.latents(phase.pixels, {key: value for key, value in placed.items() if value is not None})
-    data, rows_of_classes = experiment.data, torch.arange(len(experiment.data))
+    data, (mean, std) = experiment.composed(phase.composition), experiment.latents(phase.pixels, phase.composition)
+    rows_of_classes = torch.arange(len(data))
     if isinstance(data, IconScenes):
         data = replace(data, default_style=phase.default_style)
         rows_of_classes = data.rows_of_first(phase.classes) if phase.classes else rows_of_classes
