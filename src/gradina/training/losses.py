@@ -31,6 +31,13 @@ def autoencoding(
     return (error.abs() + error**2).flatten(1).mean(1) + kl_weight * posterior.kl()
 
 
+def reconstruction(decoded: Tensor, pixels: Tensor) -> Tensor:
+    """L1 and squared error of decoded pixels (b, 3, h, w), and L1 of the differences of their neighbours: (b,)."""
+    error = decoded - pixels
+    edges = sum(error.diff(dim=dim).abs().flatten(1).mean(1) for dim in (2, 3))
+    return (error.abs() + error**2).flatten(1).mean(1) + edges
+
+
 def resized(x: Tensor, side: int) -> Tensor:
     """Pictures or latents (b, c, h, w) -> (b, c, side, side)."""
     return F.interpolate(x.float(), (side, side), mode="bilinear", antialias=True)

@@ -75,6 +75,20 @@ def test_the_model_has_the_weights_of_the_stages(recipe_file: Path, tmp_path: Pa
         assert all(torch.equal(value, read[name]) for name, value in ours.state_dict().items() if name in read)
 
 
+def test_the_decoder_learns_after_the_unet_and_nothing_else_changes(recipe_file: Path, tmp_path: Path) -> None:
+    text = recipe_file.read_text()
+    plain = list(run(read_recipe(recipe_file), tmp_path / "plain"))
+    recipe_file.write_text(text + "\n[decoder.training]\nsteps = 3\nbatch = 4\nlr = 1e-3\ninterval = [0.1, 0.8]\n")
+    progress = list(run(read_recipe(recipe_file), tmp_path / "run"))
+    assert [p.stage for p in progress] == [*(p.stage for p in plain), "decoder", "decoder", "decoder"]
+    before, after = (gradina.load(tmp_path / name / "model", dtype="fp32") for name in ("plain", "run"))
+    for one, other in ((before.unet, after.unet), (before.text, after.text), (before.vae, after.vae)):
+        changed = {name for name, x in other.state_dict().items() if not torch.equal(x, one.state_dict()[name])}
+        decodes = other is after.vae
+        assert all(name.startswith(("decoder.", "post_quant.")) for name in changed)
+        assert bool(changed) == decodes
+
+
 def test_the_contrastive_pair_goes_with_the_model(recipe_file: Path, tmp_path: Path) -> None:
     recipe = read_recipe(recipe_file)
     list(run(recipe, tmp_path / "run"))

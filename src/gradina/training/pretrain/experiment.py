@@ -124,6 +124,16 @@ class Experiment(RunFolder):
         vae.config = replace(vae.config, scale=round(1 / mean.std().item(), 5))
         return vae
 
+    @property
+    def final_vae(self) -> AutoencoderKL:
+        """The autoencoder with the decoder that is trained after the U-Net, if that stage is there and finished."""
+        vae = self.vae
+        if "decoder" in self.stages and self.is_finished("decoder"):
+            final = self.finished(self.new_vae, "decoder")
+            final.config = vae.config
+            return final
+        return vae
+
     @cached_property
     def clip(self) -> CLIP:
         """The finished contrastive pair."""
@@ -171,8 +181,8 @@ class Experiment(RunFolder):
         """The whole model around a text tower and a U-Net."""
         recipe = self.recipe
         return StableDiffusion(
-            tokenizer=self.tokenizer, text=networks.text, vae=self.vae, unet=networks.unet, schedule=self.schedule,
-            prediction=recipe.unet.prediction, defaults=recipe.defaults, name=recipe.name,
+            tokenizer=self.tokenizer, text=networks.text, vae=self.final_vae, unet=networks.unet,
+            schedule=self.schedule, prediction=recipe.unet.prediction, defaults=recipe.defaults, name=recipe.name,
         )  # fmt: skip
 
 

@@ -19,6 +19,7 @@ INPUTS = {  # the sections of the recipe that each part depends on
     "clip": ("clip",),
     "words": ("vae", "clip", "words"),
     "unet": ("vae", "clip", "words", "unet"),
+    "decoder": ("vae", "clip", "words", "unet", "decoder"),
     "vision": ("vae", "clip", "words", "unet", "vision"),
 }
 
@@ -27,7 +28,7 @@ INPUTS = {  # the sections of the recipe that each part depends on
 class Planned:
     """A stage of a recipe: a part, or a phase of it, and its settings."""
 
-    part: Literal["vae", "clip", "words", "unet", "vision"]
+    part: Literal["vae", "clip", "words", "unet", "decoder", "vision"]
     settings: Settings
     phase: int = 0  # counts from 0
 
@@ -61,6 +62,7 @@ class RunFolder:
         stages += [Planned("clip", recipe.clip.training)]
         stages += [Planned("words", recipe.words.training)] if recipe.words else []
         stages += [Planned("unet", settings, phase) for phase, settings in enumerate(recipe.unet.training)]
+        stages += [Planned("decoder", recipe.decoder.training)] if recipe.decoder else []
         stages += [Planned("vision", recipe.vision.training)] if recipe.vision else []
         return {stage.name: stage for stage in stages}
 

@@ -147,6 +147,20 @@ class UNetRecipe(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DecoderPhase(Settings, NoiseLaw):
+    """The decoder is trained on what the U-Net predicts, at noise levels drawn by the law."""
+
+    clean: Annotated[float, SHARE] = 0.25  # share of latents that are those of the pictures themselves
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderRecipe:
+    """After the U-Net, whose latents and text tower do not change."""
+
+    training: DecoderPhase
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe(Checked):
     """Everything to make a model again."""
 
@@ -160,7 +174,8 @@ class Recipe(Checked):
     clip: CLIPRecipe
     unet: UNetRecipe
     words: WordsRecipe | None = None  # before the U-Net
-    vision: VisionRecipe | None = None  # after it
+    decoder: DecoderRecipe | None = None  # after it
+    vision: VisionRecipe | None = None  # at last
     schedule: BetaLaw = BetaLaw()  # noqa: RUF009 (frozen)
     defaults: Defaults
     prompts: tuple[str, ...] = ()  # of the sample sheets

@@ -25,10 +25,18 @@ from gradina.training.data.dataset import Dataset, augment, generator
 from gradina.training.data.sources import load_dataset
 from gradina.training.data.synthetic import IconScenes
 from gradina.training.loop import Loss, device_of
-from gradina.training.losses import autoencoding, contrastive, denoising_loss, latent_prediction, name_classification
+from gradina.training.losses import (
+    autoencoding,
+    contrastive,
+    denoising_loss,
+    draw_sigmas,
+    latent_prediction,
+    name_classification,
+    reconstruction,
+)
 from gradina.training.pretrain.experiment import Experiment
 from gradina.training.pretrain.networks import LatentPredictor, TextToLatent
-from gradina.training.pretrain.recipes import CLIPRecipe, UNetPhase, VAEPhase, VisionRecipe
+from gradina.training.pretrain.recipes import CLIPRecipe, DecoderPhase, UNetPhase, VAEPhase, VisionRecipe
 from gradina.training.settings import Settings
 
 COLUMNS = 8  # of sample sheets
@@ -197,6 +205,44 @@ def unet_stage(experiment: Experiment, name: str) -> Stage:
     return Stage(networks, phase, loss, sample, {"text": phase.text_rate})
 
 
+def decoder_stage(experiment: Experiment, name: str) -> Stage:
+    """The decoder turns what the U-Net predicts at low noise levels into the clean pictures.
+
+    It learns to correct what the U-Net leaves undone, at no cost when pictures are drawn. The encoder does not change.
+    """
+    phase, last = experiment.stages[name].settings, experiment.recipe.unet.training[-1]
+    assert isinstance(phase, DecoderPhase)
+    data, (mean, std) = experiment.composed(last.composition), experiment.latents(last.pixels, last.composition)
+    if isinstance(data, IconScenes):
+        data = replace(data, default_style=last.default_style)
+    networks, prediction = experiment.text_to_latent, prediction_named(experiment.recipe.unet.prediction)
+    denoiser = Denoiser(on_states(networks.unet), experiment.schedule, prediction)
+
+    def loss(vae: AutoencoderKL, k: int) -> Tensor:
+        key = generator(experiment.recipe.seed, name, k)
+        rows = torch.randint(len(data), (phase.batch,), generator=key)
+        ids = experiment.tokenizer(captions_with_dropout(experiment, data, rows, key))
+        latents = mean[rows] + std[rows] * torch.randn(len(rows), *mean.shape[1:], generator=key)
+        noise, sigma = (
+            torch.randn(latents.shape, generator=key),
+            draw_sigmas(experiment.schedule, len(rows), key, phase),
+        )
+        clean = (torch.rand(len(rows), generator=key) < phase.clean)[:, None, None, None]
+        device = device_of(vae)
+        with torch.no_grad():
+            latents, noise, sigma, cond = (x.to(device) for x in (latents, noise, sigma, networks.text(ids.to(device))))
+            predicted = denoiser(denoiser.noised(latents, noise, sigma), sigma, Cond(cond))
+        return reconstruction(
+            vae.decode(torch.where(clean.to(device), latents, predicted)), data.pixels(rows).to(device)
+        )
+
+    vae = experiment.finished(experiment.new_vae, experiment.phases("vae")[-1]).requires_grad_()
+    vae.config = experiment.vae.config
+    vae.encoder.requires_grad_(False)
+    vae.quant.requires_grad_(False)
+    return Stage(vae, phase, loss, partial(reconstructed, experiment))
+
+
 @torch.no_grad()
 def reconstructed(experiment: Experiment, vae: AutoencoderKL) -> Image.Image:
     """Pictures above their reconstructions."""
@@ -246,5 +292,6 @@ STAGES: dict[str, Callable[[Experiment, str], Stage]] = {
     "clip": clip_stage,
     "words": words_stage,
     "unet": unet_stage,
+    "decoder": decoder_stage,
     "vision": vision_stage,
 }
