@@ -1,9 +1,9 @@
 """Classifiers of emoji-like pictures, trained here on rendered icons, independent of the model that they evaluate.
 
 One recognises things, from the icon sets of the recipe's data. Styles are found by a nearest-icon test: of the icons of
-a thing, one in each style, which is nearest to the picture? A classifier of textures gives a second opinion: it sees
-small patches of every icon of the four sets, many more than the model has seen, so it cannot infer a style from the
-thing. The background is read from a picture's rim. None has seen an icon that is held out, in that style.
+a thing, one in each style, which is nearest to the picture? Another network gives a second opinion: it learns styles
+from whole icons of the four sets, of many more things than the model knows, so it cannot infer a style from the thing.
+The background is read from a picture's rim. None has seen an icon that is held out, in that style.
 """
 
 from __future__ import annotations
@@ -49,17 +49,6 @@ def network(classes: int, widths: tuple[int, ...] = (16, 32, 64, 128, 192)) -> n
     )
 
 
-def texture_network(classes: int) -> nn.Module:
-    """A classifier with a receptive field of 17 pixels, averaged over the picture: it sees texture, not shape."""
-    return nn.Sequential(
-        nn.Conv2d(3, 32, 5, stride=2, bias=False), nn.BatchNorm2d(32), nn.ReLU(),
-        nn.Conv2d(32, 64, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU(),
-        nn.Conv2d(64, 96, 3, stride=2, bias=False), nn.BatchNorm2d(96), nn.ReLU(),
-        nn.Conv2d(96, 128, 2, bias=False), nn.BatchNorm2d(128), nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, classes),
-    )  # fmt: skip
-
-
 @torch.no_grad()
 def predicted(classifier: nn.Module, pixels: Tensor) -> Tensor:
     """The class that a classifier predicts for each picture (n, 3, 128, 128) in -1..1: (n,)."""
@@ -102,11 +91,11 @@ def thing_classifier(data: IconScenes, steps: int = 3000) -> nn.Module:
     return trained_or_cached(network(len(data.words.names)), single, single.icons.things, steps)
 
 
-def texture_classifier(recipe: Recipe, steps: int = 1500) -> nn.Module:
-    """Recognises the recipe's styles from small patches."""
+def style_classifier(recipe: Recipe, steps: int = 3000) -> nn.Module:
+    """Recognises the recipe's styles from whole pictures, of every thing that all styles have."""
     torch.manual_seed(SEED)
     data = common_icons(recipe)
-    return trained_or_cached(texture_network(len(data.styles)), data, data.icons.styles, steps)
+    return trained_or_cached(network(len(data.styles)), data, data.icons.styles, steps)
 
 
 def nearest_icon_style(pixels: Tensor, things: Tensor, grounds: Tensor, icons: Icons) -> Tensor:

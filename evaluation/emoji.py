@@ -37,6 +37,13 @@ FRONT = (  # prompts of the picture at the top of the README, one each, not sele
     "a frog on a brown background", "a tiger in noto style on a green background", "a birthday cake",
     "a soccer ball on a red background", "a sunflower in fluent-emoji style", "an umbrella on a white background",
 )  # fmt: skip
+LIKENESS = (  # label, figure, format
+    ("PSNR to the best-aligned icon, median, dB", "aligned PSNR, dB: median", ".1f"),
+    ("the same, 10th percentile, dB", "aligned PSNR, dB: 10th percentile", ".1f"),
+    ("edges, relative to the icon's", "edges, relative to the icon's", ".2f"),
+    ("rim, grey levels", "rim, grey levels", ".1f"),
+    ("KID", "KID", ".4f"),
+)
 LIMITS = """\
 The model draws one of these things at a time, in the middle of a plain background. It was trained on no people, actions
 or writing, and draws something arbitrary for words outside its vocabulary. Two things in one picture it has seen at a
@@ -87,12 +94,15 @@ def table(figures: Figures) -> str:
     vae, (vocabulary, *clip, _) = figures["autoencoder"], figures["CLIP"].values()
     two = [figures["two things"][relation]["each, where it should be"] for relation in RELATIONS]
 
+    def beside(name: str, form: str) -> str:
+        return "; ".join(format(of[name], form) for of in figures["likeness"].values())
+
     def percent(*values: float) -> str:
         return ", ".join(f"{100 * value:.1f} %" for value in values)
 
     of_held = f"{held['pictures']} pictures of {held['pairs']} held-out pairs"
     scales, many = figures["thing by guidance scale"], f"the same, {measurements.MANY} steps of ddim"
-    texture_icons = classifiers["held-out icons of all things"]
+    icons = classifiers["held-out icons of all things"]
     clip_row = f"CLIP, among {vocabulary} things: held-out renders to captions, back, and back with the style named"
     rows = {
         f"{trained['pictures']} pictures of trained pairs: thing, style, background as in the prompt": percent(
@@ -102,19 +112,23 @@ def table(figures: Figures) -> str:
         "the same on the real renders of those pairs": percent(
             held["thing, on the real renders"], held["style, on the real renders"]
         ),
-        f"thing at guidance scale {', '.join(scales)}": percent(*scales.values()),
-        many: percent(*figures[many].values()),
+        f"thing at guidance scale {', '.join(scales)}": percent(*(at["thing"] for at in scales.values())),
+        many: percent(*(at["thing"] for at in figures[many].values())),
+        f"rim at guidance scale {', '.join(scales)}, grey levels": ", ".join(
+            f"{at['rim, grey levels']:.1f}" for at in scales.values()
+        ),
+        **{f"{label}: ours; the icons through the autoencoder": beside(name, form) for label, name, form in LIKENESS},
         "autoencoder, held-out renders": f"{vae['PSNR on held-out renders, dB']:.1f} dB",
         clip_row: percent(*clip),
         "two things: each where the prompt puts it": percent(sum(two) / len(two)),
-        "style by texture alone: trained pairs, held-out pairs, the same on the real renders": percent(
-            trained["style by texture"], held["style by texture"], held["style by texture, on the real renders"]
+        "style by a network: trained pairs, held-out pairs, the same on the real renders": percent(
+            trained["style by a network"], held["style by a network"], held["style by a network, on the real renders"]
         ),
         "the classifiers, on held-out renders: thing, style, background": percent(
             classifiers["thing"], classifiers["style"], classifiers["ground"]
         ),
-        f"the texture classifier, on {texture_icons} held-out icons of all things": percent(
-            classifiers["style by texture, of held-out icons of all things"]
+        f"the network of styles, on {icons} held-out icons of all things": percent(
+            classifiers["style by a network, of held-out icons of all things"]
         ),
     }
     missed = trained["things missed at least once"]
