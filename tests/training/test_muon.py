@@ -36,7 +36,7 @@ def test_matrices_equal_torchs_muon(weight_decay: float) -> None:
     key = torch.Generator().manual_seed(0)
     ours = [nn.Parameter(torch.randn(shape, generator=key)) for shape in ((40, 64), (40, 64), (64, 40))]
     theirs = [nn.Parameter(p.detach().clone()) for p in ours]
-    muon = Muon([{"params": ours, "orthogonal": True}], lr=0.02, weight_decay=weight_decay)
+    muon = Muon([{"params": ours, "orthogonal": True}], 1, lr=0.02, weight_decay=weight_decay)
     torchs = torch.optim.Muon(theirs, lr=0.02, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
     for _ in range(4):
         for one, other in zip(ours, theirs, strict=True):
@@ -60,6 +60,23 @@ def test_a_convolution_is_updated_as_a_matrix(memory_format: torch.memory_format
     assert torch.equal(as_matrix(conv.detach()), matrix.detach())
     rms = (conv.detach() - weight).square().mean().sqrt().item()
     assert rms == pytest.approx(0.1 * ADAM_RMS, rel=0.2), "that of an update of AdamW"
+
+
+def test_matrices_are_orthogonalised_in_turns() -> None:
+    key, gradient = torch.Generator().manual_seed(0), torch.randn(40, 64, generator=torch.Generator().manual_seed(1))
+    matrices = [nn.Parameter(torch.randn(40, 64, generator=key)) for _ in range(4)]
+    muon = Muon([{"params": matrices, "orthogonal": True}], 4, lr=0.02, weight_decay=0.0)
+    updates = []
+    for step in range(9):
+        before = [p.detach().clone() for p in matrices]
+        for p in matrices:
+            p.grad = gradient if step < 4 else -5 * gradient
+        muon.step()
+        updates.append([p.detach() - b for p, b in zip(matrices, before, strict=True)])
+    for one, other in zip(updates[2], updates[3], strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=3e-3)
+    turned = [sum(float((u[i] * updates[0][i]).sum()) < 0 for u in updates) for i in range(4)]
+    assert sorted(turned) == [2, 3, 4, 5], "each turns at its own step"
 
 
 class Small(nn.Module):

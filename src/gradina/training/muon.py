@@ -21,7 +21,15 @@ SMALLEST = 32  # a matrix with a shorter side gains nothing
 
 
 class Muon(torch.optim.AdamW):
-    """AdamW, but parameter groups with `orthogonal` set take orthogonalised updates of the same size."""
+    """AdamW, but parameter groups with `orthogonal` set take orthogonalised updates of the same size.
+
+    Each of their matrices is orthogonalised at every so many steps, in turns, and its last update is taken again in
+    between: the momentum, an average over twenty steps, has hardly changed.
+    """
+
+    def __init__(self, params: Any, every: int = 4, **options: Any) -> None:
+        super().__init__(params, **options)
+        self.every = every
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> Any:  # type: ignore[override]
@@ -39,20 +47,24 @@ class Muon(torch.optim.AdamW):
 
     def _orthogonal_step(self, group: dict[str, Any]) -> None:
         parameters = [p for p in group["params"] if p.grad is not None]
-        buffers = [self.state[p].setdefault("exp_avg", torch.zeros_like(p)) for p in parameters]
-        gradients = [p.grad for p in parameters]
-        torch._foreach_lerp_(buffers, gradients, 1 - MOMENTUM)
-        nesterov = torch._foreach_lerp(gradients, buffers, MOMENTUM)
+        states, gradients = [self.state[p] for p in parameters], [p.grad for p in parameters]
+        for p, state in zip(parameters, states, strict=True):
+            if not state:
+                state |= {"exp_avg": torch.zeros_like(p), "orthogonal": torch.zeros_like(p), "step": torch.zeros(())}
+        momenta = [state["exp_avg"] for state in states]
+        torch._foreach_lerp_(momenta, gradients, 1 - MOMENTUM)
+        due = [i for i, state in enumerate(states) if not state["step"] or (int(state["step"]) + i) % self.every == 0]
         by_shape = defaultdict[tuple[int, ...], list[int]](list)
-        matrices = [as_matrix(x) for x in nesterov]
-        for i, matrix in enumerate(matrices):
-            by_shape[tuple(matrix.shape)].append(i)
-        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+        for i in due:
+            by_shape[tuple(as_matrix(parameters[i]).shape)].append(i)
         for (rows, columns), indices in by_shape.items():
-            updates = orthogonalised(torch.stack([matrices[i] for i in indices]))
-            scale = group["lr"] * ADAM_RMS * max(rows, columns) ** 0.5
-            for i, update in zip(indices, updates, strict=True):
-                parameters[i].sub_(like(update, parameters[i]), alpha=scale)
+            nesterov = [as_matrix(torch.lerp(gradients[i], momenta[i], MOMENTUM)) for i in indices]
+            scale = ADAM_RMS * max(rows, columns) ** 0.5
+            for i, update in zip(indices, scale * orthogonalised(torch.stack(nesterov)), strict=True):
+                states[i]["orthogonal"].copy_(like(update, parameters[i]))
+        torch._foreach_add_([state["step"] for state in states], 1)
+        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_add_(parameters, [state["orthogonal"] for state in states], alpha=-group["lr"])
 
 
 def hidden_matrices(network: nn.Module) -> set[str]:
