@@ -32,11 +32,11 @@ import gradina
 from gradina.adapters.inject import inject, shallow_clone
 from gradina.bench.timing import Runner, medians
 from gradina.bench.workloads import sd15, write_model
+from gradina.images.tensor import to_pixels
 from gradina.kernels.prepack import PackedWeight, onednn_conv
 from gradina.models.deepcache import DeepCache
 from gradina.models.unet import UNet
 from gradina.nn.conv import Conv2d
-from gradina.images.tensor import to_pixels
 from gradina.pipeline.model import StableDiffusion
 from gradina.tasks.metrics import psnr
 

@@ -29,8 +29,8 @@ from torch.nn import functional as F
 
 import gradina
 from gradina.images import grid
-from gradina.pipeline.generate import generate
 from gradina.images.tensor import to_image, to_pixels
+from gradina.pipeline.generate import generate
 from gradina.pipeline.model import StableDiffusion
 from gradina.tasks.metrics import psnr
 from gradina.tasks.retrieval import embed_pixels, open_pair

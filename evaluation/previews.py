@@ -29,8 +29,8 @@ import gradina
 from gradina.bench.timing import medians
 from gradina.bench.workloads import sd15, write_model
 from gradina.images import grid
-from gradina.models.taesd import TinyConfig, TinyDecoder
 from gradina.images.tensor import to_pixels
+from gradina.models.taesd import TinyConfig, TinyDecoder
 from gradina.pipeline.model import StableDiffusion
 from gradina.runtime.prepack import prepack
 from gradina.tasks.metrics import psnr
