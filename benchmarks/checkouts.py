@@ -27,6 +27,7 @@ ROWS = (
     *(f"attention: {t} {shape}" for shape in ("2 8 4096 40", "2 8 1024 80", "2 8 256 160") for t in ("fp32", "bf16")),
     *(f"sd15: {work} {t}" for work in ("text encoder", "U-Net step", "decoder", "encoder") for t in ("fp32", "bf16")),
     *(f"picture: {name} {t}" for name in ("digits", "emoji") for t in ("fp32", "bf16")),
+    *(f"openvino: emoji {t}" for t in ("fp32", "bf16")),
     *(f"training: {name} {t}" for name in ("digits", "emoji") for t in ("fp32", "bf16")),
     "process: import gradina",
     "process: import gradina; gradina.generate",
@@ -61,8 +62,8 @@ def runner(row: str, folder: str) -> Callable[[], Any]:
         b, heads, n, width = map(int, shape)
         q, k, v = (torch.randn(b, n, heads, width, generator=key).to(types[first]).transpose(1, 2) for _ in range(3))
         return torch.inference_mode()(lambda: attention(q, k, v))
-    if kind == "picture":
-        model = gradina.load(rest, dtype=dtype)
+    if kind in ("picture", "openvino"):
+        model = gradina.load(rest, dtype=dtype, engine="openvino" if kind == "openvino" else "auto")
         request = gradina.Request(prompt="a red car", seed=3, steps=20)
         return lambda: torch.tensor([[*p.image.tobytes()] for p in gradina.generate(model, request)])
     if kind == "training":
