@@ -53,14 +53,14 @@ def test_each_icon_is_on_every_background(icon_scenes: Callable[..., IconScenes]
         assert sum(counts) >= 12, "three quarters of the pictures show one thing"
 
 
-def test_two_things_have_one_style(icon_scenes: Callable[..., IconScenes]) -> None:
-    data = icon_scenes(scenes=1.0, variants=32)
-    two = data.plan["second"] >= 0
-    assert two.sum() > 20
-    first, second = (data.icons.styles[data.plan[name][two]] for name in ("first", "second"))
-    assert torch.equal(first, second)
-    texts, _ = data.captions(two.nonzero()[:, 0], generator(3))
-    assert any("style" in text for text in texts)
+def test_two_things_in_one_style(icon_scenes: Callable[..., IconScenes]) -> None:
+    for one_style in (False, True):
+        data = replace(icon_scenes(scenes=1.0, variants=32), one_style=one_style)
+        two = (data.plan["second"] >= 0).nonzero()[:, 0]
+        assert len(two) > 20
+        first, second = (data.icons.styles[data.plan[name][two]] for name in ("first", "second"))
+        assert torch.equal(first, second) == one_style
+        assert any("style" in text for text in data.captions(two, generator(3))[0]) == one_style
 
 
 def test_captions_describe_the_picture(icon_scenes: Callable[..., IconScenes]) -> None:
@@ -97,7 +97,7 @@ def test_captions_match_equal_pictures_alone(icon_scenes: Callable[..., IconScen
 
 
 def test_relation_of_two_things(icon_scenes: Callable[..., IconScenes]) -> None:
-    data = icon_scenes(scenes=1.0, variants=64)
+    data = replace(icon_scenes(scenes=1.0, variants=64), one_style=True)
     for relation, flipped in (("left of", False), ("right of", True)):
         plan = data.plan
         rows = ((plan["relation"] == RELATIONS.index(relation)) & (plan["second"] >= 0)).nonzero()[:, 0]

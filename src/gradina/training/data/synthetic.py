@@ -41,11 +41,12 @@ class IconScenes:
     words: Vocabulary
     styles: tuple[str, ...]
     variants: int
-    scenes: float  # share of pictures of two things, in one style
+    scenes: float  # share of pictures of two things
     seed: int
     mirrored: bool = False  # half of the pictures of a single thing
     smallest: float = 0.7  # side of a single thing, as a fraction of the picture's
     largest: float = MAX_SCALE
+    one_style: bool = False  # whether two things in a picture are in the same style, which captions may name
     every_background: bool = False  # each icon on each background, its other pictures on white; False: at random
     jitter: float = 0.12  # random offset from the centre, as a fraction of the side
     default_style: str | None = None  # that of most captions that name none; None: any
@@ -75,7 +76,8 @@ class IconScenes:
             variant, single = torch.arange(n) // count, round(self.variants * (1 - self.scenes))
             two = variant >= single
             background = torch.where(two, background, torch.where(variant < len(BACKGROUNDS), variant, 0))
-        second = torch.where(two, self._other_of_its_style(first, other), -1)
+        others = self._others_of_its_style(first, other) if self.one_style else (other * count).long()
+        second = torch.where(two, others, -1)
         second = second.masked_fill(self.icons.things[second] == self.icons.things[first], -1)
         return {
             "first": first,
@@ -134,7 +136,7 @@ class IconScenes:
         things = self.icons.things
         return {thing: (things == thing).nonzero()[:, 0] for thing in set(things.tolist())}
 
-    def _other_of_its_style(self, icons: Tensor, chance: Tensor) -> Tensor:
+    def _others_of_its_style(self, icons: Tensor, chance: Tensor) -> Tensor:
         """For each icon (n,) one of the same style; `chance` (n,), from 0 to 1, decides which."""
         others = torch.empty_like(icons)
         for style in range(len(self.styles)):
@@ -164,6 +166,7 @@ class IconScenes:
         alone = plan["second"] < 0
         other = styles != (self.styles.index(self.default_style) if self.default_style else styles)
         style_named = chance[:, 1] < torch.where(other, OTHER_STYLE_NAMED, STYLE_NAMED)
+        style_named &= alone | self.one_style
         texts = [self._caption(plan, things, styles, style_named, chance, i) for i in range(len(rows))]
         match = (things[:, None] == things) & (plan["background"][:, None] == plan["background"])
         match &= alone & alone[:, None] & (~style_named[:, None] | (styles[:, None] == styles))

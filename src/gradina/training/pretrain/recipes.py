@@ -24,7 +24,7 @@ from gradina.training.losses import noise_levels
 from gradina.training.settings import MORE_THAN_0, SHARE, Checked, NoiseLaw, Settings
 
 T = TypeVar("T")
-COMPOSITION = ("smallest", "largest", "jitter", "scenes", "variants", "every_background")
+COMPOSITION = ("smallest", "largest", "jitter", "scenes", "one_style", "variants", "every_background")
 KEYS = {"jitter": "places", "default_style": "home", "classes": "things"}  # of fields with other names
 
 
@@ -124,6 +124,7 @@ class UNetPhase(Settings, NoiseLaw):
     largest: float | None = None
     jitter: float | None = None  # largest distance from the centre, as a share of the side
     scenes: float | None = None  # share of pictures of two things
+    one_style: bool | None = None  # whether these are in the same style
     variants: int | None = None  # pictures of each icon
     every_background: bool | None = None  # on each background, and the rest on white; None: on random ones
     default_style: str | None = None  # meant by captions that name no style; None: any
