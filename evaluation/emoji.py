@@ -41,7 +41,7 @@ LIKENESS = (  # label, figure, format
     ("PSNR to the best-aligned icon, median, dB", "aligned PSNR, dB: median", ".1f"),
     ("the same, 10th percentile, dB", "aligned PSNR, dB: 10th percentile", ".1f"),
     ("edges, relative to the icon's", "edges, relative to the icon's", ".2f"),
-    ("rim, grey levels", "rim, grey levels", ".1f"),
+    ("rim, grey levels, mean", "rim, grey levels, mean", ".1f"),
     ("KID", "KID", ".4f"),
 )
 LIMITS = """\
@@ -114,8 +114,8 @@ def table(figures: Figures) -> str:
         ),
         f"thing at guidance scale {', '.join(scales)}": percent(*(at["thing"] for at in scales.values())),
         many: percent(*(at["thing"] for at in figures[many].values())),
-        f"rim at guidance scale {', '.join(scales)}, grey levels": ", ".join(
-            f"{at['rim, grey levels']:.1f}" for at in scales.values()
+        f"rim at guidance scale {', '.join(scales)}, grey levels, mean": ", ".join(
+            f"{at['rim, grey levels, mean']:.1f}" for at in scales.values()
         ),
         **{f"{label}: ours; the icons through the autoencoder": beside(name, form) for label, name, form in LIKENESS},
         "autoencoder, held-out renders": f"{vae['PSNR on held-out renders, dB']:.1f} dB",

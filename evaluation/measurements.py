@@ -199,7 +199,7 @@ def likeness(evaluation: Evaluation, drawn: Drawn) -> tuple[Figures, Image.Image
             "aligned PSNR, dB: median": aligned.psnr.median().item(),
             "aligned PSNR, dB: 10th percentile": aligned.psnr.quantile(0.1).item(),
             "edges, relative to the icon's": aligned.edges.median().item(),
-            "rim, grey levels": rim(aligned.pictures).mean().item(),
+            "rim, grey levels, mean": rim(aligned.pictures).mean().item(),
             "KID": kernel_distance(features(evaluation.things, aligned.pictures), of_real),
         }
         for name, aligned in (("ours", ours), ("through the autoencoder", decoded))
@@ -253,7 +253,10 @@ def guidance_scales(evaluation: Evaluation, count: int) -> tuple[Figures, Image.
         for scale in SCALES:
             pixels = evaluation.draw(prompts, guidance_scale=scale, **fields)
             correct = predicted(evaluation.things, pixels) == evaluation.trained.icons.things[icons]
-            figures[name][f"{scale:g}"] = {"thing": fraction(correct), "rim, grey levels": rim(pixels).mean().item()}
+            figures[name][f"{scale:g}"] = {
+                "thing": fraction(correct),
+                "rim, grey levels, mean": rim(pixels).mean().item(),
+            }
             rows += [to_image(p) for p in pixels[:8]]
             labels.append(f"guidance_scale {scale:g}" + f", {MANY} steps" * bool(fields))
     return figures, grid.grid(rows, columns=8, row_labels=labels)

@@ -31,7 +31,7 @@ from gradina.training.pretrain.stages import Stage
 SEEDS = 4  # of each prompt of the samples
 VALIDATION_BATCHES = 4
 DONE = "done.json"
-ADDED_LATER = {"shift": None, "interval": None}  # fields that count in fingerprints only if set: older runs resume
+ADDED_LATER = {"shift": None, "interval": None, "optimizer": None}  # count only if set, so that older runs resume
 
 
 def finetune(
