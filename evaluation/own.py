@@ -43,7 +43,7 @@ from gradina.training.finetune import methods
 from gradina.training.finetune.config import FinetuneConfig, config_for
 from gradina.training.finetune.run import finetune
 from gradina.training.pretrain.recipes import read_recipe
-from gradina.weights.formats.lora import read_states
+from gradina.weights.formats.imagic import read_states
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "own"

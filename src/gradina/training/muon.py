@@ -32,7 +32,7 @@ class Muon(torch.optim.AdamW):
         self.every = every
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
         """One update of all parameters that have a gradient."""
         groups = self.param_groups
         self.param_groups = [group for group in groups if not group.get("orthogonal")]
@@ -82,7 +82,7 @@ def like(matrix: Tensor, weight: Tensor) -> Tensor:
     """A matrix that `as_matrix` made, in the shape and dtype of its weight."""
     matrix = matrix.to(weight.dtype)
     outputs, inputs, *positions = weight.shape
-    return matrix.view(outputs, *positions, inputs).movedim(-1, 1) if positions else matrix
+    return matrix.reshape(outputs, *positions, inputs).movedim(-1, 1) if positions else matrix
 
 
 def orthogonalised(matrices: Tensor) -> Tensor:
