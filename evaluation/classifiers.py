@@ -118,14 +118,25 @@ def nearest_icon_style(pixels: Tensor, things: Tensor, grounds: Tensor, icons: I
     return torch.stack(nearest)
 
 
+def centred(icons: Tensor, side: int, canvas: int) -> Tensor:
+    """Icons (n, 4, h, w) uint8, resized to a side, on transparent canvases (n, 4, canvas, canvas); premultiplied."""
+    scaled = F.interpolate(premultiply(icons), side, mode="bilinear", antialias=True)
+    before = (canvas - side) // 2
+    after = canvas - side - before
+    return F.pad(scaled, (before, after, before, after))
+
+
+def over_background(layers: Tensor, ground: str) -> Tensor:
+    """Premultiplied layers (n, 4, h, w) on a named background, as pixels (n, 3, h, w) in -1..1."""
+    colour = torch.tensor(BACKGROUNDS[ground]).view(3, 1, 1) / 255
+    return 2 * (colour * (1 - layers[:, 3:]) + layers[:, :3]) - 1
+
+
 def composited(icons: Tensor, scale: float, ground: str) -> Tensor:
     """Icons (n, 4, h, w) uint8, scaled, in the middle of a background: (n, 3, h/2, w/2) in -1..1."""
     side = icons.shape[-1]
     inner = round(scale * side / 2) * 2
-    scaled = F.interpolate(premultiply(icons), inner, mode="bilinear", antialias=True)
-    layer = F.pad(scaled, 4 * [(side - inner) // 2])
-    canvas = torch.tensor(BACKGROUNDS[ground]).view(3, 1, 1) / 255 * (1 - layer[:, 3:]) + layer[:, :3]
-    return F.avg_pool2d(2 * canvas - 1, 2)
+    return F.avg_pool2d(over_background(centred(icons, inner, side), ground), 2)
 
 
 def common_icons(recipe: Recipe, held: bool = False) -> IconScenes:

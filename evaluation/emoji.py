@@ -94,7 +94,7 @@ def table(figures: Figures) -> str:
     vae, (vocabulary, *clip, _) = figures["autoencoder"], figures["CLIP"].values()
     two = [figures["two things"][relation]["each, where it should be"] for relation in RELATIONS]
 
-    def beside(name: str, form: str) -> str:
+    def compared(name: str, form: str) -> str:
         return "; ".join(format(of[name], form) for of in figures["likeness"].values())
 
     def percent(*values: float) -> str:
@@ -117,7 +117,7 @@ def table(figures: Figures) -> str:
         f"rim at guidance scale {', '.join(scales)}, grey levels, mean": ", ".join(
             f"{at['rim, grey levels, mean']:.1f}" for at in scales.values()
         ),
-        **{f"{label}: ours; the icons through the autoencoder": beside(name, form) for label, name, form in LIKENESS},
+        **{f"{label}: ours; the icons through the autoencoder": compared(name, form) for label, name, form in LIKENESS},
         "autoencoder, held-out renders": f"{vae['PSNR on held-out renders, dB']:.1f} dB",
         clip_row: percent(*clip),
         "two things: each where the prompt puts it": percent(sum(two) / len(two)),

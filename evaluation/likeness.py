@@ -9,14 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from classifiers import BATCH
+from classifiers import BATCH, centred, over_background
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gradina.training.data.icons import Icons
-from gradina.training.data.synthetic import BACKGROUND_NAMES, BACKGROUNDS, premultiply
+from gradina.training.data.synthetic import BACKGROUND_NAMES, BACKGROUNDS
 
 SIDES = range(102, 129)  # of an icon, in pixels of 128: scales 0.8 to 1
+SIDE = 122  # of an icon in the middle of its scales in the recipe's last phases
 SHIFT = 8  # pixels, the largest offset from the centre along each axis
 RIM = 2  # rows of pixels at the top and at the bottom
 SUBSETS, SUBSET = 50, 250  # of the kernel distance
@@ -61,8 +62,8 @@ def align(pixels: Tensor, icons: Icons, rows: Tensor, grounds: Tensor) -> Aligne
 def _nearest(picture: Tensor, icon: Tensor, ground: int) -> Tensor:
     side, colour = picture.shape[-1], background(ground)
     above, padded = picture - colour, side + 2 * SHIFT
-    layers = torch.cat([centred(icon, s, padded) for s in SIDES])
-    layers = layers[:, :3] * 2 - layers[:, 3:] * (colour + 1)  # what the icon adds to the background
+    layers = torch.cat([centred(icon[None], s, padded) for s in SIDES])
+    layers = over_background(layers, BACKGROUND_NAMES[ground]) - colour  # what the icon adds to the background
     correlation = _correlated(layers, above)
     energy = F.avg_pool2d(layers.square().sum(1, keepdim=True), side, stride=1)[:, 0] * side**2
     best = int((energy - 2 * correlation).argmin())
@@ -82,19 +83,10 @@ def background(ground: int) -> Tensor:
     return torch.tensor(BACKGROUNDS[BACKGROUND_NAMES[ground]]).view(3, 1, 1) / 127.5 - 1
 
 
-def centred(icon: Tensor, side: int, canvas: int) -> Tensor:
-    """An icon (4, h, w) uint8, resized to a side, on a transparent canvas (1, 4, canvas, canvas); premultiplied."""
-    scaled = F.interpolate(premultiply(icon[None]), side, mode="bilinear", antialias=True)
-    before = (canvas - side) // 2
-    after = canvas - side - before
-    return F.pad(scaled, (before, after, before, after))
-
-
-def placed(icons: Icons, row: int, ground: int, side: int = 122) -> Tensor:
-    """An icon in the middle of a named background (3, h, w), in -1..1."""
-    colour = background(ground)
-    layer = centred(icons.pictures[row], side, icons.pictures.shape[-1])[0]
-    return colour + layer[:3] * 2 - layer[3:] * (colour + 1)
+def placed(icons: Icons, row: int, ground: int) -> Tensor:
+    """An icon in the middle of a named background (3, h, w), in -1..1, as large as most that the model learns from."""
+    layer = centred(icons.pictures[row : row + 1], SIDE, icons.pictures.shape[-1])
+    return over_background(layer, BACKGROUND_NAMES[ground])[0]
 
 
 @torch.no_grad()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from likeness import align, background, centred, edge_energy, kernel, kernel_distance, placed, rim
+from classifiers import centred, over_background
+from likeness import align, background, edge_energy, kernel, kernel_distance, placed, rim
 from torch import Tensor
 from torch.nn import functional as F
 
 from gradina.training.data.icons import Icons
+from gradina.training.data.synthetic import BACKGROUND_NAMES
 
 
 @pytest.fixture(scope="module")
@@ -22,9 +24,8 @@ def icons() -> Icons:
 
 def moved(icons: Icons, row: int, ground: int, side: int, down: int, right: int) -> Tensor:
     """An icon at a size and offset on a background (3, 128, 128)."""
-    layer = centred(icons.pictures[row], side, 144)[0, :, 8 + down : 136 + down, 8 + right : 136 + right]
-    colour = background(ground)
-    return colour + layer[:3] * 2 - layer[3:] * (colour + 1)
+    layer = centred(icons.pictures[row : row + 1], side, 144)[..., 8 + down : 136 + down, 8 + right : 136 + right]
+    return over_background(layer, BACKGROUND_NAMES[ground])[0]
 
 
 @pytest.mark.parametrize(("side", "down", "right"), [(128, 0, 0), (122, 0, 0), (110, -8, 5), (103, 3, 8)])

@@ -17,7 +17,7 @@ from gradina.training.loop import State
 from gradina.weights.safetensors import save_weights
 
 Network = TypeVar("Network", bound=torch.nn.Module)
-MOMENTS = ("exp_avg", "exp_avg_sq", "orthogonal", "step")
+MOMENTS = ("exp_avg", "exp_avg_sq", "update", "step")
 
 
 def save_state(state: State, path: Path, fingerprint: str) -> None:

@@ -62,10 +62,8 @@ class State:
         hidden = hidden_matrices(network) if settings.optimizer == "muon" else set()
         groups: dict[tuple[float, float, bool], list[Tensor]] = {}
         for name, parameter in network.named_parameters():
-            decay, rate = (
-                settings.weight_decay if parameter.ndim > 1 else 0.0,
-                (rates or {}).get(name.partition(".")[0], 1.0),
-            )
+            decay = settings.weight_decay if parameter.ndim > 1 else 0.0
+            rate = (rates or {}).get(name.partition(".")[0], 1.0)
             groups.setdefault((decay, rate, name in hidden), []).append(parameter)
         param_groups = [
             {"params": params, "weight_decay": decay, "rate": rate, "orthogonal": orthogonal}

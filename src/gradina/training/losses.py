@@ -27,15 +27,19 @@ def autoencoding(
     z = posterior.sample(noise)
     if side is not None:
         z, pixels = resized(z, side), resized(pixels, side * vae.config.factor)
-    error = vae.decode(z * vae.config.scale) - pixels
-    return (error.abs() + error**2).flatten(1).mean(1) + kl_weight * posterior.kl()
+    return pixel_error(vae.decode(z * vae.config.scale) - pixels) + kl_weight * posterior.kl()
+
+
+def pixel_error(error: Tensor) -> Tensor:
+    """The mean of its absolute values and of its squares, (b,)."""
+    return (error.abs() + error**2).flatten(1).mean(1)
 
 
 def reconstruction(decoded: Tensor, pixels: Tensor) -> Tensor:
     """L1 and squared error of decoded pixels (b, 3, h, w), and L1 of the differences of their neighbours: (b,)."""
     error = decoded - pixels
     edges = sum(error.diff(dim=dim).abs().flatten(1).mean(1) for dim in (2, 3))
-    return (error.abs() + error**2).flatten(1).mean(1) + edges
+    return pixel_error(error) + edges
 
 
 def resized(x: Tensor, side: int) -> Tensor:

@@ -50,7 +50,7 @@ class Muon(torch.optim.AdamW):
         states, gradients = [self.state[p] for p in parameters], [p.grad for p in parameters]
         for p, state in zip(parameters, states, strict=True):
             if not state:
-                state |= {"exp_avg": torch.zeros_like(p), "orthogonal": torch.zeros_like(p), "step": torch.zeros(())}
+                state |= {"exp_avg": torch.zeros_like(p), "update": torch.zeros_like(p), "step": torch.zeros(())}
         momenta = [state["exp_avg"] for state in states]
         torch._foreach_lerp_(momenta, gradients, 1 - MOMENTUM)
         due = [i for i, state in enumerate(states) if not state["step"] or (int(state["step"]) + i) % self.every == 0]
@@ -61,10 +61,10 @@ class Muon(torch.optim.AdamW):
             nesterov = [as_matrix(torch.lerp(gradients[i], momenta[i], MOMENTUM)) for i in indices]
             scale = ADAM_RMS * max(rows, columns) ** 0.5
             for i, update in zip(indices, scale * orthogonalised(torch.stack(nesterov)), strict=True):
-                states[i]["orthogonal"].copy_(like(update, parameters[i]))
+                states[i]["update"].copy_(like(update, parameters[i]))
         torch._foreach_add_([state["step"] for state in states], 1)
         torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-        torch._foreach_add_(parameters, [state["orthogonal"] for state in states], alpha=-group["lr"])
+        torch._foreach_add_(parameters, [state["update"] for state in states], alpha=-group["lr"])
 
 
 def hidden_matrices(network: nn.Module) -> set[str]:

@@ -66,6 +66,12 @@ def test_shipped_recipes_are_read(path: Path) -> None:
             "warmup = 2\ntext_rate = 2.0",
             r"unet\.training\.text_rate: got 2\.0, expected 0 to 1",
         ),
+        ("accumulate = 2", "scenes = 1.5", "scenes: got 1.5, expected 0 to 1"),
+        (
+            "[defaults]",
+            "[decoder.training]\nsteps = 1\nbatch = 1\nlr = 1e-3\nnoise_offset = 0.1\n\n[defaults]",
+            r"decoder\.training\.noise_offset, min_snr: the decoder's losses have none",
+        ),
         ("accumulate = 2", "places = 0.1", r"unet\.training\.places: for pictures that are composed of icons alone"),
         (
             "accumulate = 2",

@@ -21,7 +21,7 @@ from gradina.models.vae import AutoencoderKL, VAEConfig
 from gradina.request import Defaults, Request
 from gradina.texts import read_text
 from gradina.training.losses import noise_levels
-from gradina.training.settings import MORE_THAN_0, SHARE, Checked, NoiseLaw, Settings
+from gradina.training.settings import MORE_THAN_0, POSITIVE, SHARE, Checked, NoiseLaw, Settings
 
 T = TypeVar("T")
 COMPOSITION = ("smallest", "largest", "jitter", "scenes", "one_style", "variants", "every_background")
@@ -120,12 +120,12 @@ class UNetPhase(Settings, NoiseLaw):
     pixels: int | None = None  # side of the pictures; None: as they are
     text_rate: Annotated[float, SHARE] = 0.0  # factor of the learning rate for the text tower; 0: it is frozen
     # of synthetic pictures; None: as in the data
-    smallest: float | None = None  # side of a single icon, as a share of the picture's
-    largest: float | None = None
+    smallest: Annotated[float | None, SHARE] = None  # side of a single icon, as a share of the picture's
+    largest: Annotated[float | None, SHARE] = None
     jitter: float | None = None  # largest distance from the centre, as a share of the side
-    scenes: float | None = None  # share of pictures of two things
+    scenes: Annotated[float | None, SHARE] = None  # share of pictures of two things
     one_style: bool | None = None  # whether these are in the same style
-    variants: int | None = None  # pictures of each icon
+    variants: Annotated[int | None, POSITIVE] = None  # pictures of each icon
     every_background: bool | None = None  # on each background, and the rest on white; None: on random ones
     default_style: str | None = None  # meant by captions that name no style; None: any
     classes: int | None = None  # only pictures of the first so many classes; None: all
@@ -251,7 +251,15 @@ def check(recipe: Recipe) -> None:
         expect(some, f"{at}.things: got {classes}, expected 1 to {most}, those of data.icons")
         whole = pixels is None or (pixels >= factor and pixels % factor == 0)
         expect(whole, f"{at}.pixels: got {pixels}, expected a multiple of {factor}")
+        smallest, largest = phase.smallest or (icons.smallest if icons else 0), phase.largest
+        sizes = largest is None or smallest <= largest
+        expect(sizes, f"{at}.largest: got {largest}, expected at least the smallest, {smallest}")
         noise_levels(schedule, phase)
+    if recipe.decoder:
+        law = recipe.decoder.training
+        noise_levels(schedule, law)
+        unused = law.noise_offset or law.min_snr
+        expect(not unused, "decoder.training.noise_offset, min_snr: the decoder's losses have none; leave them out")
     if words:
         fits = words.layers > 0 < words.heads <= words.width and words.width % words.heads == 0
         expect(fits, f"words.width: got {words.width}, expected a multiple of heads, {words.heads}; layers above 0")

@@ -33,6 +33,7 @@ from gradina.training.losses import (
     latent_prediction,
     name_classification,
     reconstruction,
+    resized,
 )
 from gradina.training.pretrain.experiment import Experiment
 from gradina.training.pretrain.networks import LatentPredictor, TextToLatent
@@ -43,6 +44,7 @@ COLUMNS = 8  # of sample sheets
 SEARCHED = 320  # pictures
 SEEDS = 4
 
+CaptionedLatents = Callable[[int, torch.Generator], tuple[Tensor, Tensor, Tensor]]  # (count, key) -> rows, ids, latents
 Augmented = Callable[[Tensor, float, torch.Generator], Tensor]  # (rows, degrees, key) -> pictures
 
 
@@ -84,8 +86,7 @@ def vae_stage(experiment: Experiment, name: str) -> Stage:
     make = experiment.new_vae
     vae = experiment.finished(make, previous).requires_grad_() if previous else experiment.untrained(make, "vae")
     if phase.only == "decoder":
-        vae.encoder.requires_grad_(False)
-        vae.quant.requires_grad_(False)
+        freeze_encoder(vae)
     return Stage(vae, phase, loss, partial(reconstructed, experiment))
 
 
@@ -186,23 +187,33 @@ def unet_stage(experiment: Experiment, name: str) -> Stage:
         networks = TextToLatent(copy.deepcopy(experiment.text), unet)
     networks.unet.requires_grad_()
     networks.text.requires_grad_(phase.text_rate > 0)
-    data, (mean, std) = experiment.composed(phase.composition), experiment.latents(phase.pixels, phase.composition)
-    rows_of_classes = torch.arange(len(data))
-    if isinstance(data, IconScenes):
-        data = replace(data, default_style=phase.default_style)
-        rows_of_classes = data.rows_of_first(phase.classes) if phase.classes else rows_of_classes
+    draw = captioned_latents(experiment, phase)
     schedule, prediction = experiment.schedule, prediction_named(recipe.prediction)
 
     def loss(networks: TextToLatent, k: int) -> Tensor:
         key, device = generator(experiment.recipe.seed, name, k), device_of(networks)
-        rows = rows_of_classes[torch.randint(len(rows_of_classes), (phase.batch,), generator=key)]
-        ids = experiment.tokenizer(captions_with_dropout(experiment, data, rows, key))
-        latents = mean[rows] + std[rows] * torch.randn(len(rows), *mean.shape[1:], generator=key)
+        _, ids, latents = draw(phase.batch, key)
         denoiser, cond = Denoiser(on_states(networks.unet), schedule, prediction), Cond(networks.text(ids.to(device)))
         return denoising_loss(denoiser, latents.to(device), cond, key, phase)
 
     sample = partial(generated, experiment, side=phase.pixels)
     return Stage(networks, phase, loss, sample, {"text": phase.text_rate})
+
+
+def captioned_latents(experiment: Experiment, phase: UNetPhase) -> CaptionedLatents:
+    """A function that draws a batch of what a phase of the U-Net is trained on: rows, tokens and sampled latents."""
+    data, (mean, std) = experiment.composed(phase.composition), experiment.latents(phase.pixels, phase.composition)
+    every = torch.arange(len(data))
+    if isinstance(data, IconScenes):
+        data = replace(data, default_style=phase.default_style)
+        every = data.rows_of_first(phase.classes) if phase.classes else every
+
+    def draw(count: int, key: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        rows = every[torch.randint(len(every), (count,), generator=key)]
+        ids = experiment.tokenizer(captions_with_dropout(experiment, data, rows, key))
+        return rows, ids, mean[rows] + std[rows] * torch.randn(len(rows), *mean.shape[1:], generator=key)
+
+    return draw
 
 
 def decoder_stage(experiment: Experiment, name: str) -> Stage:
@@ -212,35 +223,33 @@ def decoder_stage(experiment: Experiment, name: str) -> Stage:
     """
     phase, last = experiment.stages[name].settings, experiment.recipe.unet.training[-1]
     assert isinstance(phase, DecoderPhase)
-    data, (mean, std) = experiment.composed(last.composition), experiment.latents(last.pixels, last.composition)
-    if isinstance(data, IconScenes):
-        data = replace(data, default_style=last.default_style)
+    draw, data = captioned_latents(experiment, last), experiment.composed(last.composition)
     networks, prediction = experiment.text_to_latent, prediction_named(experiment.recipe.unet.prediction)
     denoiser = Denoiser(on_states(networks.unet), experiment.schedule, prediction)
 
     def loss(vae: AutoencoderKL, k: int) -> Tensor:
-        key = generator(experiment.recipe.seed, name, k)
-        rows = torch.randint(len(data), (phase.batch,), generator=key)
-        ids = experiment.tokenizer(captions_with_dropout(experiment, data, rows, key))
-        latents = mean[rows] + std[rows] * torch.randn(len(rows), *mean.shape[1:], generator=key)
-        noise, sigma = (
-            torch.randn(latents.shape, generator=key),
-            draw_sigmas(experiment.schedule, len(rows), key, phase),
-        )
+        key, device = generator(experiment.recipe.seed, name, k), device_of(vae)
+        rows, ids, latents = draw(phase.batch, key)
+        noise = torch.randn(latents.shape, generator=key)
+        sigma = draw_sigmas(experiment.schedule, len(rows), key, phase)
         clean = (torch.rand(len(rows), generator=key) < phase.clean)[:, None, None, None]
-        device = device_of(vae)
+        latents, noise, sigma = latents.to(device), noise.to(device), sigma.to(device)
         with torch.no_grad():
-            latents, noise, sigma, cond = (x.to(device) for x in (latents, noise, sigma, networks.text(ids.to(device))))
-            predicted = denoiser(denoiser.noised(latents, noise, sigma), sigma, Cond(cond))
-        return reconstruction(
-            vae.decode(torch.where(clean.to(device), latents, predicted)), data.pixels(rows).to(device)
-        )
+            cond = Cond(networks.text(ids.to(device)))
+            predicted = denoiser(denoiser.noised(latents, noise, sigma), sigma, cond)
+        pixels = data.pixels(rows) if last.pixels is None else resized(data.pixels(rows), last.pixels)
+        return reconstruction(vae.decode(torch.where(clean.to(device), latents, predicted)), pixels.to(device))
 
     vae = experiment.finished(experiment.new_vae, experiment.phases("vae")[-1]).requires_grad_()
     vae.config = experiment.vae.config
+    freeze_encoder(vae)
+    return Stage(vae, phase, loss, partial(reconstructed, experiment))
+
+
+def freeze_encoder(vae: AutoencoderKL) -> None:
+    """Leaves the decoder alone trainable, so that latents stay what they are."""
     vae.encoder.requires_grad_(False)
     vae.quant.requires_grad_(False)
-    return Stage(vae, phase, loss, partial(reconstructed, experiment))
 
 
 @torch.no_grad()
