@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from statistics import fmean
 from textwrap import fill
 
 import measurements
@@ -41,7 +42,8 @@ LIKENESS = (  # label, figure, format
     ("PSNR to the best-aligned icon, median, dB", "aligned PSNR, dB: median", ".1f"),
     ("the same, 10th percentile, dB", "aligned PSNR, dB: 10th percentile", ".1f"),
     ("edges, relative to the icon's", "edges, relative to the icon's", ".2f"),
-    ("rim, grey levels, mean", "rim, grey levels, mean", ".1f"),
+    ("rim, grey levels, median", "rim, grey levels: median", ".1f"),
+    ("the same, mean", "rim, grey levels: mean", ".1f"),
     ("KID", "KID", ".4f"),
 )
 LIMITS = """\
@@ -92,7 +94,10 @@ def table(figures: Figures) -> str:
     """The figures as a Markdown table."""
     classifiers, trained, held = (figures[name] for name in ("judges", "trained pairs", "held-out pairs"))
     vae, (vocabulary, *clip, _) = figures["autoencoder"], figures["CLIP"].values()
-    two = [figures["two things"][relation]["each, where it should be"] for relation in RELATIONS]
+    each, both = (
+        [figures["two things"][relation][f"{which}, where {there} should be"] for relation in RELATIONS]
+        for which, there in (("each", "it"), ("both", "they"))
+    )
 
     def compared(name: str, form: str) -> str:
         return "; ".join(format(of[name], form) for of in figures["likeness"].values())
@@ -120,7 +125,7 @@ def table(figures: Figures) -> str:
         **{f"{label}: ours; the icons through the autoencoder": compared(name, form) for label, name, form in LIKENESS},
         "autoencoder, held-out renders": f"{vae['PSNR on held-out renders, dB']:.1f} dB",
         clip_row: percent(*clip),
-        "two things: each where the prompt puts it": percent(sum(two) / len(two)),
+        "two things, each where the prompt puts it, and both": percent(fmean(each), fmean(both)),
         "style by a network: trained pairs, held-out pairs, the same on the real renders": percent(
             trained["style by a network"], held["style by a network"], held["style by a network, on the real renders"]
         ),

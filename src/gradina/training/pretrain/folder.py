@@ -30,7 +30,7 @@ class Planned:
 
     part: Literal["vae", "clip", "words", "unet", "decoder", "vision"]
     settings: Settings
-    phase: int = 0  # counts from 0
+    phase: int = 0  # counts from 0; of words, that of the U-Net which it precedes
 
     @property
     def name(self) -> str:
@@ -61,7 +61,9 @@ class RunFolder:
         stages = [Planned("vae", settings, phase) for phase, settings in enumerate(recipe.vae.training)]
         stages += [Planned("clip", recipe.clip.training)]
         stages += [Planned("words", recipe.words.training)] if recipe.words else []
-        stages += [Planned("unet", settings, phase) for phase, settings in enumerate(recipe.unet.training)]
+        for phase, settings in enumerate(recipe.unet.training):
+            stages += [Planned("words", settings.words, phase)] if settings.words else []
+            stages += [Planned("unet", settings, phase)]
         stages += [Planned("decoder", recipe.decoder.training)] if recipe.decoder else []
         stages += [Planned("vision", recipe.vision.training)] if recipe.vision else []
         return {stage.name: stage for stage in stages}
@@ -80,9 +82,10 @@ class RunFolder:
         return self.path / stage / "weights.safetensors"
 
     def is_finished(self, stage: str) -> bool:
-        """Whether a stage, or a later phase of its part, is finished. Raises RecipeError if by another recipe."""
+        """Whether a stage, or a later one that continues it, is finished. Raises RecipeError if by another recipe."""
         planned = self.stages[stage]
-        later = self.phases(planned.part)[planned.phase :]
+        names = [*self.phases(planned.part), *(self.phases("unet") if planned.part == "words" else [])]
+        later = [name for name in names if self.stages[name].phase >= planned.phase]
         return any(steps_done(self.weights(phase), self.fingerprint(phase)) for phase in later)
 
     def fingerprint(self, stage: str) -> str:
@@ -90,9 +93,9 @@ class RunFolder:
         recipe, planned = as_table(self.recipe), self.stages[stage]
         inputs = ("seed", "data", "vocabulary", "schedule", *INPUTS[planned.part])
         used = {name: recipe[name] for name in inputs if name in recipe}
-        if planned.part in ("vae", "unet"):
-            phases = recipe[planned.part]["training"][: planned.phase + 1]
-            used[planned.part] = recipe[planned.part] | {"training": phases}
+        part = "unet" if planned.part == "words" and planned.phase else planned.part
+        if part in ("vae", "unet"):
+            used[part] = recipe[part] | {"training": recipe[part]["training"][: planned.phase + 1]}
         if planned.part in ("words", "unet", "vision"):
             encoder_phases = [phase for phase in recipe["vae"]["training"] if phase.get("only") != "decoder"]
             used["vae"] = recipe["vae"] | {"training": encoder_phases}

@@ -129,6 +129,7 @@ class UNetPhase(Settings, NoiseLaw):
     every_background: bool | None = None  # on each background, and the rest on white; None: on random ones
     default_style: str | None = None  # meant by captions that name no style; None: any
     classes: int | None = None  # only pictures of the first so many classes; None: all
+    words: Settings | None = None  # before the phase, the text tower is trained on by latent prediction
 
     @property
     def composition(self) -> dict[str, Any]:
@@ -254,6 +255,8 @@ def check(recipe: Recipe) -> None:
         smallest, largest = phase.smallest or (icons.smallest if icons else 0), phase.largest
         sizes = largest is None or smallest <= largest
         expect(sizes, f"{at}.largest: got {largest}, expected at least the smallest, {smallest}")
+        follows = words and phase is not recipe.unet.training[0]
+        expect(follows or not phase.words, f"{at}.words: expected a section words, and a phase before this one")
         noise_levels(schedule, phase)
     if recipe.decoder:
         law = recipe.decoder.training

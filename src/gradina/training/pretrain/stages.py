@@ -44,7 +44,6 @@ COLUMNS = 8  # of sample sheets
 SEARCHED = 320  # pictures
 SEEDS = 4
 
-CaptionedLatents = Callable[[int, torch.Generator], tuple[Tensor, Tensor, Tensor]]  # (count, key) -> rows, ids, latents
 Augmented = Callable[[Tensor, float, torch.Generator], Tensor]  # (rows, degrees, key) -> pictures
 
 
@@ -155,18 +154,21 @@ def contrastive_loss(
 
 
 def words_stage(experiment: Experiment, name: str) -> Stage:
-    """The text tower is pretrained by latent prediction, before a U-Net is conditioned on it."""
-    settings = experiment.stages[name].settings
-    predictor, (mean, _) = experiment.untrained(experiment.new_latent_predictor, "words"), experiment.latents()
-    predictor.text.load_state_dict(experiment.clip.text.state_dict())
+    """The text tower is trained by latent prediction, before the U-Net is conditioned on it, or before a phase."""
+    planned, predictor = experiment.stages[name], experiment.untrained(experiment.new_latent_predictor, name)
+    if planned.phase:
+        text = experiment.finished(experiment.new_text_to_latent, experiment.phases("unet")[planned.phase - 1]).text
+        latents = CaptionedLatents.of(experiment, experiment.recipe.unet.training[planned.phase])
+    else:
+        text, latents = experiment.clip.text, CaptionedLatents.of(experiment)
+    predictor.text.load_state_dict(text.state_dict())
 
     def loss(predictor: LatentPredictor, k: int) -> Tensor:
         key, device = generator(experiment.recipe.seed, name, k), device_of(predictor)
-        rows = torch.randint(len(experiment.data), (settings.batch,), generator=key)
-        ids = experiment.tokenizer(captions_with_dropout(experiment, experiment.data, rows, key))
-        return latent_prediction(predictor, ids.to(device), mean[rows].to(device))
+        rows, ids = latents.draw(planned.settings.batch, key)
+        return latent_prediction(predictor, ids.to(device), latents.mean[rows].to(device))
 
-    return Stage(predictor, settings, loss, partial(predicted, experiment))
+    return Stage(predictor, planned.settings, loss, partial(predicted, experiment))
 
 
 def captions_with_dropout(experiment: Experiment, data: Dataset, rows: Tensor, key: torch.Generator) -> list[str]:
@@ -185,14 +187,19 @@ def unet_stage(experiment: Experiment, name: str) -> Stage:
     else:
         unet = experiment.untrained(experiment.new_unet, "unet")
         networks = TextToLatent(copy.deepcopy(experiment.text), unet)
+    if phase.words:
+        networks.text = experiment.finished(
+            experiment.new_latent_predictor, f"words-{experiment.stages[name].phase + 1}"
+        ).text
     networks.unet.requires_grad_()
     networks.text.requires_grad_(phase.text_rate > 0)
-    draw = captioned_latents(experiment, phase)
+    captioned = CaptionedLatents.of(experiment, phase)
     schedule, prediction = experiment.schedule, prediction_named(recipe.prediction)
 
     def loss(networks: TextToLatent, k: int) -> Tensor:
         key, device = generator(experiment.recipe.seed, name, k), device_of(networks)
-        _, ids, latents = draw(phase.batch, key)
+        rows, ids = captioned.draw(phase.batch, key)
+        latents = captioned.sample(rows, key)
         denoiser, cond = Denoiser(on_states(networks.unet), schedule, prediction), Cond(networks.text(ids.to(device)))
         return denoising_loss(denoiser, latents.to(device), cond, key, phase)
 
@@ -200,20 +207,36 @@ def unet_stage(experiment: Experiment, name: str) -> Stage:
     return Stage(networks, phase, loss, sample, {"text": phase.text_rate})
 
 
-def captioned_latents(experiment: Experiment, phase: UNetPhase) -> CaptionedLatents:
-    """A function that draws a batch of what a phase of the U-Net is trained on: rows, tokens and sampled latents."""
-    data, (mean, std) = experiment.composed(phase.composition), experiment.latents(phase.pixels, phase.composition)
-    every = torch.arange(len(data))
-    if isinstance(data, IconScenes):
-        data = replace(data, default_style=phase.default_style)
-        every = data.rows_of_first(phase.classes) if phase.classes else every
+@dataclass(frozen=True)
+class CaptionedLatents:
+    """What text tower and U-Net are trained on: the latents of pictures, and their captions as tokens."""
 
-    def draw(count: int, key: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        rows = every[torch.randint(len(every), (count,), generator=key)]
-        ids = experiment.tokenizer(captions_with_dropout(experiment, data, rows, key))
-        return rows, ids, mean[rows] + std[rows] * torch.randn(len(rows), *mean.shape[1:], generator=key)
+    experiment: Experiment
+    data: Dataset
+    rows: Tensor  # of the data, that are drawn
+    mean: Tensor  # of the posterior of each picture (n, c, h, w)
+    std: Tensor
 
-    return draw
+    @classmethod
+    def of(cls, experiment: Experiment, phase: UNetPhase | None = None) -> CaptionedLatents:
+        """Those of a phase of the U-Net; None: of the data as they are."""
+        if phase is None:
+            return cls(experiment, experiment.data, torch.arange(len(experiment.data)), *experiment.latents())
+        data = experiment.composed(phase.composition)
+        rows = torch.arange(len(data))
+        if isinstance(data, IconScenes):
+            data = replace(data, default_style=phase.default_style)
+            rows = data.rows_of_first(phase.classes) if phase.classes else rows
+        return cls(experiment, data, rows, *experiment.latents(phase.pixels, phase.composition))
+
+    def draw(self, count: int, key: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Random rows (count,), and the tokens (count, length) of a caption for each, or of "" for a share of them."""
+        rows = self.rows[torch.randint(len(self.rows), (count,), generator=key)]
+        return rows, self.experiment.tokenizer(captions_with_dropout(self.experiment, self.data, rows, key))
+
+    def sample(self, rows: Tensor, key: torch.Generator) -> Tensor:
+        """Latents of the pictures of `rows`, sampled from their posteriors."""
+        return self.mean[rows] + self.std[rows] * torch.randn(len(rows), *self.mean.shape[1:], generator=key)
 
 
 def decoder_stage(experiment: Experiment, name: str) -> Stage:
@@ -223,13 +246,14 @@ def decoder_stage(experiment: Experiment, name: str) -> Stage:
     """
     phase, last = experiment.stages[name].settings, experiment.recipe.unet.training[-1]
     assert isinstance(phase, DecoderPhase)
-    draw, data = captioned_latents(experiment, last), experiment.composed(last.composition)
+    captioned, data = CaptionedLatents.of(experiment, last), experiment.composed(last.composition)
     networks, prediction = experiment.text_to_latent, prediction_named(experiment.recipe.unet.prediction)
     denoiser = Denoiser(on_states(networks.unet), experiment.schedule, prediction)
 
     def loss(vae: AutoencoderKL, k: int) -> Tensor:
         key, device = generator(experiment.recipe.seed, name, k), device_of(vae)
-        rows, ids, latents = draw(phase.batch, key)
+        rows, ids = captioned.draw(phase.batch, key)
+        latents = captioned.sample(rows, key)
         noise = torch.randn(latents.shape, generator=key)
         sigma = draw_sigmas(experiment.schedule, len(rows), key, phase)
         clean = (torch.rand(len(rows), generator=key) < phase.clean)[:, None, None, None]
