@@ -42,8 +42,7 @@ LIKENESS = (  # label, figure, format
     ("PSNR to the best-aligned icon, median, dB", "aligned PSNR, dB: median", ".1f"),
     ("the same, 10th percentile, dB", "aligned PSNR, dB: 10th percentile", ".1f"),
     ("edges, relative to the icon's", "edges, relative to the icon's", ".2f"),
-    ("rim, grey levels, median", "rim, grey levels: median", ".1f"),
-    ("the same, mean", "rim, grey levels: mean", ".1f"),
+    ("rim, grey levels, mean", "rim, grey levels, mean", ".1f"),
     ("KID", "KID", ".4f"),
 )
 LIMITS = """\
@@ -94,13 +93,12 @@ def table(figures: Figures) -> str:
     """The figures as a Markdown table."""
     classifiers, trained, held = (figures[name] for name in ("judges", "trained pairs", "held-out pairs"))
     vae, (vocabulary, *clip, _) = figures["autoencoder"], figures["CLIP"].values()
-    each, both = (
-        [figures["two things"][relation][f"{which}, where {there} should be"] for relation in RELATIONS]
-        for which, there in (("each", "it"), ("both", "they"))
-    )
 
     def compared(name: str, form: str) -> str:
         return "; ".join(format(of[name], form) for of in figures["likeness"].values())
+
+    def two(figure: str) -> float:
+        return fmean(figures["two things"][relation][figure] for relation in RELATIONS)
 
     def percent(*values: float) -> str:
         return ", ".join(f"{100 * value:.1f} %" for value in values)
@@ -125,7 +123,9 @@ def table(figures: Figures) -> str:
         **{f"{label}: ours; the icons through the autoencoder": compared(name, form) for label, name, form in LIKENESS},
         "autoencoder, held-out renders": f"{vae['PSNR on held-out renders, dB']:.1f} dB",
         clip_row: percent(*clip),
-        "two things, each where the prompt puts it, and both": percent(fmean(each), fmean(both)),
+        "two things, each where the prompt puts it, and both": percent(
+            two("each, where it should be"), two("both, where they should be")
+        ),
         "style by a network: trained pairs, held-out pairs, the same on the real renders": percent(
             trained["style by a network"], held["style by a network"], held["style by a network, on the real renders"]
         ),

@@ -199,8 +199,7 @@ def likeness(evaluation: Evaluation, drawn: Drawn) -> tuple[Figures, Image.Image
             "aligned PSNR, dB: median": aligned.psnr.median().item(),
             "aligned PSNR, dB: 10th percentile": aligned.psnr.quantile(0.1).item(),
             "edges, relative to the icon's": aligned.edges.median().item(),
-            "rim, grey levels: median": rim(aligned.pictures).median().item(),
-            "rim, grey levels: mean": rim(aligned.pictures).mean().item(),
+            "rim, grey levels, mean": rim(aligned.pictures).mean().item(),
             "KID": kernel_distance(features(evaluation.things, aligned.pictures), of_real),
         }
         for name, aligned in (("ours", ours), ("through the autoencoder", decoded))

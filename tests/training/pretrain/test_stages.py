@@ -89,6 +89,7 @@ def test_the_text_tower_is_pretrained_before_the_unet(recipe_file: Path, tmp_pat
 
 PHASE_WITH_WORDS = """
 [[unet.training]]
+pixels = 16
 steps = 2
 batch = 4
 lr = 1e-3

@@ -37,6 +37,11 @@ class Planned:
         """The name of its folder: "unet", then "unet-2"."""
         return f"{self.part}-{self.phase + 1}" if self.phase else self.part
 
+    @property
+    def continued(self) -> str:
+        """The part whose phase before this one it continues: of words, before a phase of the U-Net, the U-Net."""
+        return "unet" if self.part == "words" and self.phase else self.part
+
 
 def as_table(recipe: Recipe) -> dict[str, Any]:
     """A recipe as nested tables, for fingerprints: without None, and without the defaults of what was added later."""
@@ -75,7 +80,7 @@ class RunFolder:
     def previous(self, stage: str) -> str | None:
         """The phase that a stage continues; None for the first of its part."""
         planned = self.stages[stage]
-        return self.phases(planned.part)[planned.phase - 1] if planned.phase else None
+        return self.phases(planned.continued)[planned.phase - 1] if planned.phase else None
 
     def weights(self, stage: str) -> Path:
         """The averaged weights of a finished stage, in fp16."""
@@ -93,7 +98,7 @@ class RunFolder:
         recipe, planned = as_table(self.recipe), self.stages[stage]
         inputs = ("seed", "data", "vocabulary", "schedule", *INPUTS[planned.part])
         used = {name: recipe[name] for name in inputs if name in recipe}
-        part = "unet" if planned.part == "words" and planned.phase else planned.part
+        part = planned.continued
         if part in ("vae", "unet"):
             used[part] = recipe[part] | {"training": recipe[part]["training"][: planned.phase + 1]}
         if planned.part in ("words", "unet", "vision"):

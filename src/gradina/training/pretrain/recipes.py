@@ -224,40 +224,24 @@ def read_recipe(path: str | Path) -> Recipe:
 
 def check(recipe: Recipe) -> None:
     """Refuses what cannot be trained, before anything is: sections that contradict each other, impossible networks."""
-
-    def expect(holds: object, message: str) -> None:
-        if not holds:
-            raise RecipeError(message)
-
     Request(**asdict(recipe.defaults))
     schedule = Schedule.from_betas(recipe.schedule.betas())
     expect(
         recipe.defaults.steps <= len(schedule.sigmas),
         f"defaults.steps: got {recipe.defaults.steps}, more than the schedule has",
     )
-    vocabulary, icons, words = recipe.vocabulary, recipe.data.icons, recipe.words
+    vocabulary, words = recipe.vocabulary, recipe.words
     large = vocabulary.size >= 514 and vocabulary.length >= 3
     expect(large, "vocabulary: expected a size of 514 tokens or more, and a length of 3 or more")
     for part, phases in (("vae", recipe.vae.training), ("unet", recipe.unet.training)):
         expect(phases, f"{part}.training: got no phase, expected at least one")
     expect(not recipe.vae.training[0].only, "vae.training.only: in the first phase both halves have to be trained")
-    unet, factor, most = recipe.unet.network, recipe.vae.network.factor, icons.count if icons else 0
+    unet = recipe.unet.network
     for phase in recipe.unet.training:
-        at, style, classes, pixels = "unet.training", phase.default_style, phase.classes, phase.pixels
-        names = ", ".join(KEYS.get(name, name) for name in phase.composition)
-        expect(icons or not names, f"{at}.{names}: for pictures that are composed of icons alone")
-        known = style in (None, *(icons.styles if icons else ()))
-        expect(known, f"{at}.home: got {style!r}, expected one of the styles of data.icons")
-        some = classes is None or 1 <= classes <= most
-        expect(some, f"{at}.things: got {classes}, expected 1 to {most}, those of data.icons")
-        whole = pixels is None or (pixels >= factor and pixels % factor == 0)
-        expect(whole, f"{at}.pixels: got {pixels}, expected a multiple of {factor}")
-        smallest, largest = phase.smallest or (icons.smallest if icons else 0), phase.largest
-        sizes = largest is None or smallest <= largest
-        expect(sizes, f"{at}.largest: got {largest}, expected at least the smallest, {smallest}")
-        follows = words and phase is not recipe.unet.training[0]
-        expect(follows or not phase.words, f"{at}.words: expected a section words, and a phase before this one")
-        noise_levels(schedule, phase)
+        check_phase(recipe, phase, schedule)
+    first, *later = recipe.unet.training
+    follow = words or not any(phase.words for phase in later)
+    expect(follow and not first.words, "unet.training.words: expected a section words, and a phase before this one")
     if recipe.decoder:
         law = recipe.decoder.training
         noise_levels(schedule, law)
@@ -285,6 +269,31 @@ def check(recipe: Recipe) -> None:
                 make()
         except (ValueError, IndexError, ZeroDivisionError, RuntimeError) as error:
             raise RecipeError(f"{name}: cannot be built ({error})") from error
+
+
+def check_phase(recipe: Recipe, phase: UNetPhase, schedule: Schedule) -> None:
+    """Refuses a phase of the U-Net that asks for what the recipe's data, autoencoder or schedule do not have."""
+    at, icons, factor = "unet.training", recipe.data.icons, recipe.vae.network.factor
+    style, classes, pixels = phase.default_style, phase.classes, phase.pixels
+    names = ", ".join(KEYS.get(name, name) for name in phase.composition)
+    expect(icons or not names, f"{at}.{names}: for pictures that are composed of icons alone")
+    known = style in (None, *(icons.styles if icons else ()))
+    expect(known, f"{at}.home: got {style!r}, expected one of the styles of data.icons")
+    most = icons.count if icons else 0
+    some = classes is None or 1 <= classes <= most
+    expect(some, f"{at}.things: got {classes}, expected 1 to {most}, those of data.icons")
+    whole = pixels is None or (pixels >= factor and pixels % factor == 0)
+    expect(whole, f"{at}.pixels: got {pixels}, expected a multiple of {factor}")
+    smallest, largest = phase.smallest or (icons.smallest if icons else 0), phase.largest
+    sizes = largest is None or smallest <= largest
+    expect(sizes, f"{at}.largest: got {largest}, expected at least the smallest, {smallest}")
+    noise_levels(schedule, phase)
+
+
+def expect(holds: object, message: str) -> None:
+    """Raises RecipeError with the message unless it holds."""
+    if not holds:
+        raise RecipeError(message)
 
 
 def _fields(kind: Any) -> dict[str, Field[Any]]:

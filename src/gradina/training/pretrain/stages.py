@@ -36,6 +36,7 @@ from gradina.training.losses import (
     resized,
 )
 from gradina.training.pretrain.experiment import Experiment
+from gradina.training.pretrain.folder import Planned
 from gradina.training.pretrain.networks import LatentPredictor, TextToLatent
 from gradina.training.pretrain.recipes import CLIPRecipe, DecoderPhase, UNetPhase, VAEPhase, VisionRecipe
 from gradina.training.settings import Settings
@@ -154,33 +155,29 @@ def contrastive_loss(
 
 
 def words_stage(experiment: Experiment, name: str) -> Stage:
-    """The text tower is trained by latent prediction, before the U-Net is conditioned on it, or before a phase."""
-    planned, predictor = experiment.stages[name], experiment.untrained(experiment.new_latent_predictor, name)
-    if planned.phase:
-        text = experiment.finished(experiment.new_text_to_latent, experiment.phases("unet")[planned.phase - 1]).text
-        latents = CaptionedLatents.of(experiment, experiment.recipe.unet.training[planned.phase])
+    """The text tower is trained by latent prediction: before the U-Net, or on whole pictures before a phase of it."""
+    planned, previous = experiment.stages[name], experiment.previous(name)
+    predictor = experiment.untrained(experiment.new_latent_predictor, name)
+    if previous:
+        text = experiment.finished(experiment.new_text_to_latent, previous).text
+        phase = experiment.recipe.unet.training[planned.phase]
+        captioned = CaptionedLatents.of(experiment, replace(phase, pixels=None))
     else:
-        text, latents = experiment.clip.text, CaptionedLatents.of(experiment)
+        text, captioned = experiment.clip.text, CaptionedLatents.of(experiment)
     predictor.text.load_state_dict(text.state_dict())
 
     def loss(predictor: LatentPredictor, k: int) -> Tensor:
         key, device = generator(experiment.recipe.seed, name, k), device_of(predictor)
-        rows, ids = latents.draw(planned.settings.batch, key)
-        return latent_prediction(predictor, ids.to(device), latents.mean[rows].to(device))
+        rows, ids = captioned.draw(planned.settings.batch, key)
+        return latent_prediction(predictor, ids.to(device), captioned.mean[rows].to(device))
 
     return Stage(predictor, planned.settings, loss, partial(predicted, experiment))
 
 
-def captions_with_dropout(experiment: Experiment, data: Dataset, rows: Tensor, key: torch.Generator) -> list[str]:
-    """A caption for each picture, or "" for a share of them, which guidance needs."""
-    texts, _ = data.captions(rows, key)
-    dropped = (torch.rand(len(rows), generator=key) < experiment.recipe.unet.caption_dropout).tolist()
-    return ["" if drop else text for text, drop in zip(texts, dropped, strict=True)]
-
-
 def unet_stage(experiment: Experiment, name: str) -> Stage:
     """The U-Net denoises latents, conditioned on captions; a phase may train the text tower along with it."""
-    recipe, phase, previous = experiment.recipe.unet, experiment.stages[name].settings, experiment.previous(name)
+    recipe, planned, previous = experiment.recipe.unet, experiment.stages[name], experiment.previous(name)
+    phase = planned.settings
     assert isinstance(phase, UNetPhase)
     if previous:
         networks = experiment.finished(experiment.new_text_to_latent, previous)
@@ -188,9 +185,8 @@ def unet_stage(experiment: Experiment, name: str) -> Stage:
         unet = experiment.untrained(experiment.new_unet, "unet")
         networks = TextToLatent(copy.deepcopy(experiment.text), unet)
     if phase.words:
-        networks.text = experiment.finished(
-            experiment.new_latent_predictor, f"words-{experiment.stages[name].phase + 1}"
-        ).text
+        words = Planned("words", phase.words, planned.phase)
+        networks.text = experiment.finished(experiment.new_latent_predictor, words.name).text
     networks.unet.requires_grad_()
     networks.text.requires_grad_(phase.text_rate > 0)
     captioned = CaptionedLatents.of(experiment, phase)
@@ -230,9 +226,15 @@ class CaptionedLatents:
         return cls(experiment, data, rows, *experiment.latents(phase.pixels, phase.composition))
 
     def draw(self, count: int, key: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Random rows (count,), and the tokens (count, length) of a caption for each, or of "" for a share of them."""
+        """Random rows (count,), and the tokens (count, length) of a caption for each.
+
+        A share of the captions is "", which guidance needs.
+        """
         rows = self.rows[torch.randint(len(self.rows), (count,), generator=key)]
-        return rows, self.experiment.tokenizer(captions_with_dropout(self.experiment, self.data, rows, key))
+        captions, _ = self.data.captions(rows, key)
+        dropped = (torch.rand(count, generator=key) < self.experiment.recipe.unet.caption_dropout).tolist()
+        kept = ["" if drop else caption for caption, drop in zip(captions, dropped, strict=True)]
+        return rows, self.experiment.tokenizer(kept)
 
     def sample(self, rows: Tensor, key: torch.Generator) -> Tensor:
         """Latents of the pictures of `rows`, sampled from their posteriors."""
