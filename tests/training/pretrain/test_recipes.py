@@ -21,11 +21,6 @@ def test_shipped_recipes_are_read(path: Path) -> None:
     assert recipe.defaults.width % recipe.vae.network.factor == 0
 
 
-STEPS = "steps = 1\nbatch = 1\nlr = 1e-3\n\n"
-WORDS = f"[words]\nwidth = 8\nheads = 2\n\n[words.training]\n{STEPS}"
-WORDS_FIRST = "words = {steps = 1, batch = 1, lr = 1e-3}"
-
-
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
@@ -92,16 +87,6 @@ WORDS_FIRST = "words = {steps = 1, batch = 1, lr = 1e-3}"
         ("accumulate = 2", "interval = [2.0]", r"unet\.training\.interval: got \(2\.0,\), expected the lowest and the"),
         ("accumulate = 2", "min_snr = -1.0", r"unet\.training\.min_snr: got -1\.0, expected a number above 0"),
         ("accumulate = 2", "noise_offset = -1.0", r"unet\.training\.noise_offset: got -1\.0, expected 0, or a number"),
-        (
-            "accumulate = 2",
-            WORDS_FIRST,
-            r"unet\.training\.words: expected a section words, and a phase before this one",
-        ),
-        (
-            "[defaults]",
-            f"{WORDS}[unet.training.words]\n{STEPS}[defaults]",
-            r"unet\.training\.words: expected a section",
-        ),
         ("accumulate = 2", "things = 1", r"unet\.training\.things: got 1, expected 1 to 0, those of data.icons"),
         ("accumulate = 2", "pixels = 12", r"unet\.training\.pixels: got 12, expected a multiple of 8"),
         ("accumulate = 2", 'pixels = "half"', r"unet\.training\.pixels: got 'half', expected int"),

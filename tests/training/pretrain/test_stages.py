@@ -87,39 +87,6 @@ def test_the_text_tower_is_pretrained_before_the_unet(recipe_file: Path, tmp_pat
     assert before.words is None
 
 
-PHASE_WITH_WORDS = """
-[[unet.training]]
-pixels = 16
-steps = 2
-batch = 4
-lr = 1e-3
-
-[unet.training.words]
-steps = 3
-batch = 8
-lr = 1e-2
-warmup = 0
-"""
-
-
-def test_a_phase_of_the_unet_may_begin_with_one_of_the_text_tower(recipe_file: Path, tmp_path: Path) -> None:
-    in_phases(recipe_file)
-    recipe_file.write_text(recipe_file.read_text() + WORDS)
-    list(run(read_recipe(recipe_file), tmp_path / "run"))
-    recipe_file.write_text(recipe_file.read_text() + PHASE_WITH_WORDS)
-    recipe = read_recipe(recipe_file)
-    assert [p.stage for p in run(recipe, tmp_path / "run")] == ["words-3"] * 3 + ["unet-3"] * 2
-    experiment = Experiment(recipe, tmp_path / "run")
-    before, after = (
-        experiment.finished(experiment.new_text_to_latent, name).text.state_dict() for name in ("unet-2", "unet-3")
-    )
-    learnt = experiment.finished(experiment.new_latent_predictor, "words-3").text.state_dict()
-    assert not torch.equal(learnt["token.weight"], before["token.weight"])
-    assert all(torch.equal(value, learnt[name]) for name, value in after.items()), "frozen while the U-Net is trained"
-    (tmp_path / "run" / "words-3" / "weights.safetensors").unlink()
-    assert list(run(recipe, tmp_path / "run")) == [], "what the U-Net was trained with is not needed again"
-
-
 VISION = """
 [vision.training]
 steps = 5

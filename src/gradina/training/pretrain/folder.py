@@ -30,17 +30,12 @@ class Planned:
 
     part: Literal["vae", "clip", "words", "unet", "decoder", "vision"]
     settings: Settings
-    phase: int = 0  # counts from 0; of words, that of the U-Net which it precedes
+    phase: int = 0  # counts from 0
 
     @property
     def name(self) -> str:
         """The name of its folder: "unet", then "unet-2"."""
         return f"{self.part}-{self.phase + 1}" if self.phase else self.part
-
-    @property
-    def continued(self) -> str:
-        """The part whose phase before this one it continues: of words, before a phase of the U-Net, the U-Net."""
-        return "unet" if self.part == "words" and self.phase else self.part
 
 
 def as_table(recipe: Recipe) -> dict[str, Any]:
@@ -66,9 +61,7 @@ class RunFolder:
         stages = [Planned("vae", settings, phase) for phase, settings in enumerate(recipe.vae.training)]
         stages += [Planned("clip", recipe.clip.training)]
         stages += [Planned("words", recipe.words.training)] if recipe.words else []
-        for phase, settings in enumerate(recipe.unet.training):
-            stages += [Planned("words", settings.words, phase)] if settings.words else []
-            stages += [Planned("unet", settings, phase)]
+        stages += [Planned("unet", settings, phase) for phase, settings in enumerate(recipe.unet.training)]
         stages += [Planned("decoder", recipe.decoder.training)] if recipe.decoder else []
         stages += [Planned("vision", recipe.vision.training)] if recipe.vision else []
         return {stage.name: stage for stage in stages}
@@ -80,17 +73,16 @@ class RunFolder:
     def previous(self, stage: str) -> str | None:
         """The phase that a stage continues; None for the first of its part."""
         planned = self.stages[stage]
-        return self.phases(planned.continued)[planned.phase - 1] if planned.phase else None
+        return self.phases(planned.part)[planned.phase - 1] if planned.phase else None
 
     def weights(self, stage: str) -> Path:
         """The averaged weights of a finished stage, in fp16."""
         return self.path / stage / "weights.safetensors"
 
     def is_finished(self, stage: str) -> bool:
-        """Whether a stage, or a later one that continues it, is finished. Raises RecipeError if by another recipe."""
+        """Whether a stage, or a later phase of its part, is finished. Raises RecipeError if by another recipe."""
         planned = self.stages[stage]
-        names = [*self.phases(planned.part), *(self.phases("unet") if planned.part == "words" else [])]
-        later = [name for name in names if self.stages[name].phase >= planned.phase]
+        later = self.phases(planned.part)[planned.phase :]
         return any(steps_done(self.weights(phase), self.fingerprint(phase)) for phase in later)
 
     def fingerprint(self, stage: str) -> str:
@@ -98,9 +90,9 @@ class RunFolder:
         recipe, planned = as_table(self.recipe), self.stages[stage]
         inputs = ("seed", "data", "vocabulary", "schedule", *INPUTS[planned.part])
         used = {name: recipe[name] for name in inputs if name in recipe}
-        part = planned.continued
-        if part in ("vae", "unet"):
-            used[part] = recipe[part] | {"training": recipe[part]["training"][: planned.phase + 1]}
+        if planned.part in ("vae", "unet"):
+            phases = recipe[planned.part]["training"][: planned.phase + 1]
+            used[planned.part] = recipe[planned.part] | {"training": phases}
         if planned.part in ("words", "unet", "vision"):
             encoder_phases = [phase for phase in recipe["vae"]["training"] if phase.get("only") != "decoder"]
             used["vae"] = recipe["vae"] | {"training": encoder_phases}

@@ -129,7 +129,6 @@ class UNetPhase(Settings, NoiseLaw):
     every_background: bool | None = None  # on each background, and the rest on white; None: on random ones
     default_style: str | None = None  # meant by captions that name no style; None: any
     classes: int | None = None  # only pictures of the first so many classes; None: all
-    words: Settings | None = None  # before the phase, the text tower is trained on by latent prediction
 
     @property
     def composition(self) -> dict[str, Any]:
@@ -239,9 +238,6 @@ def check(recipe: Recipe) -> None:
     unet = recipe.unet.network
     for phase in recipe.unet.training:
         check_phase(recipe, phase, schedule)
-    first, *later = recipe.unet.training
-    follow = words or not any(phase.words for phase in later)
-    expect(follow and not first.words, "unet.training.words: expected a section words, and a phase before this one")
     if recipe.decoder:
         law = recipe.decoder.training
         noise_levels(schedule, law)

@@ -36,7 +36,6 @@ from gradina.training.losses import (
     resized,
 )
 from gradina.training.pretrain.experiment import Experiment
-from gradina.training.pretrain.folder import Planned
 from gradina.training.pretrain.networks import LatentPredictor, TextToLatent
 from gradina.training.pretrain.recipes import CLIPRecipe, DecoderPhase, UNetPhase, VAEPhase, VisionRecipe
 from gradina.training.settings import Settings
@@ -155,38 +154,28 @@ def contrastive_loss(
 
 
 def words_stage(experiment: Experiment, name: str) -> Stage:
-    """The text tower is trained by latent prediction: before the U-Net, or on whole pictures before a phase of it."""
-    planned, previous = experiment.stages[name], experiment.previous(name)
+    """The text tower is pretrained by latent prediction, before a U-Net is conditioned on it."""
+    settings, captioned = experiment.stages[name].settings, CaptionedLatents.of(experiment)
     predictor = experiment.untrained(experiment.new_latent_predictor, name)
-    if previous:
-        text = experiment.finished(experiment.new_text_to_latent, previous).text
-        phase = experiment.recipe.unet.training[planned.phase]
-        captioned = CaptionedLatents.of(experiment, replace(phase, pixels=None))
-    else:
-        text, captioned = experiment.clip.text, CaptionedLatents.of(experiment)
-    predictor.text.load_state_dict(text.state_dict())
+    predictor.text.load_state_dict(experiment.clip.text.state_dict())
 
     def loss(predictor: LatentPredictor, k: int) -> Tensor:
         key, device = generator(experiment.recipe.seed, name, k), device_of(predictor)
-        rows, ids = captioned.draw(planned.settings.batch, key)
+        rows, ids = captioned.draw(settings.batch, key)
         return latent_prediction(predictor, ids.to(device), captioned.mean[rows].to(device))
 
-    return Stage(predictor, planned.settings, loss, partial(predicted, experiment))
+    return Stage(predictor, settings, loss, partial(predicted, experiment))
 
 
 def unet_stage(experiment: Experiment, name: str) -> Stage:
     """The U-Net denoises latents, conditioned on captions; a phase may train the text tower along with it."""
-    recipe, planned, previous = experiment.recipe.unet, experiment.stages[name], experiment.previous(name)
-    phase = planned.settings
+    recipe, phase, previous = experiment.recipe.unet, experiment.stages[name].settings, experiment.previous(name)
     assert isinstance(phase, UNetPhase)
     if previous:
         networks = experiment.finished(experiment.new_text_to_latent, previous)
     else:
         unet = experiment.untrained(experiment.new_unet, "unet")
         networks = TextToLatent(copy.deepcopy(experiment.text), unet)
-    if phase.words:
-        words = Planned("words", phase.words, planned.phase)
-        networks.text = experiment.finished(experiment.new_latent_predictor, words.name).text
     networks.unet.requires_grad_()
     networks.text.requires_grad_(phase.text_rate > 0)
     captioned = CaptionedLatents.of(experiment, phase)
