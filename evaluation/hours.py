@@ -36,7 +36,7 @@ Row = dict[str, float | str]
 
 def hours_and_losses(experiment: Experiment, stage: str) -> tuple[float, dict[int, float]]:
     """Median hours per step, and the loss at the logged steps."""
-    rows = [json.loads(line) for line in (experiment.path / stage / "log.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (experiment.folder(stage) / "log.jsonl").read_text().splitlines()]
     return median(row["seconds"] for row in rows) / 3600, {row["step"]: row["loss"] for row in rows}
 
 
@@ -57,15 +57,15 @@ def measure(
     prompts, grounds = prompts_for(data, icons, generator(SEED, "grounds"))
     things, styles, icons_of_both = data.icons.things[icons], data.icons.styles[icons], all_icons(data, held)
     stages = experiment.stages
-    earlier = [name for name in stages if stages[name].part not in ("unet", "vision")]
+    earlier = [name for name in stages if stages[name].part not in ("unet", "decoder", "image_encoder")]
     before = sum(hours_and_losses(experiment, stage)[0] * stages[stage].settings.steps for stage in earlier)
     rows: list[Row] = []
     for stage in experiment.phases("unet"):
-        if not (experiment.path / stage / "log.jsonl").exists():
+        if not (experiment.folder(stage) / "log.jsonl").exists():
             continue
         step_hours, losses = hours_and_losses(experiment, stage)
         side = experiment.recipe.unet.training[stages[stage].phase].pixels
-        for weights in sorted((experiment.path / stage).glob("0*.safetensors")):
+        for weights in sorted((experiment.folder(stage)).glob("0*.safetensors")):
             step = int(weights.stem)
             pixels = generate(experiment, weights, side, prompts)
             recent = [loss for at, loss in losses.items() if step - WINDOW < at <= step]

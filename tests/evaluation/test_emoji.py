@@ -64,8 +64,8 @@ def test_card_has_the_measured_figures(recipe: Recipe) -> None:
     assert f"{FIGURES['things']} things: a red apple, a dog face" in card
     assert recipe.drawn.data.icons is not None
     assert FIGURES["things"] == recipe.drawn.data.icons.count >= 150
-    assert recipe.vision is not None
-    for package in (*recipe.data.packages, *recipe.vision.packages):
+    assert recipe.image_encoder is not None
+    for package in (*recipe.data.packages, *recipe.image_encoder.packages):
         assert package in card
 
 

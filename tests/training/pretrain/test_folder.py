@@ -13,6 +13,15 @@ from gradina.training.pretrain.run import run
 
 from .conftest import PHASES, in_phases
 
+RECIPES = Path(__file__).parents[3] / "recipes"
+IMAGE_ENCODER = """
+[image_encoder.training]
+steps = 2
+batch = 8
+lr = 1e-3
+warmup = 0
+"""
+
 
 def test_an_appended_phase_is_trained_alone(recipe_file: Path, tmp_path: Path) -> None:
     """What was learnt before a phase was thought of still counts."""
@@ -55,3 +64,15 @@ def test_fingerprints_are_those_of_older_runs(recipe_file: Path, tmp_path: Path)
     recipe = with_phase(recipe, default_style="noto", shift=2.0)
     assert RunFolder(recipe, tmp_path).fingerprint("unet") == "299ed7a471c45c45"
     assert RunFolder(recipe, tmp_path).fingerprint("vae") == "527fd4c6ede60723"
+    emoji = RunFolder(read_recipe(RECIPES / "emoji.toml"), tmp_path)
+    expected = {"clip": "9d938737539a2e1c", "text_encoder": "9b1c9f5c92dfa904", "unet-6": "ceddcc9d08a1f3a9"}
+    assert {stage: emoji.fingerprint(stage) for stage in expected} == expected
+
+
+def test_a_stage_goes_on_in_a_folder_of_its_former_name(recipe_file: Path, tmp_path: Path) -> None:
+    recipe_file.write_text(recipe_file.read_text() + IMAGE_ENCODER)
+    recipe = read_recipe(recipe_file)
+    assert {p.stage for p in run(recipe, tmp_path / "run")} >= {"image_encoder"}
+    (tmp_path / "run" / "image_encoder").rename(tmp_path / "run" / "vision")
+    assert list(run(recipe, tmp_path / "run")) == []
+    assert not (tmp_path / "run" / "image_encoder").exists()

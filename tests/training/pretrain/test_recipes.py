@@ -10,7 +10,10 @@ from gradina.errors import RecipeError
 from gradina.models.clip_vision import ConvConfig, VisionConfig
 from gradina.training.pretrain.recipes import read_recipe
 
-TOWER = "[vision.training]\nsteps = 1\nbatch = 1\nlr = 1e-3\n[vision.network]\nsize = 32\n{}\n[defaults]"
+TEXT_ENCODER = (
+    "[text_encoder]\nwidth = 10\nheads = 4\n[text_encoder.training]\nsteps = 1\nbatch = 1\nlr = 1e-3\n[defaults]"
+)
+TOWER = "[image_encoder.training]\nsteps = 1\nbatch = 1\nlr = 1e-3\n[image_encoder.network]\nsize = 32\n{}\n[defaults]"
 SHIPPED = sorted((Path(__file__).parents[3] / "recipes").glob("*.toml"))
 
 
@@ -57,8 +60,8 @@ def test_shipped_recipes_are_read(path: Path) -> None:
         ("lr = 1e-3", 'lr = 1e-3\nonly = "encoder"', r"vae\.training\.only: got 'encoder', expected one of decoder"),
         (
             "[defaults]",
-            "[words]\nwidth = 10\nheads = 4\n[words.training]\nsteps = 1\nbatch = 1\nlr = 1e-3\n[defaults]",
-            r"words\.width: got 10, expected a multiple of heads, 4",
+            TEXT_ENCODER,
+            r"text_encoder\.width: got 10, expected a multiple of heads, 4",
         ),
         ("lr = 1e-3", 'lr = 1e-3\nonly = "decoder"', r"vae\.training\.only: in the first phase both halves"),
         (
@@ -72,11 +75,11 @@ def test_shipped_recipes_are_read(path: Path) -> None:
             "[decoder.training]\nsteps = 1\nbatch = 1\nlr = 1e-3\nnoise_offset = 0.1\n\n[defaults]",
             r"decoder\.training\.noise_offset, min_snr: the decoder's losses have none",
         ),
-        ("accumulate = 2", "places = 0.1", r"unet\.training\.places: for pictures that are composed of icons alone"),
+        ("accumulate = 2", "jitter = 0.1", r"unet\.training\.jitter: for pictures that are composed of icons alone"),
         (
             "accumulate = 2",
-            'home = "noto"',
-            r"unet\.training\.home: got 'noto', expected one of the styles of data.icons",
+            'default_style = "noto"',
+            r"unet\.training\.default_style: got 'noto', expected one of the styles of data.icons",
         ),
         ("accumulate = 2", "shift = 0.0", r"unet\.training\.shift: got 0.0, expected more than 0"),
         (
@@ -87,7 +90,7 @@ def test_shipped_recipes_are_read(path: Path) -> None:
         ("accumulate = 2", "interval = [2.0]", r"unet\.training\.interval: got \(2\.0,\), expected the lowest and the"),
         ("accumulate = 2", "min_snr = -1.0", r"unet\.training\.min_snr: got -1\.0, expected a number above 0"),
         ("accumulate = 2", "noise_offset = -1.0", r"unet\.training\.noise_offset: got -1\.0, expected 0, or a number"),
-        ("accumulate = 2", "things = 1", r"unet\.training\.things: got 1, expected 1 to 0, those of data.icons"),
+        ("accumulate = 2", "classes = 1", r"unet\.training\.classes: got 1, expected 1 to 0, those of data.icons"),
         ("accumulate = 2", "pixels = 12", r"unet\.training\.pixels: got 12, expected a multiple of 8"),
         ("accumulate = 2", 'pixels = "half"', r"unet\.training\.pixels: got 'half', expected int"),
         ("steps = 3", "steps = 4000", "steps: got 4000, expected a whole number from 1 to 1000"),
@@ -97,14 +100,14 @@ def test_shipped_recipes_are_read(path: Path) -> None:
         (
             "[defaults]",
             TOWER.format("widths = []"),
-            r"vision\.network\.widths: got 0, expected one or more that 32 pix",
+            r"image_encoder\.network\.widths: got 0, expected one or more that 32 pix",
         ),
-        ("[defaults]", TOWER.format("widths = [4, 4, 4, 4, 4, 4]"), r"vision\.network\.widths: got 6"),
-        ("[defaults]", TOWER.format("width = [4]"), r"vision\.network\.width: got \[4\], expected int"),
+        ("[defaults]", TOWER.format("widths = [4, 4, 4, 4, 4, 4]"), r"image_encoder\.network\.widths: got 6"),
+        ("[defaults]", TOWER.format("width = [4]"), r"image_encoder\.network\.width: got \[4\], expected int"),
         (
             "[defaults]",
             TOWER.format("widths = [4]\nprojection = 9"),
-            r"vision\.network\.projection: got 9, expected 16",
+            r"image_encoder\.network\.projection: got 9, expected 16",
         ),
     ],
 )
@@ -120,9 +123,44 @@ def test_what_is_wrong_is_named(recipe_file: Path, old: str, new: str, message: 
 def test_an_image_tower_is_the_kind_that_its_keys_say(recipe_file: Path, shape: str, kind: type) -> None:
     tower = TOWER.format(f"{shape}\nprojection = 16")
     recipe_file.write_text(recipe_file.read_text().replace("[defaults]", tower, 1))
-    vision = read_recipe(recipe_file).vision
+    vision = read_recipe(recipe_file).image_encoder
     assert vision is not None
     assert type(vision.network) is kind
+
+
+FORMER = """
+[words]
+width = 16
+heads = 2
+[words.training]
+steps = 1
+batch = 1
+lr = 1e-3
+[vision]
+kept = 0.5
+turned = 10.0
+[vision.training]
+steps = 1
+batch = 1
+lr = 1e-3
+"""
+
+
+def test_former_keys_are_read(recipe_file: Path) -> None:
+    plain = recipe_file.read_text().replace("[clip.text]", "[clip]\nnaming = true\n\n[clip.text]", 1)
+    recipe_file.write_text(plain + FORMER)
+    former = read_recipe(recipe_file)
+    new = plain.replace("naming", "classification") + FORMER.replace("[words", "[text_encoder").replace(
+        "[vision", "[image_encoder"
+    ).replace("kept", "kept_patches").replace("turned", "rotation")
+    recipe_file.write_text(new)
+    assert read_recipe(recipe_file) == former
+    assert former.clip.classification
+    assert former.text_encoder is not None
+    assert former.image_encoder is not None
+    recipe_file.write_text(new + "\n[words]\nwidth = 8\n")
+    with pytest.raises(RecipeError, match=r"text_encoder: given twice, also by its former key, words"):
+        read_recipe(recipe_file)
 
 
 def test_a_missing_recipe_is_named() -> None:

@@ -18,7 +18,7 @@ from gradina.training.data.dataset import generator
 from gradina.training.data.sources import load_dataset
 from gradina.training.data.synthetic import IconScenes
 from gradina.training.pretrain.experiment import Experiment
-from gradina.training.pretrain.recipes import Recipe, VisionRecipe, read_recipe
+from gradina.training.pretrain.recipes import ImageEncoderRecipe, Recipe, read_recipe
 from gradina.training.pretrain.run import run
 from gradina.training.pretrain.stages import cropped, stage
 from gradina.training.settings import Settings
@@ -55,12 +55,12 @@ def test_a_phase_continues_from_the_one_before(recipe_file: Path, tmp_path: Path
 
 
 WORDS = """
-[words]
+[text_encoder]
 width = 16
 layers = 1
 heads = 2
 
-[words.training]
+[text_encoder.training]
 steps = 4
 batch = 8
 lr = 1e-2
@@ -76,19 +76,19 @@ def test_the_text_tower_is_pretrained_before_the_unet(recipe_file: Path, tmp_pat
     recipe = read_recipe(recipe_file)
     (tmp_path / "run" / "unet" / "weights.safetensors").unlink()
     taken = [progress.stage for progress in run(recipe, tmp_path / "run")]
-    assert taken == ["words"] * 4 + ["unet"] * 8, "autoencoder and pair stay what they are"
+    assert taken == ["text_encoder"] * 4 + ["unet"] * 8, "autoencoder and pair stay what they are"
     experiment = Experiment(recipe, tmp_path / "run")
     paired, taught = experiment.clip.text.state_dict(), experiment.text.state_dict()
     drawn = gradina.load(tmp_path / "run" / "model", device="cpu").text.state_dict()
     assert not torch.equal(paired["token.weight"], taught["token.weight"])
     assert all(torch.equal(value, taught[name]) for name, value in drawn.items()), "the U-Net reads what they learnt"
     assert torch.equal(experiment.pair.clip.text.token.weight, paired["token.weight"])
-    assert (tmp_path / "run" / "words" / "000004.png").is_file()
-    assert before.words is None
+    assert (tmp_path / "run" / "text_encoder" / "000004.png").is_file()
+    assert before.text_encoder is None
 
 
 VISION = """
-[vision.training]
+[image_encoder.training]
 steps = 5
 batch = 8
 lr = 1e-3
@@ -96,12 +96,14 @@ warmup = 1
 """
 
 
-def test_the_vision_stage_trains_the_image_tower_and_freezes_the_text_tower(recipe_file: Path, tmp_path: Path) -> None:
+def test_the_image_encoder_stage_trains_the_image_tower_and_freezes_the_text_tower(
+    recipe_file: Path, tmp_path: Path
+) -> None:
     list(run(read_recipe(recipe_file), tmp_path / "run"))
     before = Experiment(read_recipe(recipe_file), tmp_path / "run")
     recipe_file.write_text(recipe_file.read_text() + VISION)
     recipe = read_recipe(recipe_file)
-    assert [p.stage for p in run(recipe, tmp_path / "run")] == ["vision"] * 5, "no other stage depends on it"
+    assert [p.stage for p in run(recipe, tmp_path / "run")] == ["image_encoder"] * 5, "no other stage depends on it"
     after = Experiment(recipe, tmp_path / "run")
     for name, value in before.pair.clip.state_dict().items():
         moved = not torch.equal(value, after.pair.clip.state_dict()[name])
@@ -168,11 +170,14 @@ def test_a_decoder_phase_does_not_change_latents_or_unet(
 
 
 def test_name_classification_and_dropped_patches_change_the_contrastive_loss(recipe_file: Path, tmp_path: Path) -> None:
-    plain, more = read_recipe(recipe_file), "[clip]\nkept = 0.5\nnaming = true\nturned = 10.0\n\n[clip.text]"
+    plain, more = (
+        read_recipe(recipe_file),
+        "[clip]\nkept_patches = 0.5\nclassification = true\nrotation = 10.0\n\n[clip.text]",
+    )
     recipe_file.write_text(recipe_file.read_text().replace("[clip.text]", more))
-    naming = read_recipe(recipe_file)
+    classified = read_recipe(recipe_file)
     losses = []
-    for recipe, folder in ((plain, "plain"), (naming, "naming")):
+    for recipe, folder in ((plain, "plain"), (classified, "classified")):
         losses.append([p.step.loss for p in run(recipe, tmp_path / folder) if p.stage == "clip"])
     assert min(losses[1]) > max(losses[0]) + 1, "finding a name among ten is a loss of its own"
 
@@ -211,7 +216,7 @@ def test_crops_are_parts_of_their_pictures() -> None:
     assert cropped(pixels, 8, generator(1)) is pixels
 
 
-def test_vision_stage_with_a_new_tower_and_more_styles(
+def test_image_encoder_stage_with_a_new_tower_and_more_styles(
     icon_recipe: Callable[..., Recipe], tmp_path: Path
 ) -> None:  # fmt: skip
     recipe = icon_recipe(styles=STYLES[:1], variants=2)
@@ -219,14 +224,14 @@ def test_vision_stage_with_a_new_tower_and_more_styles(
     list(run(recipe, tmp_path / "run"))
     first = Experiment(recipe, tmp_path / "run")
     own = ConvConfig(size=32, widths=(4, 8, 16), projection=first.clip.vision.config.projection)
-    vision = VisionRecipe(
+    encoder = ImageEncoderRecipe(
         training=Settings(steps=4, batch=8, lr=1e-3, warmup=1), network=own,
-        folders=(str(tmp_path / STYLES[1]),), styles=STYLES[1:], turned=10.0, kept=0.5,
+        folders=(str(tmp_path / STYLES[1]),), styles=STYLES[1:], rotation=10.0, kept_patches=0.5,
     )  # fmt: skip
-    recipe = replace(recipe, vision=vision)
-    assert {progress.stage for progress in run(recipe, tmp_path / "run")} == {"vision"}
+    recipe = replace(recipe, image_encoder=encoder)
+    assert {progress.stage for progress in run(recipe, tmp_path / "run")} == {"image_encoder"}
     experiment = Experiment(recipe, tmp_path / "run")
-    wider = load_dataset(recipe.with_vision_data, "pairs")
+    wider = load_dataset(recipe.with_image_encoder_data, "pairs")
     assert isinstance(wider, IconScenes)
     assert wider.styles == STYLES
     assert wider.icons.styles.unique().tolist() == [0, 1]

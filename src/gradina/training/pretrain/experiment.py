@@ -27,7 +27,7 @@ from gradina.training.loop import autocast, device_of
 from gradina.training.losses import resized
 from gradina.training.pretrain.folder import RunFolder
 from gradina.training.pretrain.networks import LatentPredictor, TextToLatent
-from gradina.training.pretrain.recipes import KEYS
+from gradina.training.pretrain.recipes import FORMER_KEYS
 from gradina.training.settings import Settings
 from gradina.weights.formats.clip import ContrastivePair
 
@@ -97,16 +97,16 @@ class Experiment(RunFolder):
 
     def new_final_clip(self) -> CLIP:
         """A contrastive pair such as is shipped with the model: perhaps with another image tower."""
-        clip, vision = self.new_clip(), self.recipe.vision
-        if vision is not None and vision.network is not None:
-            clip.vision = vision_tower(vision.network)
+        clip, encoder = self.new_clip(), self.recipe.image_encoder
+        if encoder is not None and encoder.network is not None:
+            clip.vision = vision_tower(encoder.network)
         return clip
 
     def new_latent_predictor(self) -> LatentPredictor:
         """A text tower with a small decoder to the latents of whole pictures."""
-        words, (_, channels, height, width) = self.recipe.words, self.latents()[0].shape
-        assert words is not None
-        return LatentPredictor(self.new_clip().text, (channels, height, width), words.width, words.layers, words.heads)
+        c, (_, channels, height, width) = self.recipe.text_encoder, self.latents()[0].shape
+        assert c is not None
+        return LatentPredictor(self.new_clip().text, (channels, height, width), c.width, c.layers, c.heads)
 
     def new_unet(self) -> UNet:
         """A U-Net, conditioned on the text tower's states."""
@@ -142,7 +142,9 @@ class Experiment(RunFolder):
     @cached_property
     def text(self) -> TextTower:
         """The text tower with which diffusion starts: the pair's, or the one pretrained by latent prediction."""
-        return self.finished(self.new_latent_predictor, "words").text if self.recipe.words else self.clip.text
+        if self.recipe.text_encoder:
+            return self.finished(self.new_latent_predictor, "text_encoder").text
+        return self.clip.text
 
     @property
     def text_to_latent(self) -> TextToLatent:
@@ -152,7 +154,7 @@ class Experiment(RunFolder):
     @property
     def pair(self) -> ContrastivePair:
         """The finished contrastive pair with what retrieval needs."""
-        (last,) = self.phases("vision") or self.phases("clip")
+        (last,) = self.phases("image_encoder") or self.phases("clip")
         clip = self.finished(self.new_final_clip, last)
         return ContrastivePair(clip=clip, tokenizer=self.tokenizer, phrases=self.data.phrases(), name=self.recipe.name)
 
@@ -169,7 +171,7 @@ class Experiment(RunFolder):
     ) -> tuple[Tensor, Tensor]:
         """The same, not scaled; kept in a file."""
         composition = composition or {}
-        suffixes = [f"{KEYS.get(name, name)}-{x:g}" for name, x in composition.items()]
+        suffixes = [f"{FORMER_KEYS.get(name, name)}-{x:g}" for name, x in composition.items()]
         suffixes = suffixes if side is None else [str(side), *suffixes]
         path, data = self.path / f"{'-'.join(['latents', *suffixes])}.safetensors", self.composed(composition)
         phases = zip(self.phases("vae"), self.recipe.vae.training, strict=True)

@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gradina.training.checkpoint import steps_done
-from gradina.training.pretrain.recipes import KEYS, Recipe
+from gradina.training.pretrain.recipes import FORMER_KEYS, Recipe
 from gradina.training.settings import Settings
 
 ADDED_LATER = {"noise_offset": 0.0}  # fields that count in fingerprints only if set, so that older runs resume
 INPUTS = {  # the sections of the recipe that each part depends on
     "vae": ("vae",),
     "clip": ("clip",),
-    "words": ("vae", "clip", "words"),
-    "unet": ("vae", "clip", "words", "unet"),
-    "decoder": ("vae", "clip", "words", "unet", "decoder"),
-    "vision": ("vae", "clip", "words", "unet", "vision"),
+    "text_encoder": ("vae", "clip", "text_encoder"),
+    "unet": ("vae", "clip", "text_encoder", "unet"),
+    "decoder": ("vae", "clip", "text_encoder", "unet", "decoder"),
+    "image_encoder": ("vae", "clip", "text_encoder", "unet", "image_encoder"),
 }
 
 
@@ -28,7 +28,7 @@ INPUTS = {  # the sections of the recipe that each part depends on
 class Planned:
     """A stage of a recipe: a part, or a phase of it, and its settings."""
 
-    part: Literal["vae", "clip", "words", "unet", "decoder", "vision"]
+    part: Literal["vae", "clip", "text_encoder", "unet", "decoder", "image_encoder"]
     settings: Settings
     phase: int = 0  # counts from 0
 
@@ -39,10 +39,10 @@ class Planned:
 
 
 def as_table(recipe: Recipe) -> dict[str, Any]:
-    """A recipe as nested tables, for fingerprints: without None, and without the defaults of what was added later."""
+    """A recipe as nested tables, for fingerprints: by former keys, without None and the defaults of later fields."""
 
     def table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        return {KEYS.get(k, k): v for k, v in pairs if v is not None and ADDED_LATER.get(k, ...) != v}
+        return {FORMER_KEYS.get(k, k): v for k, v in pairs if v is not None and ADDED_LATER.get(k, ...) != v}
 
     return asdict(recipe, dict_factory=table)
 
@@ -60,10 +60,10 @@ class RunFolder:
         recipe = self.recipe
         stages = [Planned("vae", settings, phase) for phase, settings in enumerate(recipe.vae.training)]
         stages += [Planned("clip", recipe.clip.training)]
-        stages += [Planned("words", recipe.words.training)] if recipe.words else []
+        stages += [Planned("text_encoder", recipe.text_encoder.training)] if recipe.text_encoder else []
         stages += [Planned("unet", settings, phase) for phase, settings in enumerate(recipe.unet.training)]
         stages += [Planned("decoder", recipe.decoder.training)] if recipe.decoder else []
-        stages += [Planned("vision", recipe.vision.training)] if recipe.vision else []
+        stages += [Planned("image_encoder", recipe.image_encoder.training)] if recipe.image_encoder else []
         return {stage.name: stage for stage in stages}
 
     def phases(self, part: str) -> list[str]:
@@ -75,9 +75,14 @@ class RunFolder:
         planned = self.stages[stage]
         return self.phases(planned.part)[planned.phase - 1] if planned.phase else None
 
+    def folder(self, stage: str) -> Path:
+        """The folder of a stage; one by the stage's former name, if it is there."""
+        former = self.path / FORMER_KEYS.get(stage, stage)
+        return former if former.is_dir() else self.path / stage
+
     def weights(self, stage: str) -> Path:
         """The averaged weights of a finished stage, in fp16."""
-        return self.path / stage / "weights.safetensors"
+        return self.folder(stage) / "weights.safetensors"
 
     def is_finished(self, stage: str) -> bool:
         """Whether a stage, or a later phase of its part, is finished. Raises RecipeError if by another recipe."""
@@ -88,12 +93,12 @@ class RunFolder:
     def fingerprint(self, stage: str) -> str:
         """A hash of all that decides a stage's weights; prompts, names and later phases do not count."""
         recipe, planned = as_table(self.recipe), self.stages[stage]
-        inputs = ("seed", "data", "vocabulary", "schedule", *INPUTS[planned.part])
+        inputs = ("seed", "data", "vocabulary", "schedule", *(FORMER_KEYS.get(k, k) for k in INPUTS[planned.part]))
         used = {name: recipe[name] for name in inputs if name in recipe}
         if planned.part in ("vae", "unet"):
             phases = recipe[planned.part]["training"][: planned.phase + 1]
             used[planned.part] = recipe[planned.part] | {"training": phases}
-        if planned.part in ("words", "unet", "vision"):
+        if planned.part in ("text_encoder", "unet", "image_encoder"):
             encoder_phases = [phase for phase in recipe["vae"]["training"] if phase.get("only") != "decoder"]
             used["vae"] = recipe["vae"] | {"training": encoder_phases}
         return hashlib.sha256(json.dumps(used, sort_keys=True).encode()).hexdigest()[:16]

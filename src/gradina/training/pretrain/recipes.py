@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import MISSING, Field, asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from types import UnionType
@@ -25,7 +25,10 @@ from gradina.training.settings import MORE_THAN_0, POSITIVE, SHARE, Checked, Noi
 
 T = TypeVar("T")
 COMPOSITION = ("smallest", "largest", "jitter", "scenes", "one_style", "variants", "every_background")
-KEYS = {"jitter": "places", "default_style": "home", "classes": "things"}  # of fields with other names
+FORMER_KEYS = {  # which are still read, by the keys that stand in their place
+    "text_encoder": "words", "image_encoder": "vision", "rotation": "turned", "kept_patches": "kept",
+    "classification": "naming", "jitter": "places", "default_style": "home", "classes": "things",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,13 +88,13 @@ class CLIPRecipe:
     text: TextConfig
     vision: VisionConfig
     training: Settings
-    turned: float = 0.0  # degrees: augmentation by random rotation, stretching and tint
-    kept: float = 1.0  # random share of a picture's patches that the tower sees: 0.5 is twice as fast
-    naming: bool = False  # adds the classification of each picture's name among all names
+    rotation: float = 0.0  # degrees, at most: augmentation by random rotation, stretching and tint
+    kept_patches: float = 1.0  # random share of a picture's patches that the tower sees: 0.5 is twice as fast
+    classification: bool = False  # adds a loss: the name of each picture's class, among all names
 
 
 @dataclass(frozen=True, kw_only=True)
-class WordsRecipe:
+class TextEncoderRecipe:
     """The text tower is pretrained by latent prediction, with a small decoder in place of the U-Net."""
 
     training: Settings
@@ -101,7 +104,7 @@ class WordsRecipe:
 
 
 @dataclass(frozen=True, kw_only=True)
-class VisionRecipe:
+class ImageEncoderRecipe:
     """A last stage: an image tower is trained against the U-Net's text tower."""
 
     training: Settings
@@ -109,8 +112,8 @@ class VisionRecipe:
     packages: tuple[str, ...] = ()  # further ones, on npm
     folders: tuple[str, ...] = ()  # further ones, here
     styles: tuple[str, ...] = ()  # their names
-    turned: float = 0.0  # degrees, as for the pair; of the icons, not of their grounds
-    kept: float = 1.0  # share of patches, as for the pair
+    rotation: float = 0.0  # degrees, as for the pair; of the icons, not of their grounds
+    kept_patches: float = 1.0  # as for the pair
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,9 +177,9 @@ class Recipe(Checked):
     vae: VAERecipe
     clip: CLIPRecipe
     unet: UNetRecipe
-    words: WordsRecipe | None = None  # before the U-Net
+    text_encoder: TextEncoderRecipe | None = None  # before the U-Net
     decoder: DecoderRecipe | None = None  # after it
-    vision: VisionRecipe | None = None  # at last
+    image_encoder: ImageEncoderRecipe | None = None  # at last
     schedule: BetaLaw = BetaLaw()  # noqa: RUF009 (frozen)
     defaults: Defaults
     prompts: tuple[str, ...] = ()  # of the sample sheets
@@ -193,13 +196,13 @@ class Recipe(Checked):
         return replace(self, data=replace(self.data, icons=replace(icons, count=classes)))
 
     @property
-    def with_vision_data(self) -> Recipe:
+    def with_image_encoder_data(self) -> Recipe:
         """The recipe with the further packages of the last stage."""
-        data, vision = self.data, self.vision
-        if vision is None:
+        data, encoder = self.data, self.image_encoder
+        if encoder is None:
             return self
-        icons = data.icons and replace(data.icons, more_styles=data.icons.more_styles + vision.styles)
-        packages, folders = data.packages + vision.packages, data.folders + vision.folders
+        icons = data.icons and replace(data.icons, more_styles=data.icons.more_styles + encoder.styles)
+        packages, folders = data.packages + encoder.packages, data.folders + encoder.folders
         return replace(self, data=replace(data, packages=packages, folders=folders, icons=icons))
 
 
@@ -229,7 +232,7 @@ def check(recipe: Recipe) -> None:
         recipe.defaults.steps <= len(schedule.sigmas),
         f"defaults.steps: got {recipe.defaults.steps}, more than the schedule has",
     )
-    vocabulary, words = recipe.vocabulary, recipe.words
+    vocabulary, text = recipe.vocabulary, recipe.text_encoder
     large = vocabulary.size >= 514 and vocabulary.length >= 3
     expect(large, "vocabulary: expected a size of 514 tokens or more, and a length of 3 or more")
     for part, phases in (("vae", recipe.vae.training), ("unet", recipe.unet.training)):
@@ -243,12 +246,13 @@ def check(recipe: Recipe) -> None:
         noise_levels(schedule, law)
         unused = law.noise_offset or law.min_snr
         expect(not unused, "decoder.training.noise_offset, min_snr: the decoder's losses have none; leave them out")
-    if words:
-        fits = words.layers > 0 < words.heads <= words.width and words.width % words.heads == 0
-        expect(fits, f"words.width: got {words.width}, expected a multiple of heads, {words.heads}; layers above 0")
-    tower, projection = recipe.vision and recipe.vision.network, recipe.clip.text.projection
+    if text:
+        fits = text.layers > 0 < text.heads <= text.width and text.width % text.heads == 0
+        got = f"text_encoder.width: got {text.width}"
+        expect(fits, f"{got}, expected a multiple of heads, {text.heads}; layers above 0")
+    tower, projection = recipe.image_encoder and recipe.image_encoder.network, recipe.clip.text.projection
     if tower:
-        got = f"vision.network.projection: got {tower.projection}"
+        got = f"image_encoder.network.projection: got {tower.projection}"
         expect(tower.projection == projection, f"{got}, expected {projection}, as the text's")
     shape = "unet.network: expected as many widths as entries of attention and heads, at least one"
     expect(len(unet.widths) == len(unet.attention) == len(unet.heads) > 0, shape)
@@ -257,7 +261,7 @@ def check(recipe: Recipe) -> None:
     for name, make in (
         ("vae.network", lambda: AutoencoderKL(recipe.vae.network)),
         ("clip", lambda: CLIP(recipe.clip.text, recipe.clip.vision)),
-        ("vision", lambda: CLIP(recipe.clip.text, tower or recipe.clip.vision)),
+        ("image_encoder", lambda: CLIP(recipe.clip.text, tower or recipe.clip.vision)),
         ("unet.network", lambda: UNet(unet)),
     ):
         try:
@@ -271,13 +275,13 @@ def check_phase(recipe: Recipe, phase: UNetPhase, schedule: Schedule) -> None:
     """Refuses a phase of the U-Net that asks for what the recipe's data, autoencoder or schedule do not have."""
     at, icons, factor = "unet.training", recipe.data.icons, recipe.vae.network.factor
     style, classes, pixels = phase.default_style, phase.classes, phase.pixels
-    names = ", ".join(KEYS.get(name, name) for name in phase.composition)
+    names = ", ".join(phase.composition)
     expect(icons or not names, f"{at}.{names}: for pictures that are composed of icons alone")
     known = style in (None, *(icons.styles if icons else ()))
-    expect(known, f"{at}.home: got {style!r}, expected one of the styles of data.icons")
+    expect(known, f"{at}.default_style: got {style!r}, expected one of the styles of data.icons")
     most = icons.count if icons else 0
     some = classes is None or 1 <= classes <= most
-    expect(some, f"{at}.things: got {classes}, expected 1 to {most}, those of data.icons")
+    expect(some, f"{at}.classes: got {classes}, expected 1 to {most}, those of data.icons")
     whole = pixels is None or (pixels >= factor and pixels % factor == 0)
     expect(whole, f"{at}.pixels: got {pixels}, expected a multiple of {factor}")
     smallest, largest = phase.smallest or (icons.smallest if icons else 0), phase.largest
@@ -293,20 +297,31 @@ def expect(holds: object, message: str) -> None:
 
 
 def _fields(kind: Any) -> dict[str, Field[Any]]:
-    """The fields of a dataclass by their TOML keys."""
-    return {KEYS.get(f.name, f.name): f for f in fields(kind)}
+    """The fields of a dataclass by their names: the keys in TOML."""
+    return {f.name: f for f in fields(kind)}
+
+
+def _renamed(table: Mapping[str, Any], known: Collection[str], where: str) -> Mapping[str, Any]:
+    """The table with the keys that stand in the place of former ones."""
+    renamed = {former: key for key, former in FORMER_KEYS.items() if key in known and former not in known}
+    both = [(former, key) for former, key in renamed.items() if former in table and key in table]
+    if both:
+        former, key = both[0]
+        raise RecipeError(f"{where}{key}: given twice, also by its former key, {former}")
+    return {renamed.get(key, key): value for key, value in table.items()}
 
 
 def _build(kind: type[T], table: Mapping[str, Any], where: str) -> T:
     """An instance of a dataclass from a TOML table, strictly."""
     hints, known = get_type_hints(kind), _fields(kind)
+    table = _renamed(table, known, where)
     unknown = [k for k in table if k not in known]
     if unknown:
         raise RecipeError(f"there is no {where}{unknown[0]} (known here: {', '.join(known)})")
     missing = [n for n, f in known.items() if n not in table and f.default is MISSING and f.default_factory is MISSING]
     if missing:
         raise RecipeError(f"{where}{missing[0]} is missing")
-    values = {known[key].name: _value(hints[known[key].name], value, where + key) for key, value in table.items()}
+    values = {key: _value(hints[key], value, where + key) for key, value in table.items()}
     try:
         return kind(**values)
     except ValueError as error:

@@ -50,11 +50,11 @@ def run(recipe: Recipe, folder: Path) -> Generator[Progress]:
             if not experiment.is_finished(name):
                 fingerprint = experiment.fingerprint(name)
                 state = yield from train_stage(
-                    stage(experiment, name), folder / name, fingerprint,
+                    stage(experiment, name), experiment.folder(name), fingerprint,
                     recipe.sample_every, recipe.checkpoint_every, recipe.snapshots,
                 )  # fmt: skip
                 save_average(state, experiment.weights(name), fingerprint)
-                (folder / name / "state.safetensors").unlink(missing_ok=True)
+                (experiment.folder(name) / "state.safetensors").unlink(missing_ok=True)
         _write_model(experiment)
 
 
@@ -117,7 +117,7 @@ def training_report(experiment: Experiment) -> str:
     """How a model was trained, in Markdown, for its card; stages whose log was removed are left out."""
     recipe, rows, total = experiment.recipe, [], 0.0
     for name, planned in experiment.stages.items():
-        settings, log = planned.settings, experiment.path / name / "log.jsonl"
+        settings, log = planned.settings, experiment.folder(name) / "log.jsonl"
         steps = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.exists() else []
         if not steps:
             continue
@@ -125,7 +125,7 @@ def training_report(experiment: Experiment) -> str:
         loss = sum(step["loss"] for step in steps[-10:]) / len(steps[-10:])
         rows.append(f"| {name} | {settings.steps} | {settings.batch} | {settings.lr:g} | {loss:.4f} | {minutes:.0f} |")
         total += minutes
-    packages = ", ".join(recipe.with_vision_data.data.packages)
+    packages = ", ".join(recipe.with_image_encoder_data.data.packages)
     names, *continuations = experiment.data.phrases()
     names = names[: recipe.unet.training[-1].classes]  # those that the U-Net draws
     origin = f"{recipe.data.source} (npm: {packages})" if packages else recipe.data.source

@@ -37,7 +37,7 @@ from gradina.training.losses import (
 )
 from gradina.training.pretrain.experiment import Experiment
 from gradina.training.pretrain.networks import LatentPredictor, TextToLatent
-from gradina.training.pretrain.recipes import CLIPRecipe, DecoderPhase, UNetPhase, VAEPhase, VisionRecipe
+from gradina.training.pretrain.recipes import CLIPRecipe, DecoderPhase, ImageEncoderRecipe, UNetPhase, VAEPhase
 from gradina.training.settings import Settings
 
 COLUMNS = 8  # of sample sheets
@@ -108,16 +108,16 @@ def clip_stage(experiment: Experiment, name: str) -> Stage:
     return Stage(network, experiment.stages[name].settings, loss, partial(retrieved, experiment))
 
 
-def vision_stage(experiment: Experiment, name: str) -> Stage:
+def image_encoder_stage(experiment: Experiment, name: str) -> Stage:
     """The pair that is shipped with the model: its image tower is trained on, or a new one is.
 
     The text tower is the U-Net's, frozen except for its projection. Source: Zhai et al., "LiT: Zero-Shot Transfer with
     Locked-image text Tuning" (2111.07991), with the roles of the towers exchanged.
     """
-    recipe = experiment.recipe.vision
+    recipe = experiment.recipe.image_encoder
     assert recipe is not None
-    data = load_dataset(experiment.recipe.with_vision_data, "pairs")
-    network = experiment.untrained(experiment.new_final_clip, "vision")
+    data = load_dataset(experiment.recipe.with_image_encoder_data, "pairs")
+    network = experiment.untrained(experiment.new_final_clip, "image_encoder")
     network.text.load_state_dict(experiment.text_to_latent.text.state_dict())
     network.logit_scale.data.copy_(experiment.clip.logit_scale)
     if recipe.network is None:
@@ -128,7 +128,7 @@ def vision_stage(experiment: Experiment, name: str) -> Stage:
 
 
 def contrastive_loss(
-    experiment: Experiment, name: str, data: Dataset, section: CLIPRecipe | VisionRecipe, augmented: Augmented
+    experiment: Experiment, name: str, data: Dataset, section: CLIPRecipe | ImageEncoderRecipe, augmented: Augmented
 ) -> Loss:
     """The contrastive loss on batch k of pictures that are augmented and partly hidden as a recipe's section says."""
     recipe, batch = experiment.recipe.clip, experiment.stages[name].settings.batch
@@ -138,14 +138,16 @@ def contrastive_loss(
         key, device = generator(experiment.recipe.seed, name, k), device_of(clip)
         rows = data.contrastive_rows(batch, key)
         captions, true = data.captions(rows, key)
-        pixels, patches = augmented(rows, section.turned, key), None
-        if section.kept < 1:
+        pixels, patches = augmented(rows, section.rotation, key), None
+        if section.kept_patches < 1:
             count = clip.vision.config.positions
-            patches = torch.rand(batch, count, generator=key).argsort(1)[:, : round(section.kept * count)].to(device)
+            patches = (
+                torch.rand(batch, count, generator=key).argsort(1)[:, : round(section.kept_patches * count)].to(device)
+            )
         texts = clip.texts(experiment.tokenizer(captions).to(device))
         pictures, scale = clip.pictures(pixels.to(device), patches), clip.logit_scale.exp()
         error = contrastive(scale * texts @ pictures.T, true.to(device))
-        if not recipe.naming:
+        if not recipe.classification:
             return error
         similarities = scale * pictures @ clip.texts(names.to(device)).T
         return error + name_classification(similarities, data.class_ids(rows).to(device))
@@ -153,7 +155,7 @@ def contrastive_loss(
     return loss
 
 
-def words_stage(experiment: Experiment, name: str) -> Stage:
+def text_encoder_stage(experiment: Experiment, name: str) -> Stage:
     """The text tower is pretrained by latent prediction, before a U-Net is conditioned on it."""
     settings, captioned = experiment.stages[name].settings, CaptionedLatents.of(experiment)
     predictor = experiment.untrained(experiment.new_latent_predictor, name)
@@ -314,8 +316,8 @@ def prompts(experiment: Experiment) -> tuple[str, ...]:
 STAGES: dict[str, Callable[[Experiment, str], Stage]] = {
     "vae": vae_stage,
     "clip": clip_stage,
-    "words": words_stage,
+    "text_encoder": text_encoder_stage,
     "unet": unet_stage,
     "decoder": decoder_stage,
-    "vision": vision_stage,
+    "image_encoder": image_encoder_stage,
 }
