@@ -87,11 +87,11 @@ def test_the_text_tower_is_pretrained_before_the_unet(recipe_file: Path, tmp_pat
     assert before.text_encoder is None
 
 
-VISION = """
+IMAGE_ENCODER = """
 [image_encoder.training]
 steps = 5
 batch = 8
-lr = 1e-3
+lr = 1e-2
 warmup = 1
 """
 
@@ -101,7 +101,7 @@ def test_the_image_encoder_stage_trains_the_image_tower_and_freezes_the_text_tow
 ) -> None:
     list(run(read_recipe(recipe_file), tmp_path / "run"))
     before = Experiment(read_recipe(recipe_file), tmp_path / "run")
-    recipe_file.write_text(recipe_file.read_text() + VISION)
+    recipe_file.write_text(recipe_file.read_text() + IMAGE_ENCODER)
     recipe = read_recipe(recipe_file)
     assert [p.stage for p in run(recipe, tmp_path / "run")] == ["image_encoder"] * 5, "no other stage depends on it"
     after = Experiment(recipe, tmp_path / "run")
