@@ -141,9 +141,8 @@ def contrastive_loss(
         pixels, patches = augmented(rows, section.rotation, key), None
         if section.kept_patches < 1:
             count = clip.vision.config.positions
-            patches = (
-                torch.rand(batch, count, generator=key).argsort(1)[:, : round(section.kept_patches * count)].to(device)
-            )
+            order = torch.rand(batch, count, generator=key).argsort(1)
+            patches = order[:, : round(section.kept_patches * count)].to(device)
         texts = clip.texts(experiment.tokenizer(captions).to(device))
         pictures, scale = clip.pictures(pixels.to(device), patches), clip.logit_scale.exp()
         error = contrastive(scale * texts @ pictures.T, true.to(device))
