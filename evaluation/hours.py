@@ -65,7 +65,7 @@ def measure(
             continue
         step_hours, losses = hours_and_losses(experiment, stage)
         side = experiment.recipe.unet.training[stages[stage].phase].pixels
-        for weights in sorted((experiment.folder(stage)).glob("0*.safetensors")):
+        for weights in sorted(experiment.folder(stage).glob("0*.safetensors")):
             step = int(weights.stem)
             pixels = generate(experiment, weights, side, prompts)
             recent = [loss for at, loss in losses.items() if step - WINDOW < at <= step]

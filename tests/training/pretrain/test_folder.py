@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from gradina.training.data.dataset import generator
+from gradina.training.pretrain.experiment import Experiment
 from gradina.training.pretrain.folder import RunFolder
 from gradina.training.pretrain.recipes import Recipe, read_recipe
 from gradina.training.pretrain.run import run
@@ -73,6 +75,8 @@ def test_a_stage_goes_on_in_a_folder_of_its_former_name(recipe_file: Path, tmp_p
     recipe_file.write_text(recipe_file.read_text() + IMAGE_ENCODER)
     recipe = read_recipe(recipe_file)
     assert {p.stage for p in run(recipe, tmp_path / "run")} >= {"image_encoder"}
+    seeds = Experiment(recipe, tmp_path / "run").generator("image_encoder", 3), generator(recipe.seed, "vision", 3)
+    assert seeds[0].initial_seed() == seeds[1].initial_seed(), "its batches are those of older runs"
     (tmp_path / "run" / "image_encoder").rename(tmp_path / "run" / "vision")
     assert list(run(recipe, tmp_path / "run")) == []
     assert not (tmp_path / "run" / "image_encoder").exists()

@@ -123,9 +123,9 @@ def test_what_is_wrong_is_named(recipe_file: Path, old: str, new: str, message: 
 def test_an_image_tower_is_the_kind_that_its_keys_say(recipe_file: Path, shape: str, kind: type) -> None:
     tower = TOWER.format(f"{shape}\nprojection = 16")
     recipe_file.write_text(recipe_file.read_text().replace("[defaults]", tower, 1))
-    vision = read_recipe(recipe_file).image_encoder
-    assert vision is not None
-    assert type(vision.network) is kind
+    encoder = read_recipe(recipe_file).image_encoder
+    assert encoder is not None
+    assert type(encoder.network) is kind
 
 
 FORMER = """

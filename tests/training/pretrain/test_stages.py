@@ -54,7 +54,7 @@ def test_a_phase_continues_from_the_one_before(recipe_file: Path, tmp_path: Path
     assert 0 < apart <= 1.1e-5, "one step of the warm-up away"
 
 
-WORDS = """
+TEXT_ENCODER = """
 [text_encoder]
 width = 16
 layers = 1
@@ -72,7 +72,7 @@ def test_the_text_tower_is_pretrained_before_the_unet(recipe_file: Path, tmp_pat
     before = read_recipe(recipe_file)
     for _ in run(before, tmp_path / "run"):
         pass
-    recipe_file.write_text(recipe_file.read_text() + WORDS)
+    recipe_file.write_text(recipe_file.read_text() + TEXT_ENCODER)
     recipe = read_recipe(recipe_file)
     (tmp_path / "run" / "unet" / "weights.safetensors").unlink()
     taken = [progress.stage for progress in run(recipe, tmp_path / "run")]
@@ -91,7 +91,7 @@ IMAGE_ENCODER = """
 [image_encoder.training]
 steps = 5
 batch = 8
-lr = 1e-2
+lr = 1e-3
 warmup = 1
 """
 
@@ -170,10 +170,8 @@ def test_a_decoder_phase_does_not_change_latents_or_unet(
 
 
 def test_name_classification_and_dropped_patches_change_the_contrastive_loss(recipe_file: Path, tmp_path: Path) -> None:
-    plain, more = (
-        read_recipe(recipe_file),
-        "[clip]\nkept_patches = 0.5\nclassification = true\nrotation = 10.0\n\n[clip.text]",
-    )
+    plain = read_recipe(recipe_file)
+    more = "[clip]\nkept_patches = 0.5\nclassification = true\nrotation = 10.0\n\n[clip.text]"
     recipe_file.write_text(recipe_file.read_text().replace("[clip.text]", more))
     classified = read_recipe(recipe_file)
     losses = []

@@ -59,7 +59,7 @@ class Experiment(RunFolder):
         recipe = self.recipe.vocabulary
         tokenizer = Tokenizer.train(self.data.texts(), recipe.size, recipe.length)
         rows = torch.arange(min(len(self.data), CHECKED_CAPTIONS))
-        captions = self.data.captions(rows, generator(self.recipe.seed, "captions"))[0]
+        captions = self.data.captions(rows, self.generator("captions"))[0]
         cut = [caption for caption in captions if tokenizer.chunk_count(caption) > 1]
         if cut:
             log.warning(
@@ -76,10 +76,14 @@ class Experiment(RunFolder):
         spacing = spacing if spacing in ("leading", "linspace", "trailing") else "leading"
         return Schedule.from_betas(law.betas(), law=law, timestep_spacing=spacing)
 
+    def generator(self, use: str, *key: int) -> torch.Generator:
+        """The random generator of a stage's batch k, or of another use; seeded by stages' former names, as in older runs."""
+        return generator(self.recipe.seed, FORMER_KEYS.get(use, use), *key)
+
     def untrained(self, make: Callable[[], Network], part: str) -> Network:
         """A network with initial weights that depend on the recipe's seed and the part alone."""
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(generator(self.recipe.seed, part).initial_seed())
+            torch.default_generator.manual_seed(self.generator(part).initial_seed())
             return make()
 
     def finished(self, make: Callable[[], Network], stage: str) -> Network:

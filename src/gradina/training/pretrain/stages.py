@@ -21,7 +21,7 @@ from gradina.models.clip_vision import CLIP
 from gradina.models.vae import AutoencoderKL
 from gradina.pipeline.generate import generate
 from gradina.request import Request
-from gradina.training.data.dataset import Dataset, augment, generator
+from gradina.training.data.dataset import Dataset, augment
 from gradina.training.data.sources import load_dataset
 from gradina.training.data.synthetic import IconScenes
 from gradina.training.loop import Loss, device_of
@@ -71,7 +71,7 @@ def vae_stage(experiment: Experiment, name: str) -> Stage:
     factor, channels = recipe.network.factor, recipe.network.latent_channels
 
     def loss(vae: AutoencoderKL, k: int) -> Tensor:
-        key = generator(experiment.recipe.seed, name, k)
+        key = experiment.generator(name, k)
         rows = torch.randint(len(experiment.data), (phase.batch,), generator=key)
         pixels = cropped(experiment.data.pixels(rows), recipe.crop, key)
         height, width = (n // factor for n in pixels.shape[2:])
@@ -135,7 +135,7 @@ def contrastive_loss(
     names = experiment.tokenizer(data.phrases()[0])
 
     def loss(clip: CLIP, k: int) -> Tensor:
-        key, device = generator(experiment.recipe.seed, name, k), device_of(clip)
+        key, device = experiment.generator(name, k), device_of(clip)
         rows = data.contrastive_rows(batch, key)
         captions, true = data.captions(rows, key)
         pixels, patches = augmented(rows, section.rotation, key), None
@@ -161,7 +161,7 @@ def text_encoder_stage(experiment: Experiment, name: str) -> Stage:
     predictor.text.load_state_dict(experiment.clip.text.state_dict())
 
     def loss(predictor: LatentPredictor, k: int) -> Tensor:
-        key, device = generator(experiment.recipe.seed, name, k), device_of(predictor)
+        key, device = experiment.generator(name, k), device_of(predictor)
         rows, ids = captioned.draw(settings.batch, key)
         return latent_prediction(predictor, ids.to(device), captioned.mean[rows].to(device))
 
@@ -183,7 +183,7 @@ def unet_stage(experiment: Experiment, name: str) -> Stage:
     schedule, prediction = experiment.schedule, prediction_named(recipe.prediction)
 
     def loss(networks: TextToLatent, k: int) -> Tensor:
-        key, device = generator(experiment.recipe.seed, name, k), device_of(networks)
+        key, device = experiment.generator(name, k), device_of(networks)
         rows, ids = captioned.draw(phase.batch, key)
         latents = captioned.sample(rows, key)
         denoiser, cond = Denoiser(on_states(networks.unet), schedule, prediction), Cond(networks.text(ids.to(device)))
@@ -243,7 +243,7 @@ def decoder_stage(experiment: Experiment, name: str) -> Stage:
     denoiser = Denoiser(on_states(networks.unet), experiment.schedule, prediction)
 
     def loss(vae: AutoencoderKL, k: int) -> Tensor:
-        key, device = generator(experiment.recipe.seed, name, k), device_of(vae)
+        key, device = experiment.generator(name, k), device_of(vae)
         rows, ids = captioned.draw(phase.batch, key)
         latents = captioned.sample(rows, key)
         noise = torch.randn(latents.shape, generator=key)
@@ -303,7 +303,7 @@ def generated(experiment: Experiment, networks: TextToLatent, side: int | None =
 
 def some_pixels(experiment: Experiment, count: int) -> Tensor:
     """Pictures drawn from the data, always the same."""
-    key = generator(experiment.recipe.seed, "look")
+    key = experiment.generator("look")
     return experiment.data.pixels(torch.randint(len(experiment.data), (count,), generator=key))
 
 
