@@ -77,7 +77,7 @@ class Experiment(RunFolder):
         return Schedule.from_betas(law.betas(), law=law, timestep_spacing=spacing)
 
     def generator(self, use: str, *key: int) -> torch.Generator:
-        """The random generator of a stage's batch k, or of another use; seeded by stages' former names, as in older runs."""
+        """The random generator of batch k of a stage, or of another use: seeded by former names, as older runs were."""
         return generator(self.recipe.seed, FORMER_KEYS.get(use, use), *key)
 
     def untrained(self, make: Callable[[], Network], part: str) -> Network:
