@@ -9,16 +9,22 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from gradina.training import muon
 from gradina.training.checkpoint import load_state, save_state
 from gradina.training.loop import State, train
 from gradina.training.muon import ADAM_RMS, Muon, as_matrix, hidden_matrices, like, orthogonalised
 from gradina.training.settings import Settings
 
 
-@pytest.mark.parametrize("shape", [(3, 40, 40), (2, 96, 33), (2, 33, 96)])
-def test_singular_values_come_near_1(shape: tuple[int, int, int]) -> None:
-    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    values = torch.linalg.svdvals(orthogonalised(matrices).float())
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("shape", [(3, 40, 60), (2, 96, 33), (2, 33, 96)])
+def test_singular_values_come_near_1(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int, int], dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(muon, "multiplies_bf16", lambda: dtype == torch.bfloat16)
+    matrices = orthogonalised(torch.randn(shape, generator=torch.Generator().manual_seed(0)))
+    assert matrices.dtype == dtype
+    values = torch.linalg.svdvals(matrices.float())
     assert values.min() > 0.3
     assert values.max() < 1.3
 
@@ -32,17 +38,18 @@ def test_singular_vectors_stay() -> None:
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
-def test_matrices_equal_torchs_muon(weight_decay: float) -> None:
+def test_matrices_equal_torchs_muon(monkeypatch: pytest.MonkeyPatch, weight_decay: float) -> None:
+    monkeypatch.setattr(muon, "multiplies_bf16", lambda: True)  # as torch's does on every CPU
     key = torch.Generator().manual_seed(0)
     ours = [nn.Parameter(torch.randn(shape, generator=key)) for shape in ((40, 64), (40, 64), (64, 40))]
     theirs = [nn.Parameter(p.detach().clone()) for p in ours]
-    muon = Muon([{"params": ours, "orthogonal": True}], 1, lr=0.02, weight_decay=weight_decay)
+    optimizer = Muon([{"params": ours, "orthogonal": True}], 1, lr=0.02, weight_decay=weight_decay)
     torchs = torch.optim.Muon(theirs, lr=0.02, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
     for _ in range(4):
         for one, other in zip(ours, theirs, strict=True):
             one.grad = torch.randn(one.shape, generator=key)
             other.grad = one.grad.clone()
-        muon.step()
+        optimizer.step()
         torchs.step()
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=2e-4)
@@ -65,13 +72,13 @@ def test_a_convolution_is_updated_as_a_matrix(memory_format: torch.memory_format
 def test_matrices_are_orthogonalised_in_turns() -> None:
     key, gradient = torch.Generator().manual_seed(0), torch.randn(40, 64, generator=torch.Generator().manual_seed(1))
     matrices = [nn.Parameter(torch.randn(40, 64, generator=key)) for _ in range(4)]
-    muon = Muon([{"params": matrices, "orthogonal": True}], 4, lr=0.02, weight_decay=0.0)
+    optimizer = Muon([{"params": matrices, "orthogonal": True}], 4, lr=0.02, weight_decay=0.0)
     updates = []
     for step in range(9):
         before = [p.detach().clone() for p in matrices]
         for p in matrices:
             p.grad = gradient if step < 4 else -5 * gradient
-        muon.step()
+        optimizer.step()
         updates.append([p.detach() - b for p, b in zip(matrices, before, strict=True)])
     for one, other in zip(updates[2], updates[3], strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=3e-3)

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gradina.runtime.device import multiplies_bf16
+
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # a, b, c of a quintic that brings singular values to about 1 in 5 steps
 ITERATIONS = 5
 MOMENTUM = 0.95
@@ -86,10 +88,14 @@ def like(matrix: Tensor, weight: Tensor) -> Tensor:
 
 
 def orthogonalised(matrices: Tensor) -> Tensor:
-    """The nearest semi-orthogonal matrices of a batch (b, m, n), about, in bfloat16, by Newton-Schulz iteration."""
+    """The nearest semi-orthogonal matrices of a batch (b, m, n), about, by Newton-Schulz iteration.
+
+    In bf16, but on CPUs that do not multiply in it.
+    """
     a, b, c = NEWTON_SCHULZ
     tall = matrices.shape[1] > matrices.shape[2]
-    x = (matrices.mT if tall else matrices).bfloat16()
+    x = matrices.mT if tall else matrices
+    x = x.bfloat16() if x.device.type != "cpu" or multiplies_bf16() else x.float()
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     for _ in range(ITERATIONS):
         gram = x @ x.mT

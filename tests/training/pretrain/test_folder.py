@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from gradina.training.data.dataset import generator
+from gradina.training.pretrain import folder
 from gradina.training.pretrain.experiment import Experiment
 from gradina.training.pretrain.folder import RunFolder
 from gradina.training.pretrain.recipes import Recipe, read_recipe
@@ -69,6 +70,18 @@ def test_fingerprints_are_those_of_older_runs(recipe_file: Path, tmp_path: Path)
     emoji = RunFolder(read_recipe(RECIPES / "emoji.toml"), tmp_path)
     expected = {"clip": "9d938737539a2e1c", "text_encoder": "9b1c9f5c92dfa904", "unet-6": "ceddcc9d08a1f3a9"}
     assert {stage: emoji.fingerprint(stage) for stage in expected} == expected
+
+
+@pytest.mark.parametrize(("has", "expected"), [(True, "bfloat16"), (False, "float32")])
+def test_bf16_is_for_cpus_that_multiply_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has: bool, expected: str
+) -> None:
+    """The others emulate it, and take up to 70 times as long; a run begun on one goes on on the other."""
+    monkeypatch.setattr(folder, "multiplies_bf16", lambda: has)
+    emoji = RunFolder(read_recipe(RECIPES / "emoji.toml"), tmp_path)
+    assert {stage.settings.precision for stage in emoji.stages.values()} == {expected}
+    assert emoji.recipe.clip.training.precision == "bfloat16"
+    assert emoji.fingerprint("clip") == "9d938737539a2e1c"
 
 
 def test_a_stage_goes_on_in_a_folder_of_its_former_name(recipe_file: Path, tmp_path: Path) -> None:

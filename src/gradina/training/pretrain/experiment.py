@@ -179,7 +179,8 @@ class Experiment(RunFolder):
         suffixes = suffixes if side is None else [str(side), *suffixes]
         path, data = self.path / f"{'-'.join(['latents', *suffixes])}.safetensors", self.composed(composition)
         phases = zip(self.phases("vae"), self.recipe.vae.training, strict=True)
-        last, settings = [(name, phase) for name, phase in phases if phase.only != "decoder"][-1]
+        last = [name for name, phase in phases if phase.only != "decoder"][-1]
+        settings = self.stages[last].settings
         cached = cached_tensors(path, self.fingerprint(last), lambda: encoded(vae, data, side, settings))
         return cached["mean"], cached["std"]
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+import logging
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from gradina.runtime.device import multiplies_bf16
 from gradina.training.checkpoint import steps_done
 from gradina.training.pretrain.recipes import FORMER_KEYS, Recipe
 from gradina.training.settings import Settings
+
+log = logging.getLogger(__name__)
 
 ADDED_LATER = {"noise_offset": 0.0}  # fields that count in fingerprints only if set, so that older runs resume
 INPUTS = {  # the sections of the recipe that each part depends on
@@ -26,7 +30,7 @@ INPUTS = {  # the sections of the recipe that each part depends on
 
 @dataclass(frozen=True)
 class Planned:
-    """A stage of a recipe: a part, or a phase of it, and its settings."""
+    """A stage of a recipe: a part, or a phase of it, and its settings on this machine."""
 
     part: Literal["vae", "clip", "text_encoder", "unet", "decoder", "image_encoder"]
     settings: Settings
@@ -64,6 +68,9 @@ class RunFolder:
         stages += [Planned("unet", settings, phase) for phase, settings in enumerate(recipe.unet.training)]
         stages += [Planned("decoder", recipe.decoder.training)] if recipe.decoder else []
         stages += [Planned("image_encoder", recipe.image_encoder.training)] if recipe.image_encoder else []
+        if any(stage.settings.precision == "bfloat16" for stage in stages) and not multiplies_bf16():
+            log.info("trains in float32, since this CPU does not multiply in bfloat16")
+            stages = [replace(stage, settings=replace(stage.settings, precision="float32")) for stage in stages]
         return {stage.name: stage for stage in stages}
 
     def phases(self, part: str) -> list[str]:
