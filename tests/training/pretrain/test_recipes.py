@@ -10,7 +10,6 @@ from gradina.errors import RecipeError
 from gradina.models.clip_vision import ConvConfig, VisionConfig
 from gradina.training.pretrain.recipes import read_recipe
 
-REGISTERS = "[text_encoder]\nregisters = {}\n[text_encoder.training]\nsteps = 1\nbatch = 1\nlr = 1e-3\n{}\n[defaults]"
 TEXT_ENCODER = (
     "[text_encoder]\nwidth = 10\nheads = 4\n[text_encoder.training]\nsteps = 1\nbatch = 1\nlr = 1e-3\n[defaults]"
 )
@@ -63,14 +62,6 @@ def test_shipped_recipes_are_read(path: Path) -> None:
             "[defaults]",
             TEXT_ENCODER,
             r"text_encoder\.width: got 10, expected a multiple of heads, 4",
-        ),
-        ("[defaults]", REGISTERS.format(5, ""), r"registers: got 5, expected a square, below vocabulary\.length"),
-        ("[defaults]", REGISTERS.format(900, ""), r"registers: got 900, expected a square, below vocabulary\.length"),
-        ("[defaults]", REGISTERS.format(-4, ""), r"registers: got -4, expected 0, or a number above it"),
-        (
-            "[defaults]",
-            REGISTERS.format(4, "jitter = 0.1"),
-            r"text_encoder\.training\.jitter: for pictures that are composed of icons alone",
         ),
         ("lr = 1e-3", 'lr = 1e-3\nonly = "decoder"', r"vae\.training\.only: in the first phase both halves"),
         (

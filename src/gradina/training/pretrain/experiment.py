@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property
@@ -27,8 +26,8 @@ from gradina.training.data.synthetic import IconScenes
 from gradina.training.loop import autocast, device_of
 from gradina.training.losses import resized
 from gradina.training.pretrain.folder import RunFolder
-from gradina.training.pretrain.networks import LatentPredictor, RegisterPredictor, TextToLatent
-from gradina.training.pretrain.recipes import FORMER_KEYS, expect
+from gradina.training.pretrain.networks import LatentPredictor, TextToLatent
+from gradina.training.pretrain.recipes import FORMER_KEYS
 from gradina.training.settings import Settings
 from gradina.weights.formats.clip import ContrastivePair
 
@@ -61,15 +60,12 @@ class Experiment(RunFolder):
         tokenizer = Tokenizer.train(self.data.texts(), recipe.size, recipe.length)
         rows = torch.arange(min(len(self.data), CHECKED_CAPTIONS))
         captions = self.data.captions(rows, self.generator("captions"))[0]
-        registers = self.recipe.text_encoder.registers if self.recipe.text_encoder else 0
-        most = recipe.length - registers - 2
-        long = [caption for caption in captions if len(tokenizer.ids(caption)) > most]
-        if long:
+        cut = [caption for caption in captions if tokenizer.chunk_count(caption) > 1]
+        if cut:
             log.warning(
-                "vocabulary.length: %d of %d captions have more than the %d tokens that are read; their ends %s (the "
-                "first: %r); give a greater length",
-                len(long), len(captions), most, "take the place of registers" if registers else "are cut off",
-                shorten(long[0], 80),
+                "vocabulary.length: %d of %d captions have more than the %d tokens that are read; their ends are cut "
+                "off (the first: %r); give a greater length",
+                len(cut), len(captions), recipe.length - 2, shorten(cut[0], 80),
             )  # fmt: skip
         return tokenizer
 
@@ -110,18 +106,11 @@ class Experiment(RunFolder):
             clip.vision = vision_tower(encoder.network)
         return clip
 
-    def new_latent_predictor(self) -> LatentPredictor | RegisterPredictor:
-        """A text tower that predicts the latents of whole pictures, by registers or with a small decoder."""
-        c = self.recipe.text_encoder
+    def new_latent_predictor(self) -> LatentPredictor:
+        """A text tower with a small decoder to the latents of whole pictures."""
+        c, (_, channels, height, width) = self.recipe.text_encoder, self.latents()[0].shape
         assert c is not None
-        text, mean = self.new_clip().text, self.latents(c.training.pixels, c.training.composition)[0]
-        _, channels, height, width = mean.shape
-        if c.registers:
-            side = math.isqrt(c.registers)
-            fits = height % side == width % side == 0
-            expect(fits, f"text_encoder.registers: {side} by {side} do not divide latents of {height} by {width}")
-            return RegisterPredictor(text, (channels, height, width), c.registers)
-        return LatentPredictor(text, (channels, height, width), c.width, c.layers, c.heads)
+        return LatentPredictor(self.new_clip().text, (channels, height, width), c.width, c.layers, c.heads)
 
     def new_unet(self) -> UNet:
         """A U-Net, conditioned on the text tower's states."""

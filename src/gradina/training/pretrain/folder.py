@@ -17,7 +17,7 @@ from gradina.training.settings import Settings
 
 log = logging.getLogger(__name__)
 
-ADDED_LATER = {"noise_offset": 0.0, "registers": 0}  # fields that count in fingerprints only if set, so that older runs resume
+ADDED_LATER = {"noise_offset": 0.0}  # fields that count in fingerprints only if set, so that older runs resume
 INPUTS = {  # the sections of the recipe that each part depends on
     "vae": ("vae",),
     "clip": ("clip",),

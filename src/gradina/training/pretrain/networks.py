@@ -1,8 +1,6 @@
-"""Networks that exist only in training: text tower and U-Net together, and text towers that predict latents."""
+"""Networks that exist only in training: text tower and U-Net together, and a text tower with a small decoder."""
 
 from __future__ import annotations
-
-import math
 
 import torch
 from torch import Tensor, nn
@@ -44,29 +42,6 @@ class LatentPredictor(nn.Module):
         x = self.places.expand(len(ids), -1, -1)
         for block in self.blocks:
             x = block(x, states)
-        return joined(self.out(self.norm(x)), self.patch)
-
-
-class RegisterPredictor(nn.Module):
-    """The same from the states of the text tower's last positions, its registers, by a linear layer alone.
-
-    So the text tower itself has to know the pictures, and a U-Net that attends to its states can read them there.
-    Captions have to end before the registers. Source of the name: Darcet et al., "Vision Transformers Need Registers"
-    (2309.16588); there, too, they are positions without content of their own.
-    """
-
-    def __init__(self, text: TextTower, shape: tuple[int, int, int], registers: int) -> None:
-        super().__init__()
-        self.text, self.registers, side = text, registers, math.isqrt(registers)
-        self.patch = shape[0], shape[1] // side, shape[2] // side
-        self.out = nn.Linear(text.config.width, math.prod(self.patch))
-
-    def forward(self, ids: Tensor) -> Tensor:
-        return joined(self.out(self.text(ids)[:, -self.registers :]), self.patch)
-
-
-def joined(patches: Tensor, patch: tuple[int, int, int]) -> Tensor:
-    """A square of patches (b, n * n, c * h * w), row by row, as one map: (b, c, n * h, n * w)."""
-    batch, side, (channels, height, width) = len(patches), math.isqrt(patches.shape[1]), patch
-    patches = patches.view(batch, side, side, channels, height, width)
-    return patches.permute(0, 3, 1, 4, 2, 5).reshape(batch, channels, side * height, side * width)
+        channels, height, width = self.patch
+        patches = self.out(self.norm(x)).view(len(ids), self.side, self.side, channels, height, width)
+        return patches.permute(0, 3, 1, 4, 2, 5).reshape(len(ids), channels, self.side * height, self.side * width)

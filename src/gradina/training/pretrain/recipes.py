@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import tomllib
 from collections.abc import Collection, Mapping
 from dataclasses import MISSING, Field, asdict, dataclass, fields, is_dataclass, replace
@@ -22,7 +21,7 @@ from gradina.models.vae import AutoencoderKL, VAEConfig
 from gradina.request import Defaults, Request
 from gradina.texts import read_text
 from gradina.training.losses import noise_levels
-from gradina.training.settings import MORE_THAN_0, NOT_NEGATIVE, POSITIVE, SHARE, Checked, NoiseLaw, Settings
+from gradina.training.settings import MORE_THAN_0, POSITIVE, SHARE, Checked, NoiseLaw, Settings
 
 T = TypeVar("T")
 COMPOSITION = ("smallest", "largest", "jitter", "scenes", "one_style", "variants", "every_background")
@@ -95,43 +94,10 @@ class CLIPRecipe:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pictures(Checked):
-    """The pictures that a phase is trained on; None: as they are in the data."""
+class TextEncoderRecipe:
+    """The text tower is pretrained by latent prediction, with a small decoder in place of the U-Net."""
 
-    pixels: int | None = None  # side of the pictures
-    classes: int | None = None  # only pictures of the first so many classes
-    default_style: str | None = None  # meant by captions that name no style; None: any
-    # of synthetic pictures
-    smallest: Annotated[float | None, SHARE] = None  # side of a single icon, as a share of the picture's
-    largest: Annotated[float | None, SHARE] = None
-    jitter: float | None = None  # largest distance from the centre, as a share of the side
-    scenes: Annotated[float | None, SHARE] = None  # share of pictures of two things
-    one_style: bool | None = None  # whether these are in the same style
-    variants: Annotated[int | None, POSITIVE] = None  # pictures of each icon
-    every_background: bool | None = None  # on each background, and the rest on white; None: on random ones
-
-    @property
-    def composition(self) -> dict[str, Any]:
-        """The fields that decide synthetic pictures, where they differ from the data's."""
-        values = {name: getattr(self, name) for name in COMPOSITION}
-        return {name: value for name, value in values.items() if value is not None}
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextEncoderPhase(Settings, Pictures):
-    """How the text tower is pretrained, and on which pictures."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextEncoderRecipe(Checked):
-    """The text tower is pretrained by latent prediction, in place of the U-Net: by a small decoder, or by registers.
-
-    Registers are the last positions of the text tower. No caption reaches them; the state of each predicts a patch of
-    the latents, and the U-Net reads it as it reads the states of words.
-    """
-
-    training: TextEncoderPhase
-    registers: Annotated[int, NOT_NEGATIVE] = 0  # of the vocabulary's length; 0: the small decoder below
+    training: Settings
     width: int = 256
     layers: int = 2
     heads: int = 8
@@ -151,10 +117,27 @@ class ImageEncoderRecipe:
 
 
 @dataclass(frozen=True, kw_only=True)
-class UNetPhase(Settings, NoiseLaw, Pictures):
+class UNetPhase(Settings, NoiseLaw):
     """A phase of training the U-Net; the next one continues from the averaged weights."""
 
+    pixels: int | None = None  # side of the pictures; None: as they are
     text_rate: Annotated[float, SHARE] = 0.0  # factor of the learning rate for the text tower; 0: it is frozen
+    # of synthetic pictures; None: as in the data
+    smallest: Annotated[float | None, SHARE] = None  # side of a single icon, as a share of the picture's
+    largest: Annotated[float | None, SHARE] = None
+    jitter: float | None = None  # largest distance from the centre, as a share of the side
+    scenes: Annotated[float | None, SHARE] = None  # share of pictures of two things
+    one_style: bool | None = None  # whether these are in the same style
+    variants: Annotated[int | None, POSITIVE] = None  # pictures of each icon
+    every_background: bool | None = None  # on each background, and the rest on white; None: on random ones
+    default_style: str | None = None  # meant by captions that name no style; None: any
+    classes: int | None = None  # only pictures of the first so many classes; None: all
+
+    @property
+    def composition(self) -> dict[str, Any]:
+        """The fields that decide synthetic pictures, where they differ from the data's."""
+        values = {name: getattr(self, name) for name in COMPOSITION}
+        return {name: value for name, value in values.items() if value is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,8 +240,7 @@ def check(recipe: Recipe) -> None:
     expect(not recipe.vae.training[0].only, "vae.training.only: in the first phase both halves have to be trained")
     unet = recipe.unet.network
     for phase in recipe.unet.training:
-        check_pictures(recipe, phase, "unet.training")
-        noise_levels(schedule, phase)
+        check_phase(recipe, phase, schedule)
     if recipe.decoder:
         law = recipe.decoder.training
         noise_levels(schedule, law)
@@ -268,9 +250,6 @@ def check(recipe: Recipe) -> None:
         fits = text.layers > 0 < text.heads <= text.width and text.width % text.heads == 0
         got = f"text_encoder.width: got {text.width}"
         expect(fits, f"{got}, expected a multiple of heads, {text.heads}; layers above 0")
-        check_pictures(recipe, text.training, "text_encoder.training")
-        side, got = math.isqrt(text.registers), f"text_encoder.registers: got {text.registers}"
-        expect(side**2 == text.registers <= vocabulary.length - 3, f"{got}, expected a square, below vocabulary.length")
     tower, projection = recipe.image_encoder and recipe.image_encoder.network, recipe.clip.text.projection
     if tower:
         got = f"image_encoder.network.projection: got {tower.projection}"
@@ -292,9 +271,9 @@ def check(recipe: Recipe) -> None:
             raise RecipeError(f"{name}: cannot be built ({error})") from error
 
 
-def check_pictures(recipe: Recipe, phase: Pictures, at: str) -> None:
-    """Refuses a phase, `at` a section, that asks for pictures which the recipe's data or autoencoder do not have."""
-    icons, factor = recipe.data.icons, recipe.vae.network.factor
+def check_phase(recipe: Recipe, phase: UNetPhase, schedule: Schedule) -> None:
+    """Refuses a phase of the U-Net that asks for what the recipe's data, autoencoder or schedule do not have."""
+    at, icons, factor = "unet.training", recipe.data.icons, recipe.vae.network.factor
     style, classes, pixels = phase.default_style, phase.classes, phase.pixels
     names = ", ".join(phase.composition)
     expect(icons or not names, f"{at}.{names}: for pictures that are composed of icons alone")
@@ -308,6 +287,7 @@ def check_pictures(recipe: Recipe, phase: Pictures, at: str) -> None:
     smallest, largest = phase.smallest or (icons.smallest if icons else 0), phase.largest
     sizes = largest is None or smallest <= largest
     expect(sizes, f"{at}.largest: got {largest}, expected at least the smallest, {smallest}")
+    noise_levels(schedule, phase)
 
 
 def expect(holds: object, message: str) -> None:

@@ -36,16 +36,8 @@ from gradina.training.losses import (
     resized,
 )
 from gradina.training.pretrain.experiment import Experiment
-from gradina.training.pretrain.networks import TextToLatent
-from gradina.training.pretrain.recipes import (
-    CLIPRecipe,
-    DecoderPhase,
-    ImageEncoderRecipe,
-    Pictures,
-    TextEncoderPhase,
-    UNetPhase,
-    VAEPhase,
-)
+from gradina.training.pretrain.networks import LatentPredictor, TextToLatent
+from gradina.training.pretrain.recipes import CLIPRecipe, DecoderPhase, ImageEncoderRecipe, UNetPhase, VAEPhase
 from gradina.training.settings import Settings
 
 COLUMNS = 8  # of sample sheets
@@ -164,18 +156,16 @@ def contrastive_loss(
 
 def text_encoder_stage(experiment: Experiment, name: str) -> Stage:
     """The text tower is pretrained by latent prediction, before a U-Net is conditioned on it."""
-    phase = experiment.stages[name].settings
-    assert isinstance(phase, TextEncoderPhase)
-    captioned = CaptionedLatents.of(experiment, phase)
+    settings, captioned = experiment.stages[name].settings, CaptionedLatents.of(experiment)
     predictor = experiment.untrained(experiment.new_latent_predictor, name)
     predictor.text.load_state_dict(experiment.clip.text.state_dict())
 
-    def loss(predictor: nn.Module, k: int) -> Tensor:
+    def loss(predictor: LatentPredictor, k: int) -> Tensor:
         key, device = experiment.generator(name, k), device_of(predictor)
-        rows, ids = captioned.draw(phase.batch, key)
+        rows, ids = captioned.draw(settings.batch, key)
         return latent_prediction(predictor, ids.to(device), captioned.mean[rows].to(device))
 
-    return Stage(predictor, phase, loss, partial(predicted, experiment))
+    return Stage(predictor, settings, loss, partial(predicted, experiment))
 
 
 def unet_stage(experiment: Experiment, name: str) -> Stage:
@@ -214,8 +204,10 @@ class CaptionedLatents:
     std: Tensor
 
     @classmethod
-    def of(cls, experiment: Experiment, phase: Pictures) -> CaptionedLatents:
-        """Those of a phase."""
+    def of(cls, experiment: Experiment, phase: UNetPhase | None = None) -> CaptionedLatents:
+        """Those of a phase of the U-Net; None: of the data as they are."""
+        if phase is None:
+            return cls(experiment, experiment.data, torch.arange(len(experiment.data)), *experiment.latents())
         data = experiment.composed(phase.composition)
         rows = torch.arange(len(data))
         if isinstance(data, IconScenes):
@@ -294,9 +286,9 @@ def retrieved(experiment: Experiment, clip: CLIP) -> Image.Image:
 
 
 @torch.no_grad()
-def predicted(experiment: Experiment, predictor: nn.Module) -> Image.Image:
+def predicted(experiment: Experiment, predictor: LatentPredictor) -> Image.Image:
     """The decoded latents that are predicted for the prompts: the mean of their pictures."""
-    ids = experiment.tokenizer(prompts(experiment)).to(device_of(predictor))
+    ids = experiment.tokenizer(prompts(experiment)).to(predictor.places.device)
     pixels = experiment.vae.decode(predictor(ids))
     return grid.grid([to_image(p) for p in pixels], columns=4, labels=prompts(experiment))
 
