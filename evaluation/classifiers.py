@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gradina.files import cache_folder
+from gradina.runtime.device import multiplies_bf16
 from gradina.training.checkpoint import cached_tensors
 from gradina.training.data.dataset import augment, generator
 from gradina.training.data.icons import Icons, read_icon_set, render_icons, vocabulary
@@ -75,7 +76,7 @@ def trained(classifier: nn.Module, data: IconScenes, classes: Tensor, steps: int
         key = generator(SEED, "judge", step)
         rows = torch.randint(len(data), (BATCH,), generator=key)
         pixels = augment(data.pixels(rows), 15.0, key)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=multiplies_bf16()):
             loss = F.cross_entropy(classifier(pixels), classes[data.plan["first"][rows]], label_smoothing=0.05)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()

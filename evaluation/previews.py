@@ -32,6 +32,7 @@ from gradina.images import grid
 from gradina.images.tensor import to_pixels
 from gradina.models.taesd import TinyConfig, TinyDecoder
 from gradina.pipeline.model import StableDiffusion
+from gradina.runtime.device import multiplies_bf16
 from gradina.runtime.prepack import prepack
 from gradina.tasks.metrics import psnr
 from gradina.weights.formats.clip import read_pair
@@ -69,7 +70,7 @@ def trained(config: TinyConfig, latents: Tensor, pixels: Tensor, minutes: float)
         if done >= 1:
             break
         optimizer.param_groups[0]["lr"] = LR * min(1.0, 2 * (1 - done))
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=multiplies_bf16()):
             decoded = tiny(latents[rows])
         loss = F.l1_loss(decoded.float(), pixels[rows].float().clamp(-1, 1))
         optimizer.zero_grad()

@@ -24,7 +24,7 @@ import time
 import matplotlib.pyplot as plt
 import torch
 from handwriting import accuracy, digits, one_hot, sample, train_classifier
-from lesson import full_or_short, show
+from lesson import PRECISION, full_or_short, show
 
 from gradina.diffusion.schedule import sd_schedule
 
@@ -76,7 +76,7 @@ from gradina.training.data.dataset import generator
 from gradina.training.loop import Settings, State, train
 from gradina.training.losses import denoising, draw_sigmas
 
-settings = Settings(steps=full_or_short(600, 3), batch=full_or_short(32, 8), lr=1e-3, ema=0.99, precision="bfloat16")
+settings = Settings(steps=full_or_short(600, 3), batch=full_or_short(32, 8), lr=1e-3, ema=0.99, precision=PRECISION)
 
 
 def train_unet(data, conditional, time, widths):

@@ -27,7 +27,7 @@ import time
 
 import torch
 from handwriting import accuracy, digits, one_hot, sample, train_classifier
-from lesson import full_or_short, show
+from lesson import PRECISION, full_or_short, show
 
 from gradina.diffusion.conditioning import Cond
 from gradina.diffusion.denoiser import Denoiser, on_states
@@ -84,7 +84,7 @@ show([torch.cat([picture, moved, erased]) / 2 + 0.5], [""])
 # %%
 clean = 2 * pictures - 1
 schedule = sd_schedule()
-settings = Settings(steps=full_or_short(600, 3), batch=full_or_short(24, 8), lr=1e-3, ema=0.99, precision="bfloat16")
+settings = Settings(steps=full_or_short(600, 3), batch=full_or_short(24, 8), lr=1e-3, ema=0.99, precision=PRECISION)
 SHAPE = UNetConfig(
     channels=1, out_channels=1, widths=(24, 48, 64), attention=(False, True, True), heads=(4, 4, 4), blocks=1,
     groups=8, context=10, size=28,

@@ -1,4 +1,4 @@
-"""Shared by the lessons: their full and short form, and rows of pictures.
+"""Shared by the lessons: their full and short form, the precision of training, and rows of pictures.
 
 `LESSON=short` runs each with smaller numbers, in at most a minute.
 """
@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import matplotlib.pyplot as plt
 from PIL import Image
 from torch import Tensor
 
+from gradina.runtime.device import multiplies_bf16
+
 T = TypeVar("T")
 SHORT = os.environ.get("LESSON") == "short"
+PRECISION: Literal["float32", "bfloat16"] = "bfloat16" if multiplies_bf16() else "float32"
 
 
 def full_or_short(full: T, short: T) -> T:
