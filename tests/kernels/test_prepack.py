@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from gradina.kernels.dispatch import available
 from gradina.kernels.prepack import CONV3X3, GEGLU, LINEAR, ONEDNN_LINEAR, Order, PackedWeight, onednn_conv
+from gradina.runtime.device import multiplies_bf16
 
 STRIDED = onednn_conv(nn.Conv2d(20, 24, 3, stride=2, padding=1))
 WEIGHTS: dict[str, tuple[Order, tuple[int, ...], str]] = {
@@ -30,6 +31,8 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
 def weights(request: pytest.FixtureRequest, dtype: torch.dtype) -> tuple[Tensor, PackedWeight]:
     """A plain weight, and packed."""
     order, shape, operation = request.param
+    if dtype == torch.bfloat16 and not multiplies_bf16():
+        pytest.skip("oneDNN packs bf16 for CPUs that multiply in it")
     if not available(operation, dtype, order.name):
         pytest.skip("needs a C compiler and a CPU with AVX-512, and partly AMX")
     plain = torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape))).to(dtype)
