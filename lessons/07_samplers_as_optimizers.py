@@ -36,7 +36,7 @@ from gradina.images.tensor import to_pixels
 from gradina.tasks.retrieval import embed_pictures, embed_texts, open_pair
 
 model, clip = gradina.load("emoji", dtype="fp32"), open_pair("emoji")
-things = clip.phrases[0][: full_or_short(16, 2)]
+things = clip.phrases[0][: full_or_short(16, 1)]
 request = gradina.Request(prompt=tuple(f"{thing} in noto style" for thing in things), seed=1)
 class_embeddings = embed_texts(clip, clip.phrases[0])
 

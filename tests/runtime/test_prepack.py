@@ -19,11 +19,14 @@ from gradina.nn.conv import Conv2d, Upsample
 from gradina.nn.geglu import GatedLinear
 from gradina.nn.linear import Linear
 from gradina.nn.ops import conv_add, geglu, linear_add, linear_geglu
+from gradina.runtime.device import multiplies_bf16
 from gradina.runtime.prepack import channels_last, prepack, restore
 
 DTYPES = (torch.float32, torch.bfloat16)
 FP32 = {"rtol": 1e-5, "atol": 1e-5}
 BF16 = {"rtol": 2e-2, "atol": 2e-2}
+packs_bf16 = pytest.mark.skipif(not multiplies_bf16(), reason="oneDNN packs bf16 for CPUs that multiply in it")
+PRECISIONS = [(torch.float32, FP32), pytest.param(torch.bfloat16, BF16, marks=packs_bf16)]
 
 
 def network(dtype: torch.dtype = torch.float32) -> nn.Sequential:
@@ -55,7 +58,7 @@ def small_ones_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gradina.runtime.prepack.LARGE", 0)
 
 
-@pytest.mark.parametrize(("dtype", "near"), [(torch.float32, FP32), (torch.bfloat16, BF16)])
+@pytest.mark.parametrize(("dtype", "near"), PRECISIONS)
 def test_prepacked_networks_compute_the_same(dtype: torch.dtype, near: dict[str, float]) -> None:
     plain, x = network(dtype), given(dtype)
     expected = plain(x)
@@ -67,7 +70,7 @@ def test_prepacked_networks_compute_the_same(dtype: torch.dtype, near: dict[str,
         torch.testing.assert_close(fast(x.contiguous(memory_format=memory)), expected, **near)
 
 
-@pytest.mark.parametrize(("dtype", "near"), [(torch.float32, FP32), (torch.bfloat16, BF16)])
+@pytest.mark.parametrize(("dtype", "near"), PRECISIONS)
 @torch.no_grad()
 def test_residuals_are_added(dtype: torch.dtype, near: dict[str, float]) -> None:
     for layer, x, residual in (
@@ -167,7 +170,10 @@ def test_small_convolutions_stay_plain_where_norms_are_slow(native: str, monkeyp
     assert orders(prepack(some)) == ["onednn_conv", small, "onednn_linear"]
 
 
-@pytest.mark.parametrize(("dtype", "packed"), [(torch.float32, (1, 0, 0)), (torch.bfloat16, (1, 1, 0))])
+@pytest.mark.parametrize(
+    ("dtype", "packed"),
+    [(torch.float32, (1, 0, 0)), pytest.param(torch.bfloat16, (1, 1, 0), marks=packs_bf16)],
+)
 def test_what_onednn_is_slow_at_is_left_to_pytorch(dtype: torch.dtype, packed: tuple[int, ...]) -> None:
     layers = (Conv2d(4, out, 3, stride=2, dtype=dtype) for out in (256, 192, 288))
     some = prepack(nn.Sequential(*layers).requires_grad_(False))
@@ -187,7 +193,7 @@ def same_in_all_phases(monkeypatch: pytest.MonkeyPatch, same: Callable[[], None]
             same()
 
 
-@pytest.mark.parametrize(("dtype", "near"), [(torch.float32, FP32), (torch.bfloat16, BF16)])
+@pytest.mark.parametrize(("dtype", "near"), PRECISIONS)
 @torch.no_grad()
 def test_3x3_convolutions_are_computed_in_c(
     dtype: torch.dtype, near: dict[str, float], monkeypatch: pytest.MonkeyPatch
@@ -230,7 +236,7 @@ def test_linear_layers_are_computed_in_c(monkeypatch: pytest.MonkeyPatch) -> Non
     test_linear_layers_are_prepacked(torch.float32, FP32, monkeypatch)
 
 
-@pytest.mark.parametrize(("dtype", "near"), [(torch.float32, FP32), (torch.bfloat16, BF16)])
+@pytest.mark.parametrize(("dtype", "near"), PRECISIONS)
 @torch.no_grad()
 def test_linear_layers_are_prepacked(
     dtype: torch.dtype, near: dict[str, float], monkeypatch: pytest.MonkeyPatch
